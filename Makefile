@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself and is instant when nothing changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One thread per test worker; -n follows the cores.
+TEST_WORKERS ?= 2
+# Writing no bytecode makes every `import torch` and `import timm` several times slower.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install demo test check format bench constraints clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# `uv` installs in seconds what `pip` takes minutes for; where it is absent it comes into the environment through pip.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hardpatch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
+	PATH="$$PATH:$(BIN)" VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --compile-bytecode -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/hardpatch pretrain --recipe demo --out runs/demo
+	$(BIN)/hardpatch knn runs/demo --train demo:train --val demo:test --untrained
+	$(BIN)/hardpatch score runs/demo demo:test --out runs/demo/pictures/score
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step.py
+
+# After a change of dependencies in pyproject.toml.
+constraints:
+	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
