@@ -1,0 +1,250 @@
+"""Heat maps, masks, reconstructions and curves as pictures, from arrays alone: nothing here calls a model.
+
+Images are uint8 ``[H, W, C]`` numpy arrays with any number of channels, patches run row by row over a ``grid`` of (rows,
+columns). Figures are :class:`matplotlib.figure.Figure` objects that no global state knows of.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardpatch.patches import patchify, unpatchify
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+COLOUR_MAP = "viridis"  # even in lightness, so colour-blind readers and grey prints keep the order
+MASK_GREY = 128
+INK, FAINT = "#333333", "#e3e3e3"
+LINES = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's colours for the colour-blind
+
+
+def to_rgb(image: Image) -> Image:
+    """``[H, W, C]`` -> ``[H, W, 3]``: one or two channels give a grey picture of the first, more give the first three."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+
+
+def enlarge(image: Image, least: int = 256) -> Image:
+    """Repeat pixels (nearest neighbour) by a whole factor until the shorter side has ``least`` pixels or just more."""
+    factor = math.ceil(least / min(image.shape[:2]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def spread(values: NDArray[Any], grid: tuple[int, int], size: tuple[int, int]) -> NDArray[Any]:
+    """One value a patch ``[N]`` -> one a pixel ``[H, W]``, constant within a patch; ``size`` is (height, width)."""
+    (rows, columns), (height, width) = grid, size
+    return values.reshape(grid).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
+
+
+def heat_map(image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65) -> Image:
+    """``values [N]`` as colours over the grey picture, from their lowest (dark) to their highest (bright): ``[H, W, 3]``."""
+    from matplotlib import colormaps
+
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    colours = colormaps[COLOUR_MAP](spread(scaled, grid, image.shape[:2]))[..., :3] * 255
+    grey = to_rgb(image).mean(axis=-1, keepdims=True)
+    return (opacity * colours + (1 - opacity) * grey).round().astype(np.uint8)
+
+
+def masked_image(image: Image, mask: Bools, grid: tuple[int, int]) -> Image:
+    """The picture with its masked patches (``mask [N]``, True = masked) painted grey, ``[H, W, C]``."""
+    return np.where(spread(mask, grid, image.shape[:2])[..., None], np.uint8(MASK_GREY), image)
+
+
+def reconstruction(
+    image: Image, prediction: Floats, mask: Bools, patch_size: int, mean: Floats, std: Floats, *, normalised: bool
+) -> Image:
+    """What the model puts into the masked patches, the visible ones as they are: ``[H, W, C]``.
+
+    Args:
+        image: the picture.
+        prediction: patch vectors ``[M, p * p * C]`` of the masked patches, in increasing patch order.
+        mask: ``[N]``, True = masked.
+        patch_size: p.
+        mean, std: of each channel in [0, 1] units, by which the model's input was normalised.
+        normalised: whether the model predicts pixels normalised patch by patch. They carry neither brightness nor
+            contrast, so each patch borrows the mean and the variance of the true one to be looked at (as MAE does).
+    """
+    grid = (image.shape[0] // patch_size, image.shape[1] // patch_size)
+    scale = 255.0 * torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    shift = 255.0 * torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+    pixels = torch.tensor(image).permute(2, 0, 1).unsqueeze(0).float()
+    patches = patchify((pixels - shift) / scale, patch_size)
+    hidden = torch.from_numpy(mask)
+    filled = torch.from_numpy(prediction).float()
+    if normalised:
+        true = patches[0, hidden]
+        filled = filled * (true.var(dim=-1, keepdim=True) + 1e-6).sqrt() + true.mean(dim=-1, keepdim=True)
+    patches[0, hidden] = filled
+    whole = unpatchify(patches, patch_size, grid) * scale + shift
+    # A model that has diverged predicts NaN, which has no colour: black.
+    return whole[0].permute(1, 2, 0).nan_to_num().clamp(0, 255).round().byte().numpy()
+
+
+class ScoreRow(NamedTuple):
+    """What one row of :func:`contact_sheet` shows."""
+
+    name: str
+    image: Image
+    difficulty: Floats
+    """Predicted difficulty ``[N]``."""
+    mask: Bools
+    """The hardest patches ``[N]``, True = masked."""
+    reconstruction: Image
+    true_loss: Floats
+    """Mean reconstruction loss ``[N]`` over random masks."""
+    grid: tuple[int, int]
+    caption: str = ""
+    """Numbers to stand under the true loss."""
+
+
+def score_figure(row: ScoreRow, *, draws: int) -> "Figure":
+    """One image: picture, predicted difficulty, hardest patches masked, reconstruction, true loss (paper, Fig. 2)."""
+    return contact_sheet([row], draws=draws)
+
+
+def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
+    """Several images below each other, each as in :func:`score_figure`; ``draws`` is the number of masks behind a loss.
+
+    The heat maps have their own scale each, which the bar beside them gives.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    from matplotlib.figure import Figure
+
+    if not rows:
+        raise ValueError("rows: expected at least one image, got none")
+    ratio = round(100 * float(rows[0].mask.mean()))
+    titles = (
+        "picture",
+        "predicted difficulty",
+        f"hardest {ratio} % masked",
+        "reconstruction",
+        f"true loss, {draws} random mask{'s' if draws > 1 else ''}",
+    )
+    # Places in inches, fixed by hand: nothing overlaps and no layout has to be searched for, picture after picture.
+    width, margin, gap, bar_gap, caption_space, title_space = 2.2, 0.12, 0.12, 0.68, 0.3, 0.34
+    height = width * rows[0].image.shape[0] / rows[0].image.shape[1]
+    lefts = [margin]
+    for has_bar in (False, True, False, False):
+        lefts.append(lefts[-1] + width + (bar_gap if has_bar else gap))
+    total_width = lefts[-1] + width + bar_gap
+    total_height = title_space + len(rows) * (height + caption_space)
+    figure = Figure(figsize=(total_width, total_height), dpi=110, facecolor="white")
+
+    def place(left: float, bottom: float, wide: float, high: float) -> "Axes":
+        return figure.add_axes((left / total_width, bottom / total_height, wide / total_width, high / total_height))
+
+    for number, row in enumerate(rows):
+        bottom = total_height - title_space - height - number * (height + caption_space)
+        size = enlarge(row.image)
+        pictures = (
+            to_rgb(size),
+            heat_map(size, row.difficulty, row.grid),
+            to_rgb(masked_image(size, row.mask, row.grid)),
+            to_rgb(enlarge(row.reconstruction)),
+            heat_map(size, row.true_loss, row.grid),
+        )
+        values = {1: row.difficulty, 4: row.true_loss}
+        captions = {0: _shorten(row.name), 4: row.caption}
+        for column, picture in enumerate(pictures):
+            axes = place(lefts[column], bottom, width, height)
+            axes.imshow(picture, aspect="auto")
+            axes.set_axis_off()
+            if number == 0:
+                axes.set_title(titles[column], fontsize=10, color=INK, pad=6)
+            if column in captions:
+                axes.text(0, -0.04, captions[column], transform=axes.transAxes, fontsize=8, color=INK, va="top")
+            if column in values:
+                _bar(place(lefts[column] + width + 0.05, bottom, 0.08, height), values[column])
+    return figure
+
+
+def _bar(axes: "Axes", values: Floats) -> None:
+    """A colour bar that names the lowest and the highest of ``values``."""
+    axes.imshow(np.linspace(1, 0, 256)[:, None], aspect="auto", cmap=COLOUR_MAP, extent=(0, 1, 0, 1))
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.set_yticks([0, 1], [f"{values.min():.2g}", f"{values.max():.2g}"], fontsize=7, color=INK)
+    for label, anchor in zip(axes.get_yticklabels(), ("bottom", "top"), strict=True):
+        label.set_verticalalignment(anchor)
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
+
+
+def _shorten(name: str, length: int = 30) -> str:
+    """The end of a long name: that is where a path tells images apart."""
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
+PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("loss", (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("predicting_loss", "predicting"))),
+    ("loss predictor", (("pair_accuracy", "pairs in the right order"), ("spearman", "rank correlation"))),
+    ("k-NN top-1", (("knn_top1", "k-NN top-1"),)),
+    ("share of hard patches (alpha)", (("alpha", "alpha"),)),
+    ("learning rate", (("lr", "learning rate"),)),
+)
+"""A panel's title, then its curves: a key of the metrics and its name in the legend."""
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Draw whatever a run has measured into the picture at ``path`` and return it.
+
+    Args:
+        metrics: the rows of ``metrics.jsonl``; a row need not have every key. The known ones are in :data:`PANELS`, drawn
+            against ``epoch`` where the rows have it and against ``step`` otherwise.
+        path: a ``.png`` (or ``.pdf``, ``.svg``) file; its folder is made.
+
+    Raises:
+        ValueError: if no row has anything to draw.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    axis = "epoch" if any("epoch" in row for row in metrics) else "step"
+    curves = {key: _curve(metrics, axis, key) for _, keys in PANELS for key, _ in keys}
+    panels = [(title, [(key, name) for key, name in keys if curves[key][0]]) for title, keys in PANELS]
+    panels = [(title, keys) for title, keys in panels if keys]
+    if not panels:
+        known = ", ".join(curves)
+        raise ValueError(f"metrics: expected rows with {axis!r} and one of {known}; got {len(metrics)} rows with none")
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * lines), dpi=110, layout=layout)
+    for place, (title, keys) in enumerate(panels, 1):
+        axes = figure.add_subplot(lines, columns, place)
+        for colour, (key, name) in zip(LINES, keys, strict=False):
+            x, y = curves[key]
+            axes.plot(x, y, color=colour, label=name, linewidth=1.6, marker="o" if len(x) <= 20 else "", markersize=3)
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(axis, fontsize=8, color=INK)
+        axes.tick_params(labelsize=8, colors=INK, length=0)
+        axes.grid(color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        axes.yaxis.set_major_formatter("{x:g}")
+        if len(keys) > 1:
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], axis: str, key: str) -> tuple[list[float], list[float]]:
+    """The points of the rows that have both values; a value that is no number (None, NaN) is left out."""
+    rows = [(row[axis], row[key]) for row in metrics if row.get(axis) is not None and row.get(key) is not None]
+    points = [(float(x), float(y)) for x, y in rows if math.isfinite(y)]
+    return [x for x, _ in points], [y for _, y in points]

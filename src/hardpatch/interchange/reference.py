@@ -1,0 +1,137 @@
+"""Checkpoints in the layout of the reference implementations of HPM and MAE, read without unpickling code.
+
+Their keys carry no prefix for encoder parts; the reconstructor's are ``decoder_*``, the loss predictor's
+``decoder_*_losspred``. Training wraps add ``module.``, golden files ``model.``.
+"""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hardpatch.errors import UserError
+from hardpatch.methods.hpm import HPM
+from hardpatch.methods.mae import MAE
+from hardpatch.models.decoder import Decoder
+from hardpatch.models.encoder import SIZES
+
+# The first that fits wins: the loss predictor's names continue those of the reconstructor.
+_OUR_PREFIX = {
+    "decoder_blocks_losspred.": "predictor.blocks.",
+    "decoder_norm_losspred.": "predictor.norm.",
+    "decoder_pred_losspred.": "predictor.head.",
+    "decoder_blocks.": "host.reconstructor.blocks.",
+    "decoder_norm.": "host.reconstructor.norm.",
+    "decoder_pred.": "host.reconstructor.head.",
+    "decoder_embed.": "host.decoder_embed.proj.",
+    "mask_token": "host.decoder_embed.mask_token",
+    "patch_embed.": "host.encoder.patch_embed.",
+    "cls_token": "host.encoder.cls_token",
+    "blocks.": "host.encoder.blocks.",
+    "norm.": "host.encoder.norm.",
+}
+_FIXED = ("pos_embed", "decoder_pos_embed")  # sine-cosine, made anew
+_HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()}
+
+
+def read_reference(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
+    """The state of a reference checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
+
+    Raises:
+        UserError: if the file is no checkpoint, or holds anything but tensors and plain values.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"RUN: {path} holds a pickle that could run code and is not opened; expected tensors only "
+            "(torch.save of a state_dict) or a .safetensors file"
+        ) from None
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"RUN: {path} is not a checkpoint that torch can read: {_first_line(error)}") from None
+    key = "state_dict" if weights == "student" else "ema_state_dict"
+    state = content.get(key) or content.get("model") or content if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"RUN: {path} has no `{key}`; found: {found}")
+    return state
+
+
+def from_reference(
+    state: Mapping[str, Tensor],
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    normalise_pixels: bool = False,
+) -> HPM:
+    """Build the model that a reference state describes, and load it strictly.
+
+    Widths, depths, patch size, channels and the (square) image size are read off the tensors; MAE checkpoints have no
+    loss predictor. The number of heads leaves no trace in the weights: it is that of the standard sizes where the
+    width is a standard one, else heads of 64 or 32 channels in the encoder; 16 heads, or heads of 16 channels if that
+    is fewer, in the decoders.
+
+    Args:
+        state: reference keys to tensors, with or without ``module.`` and ``model.``.
+        heads, decoder_heads: to overrule that.
+        normalise_pixels: whether the targets were normalised per patch, which leaves no trace either.
+
+    Raises:
+        UserError: if keys are missing or unknown.
+    """
+    state = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
+    missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "decoder_embed.weight") if key not in state]
+    if missing:
+        raise UserError(f"RUN: expected a checkpoint of HPM or MAE pre-training, but it has no key {missing[0]!r}")
+    width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
+    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
+    decoder_width = state["decoder_embed.weight"].shape[0]
+    decoder_heads = decoder_heads or min(16, decoder_width // 16)
+    host = MAE(
+        image_size=(side, side),
+        patch_size=patch_size,
+        channels=channels,
+        width=width,
+        depth=_depth(state, "blocks."),
+        heads=heads or _HEADS.get(width) or (width // 64 if width % 64 == 0 else width // 32),
+        decoder_width=decoder_width,
+        decoder_depth=_depth(state, "decoder_blocks."),
+        decoder_heads=decoder_heads,
+        normalise_pixels=normalise_pixels,
+    )
+    predictor_depth = _depth(state, "decoder_blocks_losspred.")
+    predictor = None
+    if predictor_depth:
+        outputs = state["decoder_pred_losspred.weight"].shape[0]
+        predictor = Decoder(width=decoder_width, depth=predictor_depth, heads=decoder_heads, outputs=outputs)
+    model = HPM(host, predictor)
+    problems = model.load_state_dict(rename(state), strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        raise UserError(
+            f"RUN: the checkpoint does not fit: missing {problems.missing_keys[:3]}, "
+            f"unknown {problems.unexpected_keys[:3]}"
+        )
+    return model
+
+
+def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Reference keys as those of :class:`~hardpatch.methods.hpm.HPM`; unknown ones stay as they are."""
+    renamed = {}
+    for key, value in state.items():
+        if key not in _FIXED:
+            prefix = next((p for p in _OUR_PREFIX if key.startswith(p)), "")
+            renamed[_OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
+    return renamed
+
+
+def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

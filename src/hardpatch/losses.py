@@ -1,0 +1,78 @@
+"""Reconstruction losses, one number a patch, and the losses that teach the predictor to foresee them.
+
+Everything here runs in float32, under autocast too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each patch (paper, Eq. 1): ``[B, M, D]`` twice -> unreduced ``[B, M]``."""
+    return (prediction.float() - target.float()).square().mean(dim=-1)
+
+
+def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
+    """Which of two masked patches of one image is harder? Binary cross-entropy over all pairs (paper, Eq. 5 and 6).
+
+    A pair counts ``-log(sigmoid(p_harder - p_easier) + eps)``; a tie does not count. The paper sums over ordered pairs;
+    (i, j) and (j, i) contribute the same, so one of the two stands for both.
+
+    Args:
+        predicted: the loss predictor's scores ``[B, M]``; the gradient flows into them.
+        losses: the true reconstruction losses ``[B, M]``; detached here.
+        eps: keeps the logarithm finite, as in the reference implementation.
+
+    Returns:
+        A scalar: the mean over all untied pairs of the batch, 0 if there is none.
+    """
+    predicted, losses = predicted.float(), losses.detach().float()
+    harder = losses.unsqueeze(2) > losses.unsqueeze(1)
+    difference = predicted.unsqueeze(2) - predicted.unsqueeze(1)
+    pairs = torch.where(harder, -(difference.sigmoid() + eps).log(), 0.0)
+    return pairs.sum() / harder.sum().clamp(min=1)
+
+
+def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
+    """Foresee the loss itself: squared error of ``predicted [B, M]`` against ``losses [B, M]`` (paper, Eq. 4), a
+    scalar."""
+    return F.mse_loss(predicted.float(), losses.detach().float())
+
+
+def standardised_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
+    """:func:`absolute_loss` against each image's losses brought to mean 0 and variance 1.
+
+    This is what the reference implementation computes; Eq. 4 of the paper does not standardise. Unbiased variance.
+    """
+    losses = losses.detach().float()
+    mean, variance = losses.mean(dim=1, keepdim=True), losses.var(dim=1, keepdim=True)
+    return absolute_loss(predicted, (losses - mean) / (variance + eps).sqrt())
+
+
+PREDICTING_LOSSES = {
+    "relative": relative_loss,
+    "absolute": absolute_loss,
+    "absolute_standardised": standardised_absolute_loss,
+}
+
+
+def pair_accuracy(predicted: Tensor, losses: Tensor) -> Tensor:
+    """Share of the untied pairs of masked patches that ``predicted [B, M]`` puts in the right order; 0.5 is chance.
+
+    A tie in ``predicted`` counts half. A scalar, NaN where no pair is untied.
+    """
+    harder = losses.unsqueeze(2) > losses.unsqueeze(1)
+    difference = predicted.unsqueeze(2) - predicted.unsqueeze(1)
+    right = (difference.sign() + 1.0) * 0.5
+    return torch.where(harder, right, 0.0).sum() / harder.sum()
+
+
+def rank_correlation(predicted: Tensor, losses: Tensor) -> Tensor:
+    """Spearman's rank correlation of ``predicted`` and ``losses``, both ``[B, M]``, within each image: ``[B]``.
+
+    Ties take the order in which they stand, which is exact for the untied losses of real images.
+    """
+    ranks = torch.stack([predicted, losses]).argsort(dim=-1).argsort(dim=-1).float()
+    centred = ranks - ranks.mean(dim=-1, keepdim=True)
+    return F.cosine_similarity(centred[0], centred[1], dim=-1)

@@ -1,0 +1,78 @@
+"""Images as sequences of patches, and the visible and masked halves of such a sequence.
+
+Patches run row by row over the image; a patch vector is laid out ``(row in patch, column in patch, channel)``.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut ``images [B, C, H, W]`` into patch vectors ``[B, N, p * p * C]``.
+
+    Raises:
+        ValueError: if the patch size does not divide the height and the width.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    if (rows * patch_size, columns * patch_size) != (height, width) or rows * columns == 0:
+        raise ValueError(
+            f"images: expected a height and width divisible by patch_size={patch_size}, got {height}x{width}"
+        )
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Put patch vectors ``[B, N, p * p * C]`` of a ``grid`` of (rows, columns) together: images ``[B, C, H, W]``."""
+    rows, columns = grid
+    batch, number, size = patches.shape
+    channels = size // patch_size**2
+    if number != rows * columns or channels * patch_size**2 != size:
+        raise ValueError(
+            f"patches: expected [B, {rows * columns}, {patch_size}*{patch_size}*C] for a {rows}x{columns} grid, "
+            f"got {list(patches.shape)}"
+        )
+    cut = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
+
+
+def gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def scatter(tokens: Tensor, indices: Tensor, into: Tensor) -> Tensor:
+    """A copy of ``into [B, N, D]`` in which ``tokens [B, K, D]`` stand at ``indices [B, K]``; inverse of
+    :func:`gather`."""
+    return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)
+
+
+class Split(NamedTuple):
+    """A mask as two lists of patch indices, each in increasing order. Made once a step, used by every part."""
+
+    visible: Tensor
+    """int64 ``[B, V]``"""
+    masked: Tensor
+    """int64 ``[B, M]``"""
+
+
+def split(mask: Tensor | Split, masked: int | None = None) -> Split:
+    """Turn ``mask`` (bool ``[B, N]``, True = masked, as many masked patches in every image) into index lists.
+
+    Pass ``masked``, the number of masked patches, inside a training step: reading it off the mask waits for the device.
+
+    Raises:
+        ValueError: if ``masked`` is not given and the images do not have the same number of masked patches.
+    """
+    if isinstance(mask, Split):
+        return mask
+    if masked is None:
+        counts = mask.sum(dim=1)
+        masked = int(counts[0])
+        if not bool((counts == masked).all()):
+            raise ValueError(f"mask: expected the same number of masked patches in every image, got {counts.tolist()}")
+    order = mask.byte().argsort(dim=1, stable=True)
+    visible = mask.shape[1] - masked
+    return Split(order[:, :visible], order[:, visible:])
