@@ -1,0 +1,78 @@
+"""The bytes of an image file as a uint8 array: the right picture or an exception, never half of one."""
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from hardpatch.errors import UserError
+
+# Pillow knows many more formats, some of which start other programs; only these are ever tried on foreign bytes.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP")
+MODES = {1: "L", 3: "RGB"}
+
+
+class UndecodableImage(Exception):  # noqa: N818 (it states what is the case, like FileNotFound)
+    """One image could not be read; the message gives the reason and, from a source, the name in front of it."""
+
+
+def check_channels(channels: int) -> None:
+    """Raise UserError unless images can be decoded to this many channels."""
+    if channels not in MODES:
+        raise UserError(f"data.channels: expected 1 (grey) or 3 (RGB), got {channels!r}")
+
+
+def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """Decode JPEG, PNG, WebP, TIFF or BMP to uint8 [H, W, channels], writable.
+
+    Grey is repeated over RGB, RGB becomes grey by the luma weights of ITU-R 601, an alpha channel is dropped (not
+    composited), 16-bit grey is scaled to 8 bits by 255 / 65535. The EXIF orientation is not applied, as in torchvision.
+
+    Raises UndecodableImage with the reason for any broken, truncated or unknown file, and UserError for channels other
+    than 1 and 3.
+    """
+    check_channels(channels)
+    if data[:3] == b"\xff\xd8\xff":
+        import simplejpeg
+
+        try:
+            return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+        except ValueError as error:
+            # Pillow would fill the missing part with grey. The other complaints (stray bytes between segments, an
+            # unusual colour space or subsampling) leave the picture whole: let Pillow try.
+            if "remature end" in str(error):
+                raise UndecodableImage(f"truncated JPEG ({error})") from None
+    return _decode_with_pillow(data, channels)
+
+
+def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        # Pillow warns of large images and odd metadata; the outcome, a picture or an exception, says all there is.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+                if file.mode == "F":
+                    raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit grey")
+                if file.mode.startswith("I"):
+                    return np.repeat(_eight_bits(np.asarray(file))[:, :, None], channels, axis=2)
+                # by way of RGBA, since a palette may hold alpha in a form that only RGBA takes
+                image = file.convert("RGBA") if file.mode == "P" else file
+                # np.array, not np.asarray: torch warns of Pillow's read-only memory
+                return np.array(image.convert(MODES[channels])).reshape(file.height, file.width, channels)
+    except UndecodableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UndecodableImage("not a JPEG, PNG, WebP, TIFF or BMP file") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
+        raise UndecodableImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from None
+
+
+def _eight_bits(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """16-bit grey (Pillow's I;16 and, from some versions, I) to 8 bits, rounded."""
+    wide = pixels.astype(np.int64)
+    if wide.size and (wide.min() < 0 or wide.max() > 65535):
+        raise UndecodableImage("32-bit integer pixels; expected 8-bit, or 16-bit grey")
+    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
