@@ -1,0 +1,263 @@
+"""Batches of uint8 images: an endless training stream that resumes exactly, and one ordered pass for evaluation.
+
+The same seed gives the same training batches with any number of workers, after a resume, and joined over any number of
+ranks: what a sample looks like depends only on (seed, epoch, index).
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.decode import UndecodableImage, check_channels
+from hardpatch.data.sources import Source
+from hardpatch.errors import UserError
+
+MOST_WORKERS = 8
+
+
+class Batch(NamedTuple):
+    """One batch; `bad` says "name: reason" of each file that could not be decoded on the way to it."""
+
+    images: torch.Tensor  # uint8 [B, C, H, W]
+    indices: torch.Tensor  # int64 [B], what was asked of the source
+    labels: torch.Tensor  # int64 [B], of the image that is there, -1 = none
+    bad: list[str]
+
+
+def train_batches(
+    source: Source,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Endless training batches, from batch number `start` on; this rank's `batch_size / world_size` images of each.
+
+    Position p of the stream belongs to epoch p // n and is place p % n of that epoch's permutation of the n images;
+    batches run across the ends of epochs. An image that cannot be decoded gives its place to the next one in the source
+    that can be (`indices` still says the one that was asked for). Close the iterator to stop the workers early.
+
+    Raises UserError on a batch size that the ranks cannot share evenly and, from the iterator, if nothing decodes.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(f"batch_size: expected a positive multiple of the {world_size} processes, got {batch_size}")
+    if seed < 0:
+        raise UserError(f"seed: expected 0 or more, got {seed}")
+    check_channels(transform.channels)
+    positions = _TrainingOrder(len(source), batch_size, seed, start, rank, world_size)
+    return _stream(_loader(_TrainingSet(source, transform, seed), positions, workers, pin_memory), len(source))
+
+
+def eval_batches(
+    source: Source, transform: EvalTransform, *, batch_size: int, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """Every image once, in order. Broken files are left out, so a batch may be smaller; none is empty.
+
+    Raises UserError on a wrong batch size and, from the iterator, if nothing decodes.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size: expected 1 or more, got {batch_size}")
+    check_channels(transform.channels)
+    order = _InOrder(len(source), batch_size)
+    return _without_empty(_loader(_EvaluationSet(source, transform), order, workers, pin_memory), len(source))
+
+
+class _TrainingOrder(Sampler[npt.NDArray[np.int64]]):
+    """Yields int64 [B, 2] for ever: epoch and index of each sample of this rank's share of a batch."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.share = batch_size // world_size
+        self.first = start * batch_size + rank * self.share
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
+        held, order = -1, np.empty(0, dtype=np.int64)
+        first = self.first
+        while True:
+            epochs, places = np.divmod(np.arange(first, first + self.share), self.n)
+            indices = np.empty_like(places)
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+                if epoch != held:
+                    held, order = epoch, self._permutation(epoch)
+                here = epochs == epoch
+                indices[here] = order[places[here]]
+            yield np.stack([epochs, indices], axis=1)
+            first += self.batch_size
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        key = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key))).numpy()
+
+
+class _InOrder(Sampler[npt.NDArray[np.int64]]):
+    """Yields int64 [B], the indices of one batch after the other."""
+
+    def __init__(self, n: int, batch_size: int) -> None:
+        self.n, self.batch_size = n, batch_size
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
+        for first in range(0, self.n, self.batch_size):
+            yield np.arange(first, min(first + self.batch_size, self.n))
+
+
+class _TrainingSet(Dataset[Batch]):
+    """Makes a whole batch at once, into one tensor. If nothing can be decoded the batch is empty."""
+
+    def __init__(self, source: Source, transform: TrainTransform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
+        images = _empty(len(samples), self.transform)
+        labels = torch.full((len(samples),), -1)
+        bad: dict[str, None] = {}
+        for k, (epoch, index) in enumerate(samples.tolist()):
+            found = self._next_decodable(index, bad)
+            if found is None:
+                return Batch(images[:0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
+            pixels, at = found
+            images[k] = self.transform(pixels, np.random.default_rng((self.seed, epoch, index)))
+            labels[k] = _label(self.source, at)
+        return Batch(images, torch.from_numpy(samples[:, 1].copy()), labels, list(bad))
+
+    def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[npt.NDArray[np.uint8], int] | None:
+        n = len(self.source)
+        for step in range(n):
+            at = (index + step) % n
+            try:
+                return self.source.image(at, self.transform.channels), at
+            except UndecodableImage as error:
+                bad[str(error)] = None
+        return None
+
+
+class _EvaluationSet(Dataset[Batch]):
+    """Makes a whole batch at once, of those images that can be decoded."""
+
+    def __init__(self, source: Source, transform: EvalTransform) -> None:
+        self.source, self.transform = source, transform
+
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> Batch:
+        images = _empty(len(indices), self.transform)
+        good: list[int] = []
+        bad: list[str] = []
+        for index in indices.tolist():
+            try:
+                images[len(good)] = self.transform(self.source.image(index, self.transform.channels))
+            except UndecodableImage as error:
+                bad.append(str(error))
+            else:
+                good.append(index)
+        labels = torch.tensor([_label(self.source, index) for index in good], dtype=torch.int64)
+        return Batch(images[: len(good)], torch.tensor(good, dtype=torch.int64), labels, bad)
+
+
+def _empty(batch: int, transform: TrainTransform | EvalTransform) -> torch.Tensor:
+    return torch.empty((batch, transform.channels, *transform.image_size), dtype=torch.uint8)
+
+
+def _label(source: Source, index: int) -> int:
+    label = source.label(index)
+    return -1 if label is None else label
+
+
+def _loader(
+    dataset: Dataset[Batch], order: Sampler[npt.NDArray[np.int64]], workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        sampler=order,
+        batch_size=None,  # the dataset makes whole batches
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=pin_memory,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the main one stops the workers, which need not print about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# A UserError that is raised in a worker comes out with the worker's traceback in its message, so the datasets say by an
+# empty batch that nothing could be decoded, and the error is raised here.
+
+
+def _stream(loader: DataLoader[Batch], n: int) -> Iterator[Batch]:
+    for batch in loader:
+        if not len(batch.images):
+            raise _nothing_decodes(n, batch.bad)
+        yield batch
+
+
+def _without_empty(loader: DataLoader[Batch], n: int) -> Iterator[Batch]:
+    """Holds one batch back, to hand on with it the broken files of empty ones that follow."""
+    held: Batch | None = None
+    bad: list[str] = []
+    for batch in loader:
+        if not len(batch.images):
+            bad += batch.bad
+            continue
+        if held is not None:
+            yield held._replace(bad=held.bad + bad)
+            bad = []
+        held = batch
+    if held is None:
+        raise _nothing_decodes(n, bad)
+    yield held._replace(bad=held.bad + bad)
+
+
+def _nothing_decodes(n: int, bad: list[str]) -> UserError:
+    return UserError(f"data: none of the {n} images can be decoded; the last was {bad[-1]}")
+
+
+class BadFiles:
+    """Counts the files that could not be decoded, logs each once, and stops a run that meets too many of them."""
+
+    def __init__(self, total: int, max_bad_fraction: float, log: Callable[[str], object] | None = None) -> None:
+        self.total, self.max_bad_fraction = total, max_bad_fraction
+        self._log = logging.getLogger("hardpatch").warning if log is None else log
+        self._seen: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def update(self, bad: Iterable[str]) -> None:
+        """Take note of a batch's `bad`; UserError once more than the allowed fraction of the source is broken."""
+        for entry in bad:
+            if entry not in self._seen:
+                self._seen[entry] = None
+                self._log(f"cannot decode {entry}")
+        if len(self) > self.max_bad_fraction * self.total:
+            raise UserError(
+                f"data.max_bad_fraction: {len(self)} of {self.total} images ({len(self) / self.total:.2%}) cannot be "
+                f"decoded and {self.max_bad_fraction:.2%} may be, the last: {'; '.join([*self._seen][-3:])}; "
+                "raise --data.max_bad_fraction to go on"
+            )
+
+
+def resolve_workers(workers: int | str) -> int:
+    """The number of loader processes: as given, or for "auto" one fewer than the cores this process has, at most 8."""
+    if workers == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores - 1, MOST_WORKERS)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise UserError(f'data.workers: expected "auto" or a number of processes, 0 or more, got {workers!r}')
+    return workers
