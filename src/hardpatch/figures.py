@@ -1,7 +1,7 @@
 """Heat maps, masks, reconstructions and curves as pictures, from arrays alone: nothing here calls a model.
 
-Images are uint8 ``[H, W, C]`` numpy arrays with any number of channels, patches run row by row over a ``grid`` of (rows,
-columns). Figures are :class:`matplotlib.figure.Figure` objects that no global state knows of.
+Images are uint8 ``[H, W, C]`` numpy arrays with any number of channels; patches run row by row over a ``grid`` of
+(rows, columns). Figures are :class:`matplotlib.figure.Figure` objects that no global state knows of.
 """
 
 import math
@@ -30,7 +30,7 @@ LINES = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's colours for the col
 
 
 def to_rgb(image: Image) -> Image:
-    """``[H, W, C]`` -> ``[H, W, 3]``: one or two channels give a grey picture of the first, more give the first three."""
+    """``[H, W, C]`` -> ``[H, W, 3]``: one or two channels give a grey picture of the first, others the first three."""
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
 
 
@@ -47,7 +47,7 @@ def spread(values: NDArray[Any], grid: tuple[int, int], size: tuple[int, int]) -
 
 
 def heat_map(image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65) -> Image:
-    """``values [N]`` as colours over the grey picture, from their lowest (dark) to their highest (bright): ``[H, W, 3]``."""
+    """``values [N]`` as colours, lowest dark and highest bright, over the grey picture: ``[H, W, 3]``."""
     from matplotlib import colormaps
 
     low, high = float(values.min()), float(values.max())
@@ -105,8 +105,8 @@ class ScoreRow(NamedTuple):
     true_loss: Floats
     """Mean reconstruction loss ``[N]`` over random masks."""
     grid: tuple[int, int]
-    caption: str = ""
-    """Numbers to stand under the true loss."""
+    difficulty_caption: str = ""
+    true_loss_caption: str = ""
 
 
 def score_figure(row: ScoreRow, *, draws: int) -> "Figure":
@@ -158,7 +158,7 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
             heat_map(size, row.true_loss, row.grid),
         )
         values = {1: row.difficulty, 4: row.true_loss}
-        captions = {0: _shorten(row.name), 4: row.caption}
+        captions = {0: _shorten(row.name), 1: row.difficulty_caption, 4: row.true_loss_caption}
         for column, picture in enumerate(pictures):
             axes = place(lefts[column], bottom, width, height)
             axes.imshow(picture, aspect="auto")
@@ -178,8 +178,9 @@ def _bar(axes: "Axes", values: Floats) -> None:
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.set_yticks([0, 1], [f"{values.min():.2g}", f"{values.max():.2g}"], fontsize=7, color=INK)
-    for label, anchor in zip(axes.get_yticklabels(), ("bottom", "top"), strict=True):
-        label.set_verticalalignment(anchor)
+    low, high = axes.get_yticklabels()
+    low.set_verticalalignment("bottom")
+    high.set_verticalalignment("top")
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
 
@@ -203,8 +204,8 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draw whatever a run has measured into the picture at ``path`` and return it.
 
     Args:
-        metrics: the rows of ``metrics.jsonl``; a row need not have every key. The known ones are in :data:`PANELS`, drawn
-            against ``epoch`` where the rows have it and against ``step`` otherwise.
+        metrics: the rows of ``metrics.jsonl``; a row need not have every key. The known ones are in :data:`PANELS`,
+            drawn against ``epoch`` where the rows have it and against ``step`` otherwise.
         path: a ``.png`` (or ``.pdf``, ``.svg``) file; its folder is made.
 
     Raises:
@@ -236,8 +237,8 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
         axes.yaxis.set_major_formatter("{x:g}")
-        if len(keys) > 1:
-            axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+        if len(dict(PANELS)[title]) > 1:
+            axes.legend(fontsize=8, framealpha=1, edgecolor="none", labelcolor=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
