@@ -1,7 +1,6 @@
 """Hard Patches Mining (Wang et al., CVPR 2023) around a masked image model; paper, Algorithm 1.
 
-One training step is :func:`training_step` (the teacher sets the problem) and :meth:`HPM.forward` (the student solves
-it).
+One training step is :func:`mine` (the teacher sets the problem) and :meth:`HPM.forward` (the student solves it).
 """
 
 from collections.abc import Sequence
@@ -138,8 +137,16 @@ class HPM(nn.Module):
         return self.predictor
 
 
-def training_step(
-    student: nn.Module,
+class Problem(NamedTuple):
+    """What the teacher sets the student."""
+
+    mask: Split
+    """the patches to rebuild, index lists of ``[B, M]`` and ``[B, V]``"""
+    difficulty: Tensor | None
+    """predicted loss of every patch, ``[B, N]``; None where nothing was mined"""
+
+
+def mine(
     teacher: Teacher | None,
     images: Tensor,
     noise: Tensor,
@@ -147,12 +154,11 @@ def training_step(
     mask_ratio: float,
     alpha: float,
     mining: Mining = "hard",
-) -> Losses:
-    """One step of Algorithm 1, up to the backward pass.
+) -> Problem:
+    """The teacher's half of a training step: look at the whole images, mask what will be hard.
 
     Args:
-        student: an :class:`HPM`, possibly wrapped for several processes.
-        teacher: its exponential moving average; not run, and may be None, where no patch is to be mined.
+        teacher: the student's moving average; not run, and may be None, where no patch is to be mined.
         images: normalised pixels ``[B, C, H, W]``.
         noise: uniform in [0, 1), ``[B, N]``; see :func:`hardpatch.randomness.patch_noise`.
         mask_ratio: gamma, the share of masked patches.
@@ -163,4 +169,4 @@ def training_step(
     mined = mined_count(masked, alpha)
     difficulty = teacher.predict_loss(images) if teacher is not None and mined else None  # [B, N], no gradient
     mask = hard_patches(difficulty, noise, masked, mined, mining)  # bool [B, N]
-    return student(images, split(mask, masked))
+    return Problem(split(mask, masked), difficulty)

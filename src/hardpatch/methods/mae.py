@@ -19,7 +19,7 @@ class MAE(nn.Module):
         normalise_pixels: bring each target patch to mean 0 and variance 1.
     """
 
-    reconstruction_only = ("reconstructor",)
+    reconstruction_only: tuple[str, ...] = ("reconstructor",)
 
     def __init__(
         self,

@@ -1,0 +1,419 @@
+"""A run as frozen dataclasses: named in recipes, set on the command line, checked once, saved beside the run.
+
+Nothing here imports torch, so that the command line answers at once.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from hardpatch.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images to learn from and what is done to them."""
+
+    path: str | None = None
+    """Folder (flat, a tree, or one folder a class), Parquet file or folder of them; nothing = the embedded demo set."""
+    image_size: int | tuple[int, int] = 224
+    """Side, or [height, width], of the crops in pixels."""
+    channels: int = 3
+    """3 = RGB, 1 = grey; images are converted."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Random resized crop: smallest and largest share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: narrowest and widest aspect ratio."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    mean: Literal["imagenet", "computed"] | list[float] = "imagenet"
+    """Mean of each channel for pixels in [0, 1]: ImageNet's, computed on your images, or given."""
+    std: Literal["imagenet", "computed"] | list[float] = "imagenet"
+    """Standard deviation of each channel, likewise."""
+    workers: Literal["auto"] | int = "auto"
+    """Processes that decode images; 0 decodes in the training process."""
+    max_bad_fraction: float = 0.1
+    """Files that cannot be decoded are named and skipped; past this share of the set the run stops."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Vision Transformer and its two decoders."""
+
+    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    """Encoder: tiny 192 wide 12 deep, small 384/12, base 768/12, large 1024/24, huge 1280/32."""
+    patch_size: int = 16
+    """Side of a patch in pixels; must divide the image size."""
+    width: int | None = None
+    """Encoder width, instead of the size's."""
+    depth: int | None = None
+    """Encoder blocks, instead of the size's."""
+    heads: int | None = None
+    """Encoder attention heads, instead of the size's."""
+    decoder_width: int = 512
+    """Width of reconstructor and loss predictor."""
+    decoder_depth: int = 8
+    """Blocks of each of them."""
+    decoder_heads: int = 16
+    """Attention heads of each of them."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Hard patches mining. Plain MAE is predicting_loss none; the predictor without learned masks is alpha 0."""
+
+    mask_ratio: float = 0.75
+    """Share of masked patches (gamma)."""
+    normalise_pixels: bool = False
+    """Reconstruct per-patch normalised pixels instead of raw ones."""
+    predicting_loss: Literal["relative", "absolute", "absolute_standardised", "none"] = "relative"
+    """Relative (Eq. 5), absolute (Eq. 4), absolute against standardised losses (reference code), or no predictor."""
+    mining: Literal["hard", "easy"] = "hard"
+    """Mask the patches with the highest predicted loss (argmax) or the lowest (argmin)."""
+    alpha_start: float = 0.0
+    """Mined share of the masked patches at the beginning (alpha_0)."""
+    alpha_end: float = 0.5
+    """Mined share at the end (alpha_T); it changes linearly."""
+    momentum_start: float = 0.999
+    """Momentum of the teacher at the beginning."""
+    momentum_end: float = 0.9999
+    """Momentum of the teacher after momentum_warmup."""
+    momentum_warmup: float = 0.5
+    """Share of the training in which the momentum rises linearly."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
+    lr: float | None = None
+    """Peak learning rate, instead of base_lr."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises linearly."""
+    weight_decay: float = 0.05
+    """Not applied to biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    clip: float | None = 5.0
+    """Largest norm of the gradient; null does not clip."""
+    accumulate: int = 1
+    """Pieces in which a batch is computed, to fit into memory; the result is that of the whole batch."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Where and how it runs. None of these changes what is learnt, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Accelerator."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Auto is bf16 on a GPU that has it, else fp32. Weights and losses stay in float32."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints; there is one at the end too, and when the run is interrupted."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints, beside the minutes."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """k-NN accuracy while training, on a labelled set that training never sees."""
+
+    train: str | None = None
+    """Labelled images to vote (one folder a class, or Parquet with labels)."""
+    val: str | None = None
+    """Labelled images to classify."""
+    every_epochs: float = 10.0
+    """Epochs between two measurements."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A pre-training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    epochs: float | None = None
+    """Times every image is seen. Give this or steps."""
+    steps: int | None = None
+    """Optimiser steps. Give this or epochs."""
+    batch_size: int = 256
+    """Images an optimiser step, over all devices and pieces."""
+    seed: int = 0
+    """Decides initial weights, order, crops and masks."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _check(run: RunConfig) -> None:
+    """One clear line for each value that cannot work; sizes of model and mask are checked by those who know them."""
+    data, method, optim, train = run.data, run.method, run.optim, run.train
+    shares = {
+        "method.alpha_start": method.alpha_start,
+        "method.alpha_end": method.alpha_end,
+        "method.momentum_start": method.momentum_start,
+        "method.momentum_end": method.momentum_end,
+        "method.momentum_warmup": method.momentum_warmup,
+        "optim.warmup": optim.warmup,
+        "data.flip": data.flip,
+        "data.max_bad_fraction": data.max_bad_fraction,
+    }
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise UserError(f"{name}: expected a number in [0, 1], got {share}")
+    if not 0.0 < method.mask_ratio < 1.0:
+        raise UserError(f"method.mask_ratio: expected a number between 0 and 1, got {method.mask_ratio}")
+    at_least_one: dict[str, float | None] = {
+        "batch_size": run.batch_size,
+        "steps": run.steps,
+        "model.patch_size": run.model.patch_size,
+        "model.decoder_depth": run.model.decoder_depth,
+        "optim.accumulate": optim.accumulate,
+        "train.log_every": train.log_every,
+        "train.checkpoint_steps": train.checkpoint_steps,
+        "train.keep_checkpoints": train.keep_checkpoints,
+    }
+    for name, number in at_least_one.items():
+        if number is not None and number < 1:
+            raise UserError(f"{name}: expected at least 1, got {number}")
+    positive = {"epochs": run.epochs, "optim.clip": optim.clip, "optim.lr": optim.lr, "optim.base_lr": optim.base_lr}
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name}: expected a number above 0, got {value}")
+    low, high = data.crop_scale
+    if not 0.0 < low <= high <= 1.0:
+        raise UserError(f"data.crop_scale: expected 0 < smallest <= largest <= 1, got {list(data.crop_scale)}")
+    if not 0.0 < data.crop_ratio[0] <= data.crop_ratio[1]:
+        raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels: expected 3 (RGB) or 1 (grey), got {data.channels}")
+    for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
+        if isinstance(statistics, Sequence) and not isinstance(statistics, str) and len(statistics) != data.channels:
+            raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")
+        if statistics == "imagenet" and data.channels != 3:
+            raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channels}; use computed")
+    if isinstance(data.workers, int) and data.workers < 0:
+        raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
+    if run.batch_size % optim.accumulate:
+        raise UserError(f"optim.accumulate: expected a divisor of batch_size={run.batch_size}, got {optim.accumulate}")
+    if (run.epochs is None) == (run.steps is None):
+        given = "neither" if run.epochs is None else "both"
+        raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
+    if (run.knn.train is None) != (run.knn.val is None):
+        raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Add every setting of a run to a parser, as ``--section.name VALUE``."""
+    parser.add_class_arguments(RunConfig)
+
+
+def settings_help() -> str:
+    """What ``--help`` says of the settings of a run."""
+    parser = ArgumentParser(prog="hardpatch", add_help=False, usage=argparse.SUPPRESS)
+    add_settings(parser)
+    # jsonargparse lets a section be read from a file; here --data names the images, and --config the file.
+    sections = "|".join(name for name in setting_names() if name)
+    return re.sub(rf"\n  --({sections}) CONFIG +Path to a configuration file\.", "", parser.format_help())
+
+
+def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig:
+    """A checked run from nested ``values`` (a recipe, a saved configuration), changed by command-line ``arguments``.
+
+    Raises:
+        UserError: one line that names the setting, what was expected and what came; a misspelt name gets a suggestion.
+    """
+    check_names(values)
+    parser = ArgumentParser(prog="hardpatch", exit_on_error=False)
+    add_settings(parser)
+    given = {argument.split("=")[0] for argument in arguments}
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if f"--{one}" in given and f"--{other}" not in given:  # how long to train is said anew, in the other unit
+            values = {**values, other: None}
+    try:
+        namespace = parser.parse_args(list(arguments), namespace=parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise UserError(explain(error)) from None
+    nested = namespace.as_dict()
+    sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
+    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
+
+
+@cache
+def setting_names() -> dict[str, tuple[str, ...]]:
+    """Names of the settings of each section; those of the run itself under the empty name."""
+    run = RunConfig(epochs=1)
+    names = {f.name: getattr(run, f.name) for f in fields(run)}
+    sections = {name: tuple(f.name for f in fields(part)) for name, part in names.items() if is_dataclass(part)}
+    return {"": tuple(names), **sections}
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """``; did you mean 'x'?``, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_names(values: Mapping[str, Any], source: str = "configuration") -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        UserError: names the first unknown one, with a suggestion.
+    """
+    known = setting_names()
+    for key, value in values.items():
+        if key not in known[""]:
+            raise UserError(f"{source}: unknown setting {key!r}{did_you_mean(key, known[''])}")
+        if key in known:
+            if not isinstance(value, Mapping):
+                raise UserError(f"{source}: expected settings under {key!r}, got {value!r}")
+            for name in value:
+                if name not in known[key]:
+                    suggestion = did_you_mean(name, known[key])
+                    raise UserError(f"{source}: unknown setting {f'{key}.{name}'!r}{suggestion}")
+
+
+def explain(error: Exception) -> str:
+    """A parser's complaint as one line."""
+    text = " ".join(str(error).split()).replace('Parser key "', "").replace('":', ":", 1)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    # "name: Does not validate against any of the Union subtypes Subtypes: [...] Errors: ... Given value: x"
+    text = re.sub(
+        r": Does not validate.*?Subtypes: \[(.*)\] Errors:.*Given value: ", r": Expected \1. Got value: ", text
+    )
+    if text.startswith("unrecognized arguments: "):
+        known = setting_names()
+        options = [*known[""], *(f"{section}.{name}" for section in known if section for name in known[section])]
+        unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1])
+        name = unknown.removeprefix("--").split("=")[0]
+        # A plain name is most often a nested setting without its section.
+        nested = [option for option in options if option.split(".")[-1] == name]
+        suggestion = (
+            f"; did you mean '--{nested[0]}'?" if nested else did_you_mean(f"--{name}", [f"--{o}" for o in options])
+        )
+        return f"{unknown}: unknown argument{suggestion}"
+    return text
+
+
+def to_dict(run: RunConfig) -> dict[str, Any]:
+    """Nested plain values, as YAML and JSON hold them; :func:`build` reads them back to an equal run."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(asdict(run))
+
+
+def to_yaml(run: RunConfig) -> str:
+    """The whole configuration as YAML, in the order in which it is documented."""
+    return yaml.dump(to_dict(run), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """A line a setting: lists of numbers stay on one."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two runs differ: name -> (old value, new value)."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in _recipes().iterdir() if path.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe as it stands in the package; its first comment says what it is.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    names = recipe_names()
+    if name not in names:
+        raise UserError(f"--recipe: no recipe {name!r}{did_you_mean(name, names)} (see: hardpatch recipes)")
+    return (_recipes() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Settings of a recipe, on top of those of the recipe that its ``base`` names."""
+    return _on_base(yaml.safe_load(recipe_text(name)), f"recipe {name}")
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file of the user's; it may name a recipe as its ``base``.
+
+    Raises:
+        UserError: if it is not there, is not YAML or has unknown settings.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path} holds no settings")
+    return _on_base(values, str(path))
+
+
+def _on_base(values: dict[str, Any], source: str) -> dict[str, Any]:
+    base = values.pop("base", None)
+    check_names(values, source)
+    if base is None:
+        return values
+    merged = read_recipe(base)
+    if "steps" in values or "epochs" in values:
+        merged = {key: value for key, value in merged.items() if key not in ("steps", "epochs")}
+    for key, value in values.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def _recipes() -> Any:
+    return resources.files("hardpatch") / "recipes"

@@ -1,0 +1,104 @@
+"""From a run folder or a weights file, ours or another's, to a model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from hardpatch import config
+from hardpatch.errors import UserError
+from hardpatch.interchange.reference import from_reference, read_reference
+from hardpatch.methods.hpm import HPM
+from hardpatch.train import checkpoint
+from hardpatch.train.build import initial_model
+
+Weights = Literal["student", "teacher", "untrained"]
+
+
+def load(
+    run: str | Path,
+    weights: Weights = "student",
+    *,
+    device: str | torch.device = "cpu",
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    normalise_pixels: bool = False,
+) -> HPM:
+    """The model of a run, in eval mode and without gradients.
+
+    It has ``encode(images, mask=None) -> [B, 1 + V, D]``, ``predict_loss(images) -> [B, N]``,
+    ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalise(uint8 images)``, which makes the ``images`` that
+    the others take; see :class:`~hardpatch.methods.hpm.HPM`.
+
+    Args:
+        run: a run folder (its newest checkpoint), a ``.safetensors`` file, or a ``.pth`` checkpoint of the reference
+            implementations of HPM or MAE (read without unpickling code).
+        weights: the student's, which fine-tuning starts from; the teacher's, which mines and cannot reconstruct; or
+            untrained, the random initialisation that the run began with.
+        device: where to put it.
+        heads, decoder_heads, normalise_pixels: for reference checkpoints, in whose weights they leave no trace; see
+            :func:`~hardpatch.interchange.reference.from_reference`.
+
+    Raises:
+        UserError: if there is nothing to load, it is of another kind, or it could run code.
+    """
+    path = weights_file(run)
+    metadata = read_metadata(path)
+    if metadata is None:
+        if weights == "untrained":
+            raise UserError(f"untrained: {path} does not say how it was initialised; give a run of hardpatch")
+        state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
+        model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalise_pixels=normalise_pixels)
+    else:
+        model = initial_model(config.build(metadata["config"]), metadata["mean"], metadata["std"])
+        if weights != "untrained":
+            state = checkpoint.with_prefix(load_file(path), f"{weights}.")
+            if not state:
+                raise UserError(f"weights: {path} has no {weights}; plain MAE runs have a student only")
+            if weights == "teacher":
+                for name in model.host.reconstruction_only:
+                    setattr(model.host, name, None)
+            model.load_state_dict(state)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_pair(run: str | Path, *, device: str | torch.device = "cpu") -> tuple[HPM, HPM]:
+    """Student and teacher of a run; the student twice where the file has no teacher.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    student = load(run, device=device)
+    try:
+        return student, load(run, "teacher", device=device)
+    except UserError:
+        return student, student
+
+
+def weights_file(run: str | Path) -> Path:
+    """The file that holds the weights of ``run``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(run)
+    if path.is_dir():
+        if (path / checkpoint.WEIGHTS).is_file():
+            return path / checkpoint.WEIGHTS
+        newest = checkpoint.newest(path)
+        if newest is None:
+            raise UserError(f"RUN: expected a run folder with checkpoints/ or a weights file, {path} has no checkpoint")
+        return newest / checkpoint.WEIGHTS
+    if not path.is_file():
+        raise UserError(f"RUN: expected a run folder or a weights file, {path} does not exist")
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """The metadata of a weights file of ours, None for any other.
+
+    Raises:
+        UserError: if a ``.safetensors`` file is broken.
+    """
+    return checkpoint.read_metadata(path) if path.suffix == ".safetensors" else None

@@ -1,0 +1,126 @@
+"""What a person sees while something runs: progress bars, log lines, the choice of a device."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hardpatch.errors import UserError
+
+SHOWN = {
+    "loss": ".4f",
+    "reconstruction_loss": ".4f",
+    "pair_accuracy": ".3f",
+    "spearman": ".3f",
+    "alpha": ".2f",
+    "knn_top1": ".4f",
+    "images_per_second": ".0f",
+}
+"""The metrics of a line on the terminal, and how they are written."""
+
+
+class TrainingProgress:
+    """A bar on a terminal; elsewhere a line for every line of metrics."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        """Begin at ``step`` of ``total``."""
+        self.total, self.batch_size = total, batch_size
+        self.console.print(
+            f"step {step} of {total}, {batch_size} images each" if step else f"{total} steps of {batch_size} images",
+            highlight=False,
+        )
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=total, completed=step, speed="")
+
+    def advance(self) -> None:
+        """One step further."""
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Show a line of metrics."""
+        if self.bar is not None:
+            self.bar.update(
+                self.task, description=f"loss {row['loss']:.4f}", speed=f"{row['images_per_second']:.0f} images/s"
+            )
+        else:
+            told = "  ".join(f"{name} {row[name]:{form}}" for name, form in SHOWN.items() if name in row)
+            left = (self.total - row["step"]) * self.batch_size / row["images_per_second"]
+            self.console.print(
+                f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {told}  left {left / 60:.1f} min",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that counts images; nothing where there is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def show_log(console: Console | None = None, file: Path | None = None) -> None:
+    """Send the log of `hardpatch` to the terminal, above a bar if there is one, or to a file as well."""
+    logger = logging.getLogger("hardpatch")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler: logging.Handler
+    if file is not None:
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    elif console is not None and console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+
+
+def use_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the accelerator if there is one.
+
+    Raises:
+        UserError: if it does not exist here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device

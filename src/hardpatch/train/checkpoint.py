@@ -1,0 +1,142 @@
+"""Checkpoints: safetensors only, written whole or not at all, exact to the bit.
+
+``checkpoints/step_00000100/model.safetensors`` holds the weights of student and teacher, and in its metadata all that
+is needed to rebuild them; ``training.safetensors`` beside it holds the state of the optimiser. Nothing is ever
+unpickled (`torch.distributed.checkpoint` keeps its index as a pickle).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hardpatch.errors import UserError
+
+WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    metadata: Mapping[str, Any],
+    scaler: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write ``folder/step_<step>`` and remove all but the ``keep`` newest checkpoints.
+
+    Everything goes into a hidden folder that is renamed once it is on the disk, so that a checkpoint that can be seen
+    is complete, whenever the process is killed.
+
+    Args:
+        folder: the run's ``checkpoints``.
+        step: optimiser steps done.
+        student, teacher: the weights; no teacher where the run has none.
+        optimizer: of the student.
+        metadata: plain values that go into the weights file as JSON.
+        scaler: state of the float16 loss scaler, empty otherwise.
+        keep: at least 1.
+
+    Returns:
+        The new folder.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {f"student.{name}": value for name, value in student.state_dict().items()}
+    if teacher is not None:
+        weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+    _write(partial / WEIGHTS, weights, metadata)
+    _write(partial / TRAINING, _optimizer_tensors(student, optimizer), {"step": step, "scaler": dict(scaler)})
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if (path / WEIGHTS).is_file())
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder."""
+    return max(checkpoints(run / "checkpoints"), default=None)
+
+
+def restore(
+    checkpoint: Path, *, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Put back what :func:`save` wrote, in place. Returns the step and the scaler's state."""
+    weights = load_file(checkpoint / WEIGHTS)
+    student.load_state_dict(with_prefix(weights, "student."))
+    if teacher is not None:
+        teacher.load_state_dict(with_prefix(weights, "teacher."))
+    _load_optimizer(student, optimizer, load_file(checkpoint / TRAINING))
+    with safe_open(checkpoint / TRAINING, "pt") as file:
+        state = json.loads(file.metadata()["hardpatch"])
+    return state["step"], state["scaler"]
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """What :func:`save` was given as metadata, or None where a safetensors file is of other origin.
+
+    Raises:
+        UserError: if it is no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"RUN: {path} is not a safetensors file: {error}") from None
+    return json.loads(metadata["hardpatch"]) if "hardpatch" in metadata else None
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those tensors whose name starts with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State as ``<parameter>/<key>``: by name, so that it does not hang on the order of parameter groups."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter, key = name.rsplit("/", 1)
+        optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    # One metadata entry: safetensors writes several in an order that changes from run to run.
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"hardpatch": json.dumps(metadata)})
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

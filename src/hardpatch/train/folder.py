@@ -1,0 +1,109 @@
+"""The folder of a run: what is written into it before the first step, and whether a run in it may go on."""
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+
+from hardpatch import __version__, config
+from hardpatch.config import RunConfig
+from hardpatch.errors import UserError
+
+FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
+"""Settings that a run may change when it goes on: they do not decide what is learnt."""
+
+README = """# A hardpatch run
+
+Made by `{command}`.
+
+| file | what |
+|---|---|
+| `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
+| `environment.json` | versions and hardware |
+| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, a JSON object a line |
+| `tensorboard/` | the same for `tensorboard --logdir` |
+| `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimiser |
+| `pictures/` | curves, and where the model finds images hard |
+
+What to do with it:
+
+    hardpatch info {folder}
+    hardpatch knn {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
+    hardpatch linear {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
+    hardpatch score {folder} IMAGES --out PICTURES
+    hardpatch pretrain --resume --out {folder}
+
+In Python, `hardpatch.load("{folder}")` gives the model.
+"""
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration that a run folder was made with.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
+    return config.build(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def check_resume(folder: Path, run: RunConfig) -> None:
+    """Refuse to go on with other settings than a run began with.
+
+    Raises:
+        UserError: names every setting that differs, with both values.
+    """
+    changed = {
+        name: values
+        for name, values in config.differences(read_config(folder), run).items()
+        if not name.startswith(FREE_TO_CHANGE)
+    }
+    if changed:
+        told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+        raise UserError(f"--resume: {folder} was made with other settings: {told}; take those, or another --out")
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to write a new run over anything.
+
+    Raises:
+        UserError: if the folder holds something, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: expected a folder, {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()):
+        what = "a run" if (folder / "config.yaml").exists() else "other files"
+        raise UserError(f"--out: {folder} already holds {what}; add --resume to go on with it, or take another --out")
+
+
+def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
+    """Write ``config.yaml``, ``environment.json`` and a README, each whole or not at all."""
+    command = shlex.join(["hardpatch", *arguments])
+    environment = {
+        "command": command,
+        "hardpatch": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "timm")},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "threads": torch.get_num_threads(),
+    }
+    for name in ("checkpoints", "pictures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    texts = {
+        "README.md": README.format(command=command, folder=folder),
+        "environment.json": json.dumps(environment, indent=2) + "\n",
+        "config.yaml": f"# hardpatch {__version__}: {command}\n{config.to_yaml(run)}",
+    }
+    for name, text in texts.items():
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / name)

@@ -1,0 +1,128 @@
+"""Is the miner alive? What a run says of itself, as JSON lines and for TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hardpatch.errors import TrainingError
+from hardpatch.losses import pair_accuracy, rank_correlation
+from hardpatch.masking import Mining, random_mask
+from hardpatch.methods.hpm import Losses, Problem
+
+
+class RunningMeans:
+    """Means of the losses since the last line of metrics; they stay on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, losses: Losses) -> None:
+        """Take in a step, or a piece of one."""
+        predicting = losses.loss.new_zeros(()) if losses.predicting is None else losses.predicting
+        self.sums += torch.stack([losses.loss, losses.reconstruction.mean(), predicting])
+        self.count += 1
+
+    def read(self, first: int, last: int) -> dict[str, float]:
+        """The means, and start anew. Waits for the device.
+
+        Raises:
+            TrainingError: if a loss between the steps ``first`` and ``last`` was not finite.
+        """
+        means = (self.sums / self.count).tolist()
+        self.sums, self.count = torch.zeros_like(self.sums), 0
+        if not all(map(math.isfinite, means)):
+            raise TrainingError(
+                f"the loss became NaN or infinite between steps {first} and {last}; nothing of that was saved. "
+                "Try a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16), "
+                "then go on from the last checkpoint with --resume or start anew"
+            )
+        return dict(zip(("loss", "reconstruction_loss", "predicting_loss"), means, strict=True))
+
+
+@torch.no_grad()
+def vital_signs(problem: Problem, losses: Losses, noise: Tensor, mined: int, mining: Mining) -> dict[str, Tensor]:
+    """How well the predictor ranks, and whether what is mined is hard: scalars on the device.
+
+    Args:
+        problem: of one batch, with the teacher's difficulty where something was mined.
+        losses: what the student made of it.
+        noise: ``[B, N]``, from which the mask was drawn.
+        mined: patches of each image that were chosen by difficulty.
+        mining: ``hard`` or ``easy``.
+
+    Returns:
+        ``pair_accuracy``: share of the pairs of masked patches that the student ranks rightly, 0.5 is chance.
+        ``spearman``: rank correlation of predicted and true loss over the masked patches of an image, mean over images.
+        ``mined_overlap``: share of the mined patches that the random draw would have masked as well; the mask ratio
+        where mining tells something that the draw does not know.
+        ``mined_loss_ratio``: reconstruction loss of mined patches over that of the patches drawn at random; above 1
+        where what the teacher calls hard is hard.
+    """
+    signs: dict[str, Tensor] = {}
+    if losses.predicted is not None:
+        predicted, true = losses.predicted.float(), losses.reconstruction.float()
+        signs["pair_accuracy"] = pair_accuracy(predicted, true)
+        signs["spearman"] = rank_correlation(predicted, true).mean()
+    if problem.difficulty is not None:
+        masked = problem.mask.masked
+        mined_at = problem.difficulty.topk(mined, dim=1, largest=mining == "hard").indices
+        is_mined = torch.zeros_like(noise, dtype=torch.bool).scatter(1, mined_at, True)
+        at_random = random_mask(noise, masked.shape[1])
+        signs["mined_overlap"] = at_random.gather(1, mined_at).float().mean()
+        flags = is_mined.gather(1, masked)
+        of_mined = torch.where(flags, losses.reconstruction, 0.0).sum() / flags.sum()
+        of_drawn = torch.where(flags, 0.0, losses.reconstruction).sum() / (~flags).sum()
+        signs["mined_loss_ratio"] = of_mined / of_drawn
+    return signs
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and ``tensorboard/`` of a run folder.
+
+    Args:
+        folder: of the run.
+        step: steps already done; later lines, of a run that was killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a line; ``row`` has ``step`` and numbers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds back."""
+        self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``, none if there is no file; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
