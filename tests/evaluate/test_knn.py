@@ -1,0 +1,124 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardpatch.evaluate import knn
+from hardpatch.evaluate.features import Features
+from hardpatch.evaluate.knn import KnnResult, KnnRow, knn_accuracy
+
+
+def labelled(features: list[list[float]], labels: list[int]) -> Features:
+    return Features(torch.tensor(features), torch.tensor(labels), [])
+
+
+def random_features(images: int, width: int, classes: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(images, width, generator=generator)
+    return Features(features, torch.randint(classes, (images,), generator=generator), [])
+
+
+def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float) -> tuple[float, float]:
+    """The definition, one number at a time, in double precision."""
+    right1 = right5 = 0
+    for query, label in zip(val.features.double(), val.labels.tolist(), strict=True):
+        neighbours = []
+        for other, its_label in zip(train.features.double(), train.labels.tolist(), strict=True):
+            cosine = float(query @ other / (query.norm() * other.norm()))
+            neighbours.append((cosine, its_label))
+        neighbours.sort(reverse=True)
+        votes: dict[int, float] = {}
+        for cosine, its_label in neighbours[:k]:
+            votes[its_label] = votes.get(its_label, 0.0) + math.exp(cosine / temperature)
+        ranking = sorted(votes, key=lambda name: -votes[name])
+        right1 += ranking[0] == label
+        right5 += label in ranking[:5]
+    return right1 / len(val.labels), right5 / len(val.labels)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    images=st.integers(1, 40),
+    queries=st.integers(1, 12),
+    classes=st.integers(1, 9),
+    ks=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    temperature=st.sampled_from([0.07, 0.5]),
+)
+def test_equals_the_obvious_loop(
+    seed: int, images: int, queries: int, classes: int, ks: list[int], temperature: float
+) -> None:
+    train, val = random_features(images, 6, classes, seed), random_features(queries, 6, classes, seed + 1)
+    result = knn_accuracy(train, val, classes=classes, ks=ks, temperature=temperature)
+    assert [row.k for row in result.rows] == sorted({min(k, images) for k in ks})
+    for row in result.rows:
+        assert (row.top1, row.top5) == pytest.approx(accuracy_by_loops(train, val, row.k, temperature))
+
+
+def test_a_near_neighbour_outvotes_two_far_ones() -> None:
+    # Cosines 1, 0 and 0: weights e^14.3, 1 and 1. With a temperature of 10 they are 1.1, 1 and 1.
+    train = labelled([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 1, 1])
+    val = labelled([[3.0, 0.0]], [0])
+    assert knn_accuracy(train, val, classes=2, ks=[3]).top1 == 1.0
+    assert knn_accuracy(train, val, classes=2, ks=[3], temperature=10.0).top1 == 0.0
+
+
+def test_only_k_neighbours_vote() -> None:
+    # The query's own direction is class 1; four others at 45 degrees are class 0.
+    train = labelled([[1.0, 0.0], *[[1.0, 1.0]] * 4], [1, 0, 0, 0, 0])
+    result = knn_accuracy(train, labelled([[1.0, 0.0]], [1]), classes=2, ks=[1, 5], temperature=1.0)
+    assert [(row.k, row.top1, row.top5) for row in result.rows] == [(1, 1.0, 1.0), (5, 0.0, 1.0)]
+    assert (result.best_k, result.top1) == (1, 1.0)
+
+
+def test_a_class_without_votes_is_not_in_the_top_5() -> None:
+    result = knn_accuracy(labelled([[1.0], [1.0]], [0, 1]), labelled([[1.0]], [2]), classes=3, ks=[1, 2])
+    assert [row.top5 for row in result.rows] == [0.0, 0.0]
+
+
+def test_a_low_temperature_does_not_overflow() -> None:
+    train = labelled([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], [0, 1, 1])
+    assert knn_accuracy(train, labelled([[1.0, 0.0]], [0]), classes=2, ks=[3], temperature=1e-3).top1 == 1.0
+
+
+def test_a_k_above_the_training_set_is_lowered_and_said() -> None:
+    train = random_features(30, 4, 3, 0)
+    result = knn_accuracy(train, train, classes=3, ks=[200, 10, 100])
+    assert [row.k for row in result.rows] == [10, 30]
+    assert result.note == "k = 100, 200 lowered to the 30 training images"
+    assert knn_accuracy(train, train, classes=3, ks=[30]).note == ""
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = random_features(50, 8, 7, 1), random_features(23, 8, 7, 2)
+    whole = knn_accuracy(train, val, classes=7)
+    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 50 * 4)  # four queries at a time
+    assert knn_accuracy(train, val, classes=7) == whole
+
+
+def test_the_best_is_the_smallest_of_equal_ks() -> None:
+    rows = (KnnRow(10, 0.5, 0.6), KnnRow(20, 0.7, 0.8), KnnRow(100, 0.7, 0.9))
+    result = KnnResult(rows, 200, 50, "")
+    assert (result.best_k, result.top1, result.top5) == (20, 0.7, 0.8)
+    assert json.loads(json.dumps(result.to_dict()))["rows"][2] == {"k": 100, "top1": 0.7, "top5": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "options", "message"),
+    [
+        (random_features(0, 4, 3, 0), random_features(5, 4, 3, 0), {}, "^train: expected at least one image"),
+        (random_features(5, 4, 3, 0), random_features(0, 4, 3, 0), {}, "^val: expected at least one image"),
+        (labelled([[1.0]], [0]), labelled([[1.0]], [-1]), {}, r"^val: expected labels in 0 .. 2, got -1 .. -1"),
+        (labelled([[1.0]], [3]), labelled([[1.0]], [0]), {}, r"^train: expected labels in 0 .. 2, got 3 .. 3"),
+        (labelled([[1.0]], [0]), labelled([[1.0, 2.0]], [0]), {}, "features of one width, got 1 and 2"),
+        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"ks": [0]}, "^ks: "),
+        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"ks": []}, "^ks: "),
+        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"temperature": 0.0}, "^temperature: "),
+    ],
+)
+def test_what_cannot_be_is_named(train: Features, val: Features, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        knn_accuracy(train, val, classes=3, **options)
