@@ -105,9 +105,8 @@ def score(
     patches = grid[0] * grid[1]
     masked = masked_count(patches, mask_ratio)
     if draws * masked < patches:
-        raise UserError(
-            f"draws: expected enough to mask each of {patches} patches once, got {draws} of {masked} patches"
-        )
+        least = -(-patches // masked)
+        raise UserError(f"draws: expected at least {least}, to mask each of {patches} patches once; got {draws}")
     object_mask = _object_masks(source, masks, size)
 
     records: list[dict[str, Any]] = []
@@ -264,7 +263,7 @@ def _record(
     """One image's row of the table, from its difficulty and true loss ``[2, N]``, both also as ``maps [2, H, W]``."""
     auc, true_loss_auc = (None, None) if mask is None else _aucs(mask, maps)
     return {
-        "path": name,
+        "path": name.encode(errors="replace").decode(),  # a file's name need not be Unicode, the table's must
         "mean_difficulty": float(values[0].mean()),
         "mean_true_loss": float(values[1].mean()),
         "spearman": _spearman(values[0], values[1]),
@@ -283,17 +282,12 @@ def _figure_rows(
     """Rows to draw for ``images [B, C, H, W]`` with their ``hardest [B, N]`` patches masked and rebuilt."""
     predictions = student.reconstruct(student.encode(images, hardest), hardest).float().cpu()  # [B, M, T]
     mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
+    normalised = bool(getattr(student.host, "normalise_pixels", False))
     rows = []
     for image, prediction, mask, record in zip(pixels, predictions, hardest.cpu(), records, strict=False):
         image, mask = image.permute(1, 2, 0).numpy(), mask.numpy()
         rebuilt = figures.reconstruction(
-            image,
-            prediction.numpy(),
-            mask,
-            student.patch_size,
-            mean,
-            std,
-            normalised=bool(student.normalise_pixels),
+            image, prediction.numpy(), mask, student.patch_size, mean, std, normalised=normalised
         )
         rows.append(
             figures.ScoreRow(
