@@ -77,15 +77,14 @@ def reconstruction(
             contrast, so each patch borrows the mean and the variance of the true one to be looked at (as MAE does).
     """
     grid = (image.shape[0] // patch_size, image.shape[1] // patch_size)
-    scale = 255.0 * torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
-    shift = 255.0 * torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+    scale = 255.0 * torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    shift = 255.0 * torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
     pixels = torch.tensor(image).permute(2, 0, 1).unsqueeze(0).float()
     patches = patchify((pixels - shift) / scale, patch_size)
-    hidden = torch.from_numpy(mask)
-    filled = torch.from_numpy(prediction).float()
+    hidden, filled = torch.tensor(mask), torch.tensor(prediction)
     if normalised:
-        true = patches[0, hidden]
-        filled = filled * (true.var(dim=-1, keepdim=True) + 1e-6).sqrt() + true.mean(dim=-1, keepdim=True)
+        deviation, level = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt(), patches.mean(dim=-1, keepdim=True)
+        filled = filled * deviation[0, hidden] + level[0, hidden]
     patches[0, hidden] = filled
     whole = unpatchify(patches, patch_size, grid) * scale + shift
     # A model that has diverged predicts NaN, which has no colour: black.
@@ -166,7 +165,17 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
             if number == 0:
                 axes.set_title(titles[column], fontsize=10, color=INK, pad=6)
             if column in captions:
-                axes.text(0, -0.04, captions[column], transform=axes.transAxes, fontsize=8, color=INK, va="top")
+                text = axes.annotate(
+                    captions[column],
+                    (0, 0),
+                    xycoords="axes fraction",
+                    xytext=(0, -4),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=8,
+                    color=INK,
+                )
+                text.set_parse_math(False)  # a file name may hold dollars
             if column in values:
                 _bar(place(lefts[column] + width + 0.05, bottom, 0.08, height), values[column])
     return figure
@@ -185,7 +194,7 @@ def _bar(axes: "Axes", values: Floats) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _shorten(name: str, length: int = 30) -> str:
+def _shorten(name: str, length: int = 28) -> str:
     """The end of a long name: that is where a path tells images apart."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
