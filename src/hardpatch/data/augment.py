@@ -47,8 +47,9 @@ class EvalTransform:
         height, width = image.shape[:2]
         h, w = self.image_size
         zoom = max(h / height, w / width) / self.crop_fraction
-        covering = (max(h, round(height * zoom)), max(w, round(width * zoom)))
-        top, left = (covering[0] - h) // 2, (covering[1] - w) // 2
+        # down to whole pixels, and the margins rounded, as in torchvision; 1e-6 because 49 * (32 / 49) is below 32
+        covering = (max(h, int(height * zoom + 1e-6)), max(w, int(width * zoom + 1e-6)))
+        top, left = round((covering[0] - h) / 2), round((covering[1] - w) / 2)
         return _to_tensor(resize(image, covering)[top : top + h, left : left + w])
 
 

@@ -9,7 +9,9 @@ import numpy.typing as npt
 from hardpatch.errors import UserError
 
 # Pillow knows many more formats, some of which start other programs; only these are ever tried on foreign bytes.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+# Pillow's own limit: beyond it a broken header is likelier than a picture, and decoding takes minutes and all memory.
+MOST_PIXELS = 178_956_970
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -33,10 +35,15 @@ def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
     than 1 and 3.
     """
     check_channels(channels)
+    if not data:
+        raise UndecodableImage("empty file")
     if data[:3] == b"\xff\xd8\xff":
         import simplejpeg
 
         try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width > MOST_PIXELS:
+                raise UndecodableImage(f"{height} x {width} pixels; expected at most {MOST_PIXELS:,}")
             return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
         except ValueError as error:
             # Pillow would fill the missing part with grey. The other complaints (stray bytes between segments, an
@@ -67,7 +74,8 @@ def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     except UnidentifiedImageError:
         raise UndecodableImage("not a JPEG, PNG, WebP, TIFF or BMP file") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
-        raise UndecodableImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from None
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UndecodableImage(" ".join(reason.split())) from None
 
 
 def _eight_bits(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.decode import check_channels
 from hardpatch.errors import UserError
 
 SIZE = 32
@@ -68,8 +69,6 @@ class DemoSource:
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
         """uint8 [32, 32, channels], a copy."""
-        from hardpatch.data.decode import check_channels
-
         check_channels(channels)
         if channels == 3:
             return self._images[i].copy()
