@@ -7,7 +7,7 @@ ranks: what a sample looks like depends only on (seed, epoch, index).
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ def train_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless training batches, from batch number `start` on; this rank's `batch_size / world_size` images of each.
 
     Position p of the stream belongs to epoch p // n and is place p % n of that epoch's permutation of the n images;
@@ -200,7 +200,7 @@ def _ignore_interrupt(worker: int) -> None:
 # empty batch that nothing could be decoded, and the error is raised here.
 
 
-def _stream(loader: DataLoader[Batch], n: int) -> Iterator[Batch]:
+def _stream(loader: DataLoader[Batch], n: int) -> Generator[Batch, None, None]:
     for batch in loader:
         if not len(batch.images):
             raise _nothing_decodes(n, batch.bad)

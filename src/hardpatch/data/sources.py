@@ -332,3 +332,23 @@ class ConcatSource:
             raise IndexError(i)
         part = int(np.searchsorted(self._ends, i, side="right"))
         return self._parts[part], i - (int(self._ends[part - 1]) if part else 0)
+
+
+class Subset:
+    """Some of the images of another source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+        self.classes, self.skipped = source.classes, source.skipped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, i: int) -> str:
+        return self.source.name(self.indices[i])
+
+    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
+        return self.source.image(self.indices[i], channels)
+
+    def label(self, i: int) -> int | None:
+        return self.source.label(self.indices[i])

@@ -1,0 +1,254 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hardpatch.data import decode as decode_module
+from hardpatch.data.decode import UndecodableImage, decode
+from hardpatch.errors import UserError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (12, 17, 3), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
+LUMA = np.asarray(Image.fromarray(RGB).convert("L"))
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def smooth(height: int = 40, width: int = 48) -> Image.Image:
+    """What a JPEG keeps well."""
+    return Image.fromarray(RGB[:4, :4]).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def rgb_of(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_come_back_exactly(format: str, options: dict[str, Any]) -> None:
+    data = encoded(Image.fromarray(RGB), format, **options)
+    assert np.array_equal(decode(data), RGB)
+    assert np.array_equal(decode(data, 1), LUMA[:, :, None])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+def test_grey_is_repeated_over_the_channels(format: str) -> None:
+    data = encoded(Image.fromarray(GREY), format)
+    assert np.array_equal(decode(data), rgb_of(GREY))
+    assert np.array_equal(decode(data, 1), GREY[:, :, None])
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_alpha_is_dropped_not_composited(format: str) -> None:
+    image = Image.fromarray(np.dstack([RGB, np.maximum(ALPHA, 1)]))
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    data = encoded(image, format, **options)
+    assert np.array_equal(decode(data), RGB)
+    assert np.array_equal(decode(data, 1), LUMA[:, :, None])
+
+
+def test_grey_with_alpha() -> None:
+    data = encoded(Image.fromarray(np.dstack([GREY, ALPHA])), "PNG")
+    assert np.array_equal(decode(data), rgb_of(GREY))
+    assert np.array_equal(decode(data, 1), GREY[:, :, None])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+def test_one_bit_becomes_black_and_white(format: str) -> None:
+    bits = GREY > 128
+    data = encoded(Image.fromarray(bits), format)
+    assert np.array_equal(decode(data), rgb_of(bits * np.uint8(255)))
+    assert np.array_equal(decode(data, 1), bits[:, :, None] * np.uint8(255))
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(256))], ids=["opaque", "one colour", "table"])
+def test_palette(transparency: int | bytes | None) -> None:
+    image = Image.fromarray(RGB).quantize(64)
+    options = {} if transparency is None else {"transparency": transparency}
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode(encoded(image, "PNG", **options)), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bit_grey_is_scaled_not_clipped(format: str, channels: int) -> None:
+    deep = np.linspace(0, 65535, 12 * 17).round().astype(np.uint16).reshape(12, 17)
+    pixels = decode(encoded(Image.fromarray(deep), format), channels)
+    assert pixels.shape == (12, 17, channels)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels[:, :, -1], np.round(deep / 257).astype(np.uint8))
+
+
+def test_big_endian_sixteen_bit_tiff() -> None:
+    deep = np.linspace(0, 65535, 20).round().astype(">u2").reshape(4, 5)
+    header = b"MM\x00\x2a\x00\x00\x00\x08"
+    fields = [(256, 5), (257, 4), (258, 16), (259, 1), (262, 1), (273, 8 + 2 + 12 * 8 + 4), (277, 1), (279, 40)]
+    entries = b"".join(tag.to_bytes(2) + (4).to_bytes(2) + (1).to_bytes(4) + value.to_bytes(4) for tag, value in fields)
+    data = header + len(fields).to_bytes(2) + entries + bytes(4) + deep.tobytes()
+    assert np.array_equal(decode(data, 1)[:, :, 0], np.round(deep / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "word"),
+    [(np.full((4, 4), 0.5, np.float32), "floating-point"), (np.full((4, 4), 70000, np.int32), "32-bit")],
+)
+def test_pixels_without_a_known_range_are_refused(pixels: np.ndarray, word: str) -> None:
+    with pytest.raises(UndecodableImage, match=word):
+        decode(encoded(Image.fromarray(pixels), "TIFF"))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
+def test_jpeg_is_what_pillow_reads(options: dict[str, Any]) -> None:
+    data = encoded(smooth(), "JPEG", quality=90, **options)
+    with Image.open(io.BytesIO(data)) as file:
+        expected = np.asarray(file.convert("RGB")).astype(int)
+    assert np.abs(decode(data) - expected).max() <= 1
+    assert np.abs(decode(data, 1)[:, :, 0] - np.asarray(smooth().convert("L")).astype(int)).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_in_other_colour_spaces(mode: str, channels: int) -> None:
+    original = np.asarray(smooth().convert(mode).convert("RGB" if channels == 3 else "L")).astype(int)
+    pixels = decode(encoded(smooth().convert(mode), "JPEG", quality=95), channels)
+    assert pixels.shape == (40, 48, channels)
+    assert np.abs(pixels.reshape(original.shape) - original).mean() < 3
+
+
+def test_jpeg_that_only_pillow_reads() -> None:
+    data = encoded(smooth(), "JPEG")
+    at = data.index(b"\xff\xda")
+    odd = data[:at] + b"\x00\x00" + data[at:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(odd)
+    assert np.array_equal(decode(odd), decode(data))
+
+
+def test_the_array_is_ours_to_write_to() -> None:
+    for format in ("JPEG", "PNG", "BMP"):
+        pixels = decode(encoded(smooth(), format))
+        assert pixels.flags.writeable
+        assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_wherever_a_file_is_cut_no_half_image_comes_out(format: str, options: dict[str, Any]) -> None:
+    data = encoded(smooth(16, 16), format, **options)
+    whole = decode(data)
+    refused = 0
+    for end in range(len(data)):
+        try:
+            pixels = decode(data[:end])
+        except UndecodableImage:
+            refused += 1
+        else:  # the last bytes of a PNG hold no pixels
+            assert np.array_equal(pixels, whole), f"half an image from {end} of {len(data)} bytes"
+    assert refused > 0.9 * len(data)
+
+
+def test_a_jpeg_that_ends_early_but_properly_is_truncated_too() -> None:
+    data = encoded(smooth(), "JPEG", quality=95)
+    with pytest.raises(UndecodableImage, match="truncated JPEG"):
+        decode(data[: len(data) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "empty file"), (b"\x00" * 100, "not a JPEG"), (b"GIF89a" + bytes(20), "not a JPEG"), (b"<html>", "not a")],
+)
+def test_what_is_no_image_is_said_so(data: bytes, reason: str) -> None:
+    with pytest.raises(UndecodableImage, match=reason):
+        decode(data)
+
+
+def test_the_reason_names_no_memory_address() -> None:
+    """Bad files are counted by their message, which must be the same each time."""
+    with pytest.raises(UndecodableImage) as caught:
+        decode(b"nonsense")
+    assert "0x" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    format=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]),
+    at=st.floats(0, 1, exclude_max=True),
+    garbage=st.binary(min_size=1, max_size=6),
+)
+def test_damaged_bytes_give_an_image_or_undecodable(format: str, at: float, garbage: bytes) -> None:
+    data = bytearray(encoded(smooth(16, 16), format))
+    place = int(at * len(data))
+    data[place : place + len(garbage)] = garbage
+    try:
+        pixels = decode(bytes(data))
+    except UndecodableImage as error:
+        reason = str(error)
+    else:
+        reason = "none"
+        assert pixels.ndim == 3
+        assert pixels.shape[2] == 3
+    assert reason
+    assert "\n" not in reason
+
+
+def test_a_header_that_claims_gigapixels_is_refused_at_once() -> None:
+    data = bytearray(encoded(smooth(), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = b"\xff\xdc\xff\xdc"
+    with pytest.raises(UndecodableImage, match="65500 x 65500 pixels"):
+        decode(bytes(data))
+
+
+def test_large_images_do_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors here, as they may be in a run."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 17 - 1)
+    assert np.array_equal(decode(encoded(Image.fromarray(RGB), "PNG")), RGB)
+
+
+def test_a_decompression_bomb_is_a_bad_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(RGB), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(UndecodableImage, match="DecompressionBomb"):
+        decode(data)
+
+
+def test_the_pixel_limit_is_pillows() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert decode_module.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, 13])
+def test_other_numbers_of_channels_are_the_users_mistake(channels: int) -> None:
+    with pytest.raises(UserError, match=f"data.channels.*got {channels}"):
+        decode(encoded(Image.fromarray(RGB), "PNG"), channels)

@@ -1,0 +1,390 @@
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.loader import BadFiles, Batch, _TrainingOrder, eval_batches, resolve_workers, train_batches
+from hardpatch.data.sources import Source, open_source
+from hardpatch.errors import UserError
+
+TRAIN = TrainTransform((16, 16))
+EVAL = EvalTransform((16, 16))
+
+
+def make_folder(root: Path, n: int, broken: tuple[int, ...] = (), labelled: bool = True) -> Source:
+    """Images of noise, 20 x 24, and junk where they are broken; image i lies in class i % 3."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        # the number leads, so that the order of the names is the order of the images
+        path = root / f"{i % 3}" / f"{i:03d}.png" if labelled else root / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
+        path.write_bytes(b"junk" if i in broken else buffer.getvalue())
+    return open_source(root)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_folder(tmp_path_factory.mktemp("images"), 22)
+
+
+def take(stream: Generator[Batch, None, None], n: int) -> list[Batch]:
+    batches = list(itertools.islice(stream, n))
+    stream.close()
+    return batches
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x.images, y.images)
+        assert torch.equal(x.indices, y.indices)
+        assert torch.equal(x.labels, y.labels)
+        assert x.bad == y.bad
+
+
+# the training stream
+
+
+def test_shapes_and_types(source: Source) -> None:
+    (batch,) = take(train_batches(source, TRAIN, batch_size=5, seed=0), 1)
+    assert batch.images.shape == (5, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous()
+    assert batch.indices.dtype == batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == [source.label(i) for i in batch.indices.tolist()]
+    assert batch.bad == []
+
+
+def test_grey_and_unlabelled(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, 4, labelled=False)
+    (batch,) = take(train_batches(source, TrainTransform((8, 12), channels=1), batch_size=4, seed=0), 1)
+    assert batch.images.shape == (4, 1, 8, 12)
+    assert batch.labels.tolist() == [-1] * 4
+
+
+def test_batches_are_the_permutations_of_the_epochs_end_to_end(source: Source) -> None:
+    batches = take(train_batches(source, TRAIN, batch_size=5, seed=0), 22)
+    indices = torch.cat([batch.indices for batch in batches]).reshape(5, 22)
+    for epoch in indices:
+        assert sorted(epoch.tolist()) == list(range(22))
+    assert len({tuple(epoch.tolist()) for epoch in indices}) == 5
+
+
+def test_another_seed_is_another_run(source: Source) -> None:
+    first, second = (take(train_batches(source, TRAIN, batch_size=22, seed=seed), 1)[0] for seed in (0, 1))
+    assert not torch.equal(first.indices, second.indices)
+
+
+def test_an_image_looks_different_in_each_epoch(source: Source) -> None:
+    first, second = take(train_batches(source, TRAIN, batch_size=22, seed=0), 2)
+    for i in range(22):
+        assert not torch.equal(first.images[first.indices == i], second.images[second.indices == i])
+
+
+def test_a_batch_larger_than_the_set(source: Source) -> None:
+    batches = take(train_batches(source, TRAIN, batch_size=50, seed=0), 11)
+    counts = torch.bincount(torch.cat([batch.indices for batch in batches]), minlength=22)
+    assert counts.tolist() == [25] * 22
+    assert_same(batches[7:], take(train_batches(source, TRAIN, batch_size=50, seed=0, start=7), 4))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(source: Source, workers: int) -> None:
+    alone = take(train_batches(source, TRAIN, batch_size=5, seed=3), 9)
+    assert_same(alone, take(train_batches(source, TRAIN, batch_size=5, seed=3, workers=workers), 9))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (4, 2), (9, 0)])
+def test_resume_goes_on_as_if_never_stopped(source: Source, start: int, workers: int) -> None:
+    whole = take(train_batches(source, TRAIN, batch_size=5, seed=3), 12)
+    assert_same(
+        whole[start:],
+        take(train_batches(source, TRAIN, batch_size=5, seed=3, start=start, workers=workers), 12 - start),
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_ranks_share_the_same_batches(source: Source, world_size: int) -> None:
+    whole = take(train_batches(source, TRAIN, batch_size=6, seed=1, start=2), 8)
+    shares = [
+        take(train_batches(source, TRAIN, batch_size=6, seed=1, start=2, rank=rank, world_size=world_size), 8)
+        for rank in range(world_size)
+    ]
+    for expected, *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(expected.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(expected.indices, torch.cat([part.indices for part in parts]))
+        assert torch.equal(expected.labels, torch.cat([part.labels for part in parts]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    share=st.integers(1, 30),
+    world_size=st.integers(1, 4),
+    start=st.integers(0, 50),
+    seed=st.integers(0, 2**40),
+)
+def test_order_of_any_run(n: int, share: int, world_size: int, start: int, seed: int) -> None:
+    """Whatever the batch, the rank and the start, a position of the stream is a place of its epoch's permutation."""
+    batch_size = share * world_size
+    rows = [
+        np.concatenate(list(itertools.islice(_TrainingOrder(n, batch_size, seed, start, rank, world_size), 3)))
+        for rank in range(world_size)
+    ]
+    stream = np.stack([row.reshape(3, share, 2) for row in rows], axis=1).reshape(-1, 2)
+    positions = np.arange(start * batch_size, (start + 3) * batch_size)
+    assert np.array_equal(stream[:, 0], positions // n)
+    for epoch in np.unique(stream[:, 0]):
+        places, seen = positions[stream[:, 0] == epoch] % n, stream[stream[:, 0] == epoch, 1]
+        order = np.concatenate(list(itertools.islice(_TrainingOrder(n, 1, seed, int(epoch) * n, 0, 1), n)))[:, 1]
+        assert sorted(order) == list(range(n))
+        assert np.array_equal(seen, order[places])
+
+
+def test_starting_far_into_a_run_is_instant() -> None:
+    order = iter(_TrainingOrder(1_000_000, 4096, 0, 10**9, 0, 1))
+    assert next(order).shape == (4096, 2)
+
+
+# files that cannot be decoded
+
+
+def test_a_broken_file_gives_its_place_to_the_next(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, 8, broken=(2, 3, 7), labelled=False)
+    (batch,) = take(
+        train_batches(source, TrainTransform((20, 24), scale=(1, 1), ratio=(1.2, 1.2), flip=0), batch_size=8, seed=0), 1
+    )
+    shown = (0, 1, 4, 4, 4, 5, 6, 0)
+    assert sorted(batch.indices.tolist()) == list(range(8))
+    for k, index in enumerate(batch.indices.tolist()):
+        expected = torch.from_numpy(source.image(shown[index], 3)).permute(2, 0, 1)
+        assert torch.equal(batch.images[k], expected), f"image {index} should show {shown[index]}"
+    assert sorted(batch.bad) == [f"{source.name(i)}: not a JPEG, PNG, WebP, TIFF or BMP file" for i in (2, 3, 7)]
+
+
+def test_the_label_is_that_of_the_image_shown(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, 6, broken=(3,))  # in order of name: 000 003 001 004 002 005
+    (batch,) = take(train_batches(source, TRAIN, batch_size=6, seed=0), 1)
+    assert source.name(1).endswith("003.png")
+    assert batch.labels[batch.indices == 1].item() == source.label(2) == 1
+
+
+def test_broken_files_are_replaced_the_same_with_workers_and_ranks(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, 9, broken=(0, 1, 5))
+    alone = take(train_batches(source, TRAIN, batch_size=4, seed=0), 6)
+    assert_same(alone, take(train_batches(source, TRAIN, batch_size=4, seed=0, workers=2), 6))
+    halves = [take(train_batches(source, TRAIN, batch_size=4, seed=0, rank=r, world_size=2), 6) for r in (0, 1)]
+    for whole, a, b in zip(alone, *halves, strict=True):
+        assert torch.equal(whole.images, torch.cat([a.images, b.images]))
+        assert set(whole.bad) == {*a.bad, *b.bad}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "open_stream",
+    [
+        lambda source, workers: train_batches(source, TRAIN, batch_size=2, seed=0, workers=workers),
+        lambda source, workers: eval_batches(source, EVAL, batch_size=2, workers=workers),
+    ],
+    ids=["train", "eval"],
+)
+def test_nothing_decodable_is_one_line(
+    tmp_path: Path, workers: int, open_stream: Callable[[Source, int], Iterator[Batch]]
+) -> None:
+    source = make_folder(tmp_path, 3, broken=(0, 1, 2), labelled=False)
+    with pytest.raises(UserError, match=r"none of the 3 images can be decoded.*\d\.png: not a JPEG") as caught:
+        next(open_stream(source, workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_logged_once_and_counted() -> None:
+    lines: list[str] = []
+    bad = BadFiles(total=100, max_bad_fraction=0.02, log=lines.append)
+    bad.update(["a.jpg: truncated"])
+    bad.update(["a.jpg: truncated", "b.jpg: empty file"])
+    bad.update([])
+    assert len(bad) == 2
+    assert lines == ["cannot decode a.jpg: truncated", "cannot decode b.jpg: empty file"]
+
+
+def test_too_many_bad_files_stop_the_run_with_one_line() -> None:
+    bad = BadFiles(total=100, max_bad_fraction=0.02, log=lambda line: None)
+    bad.update(["a.jpg: x", "b.jpg: x"])
+    with pytest.raises(UserError) as caught:
+        bad.update(["c.jpg: x", "d.jpg: y"])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("4 of 100", "4.00%", "2.00%", "c.jpg", "d.jpg: y", "raise --data.max_bad_fraction to go on"):
+        assert part in message
+
+
+def test_no_bad_file_is_allowed_at_zero_and_all_at_one(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError):
+        BadFiles(10, 0.0).update(["a: x"])
+    BadFiles(2, 1.0).update(["a: x", "b: x"])
+    assert [record.name for record in caplog.records] == ["hardpatch"] * 3
+
+
+# evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_image_once_in_order(source: Source, workers: int) -> None:
+    batches = list(eval_batches(source, EVAL, batch_size=8, workers=workers))
+    assert [len(batch.images) for batch in batches] == [8, 8, 6]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(22))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [source.label(i) for i in range(22)]
+    assert torch.equal(batches[1].images[2], EVAL(source.image(10, 3)))
+
+
+def test_broken_files_are_left_out_and_no_batch_is_empty(tmp_path: Path) -> None:
+    broken = (0, 1, 2, 4, 6, 7, 8, 12, 13)
+    source = make_folder(tmp_path, 14, broken=broken, labelled=False)
+    batches = list(eval_batches(source, EVAL, batch_size=2))
+    assert [batch.indices.tolist() for batch in batches] == [[3], [5], [9], [10, 11]]
+    assert all(len(batch.images) == len(batch.indices) == len(batch.labels) > 0 for batch in batches)
+    reported = [entry for batch in batches for entry in batch.bad]
+    assert sorted(reported) == [f"{source.name(i)}: not a JPEG, PNG, WebP, TIFF or BMP file" for i in broken]
+    assert torch.equal(batches[3].images[1], EVAL(source.image(11, 3)))
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(0, 1), (-4, 1), (6, 4)])
+def test_batch_size_must_be_shared_evenly(source: Source, batch_size: int, world_size: int) -> None:
+    with pytest.raises(UserError, match=f"batch_size: .*{world_size} processes, got {batch_size}"):
+        train_batches(source, TRAIN, batch_size=batch_size, seed=0, world_size=world_size)
+
+
+def test_arguments_are_checked_before_anything_runs(source: Source) -> None:
+    with pytest.raises(UserError, match="seed: expected 0 or more, got -1"):
+        train_batches(source, TRAIN, batch_size=4, seed=-1)
+    with pytest.raises(UserError, match=r"data\.channels"):
+        train_batches(source, TrainTransform((16, 16), channels=13), batch_size=4, seed=0)
+    with pytest.raises(UserError, match=r"data\.channels"):
+        eval_batches(source, EvalTransform((16, 16), channels=2), batch_size=4)
+    with pytest.raises(UserError, match="batch_size"):
+        eval_batches(source, EVAL, batch_size=0)
+
+
+def test_resolve_workers() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert resolve_workers("auto") == min(cores - 1, 8)
+    assert resolve_workers(0) == 0
+    assert resolve_workers(5) == 5
+    for wrong in (-1, "many", 1.5, True):
+        with pytest.raises(UserError, match=r'data\.workers: expected "auto"'):
+            resolve_workers(wrong)  # type: ignore[arg-type]
+
+
+# processes
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to count processes")
+def test_closing_the_stream_stops_the_workers(source: Source) -> None:
+    before = children()
+    stream = train_batches(source, TRAIN, batch_size=4, seed=0, workers=2)
+    next(stream)
+    assert len(children() - before) >= 2
+    stream.close()
+    assert children() - before == set()
+
+
+RUN = """
+    import sys, torch
+    from hardpatch.data.augment import TrainTransform
+    from hardpatch.data.loader import train_batches
+    from hardpatch.data.sources import open_source
+
+    def checksums(workers):
+        source = open_source(sys.argv[1])
+        stream = train_batches(source, TrainTransform((16, 16)), batch_size=5, seed=3, workers=workers)
+        return [int(next(stream).images.long().sum()) for _ in range(4)]
+
+    if __name__ == "__main__":
+        torch.multiprocessing.set_start_method(sys.argv[2])
+        alone, helped = checksums(0), checksums(1)
+        assert alone == helped, (alone, helped)
+"""
+
+
+def test_spawned_workers_give_the_same_batches(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = make_folder(tmp_path / "images", 8)
+    data = [Path(folder.name(i)).read_bytes() for i in range(8)]
+    pq.write_table(pa.table({"image": data}), tmp_path / "images.parquet")
+    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "images.parquet"), "spawn"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+INTERRUPTED = """
+    import sys
+    from hardpatch.data.augment import TrainTransform
+    from hardpatch.data.loader import train_batches
+    from hardpatch.data.sources import open_source
+
+    source = open_source(sys.argv[1])
+    try:
+        for batch in train_batches(source, TrainTransform((64, 64)), batch_size=64, seed=0, workers=2):
+            print("ready", flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def test_interrupt_from_the_keyboard_is_quiet(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "run.py").write_text(textwrap.dedent(INTERRUPTED))
+    images = str(Path(source.name(0)).parents[1])
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), images],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == ""
+
+
+# real data
+
+
+def test_real_images_stream(shared: Path) -> None:
+    source = open_source(shared / "data" / "caltech100_128" / "train")
+    batches = take(train_batches(source, TrainTransform((48, 48)), batch_size=64, seed=0), 4)
+    assert all(batch.bad == [] for batch in batches)
+    mean = torch.cat([batch.images for batch in batches]).float().mean()
+    assert 80 < mean < 180
