@@ -18,8 +18,12 @@ from PIL import Image
 
 from hardpatch.data.augment import EvalTransform, TrainTransform
 from hardpatch.data.loader import BadFiles, Batch, _TrainingOrder, eval_batches, resolve_workers, train_batches
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.sources import Source, open_images, open_source
 from hardpatch.errors import UserError
+
+# torch says so where there are fewer cores than workers, as there may be on a test machine
+MANY_WORKERS = "ignore:This DataLoader will create"
+pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
 TRAIN = TrainTransform((16, 16))
 EVAL = EvalTransform((16, 16))
@@ -311,38 +315,23 @@ def test_closing_the_stream_stops_the_workers(source: Source) -> None:
     assert children() - before == set()
 
 
-RUN = """
-    import sys, torch
-    from hardpatch.data.augment import TrainTransform
-    from hardpatch.data.loader import train_batches
-    from hardpatch.data.sources import open_source
-
-    def checksums(workers):
-        source = open_source(sys.argv[1])
-        stream = train_batches(source, TrainTransform((16, 16)), batch_size=5, seed=3, workers=workers)
-        return [int(next(stream).images.long().sum()) for _ in range(4)]
-
-    if __name__ == "__main__":
-        torch.multiprocessing.set_start_method(sys.argv[2])
-        alone, helped = checksums(0), checksums(1)
-        assert alone == helped, (alone, helped)
-"""
+@pytest.fixture
+def spawning() -> Iterator[None]:
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    yield
+    torch.multiprocessing.set_start_method(None, force=True)
 
 
+@pytest.mark.usefixtures("spawning")
 def test_spawned_workers_give_the_same_batches(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = make_folder(tmp_path / "images", 8)
-    data = [Path(folder.name(i)).read_bytes() for i in range(8)]
-    pq.write_table(pa.table({"image": data}), tmp_path / "images.parquet")
-    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "images.parquet"), "spawn"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    pq.write_table(pa.table({"image": [Path(folder.name(i)).read_bytes() for i in range(8)]}), tmp_path / "a.parquet")
+    source = open_images([tmp_path / "a.parquet", tmp_path / "images"])
+    alone = take(train_batches(source, TRAIN, batch_size=5, seed=3), 4)
+    assert_same(alone, take(train_batches(source, TRAIN, batch_size=5, seed=3, workers=1), 4))
 
 
 INTERRUPTED = """
@@ -364,7 +353,7 @@ def test_interrupt_from_the_keyboard_is_quiet(tmp_path: Path, source: Source) ->
     (tmp_path / "run.py").write_text(textwrap.dedent(INTERRUPTED))
     images = str(Path(source.name(0)).parents[1])
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py"), images],
+        [sys.executable, "-W", MANY_WORKERS, str(tmp_path / "run.py"), images],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
