@@ -341,12 +341,9 @@ def _score(arguments: list[str]) -> int:
     if summary.spearman is not None:
         print(f"Spearman correlation of predicted and true loss: {summary.spearman:.3f} (mean over images)")
     if summary.auc is not None and summary.true_loss_auc is not None:
-        print(
-            f"area under the ROC curve against the object masks: predicted {summary.auc:.3f}, true loss {summary.true_loss_auc:.3f}"
-        )
-    print(
-        f"pictures: {summary.contact_sheet}, {len(summary.pictures)} of single images beside it; numbers: {summary.table}"
-    )
+        print(f"area under the ROC curve of predicted difficulty against the object masks: {summary.auc:.3f}", end=" ")
+        print(f"(of the true loss: {summary.true_loss_auc:.3f})")
+    print(f"pictures: {summary.contact_sheet} and {len(summary.pictures)} of single images; numbers: {summary.table}")
     if options.json is not None:
         _write_json(options.json, summary.to_dict())
     return 0

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hardpatch.losses import PREDICTING_LOSSES
+from hardpatch.masking import random_mask
+from hardpatch.methods.hpm import HPM, PredictingLoss, mine
+from hardpatch.models.teacher import Teacher
+from hardpatch.patches import split
+from tests.small import mae_of, small_hpm, small_mae
+
+IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
+
+
+class NeverRun(Teacher):
+    def predict_loss(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the teacher was run")
+
+
+def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
+    mae, hpm = small_mae(), HPM(small_mae(), None)
+    mask = split(random_mask(NOISE, 18))
+    latent = mae.encode(IMAGES, mask)
+    target = mae.target(IMAGES).gather(1, mask.masked.unsqueeze(-1).expand(-1, -1, 48))
+    loss = mae.reconstruction_loss(mae.reconstruct(latent, mask), target).mean()
+    loss.backward()
+    problem = mine(None, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0)
+    assert all(map(torch.equal, problem.mask, mask))
+    losses = hpm(IMAGES, problem.mask)
+    losses.loss.backward()
+    assert torch.equal(losses.loss, loss)
+    assert losses.predicted is None
+    for one, other in zip(mae.parameters(), hpm.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None:
+    problem = mine(NeverRun(small_hpm()), IMAGES, NOISE, mask_ratio=0.75, alpha=0.05)  # int(18 * 0.05) == 0
+    assert problem.difficulty is None
+    assert all(map(torch.equal, problem.mask, split(random_mask(NOISE, 18))))
+
+
+@pytest.mark.parametrize("mining", ["hard", "easy"])
+def test_mined_patches_are_what_the_teacher_finds_hard(mining: str) -> None:
+    teacher = Teacher(small_hpm(seed=3))
+    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=1.0, mining=mining)  # type: ignore[arg-type]
+    order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=mining == "hard")
+    assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
+
+
+@torch.no_grad()
+def test_permuting_images_permutes_scores_and_masks() -> None:
+    teacher = Teacher(small_hpm())
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert_close(teacher.predict_loss(IMAGES[order]), teacher.predict_loss(IMAGES)[order])
+    one = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.5)
+    other = mine(teacher, IMAGES[order], NOISE[order], mask_ratio=0.75, alpha=0.5)
+    assert torch.equal(other.mask.masked, one.mask.masked[order])
+
+
+@pytest.mark.parametrize("name", list(PREDICTING_LOSSES))
+def test_loss_is_the_sum_of_both_and_the_predictor_does_not_teach_the_reconstructor(name: PredictingLoss) -> None:
+    model = small_hpm(name)
+    losses = model(IMAGES, random_mask(NOISE, 18))
+    assert losses.reconstruction.shape == losses.predicted.shape == (5, 18)
+    assert_close(losses.loss, losses.reconstruction.mean() + losses.predicting)
+    assert_close(losses.predicting, PREDICTING_LOSSES[name](losses.predicted, losses.reconstruction))
+    losses.predicting.backward()
+    assert all(p.grad is None for p in mae_of(model).reconstructor.parameters())
+    assert all(p.grad is not None for p in model.host.encoder.parameters())  # the gradient flows into the encoder
+    assert model.predictor is not None
+    assert all(p.grad is not None for p in model.predictor.parameters())
+
+
+@torch.no_grad()
+def test_predict_loss_sees_the_whole_image_at_any_size() -> None:
+    model = small_hpm()
+    assert model.predict_loss(IMAGES).shape == (5, 24)
+    assert model.predict_loss(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_normalise() -> None:
+    model = small_hpm()
+    pixels = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert_close(model.normalise(pixels)[1, 2], (pixels[1, 2] / 255 - mean[2]) / std[2])
+
+
+def test_a_plain_host_has_no_difficulty() -> None:
+    model = HPM(small_mae(), None)
+    assert not model.has_predictor
+    with pytest.raises(ValueError, match="without a loss predictor"):
+        model.predict_loss(IMAGES)
