@@ -327,6 +327,18 @@ def test_too_few_draws(tmp_path: Path) -> None:
     score(bright(), bright(), source, out=tmp_path / "out", draws=2, pictures=0)
 
 
+@pytest.mark.parametrize("mask_ratio", [0.0, 1.0, -1.0, 75.0])
+def test_a_mask_ratio_that_makes_no_sense(tmp_path: Path, mask_ratio: float) -> None:
+    with pytest.raises(UserError, match=r"^mask_ratio: "):
+        score(bright(), bright(), open_source("demo:test"), out=tmp_path, mask_ratio=mask_ratio)
+
+
+def test_a_file_is_no_folder_for_the_results(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"^out: expected a folder that can be written"):
+        score(bright(), bright(), open_source("demo:test"), out=tmp_path / "out")
+
+
 def test_a_model_that_diverged(tmp_path: Path) -> None:
     source = open_source(folder_of(tmp_path / "in", {"a.png": steps()}))
     with pytest.raises(UserError, match=r"^model: expected finite losses"):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardpatch.errors import UserError
 from hardpatch.evaluate import knn
 from hardpatch.evaluate.features import Features
 from hardpatch.evaluate.knn import KnnResult, KnnRow, knn_accuracy
@@ -120,5 +121,5 @@ def test_the_best_is_the_smallest_of_equal_ks() -> None:
     ],
 )
 def test_what_cannot_be_is_named(train: Features, val: Features, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         knn_accuracy(train, val, classes=3, **options)

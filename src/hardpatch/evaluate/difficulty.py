@@ -94,8 +94,8 @@ def score(
         progress: called after each batch with (images done, images).
 
     Raises:
-        UserError: if the model has no loss predictor or gives no finite numbers, if too few draws are asked for, or if
-            an image's mask is missing.
+        UserError: if the model has no loss predictor or gives no finite numbers, if the mask ratio or the number of
+            draws makes no sense, if an image's mask is missing, or if ``out`` is no folder.
     """
     if not student.has_predictor:
         raise UserError(
@@ -103,7 +103,10 @@ def score(
         )
     grid, size, channels = student.grid, student.image_size, len(student.mean)
     patches = grid[0] * grid[1]
-    masked = masked_count(patches, mask_ratio)
+    try:
+        masked = masked_count(patches, mask_ratio)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if draws * masked < patches:
         least = -(-patches // masked)
         raise UserError(f"draws: expected at least {least}, to mask each of {patches} patches once; got {draws}")
@@ -113,7 +116,10 @@ def score(
     rows: list[figures.ScoreRow] = []
     written: list[Path] = []
     bad: list[str] = []
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: expected a folder that can be written, got {out}: {error.strerror}") from None
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
         images, indices = student.normalise(batch.images.to(device)), batch.indices.to(device)
         difficulty = teacher.predict_loss(images).float()  # [B, N]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hardpatch.errors import UserError
 from hardpatch.evaluate.features import Features
 
 CHUNK_ELEMENTS = 2**25
@@ -83,13 +84,13 @@ def knn_accuracy(
         the top 5 in whatever order sorting leaves them.
 
     Raises:
-        ValueError: if a set is empty, a label or a k is out of range, or the temperature is not positive.
+        UserError: if a set is empty, a label or a k is out of range, or the temperature is not positive.
     """
     check_labels(train, val, classes)
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks: expected whole numbers from 1, got {list(ks)}")
+        raise UserError(f"ks: expected whole numbers from 1, got {list(ks)}")
     if temperature <= 0:
-        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+        raise UserError(f"temperature: expected a number above 0, got {temperature}")
     images = len(train.features)
     wanted = sorted({min(k, images) for k in ks})
     capped = sorted({k for k in ks if k > images})
@@ -124,13 +125,13 @@ def right_at(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_labels(train: Features, val: Features, classes: int) -> None:
-    """Raise a ValueError unless both sets have images, of one width, with labels in ``0 .. classes - 1``."""
+    """Raise a UserError unless both sets have images, of one width, with labels in ``0 .. classes - 1``."""
     for argument, (features, labels, _) in (("train", train), ("val", val)):
         if not len(features):
-            raise ValueError(f"{argument}: expected at least one image, got none")
+            raise UserError(f"{argument}: expected at least one image, got none")
         if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             got = f"{int(labels.min())} .. {int(labels.max())}"
-            raise ValueError(f"{argument}: expected labels in 0 .. {classes - 1}, got {got}")
+            raise UserError(f"{argument}: expected labels in 0 .. {classes - 1}, got {got}")
     if train.features.shape[1] != val.features.shape[1]:
         got = f"{train.features.shape[1]} and {val.features.shape[1]}"
-        raise ValueError(f"train, val: expected features of one width, got {got}")
+        raise UserError(f"train, val: expected features of one width, got {got}")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hardpatch.errors import UserError
 from hardpatch.evaluate.features import Features, Progress
 from hardpatch.evaluate.knn import check_labels, right_at
 from hardpatch.train.optim import learning_rate
@@ -101,21 +102,21 @@ def linear_probe(
         progress: called after each epoch with (epochs done, epochs).
 
     Raises:
-        ValueError: if a set is empty, a label out of range, the training set has one image only (which cannot be
+        UserError: if a set is empty, a label out of range, the training set has one image only (which cannot be
             normalised), or a setting is not positive.
     """
     check_labels(train, val, classes)
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
     if not base_lrs or min(base_lrs) <= 0:
-        raise ValueError(f"base_lrs: expected numbers above 0, got {list(base_lrs)}")
+        raise UserError(f"base_lrs: expected numbers above 0, got {list(base_lrs)}")
     if epochs < 1 or not 0 <= warmup_epochs < epochs or batch_size < 2:
-        raise ValueError(
+        raise UserError(
             "expected epochs >= 1, 0 <= warmup_epochs < epochs and batch_size >= 2, "
             f"got {epochs}, {warmup_epochs} and {batch_size}"
         )
     images, width = train.features.shape
     if images < 2:
-        raise ValueError("train: expected at least two images, got one")
+        raise UserError("train: expected at least two images, got one")
     batch = min(batch_size, max(images // 10, 64), images)
     note = f"batch_size {batch_size} lowered to {batch} for {images} training images" if batch < batch_size else ""
 
@@ -160,7 +161,7 @@ def _optimiser(kind: Optimiser, weights: list[nn.Parameter], biases: list[nn.Par
     if kind == "sgd":
         return torch.optim.SGD([{"params": [tensor]} for tensor in [*weights, *biases]], lr=0.0, momentum=0.9)
     if kind != "lars":
-        raise ValueError(f"optimiser: expected 'sgd' or 'lars', got {kind!r}")
+        raise UserError(f"optimiser: expected 'sgd' or 'lars', got {kind!r}")
     from timm.optim.lars import Lars
 
     # As in MAE and MoCo v3, biases take the plain step: `always_adapt` is what scales without weight decay.
