@@ -186,7 +186,12 @@ def test_a_jpeg_that_ends_early_but_properly_is_truncated_too() -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty file"), (b"\x00" * 100, "not a JPEG"), (b"GIF89a" + bytes(20), "not a JPEG"), (b"<html>", "not a")],
+    [
+        (b"", "empty file"),
+        (b"\x00" * 100, "not a JPEG"),
+        (encoded(smooth(), "GIF"), "not a JPEG"),
+        (b"<html>", "not a"),
+    ],
 )
 def test_what_is_no_image_is_said_so(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImage, match=reason):

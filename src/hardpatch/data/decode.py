@@ -57,7 +57,7 @@ def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        # Pillow warns of large images and odd metadata; the outcome, a picture or an exception, says all there is.
+        # Pillow warns of size, odd metadata and alpha in palettes; a picture or an exception says all there is to say.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
@@ -65,10 +65,8 @@ def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
                     raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit grey")
                 if file.mode.startswith("I"):
                     return np.repeat(_eight_bits(np.asarray(file))[:, :, None], channels, axis=2)
-                # by way of RGBA, since a palette may hold alpha in a form that only RGBA takes
-                image = file.convert("RGBA") if file.mode == "P" else file
                 # np.array, not np.asarray: torch warns of Pillow's read-only memory
-                return np.array(image.convert(MODES[channels])).reshape(file.height, file.width, channels)
+                return np.array(file.convert(MODES[channels])).reshape(file.height, file.width, channels)
     except UndecodableImage:
         raise
     except UnidentifiedImageError:

@@ -192,7 +192,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main one stops the workers, which need not print about it."""
+    """Ctrl-C reaches every process of the terminal; the main one may want to finish its step before it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
