@@ -1,6 +1,12 @@
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure, and a continuous integration must not fail by chance.
+hypothesis.settings.register_profile("hardpatch", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("hardpatch")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

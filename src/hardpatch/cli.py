@@ -243,7 +243,8 @@ def _linear(arguments: list[str]) -> int:
 
     def row(result: Any) -> str:
         each = "  ".join(f"{row.base_lr:g} {row.top1:.2%}" for row in result.rows)
-        return f"linear top-1 {result.top1:.2%}, top-5 {result.top5:.2%} (best base_lr {result.best_lr:g}; {each})"
+        text = f"linear top-1 {result.top1:.2%}, top-5 {result.top5:.2%} (best base_lr {result.best_lr:g}; {each})"
+        return text + (f"; {result.note}" if result.note else "")
 
     return _evaluate(options, measure, row)
 

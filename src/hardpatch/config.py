@@ -219,6 +219,8 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")
         if statistics == "imagenet" and data.channels != 3:
             raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channels}; use computed")
+    if not 0 <= run.seed < 2**63:
+        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
     if isinstance(data.workers, int) and data.workers < 0:
         raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
     if run.batch_size % optim.accumulate:
@@ -230,18 +232,19 @@ def _check(run: RunConfig) -> None:
         raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
 
 
-def add_settings(parser: ArgumentParser) -> None:
-    """Add every setting of a run to a parser, as ``--section.name VALUE``."""
+@cache
+def _parser() -> ArgumentParser:
+    """A parser of every setting of a run, as ``--section.name VALUE``."""
+    parser = ArgumentParser(prog="hardpatch", exit_on_error=False, add_help=False, usage=argparse.SUPPRESS)
     parser.add_class_arguments(RunConfig)
+    return parser
 
 
 def settings_help() -> str:
     """What ``--help`` says of the settings of a run."""
-    parser = ArgumentParser(prog="hardpatch", add_help=False, usage=argparse.SUPPRESS)
-    add_settings(parser)
     # jsonargparse lets a section be read from a file; here --data names the images, and --config the file.
     sections = "|".join(name for name in setting_names() if name)
-    return re.sub(rf"\n  --({sections}) CONFIG +Path to a configuration file\.", "", parser.format_help())
+    return re.sub(rf"\n  --({sections}) CONFIG +Path to a configuration file\.", "", _parser().format_help())
 
 
 def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig:
@@ -251,8 +254,7 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
         UserError: one line that names the setting, what was expected and what came; a misspelt name gets a suggestion.
     """
     check_names(values)
-    parser = ArgumentParser(prog="hardpatch", exit_on_error=False)
-    add_settings(parser)
+    parser = _parser()
     given = {argument.split("=")[0] for argument in arguments}
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if f"--{one}" in given and f"--{other}" not in given:  # how long to train is said anew, in the other unit

@@ -153,7 +153,7 @@ def _place(inks: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArr
     wide = high * rng.uniform(*STRETCH, size=n)
     turn = np.deg2rad(rng.uniform(-TURN, TURN, size=n))
     # a place for the glyph's 8 x 8 cells; its padding, which holds no ink, may lie outside
-    room_x, room_y = (SIZE - wide) / 2, (SIZE - high) / 2
+    room_x, room_y = np.maximum(SIZE - wide, 0) / 2, np.maximum(SIZE - high, 0) / 2
     x, y = rng.uniform(-room_x, room_x), rng.uniform(-room_y, room_y)
     # grid_sample wants the map from the canvas to the glyph, both over [-1, 1]
     to_x, to_y = SIZE / (wide * 10 / 8), SIZE / (high * 10 / 8)

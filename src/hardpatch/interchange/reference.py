@@ -6,6 +6,7 @@ Their keys carry no prefix for encoder parts; the reconstructor's are ``decoder_
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -45,7 +46,8 @@ def read_reference(path: Path, weights: Literal["student", "teacher"] = "student
         UserError: if the file is no checkpoint, or holds anything but tensors and plain values.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles; what torch cannot read safely it refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -84,6 +86,8 @@ def from_reference(
     Raises:
         UserError: if keys are missing or unknown.
     """
+    if any(key.startswith("model.") for key in state):  # golden files hold other tensors beside the model's
+        state = {key: value for key, value in state.items() if key.startswith("model.")}
     state = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
     missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "decoder_embed.weight") if key not in state]
     if missing:
@@ -92,18 +96,21 @@ def from_reference(
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
     decoder_width = state["decoder_embed.weight"].shape[0]
     decoder_heads = decoder_heads or min(16, decoder_width // 16)
-    host = MAE(
-        image_size=(side, side),
-        patch_size=patch_size,
-        channels=channels,
-        width=width,
-        depth=_depth(state, "blocks."),
-        heads=heads or _HEADS.get(width) or (width // 64 if width % 64 == 0 else width // 32),
-        decoder_width=decoder_width,
-        decoder_depth=_depth(state, "decoder_blocks."),
-        decoder_heads=decoder_heads,
-        normalise_pixels=normalise_pixels,
-    )
+    try:
+        host = MAE(
+            image_size=(side, side),
+            patch_size=patch_size,
+            channels=channels,
+            width=width,
+            depth=_depth(state, "blocks."),
+            heads=heads or _HEADS.get(width) or (width // 64 if width % 64 == 0 else width // 32),
+            decoder_width=decoder_width,
+            decoder_depth=_depth(state, "decoder_blocks."),
+            decoder_heads=decoder_heads,
+            normalise_pixels=normalise_pixels,
+        )
+    except ValueError as error:
+        raise UserError(f"RUN: {error}") from None
     predictor_depth = _depth(state, "decoder_blocks_losspred.")
     predictor = None
     if predictor_depth:

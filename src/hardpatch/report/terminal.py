@@ -95,19 +95,21 @@ def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def show_log(console: Console | None = None, file: Path | None = None) -> None:
-    """Send the log of `hardpatch` to the terminal, above a bar if there is one, or to a file as well."""
+    """Send the log of `hardpatch` to the terminal, above a bar if there is one, and to a file if one is named."""
     logger = logging.getLogger("hardpatch")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handler: logging.Handler
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+        old.close()
+    if console is not None and console.is_terminal:
+        logger.addHandler(RichHandler(console=console, show_path=False, show_time=False, markup=False))
+    else:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
     if file is not None:
         handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    elif console is not None and console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-    logger.addHandler(handler)
+        logger.addHandler(handler)
 
 
 def use_device(name: str) -> torch.device:

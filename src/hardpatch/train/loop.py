@@ -34,6 +34,9 @@ from hardpatch.train.optim import Schedule, parameter_groups, schedule
 
 log = logging.getLogger("hardpatch")
 
+SKIPPED_SHOWN = 20
+"""Names of files that are no images that are put into the log; a folder may hold a million of them."""
+
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -87,14 +90,15 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
         TrainingError: if the loss becomes NaN or infinite.
     """
     source = open_source(run.data.path)
-    for name in source.skipped:
-        log.warning("skipped, not an image: %s", name)
     total = total_steps(run, len(source))
     newest = checkpoint.newest(folder)
     mean, std = _statistics(run, source, newest)
     fabric = _fabric(run)
     model = initial_model(run, mean, std)
     prepare()
+    if source.skipped:
+        shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
+        log.warning("%d files are not images and are left out: %s", len(source.skipped), shown)
     trainer = Trainer(run, folder, source, model, fabric, total)
     if newest is not None:
         trainer.restore(newest)

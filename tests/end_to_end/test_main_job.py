@@ -1,0 +1,197 @@
+"""Pre-train, measure, look: through the command line, on real files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+import hardpatch
+from hardpatch.cli import main
+from hardpatch.train.monitor import read_metrics
+from tests.end_to_end.conftest import SMALL
+
+
+def test_the_run_folder_explains_itself(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "log.txt"),
+        *("tensorboard", "checkpoints", "pictures"),
+    }
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["steps"] == 12
+    assert settings["model"]["width"] == 32
+    assert json.loads((run / "environment.json").read_text())["command"].startswith("hardpatch pretrain --recipe demo")
+    assert f"hardpatch knn {run}" in (run / "README.md").read_text()
+    with Image.open(run / "pictures" / "curves.png") as curves:
+        assert min(curves.size) > 300
+    assert (run / "pictures" / "difficulty" / "contact_sheet.png").is_file()
+
+
+def test_metrics_tell_whether_the_miner_is_alive(run: Path) -> None:
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [5, 10, 12]
+    last = rows[-1]
+    assert last["loss"] == pytest.approx(last["reconstruction_loss"] + last["predicting_loss"], rel=1e-4)
+    assert last["epoch"] == pytest.approx(12 * 16 / 30)
+    assert last["alpha"] == pytest.approx(0.3 + 0.2 * 11 / 12)
+    assert 0.0 <= last["pair_accuracy"] <= 1.0
+    assert -1.0 <= last["spearman"] <= 1.0
+    assert 0.0 <= last["mined_overlap"] <= 1.0
+    assert last["mined_loss_ratio"] > 0
+    assert last["images_per_second"] > 0
+    assert last["gradient_norm"] > 0
+    assert rows[0]["reconstruction_loss"] > last["reconstruction_loss"]
+
+
+@torch.no_grad()
+def test_the_weights_file_is_the_model(run: Path) -> None:
+    path = run / "checkpoints" / "step_00000012" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["hardpatch"])
+    assert metadata["config"] == yaml.safe_load((run / "config.yaml").read_text())
+    images = torch.rand(2, 3, 32, 32)
+    mask = torch.arange(64).lt(48).expand(2, 64)
+    for source in (run, path):
+        student, teacher = hardpatch.load(source), hardpatch.load(source, "teacher")
+        latent = student.encode(images, mask)
+        assert latent.shape == (2, 1 + 16, 32)
+        assert student.encode(images).shape == (2, 1 + 64, 32)
+        assert student.reconstruct(latent, mask).shape == (2, 48, 48)
+        assert student.predict_loss(images).shape == teacher.predict_loss(images).shape == (2, 64)
+        assert not torch.equal(student.predict_loss(images), teacher.predict_loss(images))
+
+
+def test_untrained_weights_are_those_the_run_began_with(run: Path, images: Path, tmp_path: Path) -> None:
+    # A run whose learning rate is zero stays where it began.
+    folder = tmp_path / "still"
+    arguments = [*SMALL, "--data", str(images), "--steps", "1", "--optim.warmup", "1.0", "--out", str(folder)]
+    assert main(["pretrain", *arguments]) == 0
+    still, untrained = hardpatch.load(folder), hardpatch.load(run, "untrained")
+    assert all(map(torch.equal, still.parameters(), untrained.parameters()))
+    assert not torch.equal(hardpatch.load(run).host.encoder.cls_token, untrained.host.encoder.cls_token)
+
+
+@pytest.mark.parametrize("verb", ["knn", "linear"])
+def test_measure(verb: str, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "numbers" / "result.json"
+    sets = ["--train", str(images), "--val", str(images), "--device", "cpu", "--workers", "0"]
+    assert main([verb, str(run), *sets, "--json", str(file), "--untrained"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert printed[0].startswith("student: ")
+    assert printed[1].startswith("untrained: ")
+    result = json.loads(file.read_text())
+    assert result["top1"] >= 0.9  # a bright bar left or right
+    assert f"top-1 {result['top1']:.2%}" in printed[0]
+    assert "top1" in result["untrained"]
+
+
+def test_score(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in (images / "class_1").glob("*.jpg"):
+        with Image.open(path) as image:
+            image.convert("L").point(lambda value: 255 * (value > 120)).save(masks / f"{path.stem}.png")
+    out = tmp_path / "score"
+    arguments = ["score", str(run), str(images / "class_1"), "--out", str(out), "--masks", str(masks)]
+    assert main([*arguments, "--pictures", "3", "--draws", "10", "--device", "cpu", "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "images: 15, skipped: 0" in printed
+    assert "area under the ROC curve" in printed
+    assert pq.read_table(out / "scores.parquet").num_rows == 15
+    assert len(list(out.rglob("*.png"))) == 4  # three images and the sheet
+
+
+def test_info_and_recipes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "12 of 12 steps (done)" in told
+    assert "32 wide, 2 blocks" in told
+    assert main(["recipes", "imagenet_base_200"]) == 0
+    assert "batch_size: 4096" in capsys.readouterr().out
+
+
+def test_the_embedded_set_needs_nothing(tmp_path: Path) -> None:
+    assert main(["pretrain", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("loss", ["none", "absolute", "absolute_standardised"])
+def test_the_papers_other_rows_are_settings(loss: str, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "2", "--out", str(folder)]
+    assert main([*arguments, "--method.predicting_loss", loss, "--method.normalise_pixels", "true"]) == 0
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    assert ("pair_accuracy" in last) == (loss != "none")
+    assert last["alpha"] == pytest.approx(0.0 if loss == "none" else 0.3 + 0.2 / 2)
+    assert hardpatch.load(folder).has_predictor == (loss != "none")
+
+
+def test_grey_images_of_another_shape_and_computed_statistics(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [
+        "pretrain",
+        *SMALL,
+        "--data",
+        str(images),
+        "--steps",
+        "2",
+        "--out",
+        str(folder),
+        "--data.channels",
+        "1",
+    ]
+    shape = ["--data.image_size", "[24, 40]", "--data.mean", "computed", "--data.std", "computed"]
+    assert main([*arguments, *shape, "--model.patch_size", "8"]) == 0
+    model = hardpatch.load(folder)
+    assert model.image_size == (24, 40)
+    assert model.mean.shape == (1,)
+    assert 0.1 < model.mean.item() < 0.6
+    assert model.predict_loss(torch.zeros(1, 1, 24, 40)).shape == (1, 15)
+
+
+def test_pieces_of_a_batch_give_the_whole_batch(images: Path, tmp_path: Path) -> None:
+    weights = []
+    for pieces in ("1", "4"):
+        folder = tmp_path / pieces
+        arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "3", "--out", str(folder)]
+        assert main([*arguments, "--optim.accumulate", pieces]) == 0
+        weights.append(hardpatch.load(folder))
+    for one, other in zip(weights[0].parameters(), weights[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+def test_knn_while_training(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "4", "--out", str(folder)]
+    knn = ["--knn.train", str(images), "--knn.val", str(images), "--knn.every_epochs", "1"]
+    assert main([*arguments, *knn]) == 0
+    rows = read_metrics(folder / "metrics.jsonl")
+    # An epoch is 30 / 16 steps: the first ends in the second step, the second in the fourth.
+    assert [row["step"] for row in rows if "knn_top1" in row] == [2, 4]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precisions(precision: str, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "2", "--out", str(folder)]
+    assert main([*arguments, "--train.precision", precision]) == 0
+    assert all(p.dtype == torch.float32 for p in hardpatch.load(folder).parameters())
+
+
+def test_bad_files_are_named_counted_and_skipped(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "notes.txt").write_text("not an image")
+    whole = (folder / "class_0" / "0.jpg").read_bytes()
+    (folder / "class_0" / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "run"
+    assert main(["pretrain", *SMALL, "--data", str(folder), "--steps", "4", "--out", str(out)]) == 0
+    log = (out / "log.txt").read_text()
+    assert "notes.txt" in log
+    assert log.count("0.jpg") == 1

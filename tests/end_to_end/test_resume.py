@@ -1,0 +1,90 @@
+"""Nothing is lost: a run that is killed and resumed ends with the very same bits as one that never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hardpatch.cli import main
+from hardpatch.train.monitor import read_metrics
+from tests.end_to_end.conftest import SMALL
+
+STEPS = 60
+COMMAND = [sys.executable, "-m", "hardpatch.cli", "pretrain", *SMALL, "--steps", str(STEPS)]
+# One thread: the same sums in the same order on any machine. One worker: the loader runs ahead of the step.
+WITH = ["--data.workers", "1", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
+
+
+def start(images: Path, folder: Path, *more: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*COMMAND, *WITH, "--data", str(images), "--out", str(folder), *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: "subprocess.Popen[str]", folder: Path, step: int) -> None:
+    for _ in range(2400):
+        rows = read_metrics(folder / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(images, folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder
+
+
+def final_files(folder: Path) -> dict[str, bytes]:
+    checkpoint = folder / "checkpoints" / f"step_{STEPS:08d}"
+    return {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir())}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [
+        {k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_stopped_at_a_random_step_ends_the_same(
+    kind: signal.Signals, images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(images, folder)
+    step = random.Random().randint(5, STEPS - 25)  # 30 images, 16 a step: mid-epoch nearly always
+    wait_for_step(process, folder, step)
+    process.send_signal(kind)
+    out, errors = process.communicate(timeout=60)
+    if kind == signal.SIGTERM:
+        assert process.returncode == 128 + kind, errors
+        assert f"hardpatch pretrain --resume --out {folder}" in out
+    else:
+        assert process.returncode == -kind
+    assert not (folder / "checkpoints" / f"step_{STEPS:08d}").exists()
+    process = start(images, folder, "--resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert final_files(folder) == final_files(uninterrupted)
+    assert metrics(folder) == metrics(uninterrupted)
+
+
+def test_resume_alone_takes_the_settings_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "environment.json").read_text())
+    newest = run / "checkpoints" / "step_00000012" / "model.safetensors"
+    changed = newest.stat().st_mtime
+    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert "12 steps done" in capsys.readouterr().out
+    assert newest.stat().st_mtime == changed
+    assert before["torch"] == json.loads((run / "environment.json").read_text())["torch"]

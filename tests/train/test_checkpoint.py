@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hardpatch.errors import UserError
+from hardpatch.models.teacher import Teacher
+from hardpatch.train import checkpoint
+from hardpatch.train.optim import parameter_groups
+from tests.small import small_hpm
+
+IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+MASK = torch.arange(24).lt(18).expand(2, 24)
+
+
+class Run:
+    """Student, teacher and optimiser after some steps."""
+
+    def __init__(self, steps: int = 0, seed: int = 0) -> None:
+        self.student = small_hpm(seed=seed)
+        self.teacher = Teacher(self.student)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, 0.05), lr=1e-3, fused=True)
+        for _ in range(steps):
+            self.train()
+
+    def train(self) -> None:
+        self.optimizer.zero_grad()
+        self.student(IMAGES, MASK).loss.backward()
+        self.optimizer.step()
+        self.teacher.update(self.student, 0.9)
+
+    def save(self, folder: Path, step: int, keep: int = 2) -> Path:
+        return checkpoint.save(
+            folder,
+            step,
+            student=self.student,
+            teacher=self.teacher.network,
+            optimizer=self.optimizer,
+            metadata={"step": step},
+            scaler={"scale": 2.0},
+            keep=keep,
+        )
+
+    def weights(self) -> list[torch.Tensor]:
+        return [*self.student.state_dict().values(), *self.teacher.network.state_dict().values()]
+
+
+def test_going_on_from_a_checkpoint_is_going_on_bit_for_bit(tmp_path: Path) -> None:
+    one = Run(steps=3)
+    path = one.save(tmp_path, 3)
+    other = Run(steps=1, seed=5)
+    step, scaler = checkpoint.restore(
+        path, student=other.student, teacher=other.teacher.network, optimizer=other.optimizer
+    )
+    assert (step, scaler) == (3, {"scale": 2.0})
+    for _ in range(2):
+        one.train()
+        other.train()
+    assert all(map(torch.equal, one.weights(), other.weights()))
+
+
+def test_the_same_state_gives_the_same_file(tmp_path: Path) -> None:
+    one, other = (Run(steps=2).save(tmp_path / name, 2) for name in "ab")
+    for name in (checkpoint.WEIGHTS, checkpoint.TRAINING):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_keeps_the_newest_and_ignores_what_a_kill_left_behind(tmp_path: Path) -> None:
+    run = Run()
+    folder = tmp_path / "checkpoints"
+    for step in (9, 10, 100):
+        run.save(folder, step, keep=2)
+    (folder / ".step_00000200.partial").mkdir()
+    (folder / ".step_00000200.partial" / checkpoint.WEIGHTS).write_bytes(b"half")
+    assert [path.name for path in checkpoint.checkpoints(folder)] == ["step_00000010", "step_00000100"]
+    assert checkpoint.newest(tmp_path) == folder / "step_00000100"
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+    run.save(folder, 200, keep=1)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step_00000200"]
+
+
+def test_metadata(tmp_path: Path) -> None:
+    path = Run().save(tmp_path, 4)
+    assert checkpoint.read_metadata(path / checkpoint.WEIGHTS) == {"step": 4}
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert checkpoint.read_metadata(tmp_path / "other.safetensors") is None
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(UserError, match=r"broken.safetensors is not a safetensors file"):
+        checkpoint.read_metadata(tmp_path / "broken.safetensors")
