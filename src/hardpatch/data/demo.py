@@ -33,15 +33,15 @@ PHOTOGRAPHS = (
 )
 PHOTOGRAPH_SIDE = 512  # photographs are shrunk to this longer side
 TRAIN_WIDTH = 0.7  # the left of a photograph is for training, the rest for testing
-CROP_SIDE = (32, 128)  # pixels of the photograph that become the 32 of the background, log-uniform
-DIGIT_HEIGHT = (15.0, 22.0)  # pixels, uniform
+CROP_SIDE = (16, 64)  # pixels of the photograph that become the 32 of the background, log-uniform
+DIGIT_HEIGHT = (20.0, 26.0)  # pixels, uniform
 STRETCH = (0.85, 1.15)  # width over height beside the drawing's own
 TURN = 12.0  # degrees either way
 INK = 0.42  # alpha is a half where the drawing has this much ink
 EDGE = 12.0  # steepness of the glyph's edge: alpha = sigmoid(EDGE * (ink - INK))
-TEXTURED = 0.5  # share of digits filled with another photograph's texture instead of one colour
+TEXTURED = 0.3  # share of digits filled with another photograph's texture instead of one colour
 TEXTURE_STRENGTH = 0.6  # contrast of that texture beside the photograph's own
-CONTRAST = 0.8  # least Euclidean distance in RGB, of at most sqrt(3), between the fill and what is behind the digit
+CONTRAST = 1.0  # least Euclidean distance in RGB, of at most sqrt(3), between the fill and what is behind the digit
 COLOURS_TRIED = 16
 TEST_DIGIT_EVERY = 4  # every fourth drawing is for testing
 
