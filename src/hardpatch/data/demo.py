@@ -1,4 +1,4 @@
-"""The embedded set: one handwritten digit at a random place on a crop of a real photograph, 32 x 32 RGB.
+"""The embedded set: one bright handwritten digit on a darkened crop of a real photograph, 32 x 32 RGB.
 
 Composed in memory from what scikit-image and scikit-learn bring along, so nothing is downloaded. The class is the
 digit; the mask says where it is, so that predicted difficulty can be held against it. Training and test images share
@@ -33,16 +33,15 @@ PHOTOGRAPHS = (
 )
 PHOTOGRAPH_SIDE = 512  # photographs are shrunk to this longer side
 TRAIN_WIDTH = 0.7  # the left of a photograph is for training, the rest for testing
-CROP_SIDE = (16, 64)  # pixels of the photograph that become the 32 of the background, log-uniform
-DIGIT_HEIGHT = (20.0, 26.0)  # pixels, uniform
-STRETCH = (0.85, 1.15)  # width over height beside the drawing's own
-TURN = 12.0  # degrees either way
+CROP_SIDE = (16, 48)  # pixels of the photograph that become the 32 of the background, log-uniform
+DIGIT_HEIGHT = (25.0, 28.0)  # pixels, uniform
+STRETCH = (0.96, 1.04)  # width over height beside the drawing's own
+TURN = 3.0  # degrees either way
+JITTER = 0.3  # share of the room around a digit that its place makes use of
 INK = 0.42  # alpha is a half where the drawing has this much ink
 EDGE = 12.0  # steepness of the glyph's edge: alpha = sigmoid(EDGE * (ink - INK))
-TEXTURED = 0.3  # share of digits filled with another photograph's texture instead of one colour
-TEXTURE_STRENGTH = 0.6  # contrast of that texture beside the photograph's own
-CONTRAST = 1.0  # least Euclidean distance in RGB, of at most sqrt(3), between the fill and what is behind the digit
-COLOURS_TRIED = 16
+SHADE = 0.4  # brightness of the photograph behind the digit
+BRIGHT = 0.85  # least brightness of each channel of a digit's colour, of 1
 TEST_DIGIT_EVERY = 4  # every fourth drawing is for testing
 
 
@@ -95,15 +94,9 @@ def demo_source(split: str) -> DemoSource:
     which = rng.permutation(np.resize(np.arange(len(digits)), n))  # every drawing about as often as any other
     alpha = _place(inks[which], rng)  # [n, 32, 32]
     pick = rng.integers(len(photographs), size=n)
-    background = _crops(photographs, pick, rng)  # [n, 32, 32, 3] in [0, 1]
-    other = (pick + rng.integers(1, len(photographs), size=n)) % len(photographs)
-    texture = _crops(photographs, other, rng)
-    texture -= texture.mean((1, 2), keepdims=True)
-    texture *= np.where(rng.random(n) < TEXTURED, TEXTURE_STRENGTH, 0).astype(np.float32)[:, None, None, None]
-
-    behind = np.einsum("nhw,nhwc->nc", alpha, background) / alpha.sum((1, 2))[:, None]
-    fill = _contrasting(behind, rng)[:, None, None, :] + texture
-    images = background + alpha[..., None] * (fill.clip(0, 1) - background)
+    background = SHADE * _crops(photographs, pick, rng)  # [n, 32, 32, 3] in [0, 1]
+    fill = BRIGHT + (1 - BRIGHT) * rng.random((n, 1, 1, 3))
+    images = background + alpha[..., None] * (fill - background)
     return DemoSource(split, (images * 255 + 0.5).astype(np.uint8), digits[which], alpha > 0.5)
 
 
@@ -154,7 +147,7 @@ def _place(inks: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArr
     turn = np.deg2rad(rng.uniform(-TURN, TURN, size=n))
     # a place for the glyph's 8 x 8 cells; its padding, which holds no ink, may lie outside
     room_x, room_y = np.maximum(SIZE - wide, 0) / 2, np.maximum(SIZE - high, 0) / 2
-    x, y = rng.uniform(-room_x, room_x), rng.uniform(-room_y, room_y)
+    x, y = JITTER * rng.uniform(-room_x, room_x), JITTER * rng.uniform(-room_y, room_y)
     # grid_sample wants the map from the canvas to the glyph, both over [-1, 1]
     to_x, to_y = SIZE / (wide * 10 / 8), SIZE / (high * 10 / 8)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -185,12 +178,3 @@ def _crops(
         box = (left, top, left + side, top + side)
         out[k] = np.asarray(file.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box))
     return (out / 255).astype(np.float32)
-
-
-def _contrasting(behind: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """For each colour [n, 3] behind a digit, a random one at least CONTRAST away, else the farthest of those tried."""
-    tried = rng.random((len(behind), COLOURS_TRIED, 3))
-    distance = np.linalg.norm(tried - behind[:, None], axis=2)
-    far = distance >= CONTRAST
-    choice = np.where(far.any(1), far.argmax(1), distance.argmax(1))
-    return tried[np.arange(len(behind)), choice].astype(np.float32)

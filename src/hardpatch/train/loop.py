@@ -123,7 +123,9 @@ class Trainer:
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model) if model.has_predictor else None
         groups = parameter_groups(self.model, run.optim.weight_decay)
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fabric.device.type != "mps")
+        # The fused step unscales float16 gradients by itself, after they should have been clipped.
+        fused = fabric.device.type != "mps" and run.train.precision != "fp16"
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
         self.student, self.optimizer = fabric.setup(self.model, self.adamw)
         self.patches = model.grid[0] * model.grid[1]
         self.epoch_steps = len(source) / run.batch_size
@@ -175,15 +177,7 @@ class Trainer:
                     save = stopping or self.step == self.total or minutes >= train.checkpoint_minutes
                     save = save or self.step % (train.checkpoint_steps or self.total) == 0
                     if save or self.step % train.log_every == 0 or self._knn_is_due():
-                        row = {"step": self.step, "epoch": self.step / self.epoch_steps}
-                        row |= (
-                            self.means.read(logged + 1, self.step) | now._asdict() | self._vital_signs(step, now.alpha)
-                        )
-                        row["images_per_second"] = (
-                            (self.step - logged) * run.batch_size / (time.monotonic() - logged_at)
-                        )
-                        if self._knn_is_due():
-                            row["knn_top1"] = self._knn()
+                        row = self._metrics(step, now, logged, time.monotonic() - logged_at)
                         metrics.write(row)
                         progress.metrics(row)
                         logged, logged_at = self.step, time.monotonic()
@@ -259,13 +253,25 @@ class Trainer:
             self.student, self.optimizer, max_norm=self.run.optim.clip, error_if_nonfinite=False
         )
 
-    def _vital_signs(self, step: Step, alpha: float) -> dict[str, float]:
-        masked = step.problem.mask.masked.shape[1]
-        signs = vital_signs(step.problem, step.losses, step.noise, mined_count(masked, alpha), self.run.method.mining)
+    def _metrics(self, step: Step, now: Schedule, logged: int, seconds: float) -> dict[str, float]:
+        """A line of metrics: means over the steps since ``logged``, the rest as of ``step``. Waits for the device."""
+        means = self.means.read(logged + 1, self.step)
+        mined = mined_count(step.problem.mask.masked.shape[1], now.alpha)
+        signs = vital_signs(step.problem, step.losses, step.noise, mined, self.run.method.mining)
         if step.gradient_norm is not None:
             signs["gradient_norm"] = step.gradient_norm
         numbers = {name: value.item() for name, value in signs.items()}
-        return {name: number for name, number in numbers.items() if math.isfinite(number)}
+        row = {
+            "step": self.step,
+            "epoch": self.step / self.epoch_steps,
+            **means,
+            **now._asdict(),
+            **{name: number for name, number in numbers.items() if math.isfinite(number)},
+            "images_per_second": (self.step - logged) * self.run.batch_size / seconds,
+        }
+        if self._knn_is_due():
+            row["knn_top1"] = self._knn()
+        return row
 
     def _knn_is_due(self) -> bool:
         every = self.run.knn.every_epochs * self.epoch_steps
