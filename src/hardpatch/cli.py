@@ -170,8 +170,10 @@ def _evaluation_parser(verb: str, description: str) -> _Parser:
     return parser
 
 
-def _device_arguments(parser: _Parser) -> None:
-    parser.add_argument("--batch_size", type=_at_least_one, default=256, metavar="N")
+def _device_arguments(parser: _Parser, batch_size: int = 256) -> None:
+    parser.add_argument(
+        "--batch_size", type=_at_least_one, default=batch_size, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument(
         "--workers", type=_workers, default="auto", metavar="N", help="processes that decode (default: auto)"
     )
@@ -301,14 +303,14 @@ def _score(arguments: list[str]) -> int:
     parser.add_argument(
         "--masks", metavar="DIR", type=Path, help="object masks of the same file stems, for the ROC area"
     )
-    parser.add_argument("--mask_ratio", type=float, default=0.75)
+    parser.add_argument("--mask_ratio", type=float, default=0.75, metavar="R", help="share of masked patches")
     parser.add_argument("--draws", type=_at_least_one, default=10, metavar="N", help="random masks for the true loss")
     parser.add_argument(
         "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary there too")
-    _device_arguments(parser)
+    _device_arguments(parser, batch_size=32)
     options = parser.parse_args(arguments)
 
     from hardpatch.data.loader import BadFiles, resolve_workers
@@ -332,7 +334,7 @@ def _score(arguments: list[str]) -> int:
             draws=options.draws,
             seed=options.seed,
             pictures=options.pictures,
-            batch_size=min(options.batch_size, 32),
+            batch_size=options.batch_size,
             workers=resolve_workers(options.workers),
             device=device,
             progress=progress,
@@ -387,13 +389,14 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
 
 
 def _workers(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 0, got {text}")
     return text if text == "auto" else int(text)
 
 

@@ -64,6 +64,9 @@ def test_recipes_and_verbs(fails: Fails) -> None:
     assert "needs your images" in fails("pretrain", "--recipe", "cifar10_tiny")
     assert "did you mean 'pretrain'?" in fails("pretrian")
     assert "--train" in fails("knn", "somewhere")
+    assert "--workers: expected auto or a whole number" in fails(
+        "knn", "x", "--train", "a", "--val", "b", "--workers", "all"
+    )
     assert "did you mean '--temperature'?" in fails("knn", "x", "--train", "a", "--val", "b", "--temprature", "1")
 
 
