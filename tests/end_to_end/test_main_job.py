@@ -195,3 +195,22 @@ def test_bad_files_are_named_counted_and_skipped(images: Path, tmp_path: Path) -
     log = (out / "log.txt").read_text()
     assert "notes.txt" in log
     assert log.count("0.jpg") == 1
+
+
+def test_real_images(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = shared / "data", tmp_path / "run"
+    small = [*SMALL, "--recipe", "cifar10_tiny", "--model.decoder_depth", "1", "--model.decoder_heads", "2"]
+    assert (
+        main(["pretrain", *small, "--data", str(data / "cifar10" / "test.parquet"), "--steps", "3", "--out", str(run)])
+        == 0
+    )
+    sets = ["--train", str(data / "caltech100_128" / "train"), "--val", str(data / "caltech100_128" / "test")]
+    assert main(["knn", str(run), *sets, "--device", "cpu", "--workers", "0"]) == 0
+    images, masks = data / "ecssd200" / "images", data / "ecssd200" / "masks"
+    out = tmp_path / "score"
+    assert main(["score", str(run), str(images), "--masks", str(masks), "--out", str(out), "--pictures", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "images: 200, skipped: 0" in printed
+    aucs = [auc for auc in pq.read_table(out / "scores.parquet")["auc"].to_pylist() if auc is not None]
+    assert len(aucs) > 190
+    assert f"object masks: {sum(aucs) / len(aucs):.3f}" in printed

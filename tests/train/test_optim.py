@@ -3,7 +3,8 @@ import math
 import pytest
 
 from hardpatch import config
-from hardpatch.train.optim import learning_rate, parameter_groups, schedule
+from hardpatch.schedules import learning_rate
+from hardpatch.train.optim import parameter_groups, schedule
 from tests.small import small_hpm
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hardpatch.errors import UserError
 from hardpatch.evaluate.features import Features, Progress
 from hardpatch.evaluate.knn import check_labels, right_at
-from hardpatch.train.optim import learning_rate
+from hardpatch.schedules import learning_rate
 
 BASE_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 Optimiser = Literal["sgd", "lars"]

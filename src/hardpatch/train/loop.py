@@ -98,7 +98,7 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     prepare()
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
-        log.warning("%d files are not images and are left out: %s", len(source.skipped), shown)
+        log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
     trainer = Trainer(run, folder, source, model, fabric, total)
     if newest is not None:
         trainer.restore(newest)

@@ -1,6 +1,5 @@
 """Optimiser groups, and everything that changes as training goes on."""
 
-import math
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -8,28 +7,14 @@ from torch import nn
 from hardpatch.config import RunConfig
 from hardpatch.curriculum import linear_alpha
 from hardpatch.models.teacher import linear_momentum
+from hardpatch.schedules import learning_rate
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters in two groups: weight decay on matrices and tokens, none on biases and norms."""
-    from timm.optim._param_groups import param_groups_weight_decay
+    from timm.optim import param_groups_weight_decay
 
     return param_groups_weight_decay(model, weight_decay)
-
-
-def learning_rate(progress: float, peak: float, minimum: float, warmup: float) -> float:
-    """Linear warm-up from 0 to ``peak``, then half a cosine down to ``minimum``.
-
-    Args:
-        progress: share of the training that is done before this step, in [0, 1].
-        peak: learning rate after the warm-up.
-        minimum: learning rate at the end.
-        warmup: share of the training spent warming up, in [0, 1].
-    """
-    if progress < warmup:
-        return peak * progress / warmup
-    cosine = 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / max(1.0 - warmup, 1e-12)))
-    return minimum + (peak - minimum) * cosine
 
 
 class Schedule(NamedTuple):
