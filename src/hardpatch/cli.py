@@ -108,7 +108,8 @@ def _pretrain(arguments: list[str]) -> int:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if own.data is not None:
         settings += ["--data.path", own.data]
-    name = own.recipe or (Path(own.config).stem if own.config else "demo" if own.data is None else "run")
+    no_data = not any(setting.split("=")[0] == "--data.path" for setting in settings)
+    name = own.recipe or (Path(own.config).stem if own.config else "demo" if no_data else "run")
     folder: Path = own.out or Path("runs") / name
     if own.recipe or own.config:
         values = config.read_recipe(own.recipe) if own.recipe else config.read_file(own.config)
@@ -117,7 +118,7 @@ def _pretrain(arguments: list[str]) -> int:
 
         values = config.to_dict(read_config(folder))
     else:
-        values = config.read_recipe("demo") if own.data is None and not settings else {}
+        values = config.read_recipe("demo") if no_data else {}
     run = config.build(values, settings)
     if own.recipe and run.data.path is None:
         raise UserError(f"--data: recipe {own.recipe} needs your images: --data PATH (demo:train is the embedded set)")

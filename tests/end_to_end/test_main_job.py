@@ -118,7 +118,32 @@ def test_info_and_recipes(run: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_embedded_set_needs_nothing(tmp_path: Path) -> None:
-    assert main(["pretrain", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    arguments = [setting for setting in SMALL if setting not in ("--recipe", "demo")]
+    assert main(["pretrain", *arguments, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["path"] == "demo:train"
+
+
+@pytest.mark.parametrize("clip", ["5.0", "null"])
+def test_a_run_that_diverges_stops_with_what_to_do_and_saves_nothing_of_it(
+    clip: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "20", "--out", str(folder)]
+    wild = ["--optim.lr", "1e30", "--optim.clip", clip, "--train.checkpoint_steps", "1"]
+    assert main([*arguments, *wild]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss became NaN or infinite between steps" in last
+    assert "optim.base_lr" in last
+    for path in folder.glob("checkpoints/*/model.safetensors"):
+        assert all(p.isfinite().all() for p in hardpatch.load(path).parameters())
+    assert not list(folder.glob("checkpoints/step_00000020"))
+
+
+def test_a_finished_run_is_finished_even_where_nothing_can_be_drawn(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "1", "--out", str(folder)]
+    assert main([*arguments, "--method.mask_ratio", "0.05"]) == 0  # ten draws do not reach every patch
+    assert "no pictures of the difficulty: draws" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("loss", ["none", "absolute", "absolute_standardised"])

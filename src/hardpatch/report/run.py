@@ -1,16 +1,20 @@
 """What a run shows of itself: pictures in its folder, a description on the terminal."""
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
 
 from hardpatch import config
 from hardpatch.data.sources import Subset, open_source
+from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import score
 from hardpatch.figures import training_curves
 from hardpatch.interchange.load import load, load_pair, read_metadata, weights_file
 from hardpatch.train.folder import read_config
 from hardpatch.train.monitor import read_metrics
+
+log = logging.getLogger("hardpatch")
 
 PICTURED = 8
 """Images of the training set whose difficulty is shown at the end of a run."""
@@ -28,12 +32,16 @@ def write_pictures(folder: Path) -> list[Path]:
         pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
     student, teacher = load_pair(folder)
     if student.has_predictor:
-        source = open_source(read_config(folder).data.path)
+        run = read_config(folder)
+        source, ratio = open_source(run.data.path), run.method.mask_ratio
         chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
         out = folder / "pictures" / "difficulty"
-        summary = score(student, teacher, Subset(source, chosen), out=out, pictures=PICTURED)
-        if summary.contact_sheet is not None:
-            pictures.append(summary.contact_sheet)
+        try:
+            summary = score(student, teacher, Subset(source, chosen), out=out, mask_ratio=ratio, pictures=PICTURED)
+        except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
+            log.warning("no pictures of the difficulty: %s", error)
+        else:
+            pictures += [summary.contact_sheet] if summary.contact_sheet is not None else []
     return pictures
 
 

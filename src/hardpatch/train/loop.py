@@ -29,7 +29,7 @@ from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
 from hardpatch.train import checkpoint
 from hardpatch.train.build import image_size, initial_model
-from hardpatch.train.monitor import MetricsLog, RunningMeans, vital_signs
+from hardpatch.train.monitor import MetricsLog, RunningMeans, diverged, vital_signs
 from hardpatch.train.optim import Schedule, parameter_groups, schedule
 
 log = logging.getLogger("hardpatch")
@@ -156,7 +156,7 @@ class Trainer:
         return Step(problem, losses, noise, norm)
 
     def fit(self, progress: Progress) -> Outcome:
-        """Train to the end or until interrupted; a checkpoint is written either way."""
+        """Train to the end or until interrupted; a checkpoint is written either way, and from time to time."""
         run, train = self.run, self.run.train
         bad = BadFiles(len(self.source), run.data.max_bad_fraction)
         metrics = MetricsLog(self.folder, self.step)
@@ -181,7 +181,7 @@ class Trainer:
                         metrics.write(row)
                         progress.metrics(row)
                         logged, logged_at = self.step, time.monotonic()
-                    if save:  # after the losses were read, and so known to be finite
+                    if save:
                         self.save()
                         saved_at = time.monotonic()
         finally:
@@ -193,7 +193,13 @@ class Trainer:
         return Outcome(saved, self.step, self.total, signals[0] if signals else 0)
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step.
+
+        Raises:
+            TrainingError: if a weight is not finite: the last loss was, but its gradient was not.
+        """
+        if not torch.stack(torch._foreach_norm(list(self.model.parameters()))).isfinite().all():
+            raise diverged(self.step, self.step)
         checkpoint.save(
             self.folder / "checkpoints",
             self.step,

@@ -39,12 +39,17 @@ class RunningMeans:
         means = (self.sums / self.count).tolist()
         self.sums, self.count = torch.zeros_like(self.sums), 0
         if not all(map(math.isfinite, means)):
-            raise TrainingError(
-                f"the loss became NaN or infinite between steps {first} and {last}; nothing of that was saved. "
-                "Try a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16), "
-                "then go on from the last checkpoint with --resume or start anew"
-            )
+            raise diverged(first, last)
         return dict(zip(("loss", "reconstruction_loss", "predicting_loss"), means, strict=True))
+
+
+def diverged(first: int, last: int) -> TrainingError:
+    """What to say, and what to do, where training between two steps left the finite numbers."""
+    return TrainingError(
+        f"the loss became NaN or infinite between steps {first} and {last}; nothing of that was saved. "
+        "Try a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16), "
+        "then go on from the last checkpoint with --resume or start anew"
+    )
 
 
 @torch.no_grad()
