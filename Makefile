@@ -16,13 +16,14 @@ install: $(STAMP)
 # `uv` installs in seconds what `pip` takes minutes for; where it is absent it comes into the environment through pip.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hardpatch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python $(PYTHON) $(VENV); } || $(PYTHON) -m venv $(VENV)
 	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
 	PATH="$$PATH:$(BIN)" VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --compile-bytecode -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
+# An interrupted demo goes on where it stopped, a finished one is measured again.
 demo: $(STAMP)
-	$(BIN)/hardpatch pretrain --recipe demo --out runs/demo
+	$(BIN)/hardpatch pretrain --recipe demo --out runs/demo $(if $(wildcard runs/demo/config.yaml),--resume)
 	$(BIN)/hardpatch knn runs/demo --train demo:train --val demo:test --untrained
 	$(BIN)/hardpatch score runs/demo demo:test --out runs/demo/pictures/score
 
