@@ -8,36 +8,36 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch import config
+from hardpatch import config, recipes
 from hardpatch.errors import UserError
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]
 SMALL = ["cifar10_tiny", "tiny_imagenet_small", "demo"]
 
 
-@pytest.mark.parametrize("name", config.recipe_names())
+@pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_a_run_and_says_what_it_is(name: str) -> None:
-    run = config.build(config.read_recipe(name), ["--data.path", "somewhere"])
+    run = config.build(recipes.read(name), ["--data.path", "somewhere"])
     assert config.build(config.to_dict(run)) == run
     assert config.build(yaml.safe_load(config.to_yaml(run))) == run
-    assert config.recipe_text(name).startswith("# ")
+    assert recipes.text(name).startswith("# ")
 
 
 def test_the_promised_recipes_exist() -> None:
-    names = config.recipe_names()
+    names = recipes.names()
     assert {*PAPER, *SMALL} | {f"mae_{name}" for name in [*PAPER, *SMALL]} <= set(names)
 
 
 @pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_a_baseline_differs_in_the_predicting_loss_only(name: str) -> None:
-    run = config.build(config.read_recipe(name))
-    baseline = config.build(config.read_recipe(f"mae_{name}"))
+    run = config.build(recipes.read(name))
+    baseline = config.build(recipes.read(f"mae_{name}"))
     assert config.differences(run, baseline) == {"method.predicting_loss": ("relative", "none")}
 
 
 @pytest.mark.parametrize(("name", "epochs", "warmup"), [(n, int(n[-3:]), 10 if "base" in n else 40) for n in PAPER])
 def test_the_papers_settings(name: str, epochs: int, warmup: int) -> None:
-    run = config.build(config.read_recipe(name))
+    run = config.build(recipes.read(name))
     assert run.epochs == epochs
     assert run.batch_size == 4096
     assert run.optim.warmup * epochs == pytest.approx(warmup)
@@ -48,7 +48,7 @@ def test_the_papers_settings(name: str, epochs: int, warmup: int) -> None:
 
 def test_command_line_wins_over_the_recipe() -> None:
     run = config.build(
-        config.read_recipe("demo"), ["--steps", "7", "--optim.betas", "[0.8, 0.9]", "--data.image_size=[32, 48]"]
+        recipes.read("demo"), ["--steps", "7", "--optim.betas", "[0.8, 0.9]", "--data.image_size=[32, 48]"]
     )
     assert run.steps == 7
     assert run.epochs is None  # the recipe's epochs give way
@@ -59,8 +59,8 @@ def test_command_line_wins_over_the_recipe() -> None:
 def test_a_file_may_build_on_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("base: demo\nsteps: 3\nmodel: {depth: 1}\n")
-    run = config.build(config.read_file(path))
-    demo = config.build(config.read_recipe("demo"))
+    run = config.build(recipes.read_file(path))
+    demo = config.build(recipes.read("demo"))
     assert config.differences(demo, run) == {"steps": (None, 3), "epochs": (demo.epochs, None), "model.depth": (4, 1)}
 
 
@@ -86,7 +86,7 @@ def test_a_file_may_build_on_a_recipe(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        config.build(config.read_recipe("demo"), arguments)
+        config.build(recipes.read("demo"), arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -111,11 +111,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1,\n")
     with pytest.raises(UserError, match="is not YAML"):
-        config.read_file(broken)
+        recipes.read_file(broken)
     with pytest.raises(UserError, match=r"cannot read .*missing\.yaml"):
-        config.read_file(tmp_path / "missing.yaml")
+        recipes.read_file(tmp_path / "missing.yaml")
     with pytest.raises(UserError, match="no recipe 'cifar10_tini'; did you mean 'cifar10_tiny'"):
-        config.read_recipe("cifar10_tini")
+        recipes.read("cifar10_tini")
 
 
 @given(

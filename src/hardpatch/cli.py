@@ -88,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _pretrain(arguments: list[str]) -> int:
-    from hardpatch import config
+    from hardpatch import config, recipes
 
     parser = _Parser("pretrain", "Train on images without labels.")
     parser.add_argument("--recipe", metavar="NAME", help="a named run to start from; see: hardpatch recipes")
@@ -112,13 +112,13 @@ def _pretrain(arguments: list[str]) -> int:
     name = own.recipe or (Path(own.config).stem if own.config else "demo" if no_data else "run")
     folder: Path = own.out or Path("runs") / name
     if own.recipe or own.config:
-        values = config.read_recipe(own.recipe) if own.recipe else config.read_file(own.config)
+        values = recipes.read(own.recipe) if own.recipe else recipes.read_file(own.config)
     elif own.resume:
         from hardpatch.train.folder import read_config
 
         values = config.to_dict(read_config(folder))
     else:
-        values = config.read_recipe("demo") if no_data else {}
+        values = recipes.read("demo") if no_data else {}
     run = config.build(values, settings)
     if own.recipe and run.data.path is None:
         raise UserError(f"--data: recipe {own.recipe} needs your images: --data PATH (demo:train is the embedded set)")
@@ -369,14 +369,14 @@ def _recipes(arguments: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", nargs="?")
     options = parser.parse_args(arguments)
 
-    from hardpatch import config
+    from hardpatch import recipes
 
     if options.name:
-        print(config.recipe_text(options.name), end="")
+        print(recipes.text(options.name), end="")
         return 0
-    names = config.recipe_names()
+    names = recipes.names()
     for name in names:
-        first = config.recipe_text(name).splitlines()[0].removeprefix("# ")
+        first = recipes.text(name).splitlines()[0].removeprefix("# ")
         print(f"{name:<{max(map(len, names))}}  {first}")
     return 0
 

@@ -1,4 +1,4 @@
-"""A run as frozen dataclasses: named in recipes, set on the command line, checked once, saved beside the run.
+"""A run as frozen dataclasses: set on the command line, checked once, saved beside the run.
 
 Nothing here imports torch, so that the command line answers at once.
 """
@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -363,59 +361,3 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in _recipes().iterdir() if path.name.endswith(".yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """The YAML of a recipe as it stands in the package; its first comment says what it is.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
-    names = recipe_names()
-    if name not in names:
-        raise UserError(f"--recipe: no recipe {name!r}{did_you_mean(name, names)} (see: hardpatch recipes)")
-    return (_recipes() / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Settings of a recipe, on top of those of the recipe that its ``base`` names."""
-    return _on_base(yaml.safe_load(recipe_text(name)), f"recipe {name}")
-
-
-def read_file(path: str | Path) -> dict[str, Any]:
-    """Settings of a YAML file of the user's; it may name a recipe as its ``base``.
-
-    Raises:
-        UserError: if it is not there, is not YAML or has unknown settings.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config: {path} holds no settings")
-    return _on_base(values, str(path))
-
-
-def _on_base(values: dict[str, Any], source: str) -> dict[str, Any]:
-    base = values.pop("base", None)
-    check_names(values, source)
-    if base is None:
-        return values
-    merged = read_recipe(base)
-    if "steps" in values or "epochs" in values:
-        merged = {key: value for key, value in merged.items() if key not in ("steps", "epochs")}
-    for key, value in values.items():
-        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
-    return merged
-
-
-def _recipes() -> Any:
-    return resources.files("hardpatch") / "recipes"

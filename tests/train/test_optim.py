@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hardpatch import config
+from hardpatch import config, recipes
 from hardpatch.schedules import learning_rate
 from hardpatch.train.optim import parameter_groups, schedule
 from tests.small import small_hpm
@@ -18,10 +18,10 @@ def test_warm_up_and_cosine_by_hand() -> None:
 
 
 def test_schedule_of_the_papers_run() -> None:
-    run = config.build(config.read_recipe("imagenet_base_200"))
+    run = config.build(recipes.read("imagenet_base_200"))
     assert schedule(run, 0.05).lr == pytest.approx(1.5e-4 * 4096 / 256)
     assert schedule(run, 0.5) == pytest.approx((learning_rate(0.5, 2.4e-3, 0.0, 0.05), 0.25, 0.9999))
-    assert schedule(config.build(config.read_recipe("mae_imagenet_base_200")), 0.9).alpha == 0.0
+    assert schedule(config.build(recipes.read("mae_imagenet_base_200")), 0.9).alpha == 0.0
 
 
 def test_no_decay_on_biases_and_norms() -> None:
