@@ -17,7 +17,7 @@ Fails = Callable[..., str]
 def test_data(fails: Fails, tmp_path: Path) -> None:
     out = tmp_path / "run"
     pretrain = ["pretrain", *SMALL, "--steps", 1, "--out", out, "--data"]
-    assert "missing" in fails(*pretrain, tmp_path / "missing")
+    assert f"--data: {tmp_path}/missing: no such file" in fails(*pretrain, tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     assert ".jpg" in fails(*pretrain, tmp_path / "empty")
     (tmp_path / "text").mkdir()
@@ -79,6 +79,13 @@ def test_out_is_never_written_over(fails: Fails, run: Path, images: Path, tmp_pa
     assert before == sorted((path, path.stat().st_mtime) for path in run.rglob("*"))
 
 
+def test_out_that_cannot_be_written(fails: Fails, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        line = fails("pretrain", *SMALL, "--data", images, "--steps", 1, "--out", out)
+        assert "--out: expected a folder" in line
+
+
 def test_resume_from_another_configuration(fails: Fails, run: Path, images: Path, tmp_path: Path) -> None:
     pretrain = ["pretrain", *SMALL, "--data", images, "--steps", 12, "--out", run, "--resume"]
     line = fails(*pretrain, "--seed", 3, "--method.mask_ratio", 0.5)
@@ -99,6 +106,7 @@ def test_labels(fails: Fails, run: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "a.png")
     assert "label" in fails("knn", run, "--train", tmp_path / "flat", "--val", images)
+    assert "--val: " in fails("knn", run, "--train", images, "--val", tmp_path / "missing")
     other = write_images(tmp_path / "other", classes=3, each=1)
     assert "class_2" in fails("linear", run, "--train", images, "--val", other)
 

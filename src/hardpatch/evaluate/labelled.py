@@ -7,7 +7,8 @@ import torch
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import BadFiles, eval_batches, resolve_workers
-from hardpatch.data.sources import open_source
+from hardpatch.data.sources import Source, open_source
+from hardpatch.errors import UserError
 from hardpatch.evaluate.features import Features, Progress, align_labels, extract
 from hardpatch.methods.hpm import HPM
 
@@ -49,7 +50,7 @@ def labelled_features(
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
-    sources = open_source(train), open_source(val)
+    sources = _open("--train", train), _open("--val", val)
     classes, number = align_labels(*sources)
     crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
     transform = EvalTransform(model.image_size, len(model.mean), crop_fraction)
@@ -69,3 +70,10 @@ def labelled_features(
         before += len(source)
     train_features, val_features = found
     return LabelledFeatures(train_features, val_features._replace(labels=number[val_features.labels]), classes)
+
+
+def _open(argument: str, path: str | Path) -> Source:
+    try:
+        return open_source(path)
+    except UserError as error:
+        raise UserError(f"{argument}: {error}") from None

@@ -85,7 +85,11 @@ def check_new(folder: Path) -> None:
 
 
 def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
-    """Write ``config.yaml``, ``environment.json`` and a README, each whole or not at all."""
+    """Write ``config.yaml``, ``environment.json`` and a README, each whole or not at all.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
     command = shlex.join(["hardpatch", *arguments])
     environment = {
         "command": command,
@@ -96,8 +100,11 @@ def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
         "threads": torch.get_num_threads(),
     }
-    for name in ("checkpoints", "pictures"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for name in ("checkpoints", "pictures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: expected a folder that can be written, got {folder}: {error.strerror}") from None
     texts = {
         "README.md": README.format(command=command, folder=folder),
         "environment.json": json.dumps(environment, indent=2) + "\n",

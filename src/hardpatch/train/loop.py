@@ -89,7 +89,10 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
         UserError: for a mistake in the configuration or the data.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    source = open_source(run.data.path)
+    try:
+        source = open_source(run.data.path)
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
     total = total_steps(run, len(source))
     newest = checkpoint.newest(folder)
     mean, std = _statistics(run, source, newest)
