@@ -1,0 +1,7 @@
+"""`python -m hardpatch.cli`."""
+
+import sys
+
+from hardpatch.cli import main
+
+sys.exit(main())

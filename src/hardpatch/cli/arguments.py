@@ -1,0 +1,55 @@
+"""What the verbs' command lines have in common: the parser, the types of arguments, the file of --json."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hardpatch.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"hardpatch {verb}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        from hardpatch.config import did_you_mean
+
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        raise UserError(message + (did_you_mean(unknown[1], options) if unknown else ""))
+
+
+def device_arguments(parser: Parser, batch_size: int = 256) -> None:
+    """--batch_size, --workers and --device."""
+    parser.add_argument("--batch_size", type=at_least_one, default=batch_size, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
+
+
+def workers(text: str) -> int | str:
+    """A whole number from 0, or auto."""
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 0, got {text}")
+    return text if text == "auto" else int(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write what --json asks for; UserError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: cannot write {path}: {error.strerror}") from None

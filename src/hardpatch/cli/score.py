@@ -1,0 +1,62 @@
+"""hardpatch score."""
+
+from pathlib import Path
+
+from hardpatch.cli.arguments import Parser, at_least_one, device_arguments, write_json
+
+
+def score(arguments: list[str]) -> int:
+    parser = Parser("score", "Predicted and true difficulty of images, as pictures and numbers (the paper's Fig. 2).")
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for pictures and scores.parquet")
+    parser.add_argument(
+        "--masks", metavar="DIR", type=Path, help="object masks of the same file stems, for the ROC area"
+    )
+    parser.add_argument("--mask_ratio", type=float, default=0.75, metavar="R", help="share of masked patches")
+    parser.add_argument("--draws", type=at_least_one, default=10, metavar="N", help="random masks for the true loss")
+    parser.add_argument(
+        "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary there too")
+    device_arguments(parser, batch_size=32)
+    options = parser.parse_args(arguments)
+
+    from hardpatch.data.loader import BadFiles, resolve_workers
+    from hardpatch.data.sources import open_images
+    from hardpatch.evaluate.difficulty import score
+    from hardpatch.interchange.load import load_pair
+    from hardpatch.report.terminal import counting, show_log, use_device
+
+    show_log()
+    device = use_device(options.device)
+    student, teacher = load_pair(options.run, device=device)
+    source = open_images(options.images)
+    with counting("images scored") as progress:
+        summary = score(
+            student,
+            teacher,
+            source,
+            out=options.out,
+            masks=options.masks,
+            mask_ratio=options.mask_ratio,
+            draws=options.draws,
+            seed=options.seed,
+            pictures=options.pictures,
+            batch_size=options.batch_size,
+            workers=resolve_workers(options.workers),
+            device=device,
+            progress=progress,
+        )
+    BadFiles(len(source), 1.0).update(summary.bad)
+    print(f"images: {summary.images}, skipped: {len(summary.bad)}")
+    if summary.spearman is not None:
+        print(f"Spearman correlation of predicted and true loss: {summary.spearman:.3f} (mean over images)")
+    if summary.auc is not None and summary.true_loss_auc is not None:
+        print(f"area under the ROC curve of predicted difficulty against the object masks: {summary.auc:.3f}", end=" ")
+        print(f"(of the true loss: {summary.true_loss_auc:.3f})")
+    print(f"pictures: {summary.contact_sheet} and {len(summary.pictures)} of single images; numbers: {summary.table}")
+    if options.json is not None:
+        write_json(options.json, summary.to_dict())
+    return 0
