@@ -108,9 +108,9 @@ def test_images_are_resized_to_the_patch_size_of_the_network(patch: int) -> None
     teacher = FrozenTeacher(network, GRID)
     pixels = photographs(patch=patch)
     channels = [Image.fromarray(channel) for channel in pixels.float().flatten(0, 1).numpy()]
-    resized = np.stack([channel.resize((70, 42), Image.Resampling.BICUBIC) for channel in channels])
+    resized = np.stack([np.asarray(channel.resize((70, 42), Image.Resampling.BICUBIC)) for channel in channels])
     shown = normalised(torch.from_numpy(resized).clamp(0, 255).reshape(2, 3, 42, 70), network)
-    assert_close(seen_by(teacher, pixels), shown, atol=1e-5, rtol=1e-5)
+    assert_close(seen_by(teacher, pixels), shown, atol=1e-4, rtol=1e-5)
     assert teacher(pixels).shape == (2, 15, 48)
 
 

@@ -83,7 +83,7 @@ class FrozenTeacher(nn.Module):
             if isinstance(getattr(network, part, None), nn.Module):
                 setattr(network, part, nn.Identity())
         self.network: Any = network
-        self.requires_grad_(False).eval()
+        self.eval()
 
         # Asked once on an image: whether a network has this method, takes this size and answers in tokens differs by
         # family and by version of timm.
@@ -101,6 +101,7 @@ class FrozenTeacher(nn.Module):
                 f"got {name} ({_first_line(error)}); choose a plain ViT, such as {' or '.join(NETWORKS)}"
             ) from error
         self.width = shape[2]
+        self.requires_grad_(False)  # last: a network that was resized has new parameters
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode, whatever is asked of the module that holds it."""
