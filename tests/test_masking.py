@@ -1,10 +1,50 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from hardpatch.blocks import draw_blocks, grid_mask, inverse_block_mask
 from hardpatch.curriculum import linear_alpha, mined_count
-from hardpatch.masking import Mining, hard_patches, masked_count, random_mask
+from hardpatch.masking import (
+    STRATEGIES,
+    Mask,
+    Mining,
+    attention_high_mask,
+    attention_hint_mask,
+    attention_low_mask,
+    block_mask,
+    draw_mask,
+    hard_patches,
+    masked_count,
+    noise_count,
+    pool_units,
+    random_mask,
+    secondary_mask,
+    spread_units,
+)
+
+DRAWS = 1000
+GRID, MASKED = (14, 14), 147
+MASKS: tuple[Mask, ...] = get_args(Mask)
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(mask: Mask, given: Tensor | None = None, masked: int = MASKED, grid: tuple[int, int] = GRID) -> Tensor:
+    patches = grid[0] * grid[1]
+    noise, attention = uniform(DRAWS, noise_count(mask, patches)), uniform(DRAWS, patches, seed=1)
+    return draw_mask(mask, noise, masked, grid=grid, given=given, attention=attention)
+
+
+def some(counts: Tensor, patches: int = 196) -> Tensor:
+    """As many patches of each image as ``counts [B]`` says, at random."""
+    rank = uniform(len(counts), patches, seed=2).argsort(dim=1).argsort(dim=1)
+    return rank < counts.unsqueeze(1)
 
 
 @given(
@@ -87,3 +127,260 @@ def test_mistakes() -> None:
         hard_patches(torch.rand(1, 4), torch.rand(1, 4), 2, 3)
     with pytest.raises(ValueError, match="difficulty"):
         hard_patches(None, torch.rand(1, 4), 2, 1)
+
+
+def test_every_strategy_has_a_function() -> None:
+    assert tuple(STRATEGIES) == MASKS
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_strategy_masks_exactly_the_count_and_what_is_given(mask: Mask) -> None:
+    assert drawn(mask).dtype == torch.bool
+    assert (drawn(mask).sum(dim=1) == MASKED).all()
+    given = some(torch.arange(DRAWS) % (MASKED + 1))  # none, all, and any number between
+    result = drawn(mask, given)
+    assert (result.sum(dim=1) == MASKED).all()
+    missing = given & ~result
+    if mask == "grid":  # only of windows that are given whole
+        full = given.unflatten(1, (7, 2, 7, 2)).all(dim=2, keepdim=True).all(dim=4, keepdim=True)
+        assert not (missing & ~full.expand(-1, -1, 2, -1, 2).flatten(1)).any()
+        assert missing.any()
+    else:
+        assert not missing.any()
+
+
+@given(
+    mask=st.sampled_from(MASKS),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    share=st.floats(0, 1),
+    mined=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+    easy=st.booleans(),
+)
+def test_any_grid_and_any_count(
+    mask: Mask, rows: int, columns: int, share: float, mined: float, seed: int, easy: bool
+) -> None:
+    if mask == "grid":
+        rows, columns, share = 2 * rows, 2 * columns, 0.75
+    patches = rows * columns
+    masked = int(share * patches)
+    noise = uniform(3, noise_count(mask, patches), seed=seed)
+    attention, difficulty = uniform(3, patches, seed=seed + 1), uniform(3, patches, seed=seed + 2)
+    result = hard_patches(
+        difficulty,
+        noise,
+        masked,
+        int(mined * masked),
+        "easy" if easy else "hard",
+        mask=mask,
+        grid=(rows, columns),
+        attention=attention,
+    )
+    assert result.sum(dim=1).tolist() == [masked] * 3
+    order = (difficulty if easy else -difficulty).argsort(dim=1)[:, : int(mined * masked)]
+    if mask != "grid":
+        assert result.gather(1, order).all()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_depends_on_its_own_images_noise_alone(mask: Mask) -> None:
+    noise, attention = uniform(64, noise_count(mask, 196)), uniform(64, 196, seed=1)
+    given = some(torch.full((64,), 50))
+    before = noise.clone(), attention.clone(), given.clone()
+    state = torch.get_rng_state()
+    result = draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention)
+    again = draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention)
+    assert result.equal(again)
+    assert torch.get_rng_state().equal(state)
+    assert all(now.equal(then) for now, then in zip((noise, attention, given), before, strict=True))
+    for image in (0, 31, 63):
+        one = slice(image, image + 1)
+        alone = draw_mask(mask, noise[one], MASKED, grid=GRID, given=given[one], attention=attention[one])
+        assert alone[0].equal(result[image])
+    more = torch.cat([noise, uniform(64, 100, seed=3)], dim=1)
+    assert draw_mask(mask, more, MASKED, grid=GRID, given=given, attention=attention).equal(result)
+    if mask not in ("attention_high", "attention_low"):
+        other = uniform(64, noise_count(mask, 196), seed=4)
+        assert not draw_mask(mask, other, MASKED, grid=GRID, given=given, attention=attention).equal(result)
+
+
+def test_names_stand_for_the_public_functions() -> None:
+    noise, attention = uniform(DRAWS, noise_count("block", 196)), uniform(DRAWS, 196, seed=1)
+    first = noise[:, :196]
+    assert drawn("block").equal(block_mask(noise, MASKED, GRID))
+    assert noise_count("random", 196) == 196
+    pairs: list[tuple[Mask, Tensor]] = [
+        ("random", random_mask(first, MASKED)),
+        ("inverse_block", inverse_block_mask(first, MASKED, GRID)),
+        ("grid", grid_mask(first, MASKED, GRID)),
+        ("attention_high", attention_high_mask(attention, MASKED)),
+        ("attention_low", attention_low_mask(attention, MASKED)),
+        ("attention_hint", attention_hint_mask(first, attention, MASKED)),
+    ]
+    for mask, expected in pairs:
+        assert draw_mask(mask, noise, MASKED, grid=GRID, attention=attention).equal(expected)
+
+
+def test_block_mask_completes_the_blocks_at_random() -> None:
+    noise = uniform(DRAWS, noise_count("block", 196))
+    blocks = draw_blocks(noise[:, 196:], 75, GRID).mask
+    mask = block_mask(noise, 75, GRID)
+    assert (blocks.sum(dim=1) < 75).any()
+    for image in range(DRAWS):
+        covered = set(blocks[image].nonzero().flatten().tolist())
+        values = noise[image].tolist()
+        rest = sorted(set(range(196)) - covered, key=lambda patch: values[patch], reverse=True)[: 75 - len(covered)]
+        assert set(mask[image].nonzero().flatten().tolist()) == covered | set(rest)
+
+
+@pytest.mark.parametrize("lowest", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_attention_masks_are_the_top_of_a_sort(ties: bool, lowest: bool) -> None:
+    attention = uniform(DRAWS, 196, seed=1)
+    if ties:
+        attention = attention.mul(20).round()
+    given = some(torch.arange(DRAWS) % (MASKED + 1))
+    function = attention_low_mask if lowest else attention_high_mask
+    alone, composed = function(attention, MASKED), function(attention, MASKED, given)
+    for image in range(0, DRAWS, 4):
+        values = attention[image].tolist()
+        order = sorted(range(196), key=lambda patch: values[patch], reverse=not lowest)  # stable
+        assert alone[image].nonzero().flatten().tolist() == sorted(order[:MASKED])
+        taken = given[image].nonzero().flatten().tolist()
+        rest = [patch for patch in order if patch not in taken][: MASKED - len(taken)]
+        assert composed[image].nonzero().flatten().tolist() == sorted(taken + rest)
+
+
+@pytest.mark.parametrize("masked", [58, 147, 190, 196])
+def test_hints_are_among_the_most_attended(masked: int) -> None:
+    noise, attention = uniform(DRAWS, 196), uniform(DRAWS, 196, seed=1)
+    given = some(torch.arange(DRAWS) % (masked + 1))
+    given[: DRAWS // 2] = False
+    mask = attention_hint_mask(noise, attention, masked, given)
+    for image in range(0, DRAWS, 4):
+        values, chance = attention[image].tolist(), noise[image].tolist()
+        taken = given[image].nonzero().flatten().tolist()
+        order = sorted(set(range(196)) - set(taken), key=lambda patch: values[patch], reverse=True)
+        wanted = masked - len(taken)
+        top = sorted(order[: int(0.1 * len(order))], key=lambda patch: chance[patch], reverse=True)
+        shown = top[: min(int(0.1 * wanted), 196 - masked)]
+        rest = [patch for patch in order if patch not in shown][:wanted]
+        assert mask[image].nonzero().flatten().tolist() == sorted(taken + rest)
+    high = attention_high_mask(attention, masked)
+    most = attention.argsort(dim=1, descending=True)[:, :19]  # int(0.1 * 196)
+    alone = mask[: DRAWS // 2]
+    hints = min(int(0.1 * masked), 196 - masked)
+    assert (alone.gather(1, most[: DRAWS // 2]).sum(dim=1) == 19 - hints).all()
+    assert ((high[: DRAWS // 2] & ~alone).sum(dim=1) == hints).all()
+    assert attention_hint_mask(noise, attention, masked, share=0.0).equal(high)
+
+
+def test_hints_show_each_of_the_most_attended_as_often() -> None:
+    attention = torch.arange(196.0).flip(0).expand(DRAWS, -1)
+    mask = attention_hint_mask(uniform(DRAWS, 196), attention, 98)
+    shown = (~mask[:, :19]).sum(dim=0).double()  # 9 of 19
+    assert shown.sum() == 9 * DRAWS
+    assert (shown / DRAWS - 9 / 19).abs().max() < 5 * (9 / 19 * 10 / 19 / DRAWS) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_secondary_masking_takes_a_share_of_the_visible(share: float) -> None:
+    mask = drawn("grid")
+    noise = uniform(DRAWS, 196, seed=5)
+    hidden = secondary_mask(noise, mask, share, MASKED)
+    assert (hidden.sum(dim=1) == int(49 * share)).all()
+    assert not (hidden & mask).any()
+    assert secondary_mask(noise, mask, share).equal(hidden)
+    for image in range(100):
+        values = noise[image].tolist()
+        visible = sorted((~mask[image]).nonzero().flatten().tolist(), key=lambda patch: values[patch], reverse=True)
+        assert hidden[image].nonzero().flatten().tolist() == sorted(visible[: int(49 * share)])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mining", ["hard", "easy"])
+def test_mining_composes_with_every_mask(mask: Mask, mining: Mining) -> None:
+    """The mined patches first, and the rest is what the strategy draws around them."""
+    noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
+    difficulty = uniform(DRAWS, 196, seed=6)
+    mined = difficulty.argsort(dim=1, descending=mining == "hard")[:, :73]
+    given = torch.zeros(DRAWS, 196, dtype=torch.bool).scatter(1, mined, True)
+    result = hard_patches(difficulty, noise, MASKED, 73, mining, mask=mask, grid=GRID, attention=attention)
+    assert result.equal(draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention))
+    assert (result.sum(dim=1) == MASKED).all()
+    if mask == "grid":
+        visible = (~result).unflatten(1, (7, 2, 7, 2)).sum(dim=(2, 4))
+        assert (visible == 1).all()
+    else:
+        assert (result & given).equal(given)
+    none = hard_patches(None, noise, MASKED, 0, mining, mask=mask, grid=GRID, attention=attention)
+    assert none.equal(draw_mask(mask, noise, MASKED, grid=GRID, attention=attention))
+    every = hard_patches(difficulty, noise, MASKED, MASKED, mining, mask=mask, grid=GRID, attention=attention)
+    if mask != "grid":
+        hardest = difficulty.argsort(dim=1, descending=mining == "hard")[:, :MASKED]
+        assert every.equal(torch.zeros_like(every).scatter(1, hardest, True))
+
+
+def test_units_are_whole_and_difficulty_is_their_mean() -> None:
+    values, grid, unit = uniform(DRAWS, 6 * 8), (6, 8), 2
+    pooled = pool_units(values, grid, unit)
+    mask = pooled > 0.5
+    spread = spread_units(mask, grid, unit)
+    assert pooled.shape == (DRAWS, 12)
+    assert spread.dtype == torch.bool
+    for patch in range(48):
+        row, column = divmod(patch, 8)
+        assert spread[:, patch].equal(mask[:, (row // 2) * 4 + column // 2])
+        unit_of = [r * 8 + c for r in (row // 2 * 2, row // 2 * 2 + 1) for c in (column // 2 * 2, column // 2 * 2 + 1)]
+        torch.testing.assert_close(pooled[:, (row // 2) * 4 + column // 2], values[:, unit_of].mean(dim=1))
+    torch.testing.assert_close(pool_units(spread.float(), grid, unit), mask.float())
+    assert pool_units(values, grid, 1).equal(values)
+    assert spread_units(mask[:, :1], (3, 3), 3).equal(mask[:, :1].expand(-1, 9))
+
+
+@pytest.mark.parametrize("unit", [0, 4, 3])
+def test_a_unit_divides_the_grid(unit: int) -> None:
+    with pytest.raises(ValueError, match=rf"unit: expected patches that divide the grid of 6 x 8, got {unit}"):
+        pool_units(torch.rand(1, 48), (6, 8), unit)
+    with pytest.raises(ValueError, match=r"unit: "):
+        spread_units(torch.ones(1, 12, dtype=torch.bool), (6, 8), unit)
+
+
+def test_mistakes_in_drawing() -> None:
+    noise = torch.rand(2, 16)
+    with pytest.raises(ValueError, match=r"strategy: expected one of random, block, .*, got 'blocks'"):
+        draw_mask("blocks", noise, 12, grid=(4, 4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"masked: expected 0 to 16 patches, got 17"):
+        draw_mask("random", noise, 17, grid=(4, 4))
+    with pytest.raises(ValueError, match=r"noise: expected \[B, 176\] for block on a \(4, 4\) grid, got \[2, 16\]"):
+        draw_mask("block", noise, 12, grid=(4, 4))
+    with pytest.raises(ValueError, match=r"given: expected \[2, 16\], got \[2, 15\]"):
+        draw_mask("random", noise, 12, grid=(4, 4), given=torch.zeros(2, 15, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"attention: expected \[2, 16\], got \[1, 16\]"):
+        draw_mask("attention_low", noise, 12, grid=(4, 4), attention=torch.rand(1, 16))
+    names: tuple[Mask, ...] = ("attention_high", "attention_low", "attention_hint")
+    for name in names:
+        with pytest.raises(ValueError, match=r"attention: expected \[B, N\] .*, got None"):
+            draw_mask(name, noise, 12, grid=(4, 4))
+    with pytest.raises(ValueError, match=r"grid: expected even rows and columns"):
+        draw_mask("grid", noise[:, :15], 11, grid=(3, 5))
+    with pytest.raises(ValueError, match=r"grid: expected \(rows, columns\) to draw a mask of kind block, got None"):
+        hard_patches(None, noise, 12, 0, mask="block")
+    with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got 1\.5"):
+        secondary_mask(noise, noise > 0.5, 1.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_are_the_same_on_a_gpu_and_wait_for_nothing(mask: Mask) -> None:
+    noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
+    difficulty = uniform(DRAWS, 196, seed=6)
+    here = hard_patches(difficulty, noise, MASKED, 30, mask=mask, grid=GRID, attention=attention)
+    on_gpu = difficulty.cuda(), noise.cuda(), attention.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = hard_patches(on_gpu[0], on_gpu[1], MASKED, 30, mask=mask, grid=GRID, attention=on_gpu[2])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert there.cpu().equal(here)
