@@ -253,7 +253,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capt
     [
         ("vit_base_patch16_224.dinoo", {}, "did you mean 'vit_base_patch16_224.dino'?"),
         ("Dino", {}, "did you mean 'dino'?"),
-        ("/tmp/model", {}, "timm.list_models() names them"),
+        ("hub/owner/model", {}, "timm.list_models() names them"),
         ("test_vit", {"channels": 13}, "trained on images of 3 channels, got 13"),
         ("test_resnet", {}, "it does not cut images into patches"),
         ("swin_tiny_patch4_window7_224", {}, "expected a ViT that gives one token for each patch of a 3x5 grid"),
