@@ -56,6 +56,8 @@ class Split(NamedTuple):
     """int64 ``[B, V]``"""
     masked: Tensor
     """int64 ``[B, M]``"""
+    hidden: Tensor | None = None
+    """bool ``[B, V]``: visible patches that the encoder sees as mask tokens (UM-MAE's secondary masking)"""
 
 
 def split(mask: Tensor | Split, masked: int | None = None) -> Split:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -107,3 +109,113 @@ def test_mistakes() -> None:
         encoder(width=30)
     with pytest.raises(ValueError, match="heads"):
         Encoder(image_size=(16, 16), patch_size=4, width=32, depth=1, heads=3)
+
+
+def token_encoder(**settings: Any) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(image_size=(16, 24), patch_size=4, width=32, depth=3, heads=2, drop_masked=False, **settings).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["sincos", "relative"])
+def test_mask_tokens_hide_the_masked_patches(positions: str) -> None:
+    model = token_encoder(positions=positions)
+    images = torch.randn(3, 3, 16, 24)
+    mask = random_mask(torch.rand(3, 24), 18)
+    latent = model(images, mask)
+    assert latent.shape == (3, 25, 32)
+    pixels = mask.reshape(3, 1, 4, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert_close(model(torch.where(pixels, 7.0, images), mask), latent)
+    assert not torch.allclose(model(torch.where(pixels, images, 7.0), mask), latent)
+    assert not torch.allclose(model(images), latent)
+
+
+@torch.no_grad()
+def test_a_mask_of_fewer_rows_leaves_the_other_images_whole() -> None:
+    model = token_encoder()
+    images = torch.randn(5, 3, 16, 24)
+    mask = random_mask(torch.rand(2, 24), 10)
+    assert_close(model(images, mask), torch.cat([model(images[:2], mask), model(images[2:])]))
+
+
+@torch.no_grad()
+def test_hidden_patches_are_not_seen_but_stay() -> None:
+    torch.manual_seed(0)
+    model = Encoder(image_size=(16, 24), patch_size=4, width=32, depth=2, heads=2, mask_token=True).eval()
+    images = torch.randn(2, 3, 16, 24)
+    mask = random_mask(torch.rand(2, 24), 18)
+    parts = split(mask)
+    hidden = torch.tensor([[True, False, True, False, False, False], [False] * 6])
+    latent = model(images, parts._replace(hidden=hidden))
+    assert latent.shape == (2, 7, 32)
+    changed = images.clone()
+    row, column = divmod(int(parts.visible[0, 2]), 6)
+    changed[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 9.0
+    assert_close(model(changed, parts._replace(hidden=hidden)), latent)
+    assert not torch.allclose(model(changed, parts), model(images, parts))
+    assert_close(model(images, parts)[1], latent[1])
+    with pytest.raises(ValueError, match="without one"):
+        encoder()(images, parts._replace(hidden=hidden))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["sincos", "relative"])
+def test_attention_of_the_class_token_equals_a_loop_over_heads(positions: str) -> None:
+    model = token_encoder(positions=positions)
+    if model.relative_bias is not None:
+        torch.nn.init.normal_(model.relative_bias.table)
+    images = torch.randn(2, 3, 16, 24)
+    latent, attention = model.attend(images)
+    assert_close(latent, model(images))
+    seen: list[torch.Tensor] = []
+    model.blocks[-1].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(images)
+    attn = model.blocks[-1].attn
+    q, k, _ = attn.qkv(seen[0]).chunk(3, dim=-1)
+    bias = torch.zeros(1, 2, 25, 25) if model.relative_bias is None else model.relative_bias()
+    slow = torch.zeros(2, 24)
+    for head in range(2):
+        at = slice(16 * head, 16 * head + 16)
+        scores = q[..., at] @ k[..., at].transpose(1, 2) / 4.0 + bias[0, head]
+        slow += scores.softmax(dim=-1)[:, 0, 1:] / 2
+    assert_close(attention, slow)
+
+
+def test_layer_scale_and_drop_path() -> None:
+    model = token_encoder(layer_scale=0.1, drop_path=0.5)
+    assert [block.drop_path for block in model.blocks] == [0.0, 0.25, 0.5]
+    block = model.blocks[2]
+    x = torch.randn(400, 5, 32)
+    with torch.no_grad():
+        middle = x + 0.1 * block.attn(block.norm1(x))
+        assert_close(block(x), middle + 0.1 * block.mlp(block.norm2(middle)))
+        torch.manual_seed(1)
+        trained = block.train()(x)
+    kept = (trained != x).flatten(1).any(dim=1).float().mean().item()
+    assert kept == pytest.approx(1 - 0.5**2, abs=4 * (0.75 * 0.25 / 400) ** 0.5)  # either branch, four deviations
+
+
+def test_dropped_patches_have_no_relative_positions() -> None:
+    with pytest.raises(ValueError, match="positions: a relative bias needs all patches"):
+        Encoder(image_size=(16, 16), patch_size=4, width=32, depth=1, heads=2, positions="relative")
+
+
+def test_relative_bias_reads_one_entry_for_each_offset() -> None:
+    from hardpatch.models.positions import RelativePositionBias
+
+    bias = RelativePositionBias((2, 3), heads=2)
+    with torch.no_grad():
+        bias.table.copy_(torch.arange(18.0).unsqueeze(1) + torch.tensor([0.0, 100.0]))
+    found = bias()[0]
+    assert_close(found[1], found[0] + 100.0)
+    places = [(row, column) for row in range(2) for column in range(3)]
+    for i, (row, column) in enumerate(places):
+        for j, (other_row, other_column) in enumerate(places):
+            assert found[0, 1 + i, 1 + j] == (row - other_row + 1) * 5 + (column - other_column + 2)
+    assert found[0, 0, 1:].tolist() == [15.0] * 6
+    assert found[0, 1:, 0].tolist() == [16.0] * 6
+    assert found[0, 0, 0] == 17.0
+    assert bias((4, 5)).shape == (1, 2, 21, 21)
+    with torch.no_grad():
+        bias.table.fill_(3.0)
+    assert_close(bias((4, 5)), torch.full((1, 2, 21, 21), 3.0))  # interpolation leaves a constant alone

@@ -1,5 +1,6 @@
 """The Transformer block of encoder and decoders: pre-norm attention and MLP (Dosovitskiy et al. 2021)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,12 +18,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``bias`` ``[1, heads, L, L]`` is added before the softmax."""
+        q, k, v = self._queries_keys_values(x)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def of_first_token(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Where the first token of ``x [B, L, D]`` looks: ``[B, L - 1]`` over the others, mean of the heads."""
+        q, k, _ = self._queries_keys_values(x)
+        scores = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5  # [B, heads, 1, L]
+        if bias is not None:
+            scores = scores + bias[:, :, :1]
+        return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class MLP(nn.Module):
@@ -37,19 +50,52 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``. Parameter names are timm's, so weights move freely."""
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al. 2021, CaiT)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, value: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = MLP(width, mlp_ratio)
+        self.gamma = nn.Parameter(torch.full((width,), value))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``. Parameter names are timm's, so weights move freely.
+
+    Args:
+        width, heads, mlp_ratio: of the two branches.
+        layer_scale: first value of a learned factor on each branch; None has none.
+        drop_path: probability of leaving a branch out in training, image by image (Huang et al. 2016).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, mlp_ratio)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self._dropped(self.ls1(self.attn(self.norm1(x), bias)))
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
 
 
 def initialise(module: nn.Module) -> None:

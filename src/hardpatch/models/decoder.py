@@ -16,17 +16,19 @@ class DecoderEmbed(nn.Module):
         latent_width: width of the encoder.
         width: width of the decoders.
         grid: (rows, columns) of patches.
+        mask_token: have one; not where the encoder hands on all patches.
     """
 
     positions: Tensor
 
-    def __init__(self, *, latent_width: int, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, *, latent_width: int, width: int, grid: tuple[int, int], mask_token: bool = True) -> None:
         super().__init__()
         self.grid = grid
         self.proj = nn.Linear(latent_width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mask_token else None
         self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
-        nn.init.normal_(self.mask_token, std=0.02)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
         initialise(self)
 
     def forward(
@@ -40,6 +42,7 @@ class DecoderEmbed(nn.Module):
         class_token, patches = x[:, :1], x[:, 1:]
         positions = resample_positions(self.positions, self.grid, grid or self.grid).to(x.dtype)
         if mask is not None:
+            assert self.mask_token is not None
             mask_tokens = self.mask_token.to(x.dtype).expand(len(x), len(positions), -1)
             patches = scatter(patches, split(mask).visible, into=mask_tokens)
         return torch.cat([class_token, patches + positions], dim=1)
@@ -70,7 +73,7 @@ class Decoder(nn.Module):
 
         The head's rows are averaged first, which is the same number for one output's work. The parameter keeps its full
         shape: another one would change initialisation, gradient clipping and Adam, and would not load reference
-            weights.
+        weights.
         """
         features = self._features(tokens, mask)
         return F.linear(

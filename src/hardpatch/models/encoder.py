@@ -1,12 +1,14 @@
-"""The Vision Transformer that is pre-trained: it sees the visible patches only."""
+"""The Vision Transformer that is pre-trained."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialise
-from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import Split, gather, patchify, split
+from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
+from hardpatch.patches import Split, gather, patchify, scatter, split
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -35,7 +37,8 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pre-norm ViT with class token and fixed sine-cosine positions; masked patches are dropped before the first block.
+    """Pre-norm ViT with class token. Masked patches are dropped before the first block (MAE), or replaced by a mask
+    token (BEiT, SimMIM, iBOT).
 
     Args:
         image_size: (height, width) in pixels; other sizes are accepted later, their positions are interpolated.
@@ -43,12 +46,18 @@ class Encoder(nn.Module):
         channels: of the images, any number.
         width, depth, heads: of the Transformer; see :data:`SIZES`.
         mlp_ratio: hidden width of the MLP over ``width``.
+        drop_masked: drop masked patches; else they stay, as mask tokens.
+        mask_token: have one; needed where masked patches stay or visible ones are hidden.
+        positions: ``sincos``, fixed, or ``relative``, a bias shared by all blocks
+            (:class:`~hardpatch.models.positions.RelativePositionBias`; only where masked patches stay).
+        layer_scale, drop_path: of the blocks, see :class:`~hardpatch.models.block.Block`; the latter rises linearly
+            from 0 in the first block.
 
     Raises:
         ValueError: if the patch size does not divide the image, the heads the width, or 4 the width.
     """
 
-    positions: Tensor
+    positions: Tensor | None
 
     def __init__(
         self,
@@ -60,40 +69,88 @@ class Encoder(nn.Module):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        drop_masked: bool = True,
+        mask_token: bool = False,
+        positions: Literal["sincos", "relative"] = "sincos",
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if positions == "relative" and drop_masked:
+            raise ValueError("positions: a relative bias needs all patches; expected sincos where masked ones drop out")
         self.patch_size, self.width, self.channels = patch_size, width, channels
+        self.drop_masked = drop_masked
         self.grid = patch_grid(image_size, patch_size)
         self.patch_embed = PatchEmbed(patch_size, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("positions", sincos_positions(width, self.grid), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        sincos = sincos_positions(width, self.grid) if positions == "sincos" else None
+        self.register_buffer("positions", sincos, persistent=False)
+        self.relative_bias = RelativePositionBias(self.grid, heads) if positions == "relative" else None
+        rates = [drop_path * k / max(depth - 1, 1) for k in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, layer_scale=layer_scale, drop_path=rate) for rate in rates
+        )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         nn.init.normal_(self.cls_token, std=0.02)
         initialise(self.blocks)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mask_token or not drop_masked else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
-        """Encode the visible patches of ``images [B, C, H, W]``, all of them where there is no mask.
+        """Encode ``images [B, C, H, W]``, of which ``mask`` hides some patches.
 
         Args:
             images: normalised pixels.
-            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.Split`.
+            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.Split`. Where masked patches stay it
+                may have fewer rows than there are images; the images after those are whole.
 
         Returns:
-            ``[B, 1 + V, D]`` after the last norm: the class token, then the visible patches in increasing order.
+            After the last norm, class token first: ``[B, 1 + V, D]`` with the visible patches in increasing order, or
+            ``[B, 1 + N, D]`` where masked patches stay.
         """
+        x, bias = self._tokens(images, mask)
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.norm(x)
+
+    def attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent ``[B, 1 + N, D]`` of whole images, and where the class token looks in the last block: ``[B, N]``,
+        the mean of its heads (AttMask: Kakogeorgiou et al., ECCV 2022, Eq. 3 and 4)."""
+        x, bias = self._tokens(images, None)
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        attention = last.attn.of_first_token(last.norm1(x), bias)
+        return self.norm(last(x, bias)), attention
+
+    def _tokens(self, images: Tensor, mask: Tensor | Split | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens before the first block, and the bias of all attentions."""
         patches = patchify(images, self.patch_size)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        positions = resample_positions(self.positions, self.grid, grid).to(patches.dtype)
-        if mask is None:
-            x = self.patch_embed(patches) + positions
+        parts = None if mask is None else split(mask)
+        if parts is not None and self.drop_masked:
+            x = self.patch_embed(gather(patches, parts.visible))
+            if parts.hidden is not None:
+                x = torch.where(parts.hidden.unsqueeze(-1), self._mask_token(x), x)
         else:
-            visible = split(mask).visible
-            x = self.patch_embed(gather(patches, visible)) + positions[visible]
+            x = self.patch_embed(patches)
+            if parts is not None:
+                x = torch.cat([self._with_mask_tokens(x[: len(parts.masked)], parts), x[len(parts.masked) :]])
+        if self.positions is not None:
+            positions = resample_positions(self.positions, self.grid, grid).to(x.dtype)
+            x = x + (positions[parts.visible] if parts is not None and self.drop_masked else positions)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return x, None if self.relative_bias is None else self.relative_bias(grid)
+
+    def _with_mask_tokens(self, x: Tensor, parts: Split) -> Tensor:
+        return scatter(self._mask_token(x).expand(*parts.masked.shape, -1), parts.masked, into=x)
+
+    def _mask_token(self, like: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError("mask: patches are hidden behind mask tokens, and this encoder was built without one")
+        return self.mask_token.to(like.dtype)
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""Fixed two-dimensional sine-cosine positions, as in MAE."""
+"""Where a patch stands: fixed two-dimensional sine-cosine positions (MAE), or a relative position bias (BEiT)."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
@@ -33,3 +33,53 @@ def resample_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple
     image = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number for each head and offset between two patches, added to the attention of every block.
+
+    The class token has three entries of its own: to it, from it, and to itself (Bao et al. 2022, BEiT; the shared form
+    of Raffel et al. 2020). For images of another size the table is interpolated.
+
+    Args:
+        grid: (rows, columns) of patches.
+        heads: of the attention.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: tuple[int, int], heads: int) -> None:
+        super().__init__()
+        self.grid, self.heads = grid, heads
+        self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, heads))
+        self.register_buffer("index", relative_index(grid), persistent=False)
+
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """The bias ``[1, heads, 1 + N, 1 + N]`` for images of a ``grid`` of patches."""
+        grid = grid or self.grid
+        table, index = self.table, self.index
+        if grid != self.grid:
+            offsets, own = table[:-3], table[-3:]
+            sizes = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
+            table = torch.cat([resample_positions(offsets, *sizes), own])
+            index = relative_index(grid).to(index.device)
+        return table[index].permute(2, 0, 1).unsqueeze(0)
+
+
+def relative_index(grid: tuple[int, int]) -> Tensor:
+    """Which entry of the table of a ``grid`` a pair of tokens reads: int64 ``[1 + N, 1 + N]``, class token first.
+
+    Entry ``(row offset + rows - 1) * (2 * columns - 1) + (column offset + columns - 1)`` for two patches; the last
+    three of the table are class token to patch, patch to class token, and class token to itself.
+    """
+    rows, columns = grid
+    row, column = (
+        place.flatten() for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    )
+    down = row[:, None] - row[None, :] + rows - 1
+    right = column[:, None] - column[None, :] + columns - 1
+    entries = (2 * rows - 1) * (2 * columns - 1)
+    index = torch.empty(rows * columns + 1, rows * columns + 1, dtype=torch.int64)
+    index[1:, 1:] = down * (2 * columns - 1) + right
+    index[0, :], index[:, 0], index[0, 0] = entries, entries + 1, entries + 2
+    return index
