@@ -8,12 +8,14 @@ from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from hardpatch.losses import (
+    RECONSTRUCTION_LOSSES,
     absolute_loss,
     pair_accuracy,
     pixel_loss,
     rank_correlation,
     relative_loss,
     standardised_absolute_loss,
+    token_loss,
 )
 
 
@@ -115,3 +117,41 @@ def test_rank_correlation_is_spearmans() -> None:
     predicted, losses = torch.randn(5, 40), torch.rand(5, 40)
     for row, value in enumerate(rank_correlation(predicted, losses).tolist()):
         assert value == pytest.approx(spearmanr(predicted[row].numpy(), losses[row].numpy()).statistic, abs=1e-5)
+
+
+def slow_reconstruction_loss(name: str, p: list[float], t: list[float]) -> float:
+    norm_p, norm_t = math.sqrt(sum(x * x for x in p)), math.sqrt(sum(x * x for x in t))
+    each = [abs(a - b) for a, b in zip(p, t, strict=True)]
+    return {
+        "mse": sum(d * d for d in each) / len(p),
+        "l1": sum(each) / len(p),
+        "smooth_l1": sum(d * d / 2 if d < 1 else d - 0.5 for d in each) / len(p),
+        "l2norm": sum((a / norm_p - b / norm_t) ** 2 for a, b in zip(p, t, strict=True)),
+        "cosine": 1 - sum(a * b for a, b in zip(p, t, strict=True)) / norm_p / norm_t,
+    }[name]
+
+
+@pytest.mark.parametrize("name", list(RECONSTRUCTION_LOSSES))
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 6), st.integers(0, 2**31))
+def test_reconstruction_losses_equal_a_loop_over_patches(name: str, b: int, m: int, d: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    prediction, target = (2 * torch.randn(b, m, d, generator=generator) for _ in range(2))
+    losses = RECONSTRUCTION_LOSSES[name](prediction.half(), target)
+    assert losses.dtype == torch.float32
+    assert losses.shape == (b, m)
+    for i in range(b):
+        for j in range(m):
+            slow = slow_reconstruction_loss(name, prediction[i, j].half().tolist(), target[i, j].tolist())
+            assert losses[i, j].item() == pytest.approx(slow, rel=1e-4, abs=1e-5)
+
+
+def test_distance_of_unit_vectors_is_twice_the_cosine_loss() -> None:
+    prediction, target = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
+    l2norm, cosine = (RECONSTRUCTION_LOSSES[name](prediction, target) for name in ("l2norm", "cosine"))
+    assert_close(l2norm, 2 * cosine)
+    assert_close(RECONSTRUCTION_LOSSES["l2norm"](3 * target, target), torch.zeros(2, 5))
+
+
+def test_token_loss_by_hand() -> None:
+    losses = token_loss(torch.tensor([[[0.0, 0.0], [1.0, -1.0]]]), torch.tensor([[1, 0]]))
+    assert_close(losses, torch.tensor([[math.log(2), math.log(1 + math.exp(-2))]]))

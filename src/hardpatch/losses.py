@@ -3,6 +3,8 @@
 Everything here runs in float32, under autocast too.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,44 @@ from torch import Tensor
 def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each patch (paper, Eq. 1): ``[B, M, D]`` twice -> unreduced ``[B, M]``."""
     return (prediction.float() - target.float()).square().mean(dim=-1)
+
+
+def absolute_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of each patch (SimMIM, Sec. 3.4): ``[B, M, D]`` twice -> ``[B, M]``."""
+    return (prediction.float() - target.float()).abs().mean(dim=-1)
+
+
+def smooth_l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error below 1, absolute above, mean of each patch (Huber): ``[B, M, D]`` twice -> ``[B, M]``."""
+    return F.smooth_l1_loss(prediction.float(), target.float(), reduction="none").mean(dim=-1)
+
+
+def unit_vector_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of the two as unit vectors, the loss of feature targets (paper, Sec. 3.1): ``[B, M, D]`` twice
+    -> ``[B, M]``.
+
+    ``sum((p / |p| - t / |t|)^2)``, from 0 to 4: twice :func:`cosine_loss`.
+    """
+    return (F.normalize(prediction.float(), dim=-1) - F.normalize(target.float(), dim=-1)).square().sum(dim=-1)
+
+
+def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine of each patch: ``[B, M, D]`` twice -> ``[B, M]``."""
+    return 1.0 - F.cosine_similarity(prediction.float(), target.float(), dim=-1)
+
+
+def token_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of visual tokens (BEiT, Eq. 2): logits ``[B, M, K]`` and tokens int64 ``[B, M]`` -> ``[B, M]``."""
+    return F.cross_entropy(prediction.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
+RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": pixel_loss,
+    "l1": absolute_pixel_loss,
+    "smooth_l1": smooth_l1_loss,
+    "l2norm": unit_vector_loss,
+    "cosine": cosine_loss,
+}
 
 
 def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
