@@ -2,8 +2,11 @@
 
 import torch
 
+from hardpatch.methods.beit import BEiT
 from hardpatch.methods.hpm import HPM, PredictingLoss
+from hardpatch.methods.ibot import IBOT
 from hardpatch.methods.mae import MAE
+from hardpatch.methods.simmim import SimMIM
 from hardpatch.models.decoder import Decoder
 
 
@@ -23,10 +26,52 @@ def small_mae(image_size: tuple[int, int] = (16, 24), channels: int = 3, seed: i
     )
 
 
+def small_predictor() -> Decoder:
+    """One block of 16."""
+    return Decoder(width=16, depth=1, heads=2, outputs=48)
+
+
 def small_hpm(predicting_loss: PredictingLoss = "relative", seed: int = 0) -> HPM:
-    """The same with a loss predictor."""
+    """:func:`small_mae` with a loss predictor."""
     host = small_mae(seed=seed)
-    return HPM(host, Decoder(width=16, depth=1, heads=2, outputs=48), predicting_loss=predicting_loss)
+    return HPM(host, small_predictor(), predicting_loss=predicting_loss)
+
+
+def small_simmim(decoder_width: int | None = 16) -> SimMIM:
+    """The same encoder in a host with mask tokens, with BEiT's kind of blocks."""
+    torch.manual_seed(0)
+    return SimMIM(
+        image_size=(16, 24),
+        patch_size=4,
+        width=32,
+        depth=2,
+        heads=2,
+        decoder_width=decoder_width,
+        positions="relative",
+        layer_scale=0.1,
+    )
+
+
+def small_beit(vocabulary: int = 11) -> BEiT:
+    """Names visual tokens."""
+    torch.manual_seed(0)
+    return BEiT(image_size=(16, 24), patch_size=4, width=32, depth=2, heads=2, decoder_width=16, vocabulary=vocabulary)
+
+
+def small_ibot(outputs: int = 11) -> IBOT:
+    """With few prototypes."""
+    torch.manual_seed(0)
+    return IBOT(
+        image_size=(16, 24),
+        patch_size=4,
+        width=32,
+        depth=2,
+        heads=2,
+        decoder_width=16,
+        outputs=outputs,
+        head_hidden=24,
+        head_bottleneck=8,
+    )
 
 
 def mae_of(model: HPM) -> MAE:

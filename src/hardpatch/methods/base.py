@@ -1,34 +1,72 @@
-"""The contract between a masked image model and what mines its masks."""
+"""The contract between a masked image model and what mines its masks, and what hosts with mask tokens share."""
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardpatch.models.decoder import DecoderEmbed
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import Split
+from hardpatch.patches import Split, gather, split
 
 
 class Host(Protocol):
     """A masked image model that takes its mask from outside and says how well it rebuilt every single patch.
 
     A host is an ``nn.Module``. Shapes: ``images [B, C, H, W]`` normalised; a mask is bool ``[B, N]``, True = masked,
-    or its :class:`~hardpatch.patches.Split`.
+    or its :class:`~hardpatch.patches.Split`; the target has any shape ``[B, M, ...]``.
     """
 
     encoder: Encoder
-    decoder_embed: DecoderEmbed
     reconstruction_only: tuple[str, ...]
     """Names of the submodules that a teacher does without."""
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
-        """Latent ``[B, 1 + V, D]``, class token first."""
+        """Latent ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` where masked patches are tokens too; class token first."""
+
+    def predictor_tokens(
+        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """What the loss predictor reads: ``[B, 1 + N, decoder width]``, for images of a ``grid`` of patches."""
 
     def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
         """Predictions ``[B, M, T]`` for the masked patches."""
 
     def target(self, images: Tensor) -> Tensor:
-        """What is to be predicted for every patch, ``[B, N, T]``, without gradient."""
+        """What is to be predicted for every patch, ``[B, N, T]``, without gradient; not asked for where the target
+        comes from another network (:mod:`hardpatch.targets`)."""
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """``[B, M, T]`` twice -> the loss of each patch, unreduced, ``[B, M]``."""
+        """Prediction and target of the masked patches -> the loss of each, unreduced, ``[B, M]``."""
+
+
+class TokenHost(nn.Module):
+    """A host whose encoder sees masked patches as mask tokens, so that a head on its output is all it takes.
+
+    Args:
+        encoder: with mask tokens.
+        head: from ``[..., D]`` to a prediction for a patch.
+        decoder_width: of the loss predictor's tokens; None where there is no predictor.
+    """
+
+    reconstruction_only: tuple[str, ...] = ("head",)
+
+    def __init__(self, encoder: Encoder, head: nn.Module, decoder_width: int | None = None) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.decoder_embed = None
+        if decoder_width is not None:
+            self.decoder_embed = DecoderEmbed(
+                latent_width=encoder.width, width=decoder_width, grid=encoder.grid, mask_token=False
+            )
+
+    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+        return self.encoder(images, mask)
+
+    def predictor_tokens(
+        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        assert self.decoder_embed is not None
+        return self.decoder_embed(latent, grid=grid)
+
+    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
+        return self.head(gather(latent[:, 1:], split(mask).masked))

@@ -4,24 +4,35 @@ One training step is :func:`mine` (the teacher sets the problem) and :meth:`HPM.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from hardpatch.curriculum import mined_count
 from hardpatch.losses import PREDICTING_LOSSES
-from hardpatch.masking import Mining, hard_patches, masked_count
+from hardpatch.masking import (
+    Mask,
+    Mining,
+    hard_patches,
+    masked_count,
+    noise_count,
+    pool_units,
+    secondary_mask,
+    spread_units,
+)
 from hardpatch.methods.base import Host
+from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.teacher import Teacher
+from hardpatch.models.teacher import Sight, Teacher
 from hardpatch.patches import Split, gather, split
 
 PredictingLoss = Literal["relative", "absolute", "absolute_standardised"]
 
 
 class Losses(NamedTuple):
-    """What one step gives. ``loss`` is what is minimised: the sum of the other two means."""
+    """What one step gives. ``loss`` is what is minimised: the sum of the other means."""
 
     loss: Tensor
     """scalar"""
@@ -31,6 +42,10 @@ class Losses(NamedTuple):
     """scalar; None without a loss predictor"""
     predicted: Tensor | None
     """the predictor's scores of the masked patches, ``[B, M]``"""
+    classes: Tensor | None = None
+    """scalar: iBOT's loss between the class tokens of different views"""
+    token_use: dict[str, Tensor] | None = None
+    """how evenly BEiT's and iBOT's tokens are used, from 0 (one token) to 1; where asked for"""
 
 
 class HPM(nn.Module):
@@ -66,28 +81,63 @@ class HPM(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def forward(self, images: Tensor, mask: Tensor | Split) -> Losses:
-        """The student's half of a training step: rebuild the masked patches, and say which of them will be harder."""
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | Split,
+        target: Tensor | None = None,
+        views: Views | None = None,
+        *,
+        observe: bool = False,
+    ) -> Losses:
+        """The student's half of a training step: rebuild the masked patches, and say which of them will be harder.
+
+        Args:
+            images: ``[B, C, H, W]``. With iBOT the mask may be of the first images only; the others are seen whole.
+            mask: which patches to rebuild.
+            target: of those, ``[B, M, ...]``, where it comes from another network; None asks the host.
+            views: iBOT's other crops.
+            observe: measure the use of tokens, for the log.
+        """
         mask = split(mask)
-        latent = self.host.encode(images, mask)  # [B, 1 + V, D]
+        whole = self.host.encode(images, mask)  # [B, 1 + V, D]
+        latent = whole[: len(mask.masked)]
         prediction = self.host.reconstruct(latent, mask)  # [B, M, T]
-        target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
+        if target is None:
+            target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
         reconstruction = self.host.reconstruction_loss(prediction, target)  # [B, M], unreduced
-        if self.predictor is None:
-            return Losses(reconstruction.mean(), reconstruction, None, None)
-        predicted = self.predict_masked_loss(latent, mask)  # [B, M]
-        predicting = self.predicting_loss(predicted, reconstruction.detach())
-        return Losses(reconstruction.mean() + predicting, reconstruction, predicting, predicted)
+        losses = Losses(reconstruction.mean(), reconstruction, None, None)
+        if self.predictor is not None:
+            predicted = self.predict_masked_loss(latent, mask)  # [B, M]
+            predicting = self.predicting_loss(predicted, reconstruction.detach())
+            losses = losses._replace(loss=losses.loss + predicting, predicting=predicting, predicted=predicted)
+        if views is not None:
+            classes = cast(IBOT, self.host).class_loss(whole[:, 0], views)
+            losses = losses._replace(loss=losses.loss + classes, classes=classes)
+        if observe and hasattr(self.host, "token_use"):
+            losses = losses._replace(token_use=self.host.token_use(prediction, target))
+        return losses
 
     def predict_masked_loss(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
         """Predicted losses ``[B, M]`` of the masked patches from the latent of the visible ones."""
-        return self._predictor().mean_output(self.host.decoder_embed(latent, mask), mask)
+        return self._predictor().mean_output(self.host.predictor_tokens(latent, mask), mask)
 
     def predict_loss(self, images: Tensor) -> Tensor:
         """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked: what the masks are mined
         from."""
-        grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-        return self._predictor().mean_output(self.host.decoder_embed(self.host.encode(images), grid=grid))
+        difficulty = self.look(images).difficulty
+        assert difficulty is not None
+        return difficulty
+
+    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
+        """One look at whole images ``[B, C, H, W]``: the latent and, where asked for, what was predicted from it and
+        where the class token looked."""
+        latent, attended = self.host.encoder.attend(images) if attention else (self.host.encode(images), None)
+        predicted = None
+        if difficulty:
+            grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+            predicted = self._predictor().mean_output(self.host.predictor_tokens(latent, grid=grid))
+        return Sight(latent, predicted, attended)
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         """Features ``[B, 1 + V, D]`` of the visible patches (all N without a mask), class token first, after the
@@ -137,13 +187,42 @@ class HPM(nn.Module):
         return self.predictor
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How masks are drawn."""
+
+    mask: Mask = "random"
+    """draws the patches that are not mined"""
+    mining: Mining = "hard"
+    """mines the hardest patches, or the easiest"""
+    unit: int = 1
+    """side, in patches, of the squares that are masked as a whole"""
+    secondary: float = 0.0
+    """share of the visible patches that are hidden behind mask tokens"""
+
+    @property
+    def guided(self) -> bool:
+        """Whether it needs the teacher's attention."""
+        return self.mask.startswith("attention")
+
+    def noise_count(self, grid: tuple[int, int]) -> int:
+        """Random numbers for each image of a ``grid`` of patches."""
+        patches = grid[0] * grid[1]
+        return noise_count(self.mask, patches // self.unit**2) + (patches if self.secondary else 0)
+
+
 class Problem(NamedTuple):
     """What the teacher sets the student."""
 
     mask: Split
     """the patches to rebuild, index lists of ``[B, M]`` and ``[B, V]``"""
-    difficulty: Tensor | None
-    """predicted loss of every patch, ``[B, N]``; None where nothing was mined"""
+    sight: Sight | None
+    """what the teacher saw; None where it was not needed"""
+
+    @property
+    def difficulty(self) -> Tensor | None:
+        """Predicted loss of every patch, ``[B, N]``; None where nothing was mined."""
+        return None if self.sight is None else self.sight.difficulty
 
 
 def mine(
@@ -153,20 +232,42 @@ def mine(
     *,
     mask_ratio: float,
     alpha: float,
-    mining: Mining = "hard",
+    grid: tuple[int, int],
+    masking: Masking = Masking(),
+    look: bool = False,
+    images_masked: int | None = None,
 ) -> Problem:
     """The teacher's half of a training step: look at the whole images, mask what will be hard.
 
     Args:
-        teacher: the student's moving average; not run, and may be None, where no patch is to be mined.
+        teacher: the student's moving average; not run, and may be None, where nothing is asked of it.
         images: normalised pixels ``[B, C, H, W]``.
-        noise: uniform in [0, 1), ``[B, N]``; see :func:`hardpatch.randomness.patch_noise`.
+        noise: uniform in [0, 1), ``[B, masking.noise_count(grid)]``; see :func:`hardpatch.randomness.patch_noise`.
         mask_ratio: gamma, the share of masked patches.
         alpha: the mined share of those, in [0, 1]; see :mod:`hardpatch.curriculum`.
-        mining: ``hard`` masks the hardest patches, ``easy`` the easiest.
+        grid: (rows, columns) of patches.
+        masking: how masks are drawn.
+        look: run the teacher in any case, since the target is made of what it sees.
+        images_masked: mask only so many of the images, the first (iBOT); None masks all.
     """
-    masked = masked_count(noise.shape[1], mask_ratio)
+    units = grid[0] // masking.unit, grid[1] // masking.unit
+    masked = masked_count(units[0] * units[1], mask_ratio)
     mined = mined_count(masked, alpha)
-    difficulty = teacher.predict_loss(images) if teacher is not None and mined else None  # [B, N], no gradient
-    mask = hard_patches(difficulty, noise, masked, mined, mining)  # bool [B, N]
-    return Problem(split(mask, masked), difficulty)
+    sight = None
+    if teacher is not None and (mined or masking.guided or look):
+        sight = teacher.look(images, difficulty=mined > 0, attention=masking.guided)  # no gradient
+    difficulty, attention = (
+        None if values is None else pool_units(values[:images_masked], grid, masking.unit)
+        for values in ((None, None) if sight is None else (sight.difficulty, sight.attention))
+    )  # [B, units]
+    noise = noise[:images_masked]
+    mask = hard_patches(
+        difficulty, noise, masked, mined, masking.mining, mask=masking.mask, grid=units, attention=attention
+    )
+    mask = spread_units(mask, grid, masking.unit)  # bool [B, N]
+    masked = masked * masking.unit**2
+    parts = split(mask, masked)
+    if masking.secondary:
+        hidden = secondary_mask(noise[:, -mask.shape[1] :], mask, masking.secondary, masked)
+        parts = parts._replace(hidden=hidden.gather(1, parts.visible))
+    return Problem(parts, sight)

@@ -1,22 +1,28 @@
-"""MAE (He et al., CVPR 2022): drop most patches, encode the rest, rebuild the pixels of the dropped ones."""
+"""MAE (He et al., CVPR 2022): drop most patches, encode the rest, rebuild the dropped ones."""
+
+from typing import Any
 
 from torch import Tensor, nn
 
 from hardpatch import targets
-from hardpatch.losses import pixel_loss
+from hardpatch.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.decoder import Decoder, DecoderEmbed
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import Split
 
 
 class MAE(nn.Module):
-    """A masked autoencoder with pixel targets; see :class:`hardpatch.methods.base.Host` for what each method returns.
+    """A masked autoencoder; see :class:`hardpatch.methods.base.Host` for what each method returns.
+
+    With feature targets this is BootMAE's or MILAN's kind of distillation.
 
     Args:
         image_size: (height, width) in pixels.
-        patch_size, channels, width, depth, heads: see :class:`~hardpatch.models.encoder.Encoder`.
+        patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
         decoder_width, decoder_depth, decoder_heads: of the reconstructor.
         normalise_pixels: bring each target patch to mean 0 and variance 1.
+        outputs: numbers to predict for each patch; None is its pixels.
+        loss: one of :data:`~hardpatch.losses.RECONSTRUCTION_LOSSES`.
     """
 
     reconstruction_only: tuple[str, ...] = ("reconstructor",)
@@ -27,32 +33,36 @@ class MAE(nn.Module):
         image_size: tuple[int, int],
         patch_size: int,
         channels: int = 3,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         normalise_pixels: bool = False,
+        outputs: int | None = None,
+        loss: str = "mse",
+        **encoder: Any,
     ) -> None:
         super().__init__()
         self.normalise_pixels = normalise_pixels
-        self.encoder = Encoder(
-            image_size=image_size, patch_size=patch_size, channels=channels, width=width, depth=depth, heads=heads
-        )
-        self.decoder_embed = DecoderEmbed(latent_width=width, width=decoder_width, grid=self.encoder.grid)
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
+        self.encoder = Encoder(image_size=image_size, patch_size=patch_size, channels=channels, **encoder)
+        self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)
         self.reconstructor = Decoder(
-            width=decoder_width, depth=decoder_depth, heads=decoder_heads, outputs=patch_size**2 * channels
+            width=decoder_width,
+            depth=decoder_depth,
+            heads=decoder_heads,
+            outputs=patch_size**2 * channels if outputs is None else outputs,
         )
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
+
+    def predictor_tokens(
+        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        return self.decoder_embed(latent, mask, grid)
 
     def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
         return self.reconstructor(self.decoder_embed(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
         return targets.pixels(images, self.encoder.patch_size, normalise=self.normalise_pixels)
-
-    def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return pixel_loss(prediction, target)

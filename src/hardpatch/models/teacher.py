@@ -1,16 +1,29 @@
 """The teacher: an exponential moving average of the student that says which patches will be hard."""
 
 import copy
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class Sight(NamedTuple):
+    """What a look at whole images gives, nothing masked."""
+
+    latent: Tensor
+    """``[B, 1 + N, D]`` after the encoder's norm, class token first"""
+    difficulty: Tensor | None
+    """predicted loss of every patch, ``[B, N]``"""
+    attention: Tensor | None
+    """where the class token looks, ``[B, N]``"""
+
+
 class Teacher(nn.Module):
     """``teacher <- momentum * teacher + (1 - momentum) * student`` (paper, Sec. 3.1), in eval mode, without gradient.
 
-    It holds what ``predict_loss`` needs, encoder and loss predictor, and never the reconstructor.
+    It holds what :meth:`look` needs, encoder and loss predictor, and never the reconstructor. One look a step serves
+    the masks, feature targets and iBOT.
 
     Args:
         student: a :class:`~hardpatch.methods.hpm.HPM`; copied as it is now.
@@ -23,6 +36,11 @@ class Teacher(nn.Module):
         unused = {id(getattr(student.host, name)): None for name in student.host.reconstruction_only}
         self.network = copy.deepcopy(student, unused)  # whatever deepcopy finds in its memo it does not copy
         self.network.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
+        """See :meth:`HPM.look <hardpatch.methods.hpm.HPM.look>`."""
+        return self.network.look(images, difficulty=difficulty, attention=attention)
 
     @torch.no_grad()
     def predict_loss(self, images: Tensor) -> Tensor:
@@ -46,3 +64,9 @@ def linear_momentum(progress: float, start: float, end: float, warmup: float) ->
     if warmup <= 0.0 or progress >= warmup:
         return end
     return start + (end - start) * progress / warmup
+
+
+def cosine_momentum(progress: float, start: float, end: float, warmup: float) -> float:
+    """The same along half a cosine (DINO, iBOT: from 0.996 to 1 over the whole training)."""
+    rise = linear_momentum(progress, 0.0, 1.0, warmup)
+    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * rise))

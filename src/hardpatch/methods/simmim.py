@@ -1,0 +1,45 @@
+"""SimMIM (Xie et al., CVPR 2022): masked patches stay as mask tokens, a linear head predicts their pixels, L1 loss.
+
+Its masks are of 32-px squares (``method.mask_unit``), of which 60 % are masked; difficulty is pooled to the squares.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hardpatch import targets
+from hardpatch.losses import RECONSTRUCTION_LOSSES
+from hardpatch.methods.base import TokenHost
+from hardpatch.models.encoder import Encoder
+
+
+class SimMIM(TokenHost):
+    """Masked pixel regression with a linear head.
+
+    Args:
+        patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
+        decoder_width: of the loss predictor's tokens; None without one.
+        normalise_pixels: bring each target patch to mean 0 and variance 1.
+        outputs: numbers to predict for each patch; None is its pixels.
+        loss: one of :data:`~hardpatch.losses.RECONSTRUCTION_LOSSES`.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        channels: int = 3,
+        decoder_width: int | None = None,
+        normalise_pixels: bool = False,
+        outputs: int | None = None,
+        loss: str = "l1",
+        **encoder: Any,
+    ) -> None:
+        vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
+        outputs = patch_size**2 * channels if outputs is None else outputs
+        super().__init__(vit, nn.Linear(vit.width, outputs), decoder_width)
+        self.normalise_pixels = normalise_pixels
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
+
+    def target(self, images: Tensor) -> Tensor:
+        return targets.pixels(images, self.encoder.patch_size, normalise=self.normalise_pixels)

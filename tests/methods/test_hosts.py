@@ -1,0 +1,170 @@
+"""SimMIM, BEiT and iBOT, by themselves and under hard patches mining."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from hardpatch.distillation import sharpen
+from hardpatch.masking import random_mask
+from hardpatch.methods.base import TokenHost
+from hardpatch.methods.hpm import HPM, Masking, mine
+from hardpatch.methods.ibot import Views
+from hardpatch.models.teacher import Teacher
+from hardpatch.patches import gather, patchify, split
+from tests.small import small_beit, small_hpm, small_ibot, small_predictor, small_simmim
+
+IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
+MASK = split(random_mask(NOISE, 14))
+HOSTS = {"simmim": small_simmim, "beit": small_beit, "ibot": small_ibot}
+
+
+def target_for(host: TokenHost) -> Tensor | None:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "SimMIM": None,
+        "BEiT": torch.randint(11, (5, 14), generator=generator),
+        "IBOT": torch.rand(5, 14, 11, generator=generator).softmax(dim=-1),
+    }[type(host).__name__]
+
+
+@torch.no_grad()
+def test_simmim_by_hand() -> None:
+    host = small_simmim().eval()
+    losses = HPM(host, None)(IMAGES, MASK)
+    latent = host.encoder(IMAGES, MASK)
+    for image in range(5):
+        for place, patch in enumerate(MASK.masked[image].tolist()):
+            predicted = host.head.weight @ latent[image, 1 + patch] + host.head.bias  # type: ignore[operator]
+            error = (predicted - patchify(IMAGES, 4)[image, patch]).abs().mean()
+            assert_close(losses.reconstruction[image, place], error)
+
+
+@torch.no_grad()
+def test_beit_by_hand() -> None:
+    host, tokens = small_beit().eval(), torch.randint(11, (5, 24))
+    losses = HPM(host, None)(IMAGES, MASK, tokens.gather(1, MASK.masked), observe=True)
+    logits = host.head(host.encoder(IMAGES, MASK)[:, 1:]).log_softmax(dim=-1)
+    for image in range(5):
+        for place, patch in enumerate(MASK.masked[image].tolist()):
+            assert_close(losses.reconstruction[image, place], -logits[image, patch, tokens[image, patch]])
+    assert set(losses.token_use) == {"token_entropy", "target_entropy"}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_without_predictor_a_host_is_itself_bit_for_bit(name: str) -> None:
+    host, other = HOSTS[name](), HOSTS[name]()
+    target = target_for(host)
+    losses = HPM(host, None)(IMAGES, MASK, target)
+    losses.loss.backward()
+    wanted = gather(other.target(IMAGES), MASK.masked) if target is None else target
+    loss = other.reconstruction_loss(other.reconstruct(other.encode(IMAGES, MASK), MASK), wanted).mean()
+    loss.backward()
+    assert torch.equal(losses.loss, loss)
+    for one, two in zip(host.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None)
+        assert one.grad is None or torch.equal(one.grad, two.grad)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_predictor_learns_into_the_encoder_but_not_into_the_head(name: str) -> None:
+    model = HPM(HOSTS[name](), small_predictor())
+    losses = model(IMAGES, MASK, target_for(model.host))
+    assert losses.predicted.shape == losses.reconstruction.shape == (5, 14)
+    losses.predicting.backward()
+    grads = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    assert all(found != name.startswith("host.head.") for name, found in grads.items()), grads
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_teacher_scores_whole_images(name: str) -> None:
+    model = HPM(HOSTS[name](), small_predictor())
+    teacher = Teacher(model)
+    assert teacher.predict_loss(IMAGES).shape == (5, 24)
+    assert (teacher.network.host.head is None) == (name != "ibot")  # iBOT's teacher speaks through its head
+    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.6, alpha=1.0, grid=(4, 6))
+    order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=True)
+    assert torch.equal(problem.mask.masked, order[:, :15].sort(dim=1).values)
+
+
+def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
+    teacher = Teacher(HPM(small_simmim(), small_predictor()))
+    masking = Masking(unit=2)
+    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.5, alpha=1.0, grid=(4, 6), masking=masking)
+    difficulty = teacher.predict_loss(IMAGES)
+    for image in range(5):
+        units = {
+            (row, column): sum(difficulty[image, 6 * (2 * row + i) + 2 * column + j] for i in (0, 1) for j in (0, 1))
+            for row in range(2)
+            for column in range(3)
+        }
+        hardest = sorted(units, key=lambda unit: units[unit], reverse=True)[:3]
+        expected = {6 * (2 * r + i) + 2 * c + j for r, c in hardest for i in (0, 1) for j in (0, 1)}
+        assert set(problem.mask.masked[image].tolist()) == expected
+
+
+def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
+    masking = Masking(mask="grid", secondary=0.5)
+    noise = torch.rand(5, masking.noise_count((4, 6)), generator=torch.Generator().manual_seed(4))
+    problem = mine(None, IMAGES, noise, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    assert problem.mask.hidden is not None
+    assert problem.mask.hidden.shape == (5, 6)
+    assert problem.mask.hidden.sum(dim=1).tolist() == [3] * 5
+
+
+def test_attention_guides_the_mask() -> None:
+    teacher = Teacher(small_hpm())
+    masking = Masking(mask="attention_high")
+    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    with torch.no_grad():
+        order = teacher.network.host.encoder.attend(IMAGES)[1].argsort(dim=1, descending=True)
+    assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
+    assert problem.difficulty is None  # nothing is mined, so that the predictor need not run
+
+
+def slow_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """DINO's: every pair of a global view of the teacher and another view of the student."""
+    pairs = [
+        -(teacher[g] * (student[v] / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
+        for g in range(len(teacher))
+        for v in range(len(student))
+        if v != g
+    ]
+    return torch.stack(pairs).mean()
+
+
+def test_ibot_puts_the_views_in_their_places() -> None:
+    """Global crops stand in any order, only some are masked, and the loss is that of the views in order."""
+    model = HPM(small_ibot().eval(), None)
+    teacher = Teacher(model)
+    host = model.host
+    crops, local = torch.randn(6, 3, 16, 24), torch.randn(6, 3, 8, 8)  # 3 images, 2 views each
+    order = torch.tensor([4, 0, 3, 5, 1, 2])
+    mask = split(random_mask(torch.rand(3, 24), 6))
+    sight = teacher.look(crops[order], difficulty=False)
+    before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
+    classes, tokens = teacher.network.host.teach(sight.latent, mask, temperature=0.05, centre_momentum=0.9)
+    with torch.no_grad():
+        latent = host.encode(crops)
+        logits = host.head(latent[:, 0])  # type: ignore[operator]
+        assert_close(classes, sharpen(logits, before[1], 0.05)[order])
+        patches = host.head(latent[:, 1:])  # type: ignore[operator]
+        assert_close(tokens, sharpen(gather(patches[order][:3], mask.masked), before[0], 0.05))
+        moved = teacher.network.host
+        assert_close(moved.class_centre, 0.1 * logits.mean(0, keepdim=True))
+        assert_close(moved.patch_centre, 0.1 * patches.mean((0, 1), keepdim=True))
+
+        losses = model(crops[order], mask, tokens, Views(local, classes, order.argsort()))
+        masked = torch.cat([host.encode(crops[order][:3], mask), host.encode(crops[order][3:])])[order.argsort()]
+        student = host.head(torch.cat([masked[:, 0], host.encode(local)[:, 0]]))  # type: ignore[operator]
+        slow = slow_class_loss(student.unflatten(0, (4, 3)), sharpen(logits, before[1], 0.05).unflatten(0, (2, 3)))
+    assert_close(losses.classes, slow)
+    assert losses.reconstruction.shape == (3, 6)
+    assert_close(losses.loss, losses.reconstruction.mean() + slow)
+
+
+def test_targets_of_other_networks_are_not_made_up() -> None:
+    for host in (small_beit(), small_ibot()):
+        with pytest.raises(ValueError, match="target"):
+            host.target(IMAGES)
