@@ -44,7 +44,9 @@ class Contender:
         patches = self.student.grid[0] * self.student.grid[1]
         noise = patch_noise(0, self.done, self.samples, patches)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            problem = mine(self.teacher, images, noise, mask_ratio=0.75, alpha=0.5 if self.teacher else 0.0)
+            problem = mine(
+                self.teacher, images, noise, mask_ratio=0.75, alpha=0.5 if self.teacher else 0.0, grid=self.student.grid
+            )
             losses = self.student(images, problem.mask)
         losses.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)

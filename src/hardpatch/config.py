@@ -35,6 +35,8 @@ class DataConfig:
     """Random resized crop: narrowest and widest aspect ratio."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    colour_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot has its own colours."""
     mean: Literal["imagenet", "computed"] | list[float] = "imagenet"
     """Mean of each channel for pixels in [0, 1]: ImageNet's, computed on your images, or given."""
     std: Literal["imagenet", "computed"] | list[float] = "imagenet"
@@ -59,6 +61,12 @@ class ModelConfig:
     """Encoder blocks, instead of the size's."""
     heads: int | None = None
     """Encoder attention heads, instead of the size's."""
+    positions: Literal["sincos", "relative"] = "sincos"
+    """Fixed sine-cosine positions, or BEiT's relative position bias, shared by all blocks (not with host mae)."""
+    layer_scale: float | None = None
+    """First value of a learned factor on each branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
+    drop_path: float = 0.0
+    """Probability with which the encoder's last block leaves a branch out; it rises linearly from 0 over the blocks."""
     decoder_width: int = 512
     """Width of reconstructor and loss predictor."""
     decoder_depth: int = 8
@@ -69,12 +77,32 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Hard patches mining. Plain MAE is predicting_loss none; the predictor without learned masks is alpha 0."""
+    """A masked image model, and hard patches mining on it: predicting_loss none is the plain host."""
 
+    host: Literal["mae", "simmim", "beit", "ibot"] = "mae"
+    """What is pre-trained, with or without mining."""
+    target: Literal["auto", "pixels", "normalised_pixels", "teacher", "frozen"] = "auto"
+    """What is reconstructed: auto is the host's own (pixels, BEiT's and iBOT's tokens), teacher the EMA's features."""
+    frozen: str | None = None
+    """The network of target frozen: dino, clip, or any timm model with one token a patch."""
+    frozen_weights: str | None = None
+    """Its weights, a local file in timm's layout; nothing = timm downloads them."""
+    tokenizer: str | None = None
+    """BEiT's visual tokens: a file of hardpatch tokenizer, or the DALL-E encoder's weights."""
+    reconstruction_loss: Literal["auto", "mse", "l1", "smooth_l1", "l2norm", "cosine"] = "auto"
+    """Auto is mse for pixels, l1 with host simmim, and for features l2norm: squared distance of unit vectors."""
+    mask: Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"] = (
+        "random"
+    )
+    """How the patches that are not mined are drawn: BEiT's blocks, UM-MAE's grid, AttMask's attention."""
     mask_ratio: float = 0.75
     """Share of masked patches (gamma)."""
-    normalise_pixels: bool = False
-    """Reconstruct per-patch normalised pixels instead of raw ones."""
+    mask_ratio_spread: float = 0.0
+    """The ratio is drawn from mask_ratio +- this, once a step (iBOT: 0.2)."""
+    mask_unit: int | None = None
+    """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch."""
+    secondary_ratio: float = 0.0
+    """Share of the visible patches that host mae sees as mask tokens (UM-MAE: 0.25)."""
     predicting_loss: Literal["relative", "absolute", "absolute_standardised", "none"] = "relative"
     """Relative (Eq. 5), absolute (Eq. 4), absolute against standardised losses (reference code), or no predictor."""
     mining: Literal["hard", "easy"] = "hard"
@@ -88,7 +116,43 @@ class MethodConfig:
     momentum_end: float = 0.9999
     """Momentum of the teacher after momentum_warmup."""
     momentum_warmup: float = 0.5
-    """Share of the training in which the momentum rises linearly."""
+    """Share of the training in which the momentum rises."""
+    momentum_schedule: Literal["linear", "cosine"] = "linear"
+    """How it rises: linear as HPM's, or half a cosine as iBOT's."""
+
+
+@dataclass(frozen=True)
+class IbotConfig:
+    """What only host ibot has: crops, heads and temperatures."""
+
+    local_crops: int = 10
+    """Small crops beside the two global ones."""
+    local_size: int = 96
+    """Side of a local crop in pixels; a multiple of the patch size."""
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    """Smallest and largest share of the image's area in a local crop; data.crop_scale is for the global ones."""
+    colour: bool = True
+    """Colour jitter, grey, blur and solarisation."""
+    masked_share: float = 0.5
+    """Share of the global crops that are masked; the others are seen whole."""
+    outputs: int = 8192
+    """Prototypes of the head, for class and patch tokens alike."""
+    head_hidden: int = 2048
+    """Width of the head's hidden layers."""
+    head_bottleneck: int = 256
+    """Width of the head's last hidden layer, which is normalised."""
+    student_temperature: float = 0.1
+    """Of the student's softmax."""
+    teacher_temperature_start: float = 0.04
+    """Of the teacher's softmax at the beginning."""
+    teacher_temperature_end: float = 0.07
+    """After teacher_temperature_warmup."""
+    teacher_temperature_warmup: float = 0.075
+    """Share of the training in which it rises linearly (30 of 400 epochs)."""
+    centre_momentum: float = 0.9
+    """Of the running mean of the teacher's outputs."""
+    frozen_last_layer: float = 0.0025
+    """Share of the training in which the head's last layer stays as it is (1 of 400 epochs)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +169,8 @@ class OptimConfig:
     """Share of the training in which the learning rate rises linearly."""
     weight_decay: float = 0.05
     """Not applied to biases and norms."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end, reached by half a cosine (iBOT: 0.4); null is constant."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates."""
     clip: float | None = 5.0
@@ -150,6 +216,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    ibot: IbotConfig = field(default_factory=IbotConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
@@ -179,6 +246,12 @@ def _check(run: RunConfig) -> None:
         "method.momentum_start": method.momentum_start,
         "method.momentum_end": method.momentum_end,
         "method.momentum_warmup": method.momentum_warmup,
+        "method.secondary_ratio": method.secondary_ratio,
+        "model.drop_path": run.model.drop_path,
+        "ibot.masked_share": run.ibot.masked_share,
+        "ibot.teacher_temperature_warmup": run.ibot.teacher_temperature_warmup,
+        "ibot.centre_momentum": run.ibot.centre_momentum,
+        "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
         "optim.warmup": optim.warmup,
         "data.flip": data.flip,
         "data.max_bad_fraction": data.max_bad_fraction,
@@ -188,12 +261,21 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"{name}: expected a number in [0, 1], got {share}")
     if not 0.0 < method.mask_ratio < 1.0:
         raise UserError(f"method.mask_ratio: expected a number between 0 and 1, got {method.mask_ratio}")
+    if not 0.0 <= method.mask_ratio_spread < min(method.mask_ratio, 1.0 - method.mask_ratio):
+        raise UserError(
+            f"method.mask_ratio_spread: expected a number that keeps the ratio {method.mask_ratio} between 0 and 1, "
+            f"got {method.mask_ratio_spread}"
+        )
     at_least_one: dict[str, float | None] = {
         "batch_size": run.batch_size,
         "steps": run.steps,
         "model.patch_size": run.model.patch_size,
         "model.decoder_depth": run.model.decoder_depth,
         "optim.accumulate": optim.accumulate,
+        "ibot.outputs": run.ibot.outputs,
+        "ibot.head_hidden": run.ibot.head_hidden,
+        "ibot.head_bottleneck": run.ibot.head_bottleneck,
+        "ibot.local_size": run.ibot.local_size,
         "train.log_every": train.log_every,
         "train.checkpoint_steps": train.checkpoint_steps,
         "train.keep_checkpoints": train.keep_checkpoints,
@@ -201,13 +283,21 @@ def _check(run: RunConfig) -> None:
     for name, number in at_least_one.items():
         if number is not None and number < 1:
             raise UserError(f"{name}: expected at least 1, got {number}")
-    positive = {"epochs": run.epochs, "optim.clip": optim.clip, "optim.lr": optim.lr, "optim.base_lr": optim.base_lr}
+    positive = {
+        "epochs": run.epochs,
+        "optim.clip": optim.clip,
+        "optim.lr": optim.lr,
+        "optim.base_lr": optim.base_lr,
+        "ibot.student_temperature": run.ibot.student_temperature,
+        "ibot.teacher_temperature_start": run.ibot.teacher_temperature_start,
+        "ibot.teacher_temperature_end": run.ibot.teacher_temperature_end,
+    }
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{name}: expected a number above 0, got {value}")
-    low, high = data.crop_scale
-    if not 0.0 < low <= high <= 1.0:
-        raise UserError(f"data.crop_scale: expected 0 < smallest <= largest <= 1, got {list(data.crop_scale)}")
+    for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
+        if not 0.0 < low <= high <= 1.0:
+            raise UserError(f"{name}: expected 0 < smallest <= largest <= 1, got {[low, high]}")
     if not 0.0 < data.crop_ratio[0] <= data.crop_ratio[1]:
         raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
     if data.channels not in (1, 3):
@@ -226,8 +316,58 @@ def _check(run: RunConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         given = "neither" if run.epochs is None else "both"
         raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
+    _check_method(run)
     if (run.knn.train is None) != (run.knn.val is None):
         raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
+
+
+def _check_method(run: RunConfig) -> None:
+    """Parts of a method that do not go together."""
+    method, model = run.method, run.model
+    if (method.target == "frozen") != (method.frozen is not None):
+        raise UserError(
+            f"method.frozen: expected a network with method.target frozen and none without, got {method.frozen!r} with "
+            f"target {method.target}"
+        )
+    if method.frozen_weights is not None and method.frozen is None:
+        raise UserError("method.frozen_weights: expected with method.frozen, which says what network they are of")
+    if method.host in ("beit", "ibot") and (method.target, method.reconstruction_loss) != ("auto", "auto"):
+        raise UserError(
+            f"method.target, method.reconstruction_loss: host {method.host} has its own, expected auto, got "
+            f"{method.target} and {method.reconstruction_loss}"
+        )
+    if (method.host == "beit") != (method.tokenizer is not None):
+        raise UserError(
+            f"method.tokenizer: expected a weights file with method.host beit and none without, got "
+            f"{method.tokenizer!r} with host {method.host}; hardpatch tokenizer makes one of your images"
+        )
+    if method.host == "beit" and run.data.channels != 3:
+        raise UserError(f"data.channels: the tokenizer of host beit reads 3 channels, got {run.data.channels}")
+    if method.host == "mae" and model.positions == "relative":
+        raise UserError("model.positions: host mae drops patches and needs sincos, got relative")
+    if method.host != "mae" and method.secondary_ratio:
+        raise UserError(
+            f"method.secondary_ratio: only host mae has visible patches to hide, got host {method.host}; leave it 0"
+        )
+    if method.mask == "grid" and (method.mask_ratio, method.mask_ratio_spread) != (0.75, 0.0):
+        raise UserError(
+            "method.mask_ratio: mask grid leaves one of each four patches, expected 0.75 with mask_ratio_spread 0, "
+            f"got {method.mask_ratio} and {method.mask_ratio_spread}"
+        )
+    if method.mask_unit is not None and (method.mask_unit < 1 or method.mask_unit % model.patch_size):
+        raise UserError(
+            f"method.mask_unit: expected a multiple of the patch size {model.patch_size} in pixels, got "
+            f"{method.mask_unit}"
+        )
+    if method.host == "ibot":
+        if run.ibot.local_crops < 0:
+            raise UserError(f"ibot.local_crops: expected 0 or more, got {run.ibot.local_crops}")
+        if run.ibot.local_size % model.patch_size:
+            raise UserError(
+                f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
+            )
+        if run.ibot.masked_share == 0.0:
+            raise UserError("ibot.masked_share: expected above 0, there is nothing to reconstruct; got 0.0")
 
 
 @cache

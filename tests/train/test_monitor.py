@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hardpatch.errors import TrainingError
-from hardpatch.methods.hpm import Losses, Problem
+from hardpatch.methods.hpm import Losses, Masking, Problem
+from hardpatch.models.teacher import Sight
 from hardpatch.patches import split
 from hardpatch.train.monitor import MetricsLog, RunningMeans, read_metrics, vital_signs
 
@@ -40,14 +41,20 @@ def test_vital_signs_by_hand() -> None:
     true = torch.tensor([[4.0, 2.0, 1.0, 1.0], [6.0, 4.0, 1.0, 1.0]])
     predicted = torch.tensor([[4.0, 3.0, 2.0, 1.0], [3.0, 4.0, 2.0, 1.0]])
     made = Losses(torch.tensor(0.0), true, torch.tensor(0.0), predicted)
-    signs = vital_signs(Problem(split(mask), difficulty), made, noise, mined=2, mining="hard")
+
+    def problem(difficulty: torch.Tensor | None) -> Problem:
+        return Problem(split(mask), Sight(torch.zeros(2, 7, 1), difficulty, None))
+
+    signs = vital_signs(problem(difficulty), made, noise, 0.5, 0.6, (2, 3), Masking())
     # Five untied pairs an image; in the second one of them is the wrong way round.
     assert signs["pair_accuracy"].item() == pytest.approx(9 / 10)
     # At random the first image would mask 0, 2, 3, 4 and the second 2, 3, 4, 5: one of four mined patches is among
     # them.
     assert signs["mined_overlap"].item() == pytest.approx(1 / 4)
     assert signs["mined_loss_ratio"].item() == pytest.approx(4.0 / 1.0)
-    assert "mined_overlap" not in vital_signs(Problem(split(mask), None), made, noise, mined=0, mining="hard")
+    assert "mined_overlap" not in vital_signs(problem(None), made, noise, 0.0, 0.6, (2, 3), Masking())
+    tokens = made._replace(token_use={"token_entropy": torch.tensor(0.5)})
+    assert vital_signs(problem(None), tokens, noise, 0.0, 0.6, (2, 3), Masking())["token_entropy"] == 0.5
 
 
 def test_lines_after_the_checkpoint_are_dropped_and_a_cut_line_is_survived(tmp_path: Path) -> None:

@@ -51,11 +51,12 @@ def load(
         state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalise_pixels=normalise_pixels)
     else:
-        model = initial_model(config.build(metadata["config"]), metadata["mean"], metadata["std"])
+        settings = config.build(metadata["config"])
+        model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"])
         if weights != "untrained":
             state = checkpoint.with_prefix(load_file(path), f"{weights}.")
             if not state:
-                raise UserError(f"weights: {path} has no {weights}; plain MAE runs have a student only")
+                raise UserError(f"weights: {path} has no {weights}; a plain host has a student only")
             if weights == "teacher":
                 for name in model.host.reconstruction_only:
                     setattr(model.host, name, None)

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from hardpatch import __version__
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
-from hardpatch.curriculum import mined_count
-from hardpatch.data.augment import TrainTransform, channel_statistics
+from hardpatch.data.augment import MultiCropTransform, TrainTransform, channel_statistics
 from hardpatch.data.loader import BadFiles, Batch, resolve_workers, train_batches
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.knn import knn_accuracy
 from hardpatch.evaluate.labelled import labelled_features
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
+from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
+from hardpatch.targets import Target
 from hardpatch.train import checkpoint
-from hardpatch.train.build import image_size, initial_model
+from hardpatch.train.build import image_size, initial_model, masking_of, needs_teacher, target_of
 from hardpatch.train.monitor import MetricsLog, RunningMeans, diverged, vital_signs
 from hardpatch.train.optim import Schedule, parameter_groups, schedule
 
@@ -97,15 +98,31 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     newest = checkpoint.newest(folder)
     mean, std = _statistics(run, source, newest)
     fabric = _fabric(run)
-    model = initial_model(run, mean, std)
+    target, outputs = target_of(run, fabric.device)
+    model = initial_model(run, mean, std, outputs)
     prepare()
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
-    trainer = Trainer(run, folder, source, model, fabric, total)
+    trainer = Trainer(run, folder, source, model, fabric, total, target, outputs)
     if newest is not None:
         trainer.restore(newest)
     return trainer.fit(progress)
+
+
+class Piece(NamedTuple):
+    """A batch, or a part of one, on the device."""
+
+    pixels: Tensor
+    """uint8 ``[B, C, H, W]``; two crops of each image, in random order, with host ibot"""
+    images: Tensor
+    """the same, normalised"""
+    noise: Tensor
+    """uniform in [0, 1), what the masks are drawn from"""
+    local: Tensor | None
+    """host ibot's small crops, normalised, view by view"""
+    back: Tensor
+    """puts the images in the order of the views"""
 
 
 class Step(NamedTuple):
@@ -118,45 +135,109 @@ class Step(NamedTuple):
 
 
 class Trainer:
-    """The state of a run and what is done with it, one step at a time."""
+    """The state of a run and what is done with it, one step at a time.
 
-    def __init__(self, run: RunConfig, folder: Path, source: Source, model: HPM, fabric: Fabric, total: int) -> None:
+    Args:
+        run: its configuration.
+        folder: of the run.
+        source: the images.
+        model: the student.
+        fabric: device and precision.
+        total: optimiser steps.
+        target: what is reconstructed where it is another network's; None is the host's own.
+        outputs: numbers that such a target takes for a patch.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: Path,
+        source: Source,
+        model: HPM,
+        fabric: Fabric,
+        total: int,
+        target: Target | None = None,
+        outputs: int | None = None,
+    ) -> None:
         self.run, self.folder, self.source, self.fabric, self.total = run, folder, source, fabric, total
+        self.target, self.outputs = target, outputs
         self.step = 0
         self.model = model.to(fabric.device)
-        self.teacher = Teacher(self.model) if model.has_predictor else None
+        self.teacher = Teacher(self.model) if needs_teacher(run) else None
+        self.ibot = isinstance(model.host, IBOT)
         groups = parameter_groups(self.model, run.optim.weight_decay)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
         fused = fabric.device.type != "mps" and run.train.precision != "fp16"
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
         self.student, self.optimizer = fabric.setup(self.model, self.adamw)
-        self.patches = model.grid[0] * model.grid[1]
+        self.grid, self.masking = model.grid, masking_of(run)
         self.epoch_steps = len(source) / run.batch_size
         self.means = RunningMeans(fabric.device)
 
-    def train_step(self, batch: Batch, now: Schedule) -> Step:
+    def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
         """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student."""
-        method, pieces = self.run.method, self.run.optim.accumulate
-        for pixels, indices in zip(batch.images.chunk(pieces), batch.indices.chunk(pieces), strict=True):
-            images = self.model.normalise(pixels.to(self.fabric.device, non_blocking=True))
-            samples = indices.to(self.fabric.device, non_blocking=True)
-            noise = patch_noise(self.run.seed, self.step, samples, self.patches)
+        pieces = self.run.optim.accumulate
+        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # of drop path: the same after a resume
+        for piece in map(self._on_device, split_batch(batch, pieces)):
             with self.fabric.autocast():
                 problem = mine(
-                    self.teacher, images, noise, mask_ratio=method.mask_ratio, alpha=now.alpha, mining=method.mining
+                    self.teacher,
+                    piece.images,
+                    piece.noise,
+                    mask_ratio=now.mask_ratio,
+                    alpha=now.alpha,
+                    grid=self.grid,
+                    masking=self.masking,
+                    look=self.ibot or self.run.method.target == "teacher",
+                    images_masked=round(len(piece.images) * self.run.ibot.masked_share) if self.ibot else None,
                 )
-            losses = self.student(images, problem.mask)
+                target, views = self._teach(piece, problem, now)
+            losses = self.student(piece.images, problem.mask, target, views, observe=observe)
             self.fabric.backward(losses.loss / pieces)
             self.means.add(losses)
         for group in self.adamw.param_groups:
             group["lr"] = now.lr
+            group["weight_decay"] = now.weight_decay if group["weight_decay"] else 0.0
+        if self.ibot and self.step < self.run.ibot.frozen_last_layer * self.total:
+            self.model.get_parameter("host.head.last.weight").grad = None
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.teacher is not None:
             self.teacher.update(self.model, now.momentum)
         self.step += 1
-        return Step(problem, losses, noise, norm)
+        return Step(problem, losses, piece.noise, norm)
+
+    def _on_device(self, batch: Batch) -> Piece:
+        """Move a batch, and draw the random numbers of its masks."""
+        device = self.fabric.device
+        pixels = batch.images.to(device, non_blocking=True)
+        samples = batch.indices.to(device, non_blocking=True)
+        crops = len(pixels) // len(samples)
+        count = self.masking.noise_count(self.grid)
+        noise = torch.cat([patch_noise(self.run.seed, self.step, samples + (k << 40), count + 1) for k in range(crops)])
+        back = torch.arange(len(pixels), device=device)
+        if self.ibot:  # the first so many are masked, so that which crops these are must be left to chance
+            order = noise[:, -1].argsort()
+            pixels, noise, back = pixels[order], noise[order], order.argsort()
+        local = None
+        if batch.local is not None:
+            local = self.model.normalise(batch.local.to(device, non_blocking=True))
+        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back)
+
+    def _teach(self, piece: Piece, problem: Problem, now: Schedule) -> tuple[Tensor | None, Views | None]:
+        """The target of the masked patches where it is not the host's own, and what iBOT's class tokens learn."""
+        if self.ibot:
+            assert self.teacher is not None
+            assert problem.sight is not None
+            classes, tokens = self.teacher.network.host.teach(
+                problem.sight.latent, problem.mask, now.teacher_temperature, self.run.ibot.centre_momentum
+            )
+            return tokens, Views(piece.local, classes, piece.back)
+        if self.target is None:
+            return None, None
+        with torch.no_grad():
+            return self.target(piece.pixels, problem.sight, problem.mask), None
 
     def fit(self, progress: Progress) -> Outcome:
         """Train to the end or until interrupted; a checkpoint is written either way, and from time to time."""
@@ -172,14 +253,16 @@ class Trainer:
                 while self.step < self.total and not stopping:
                     batch = next(batches)
                     bad.update(batch.bad)
-                    now = schedule(run, self.step / self.total)
-                    step = self.train_step(batch, now)
-                    progress.advance()
+                    now = schedule(run, self.step, self.total)
                     minutes = (time.monotonic() - saved_at) / 60
                     stopping = bool(signals)
-                    save = stopping or self.step == self.total or minutes >= train.checkpoint_minutes
-                    save = save or self.step % (train.checkpoint_steps or self.total) == 0
-                    if save or self.step % train.log_every == 0 or self._knn_is_due():
+                    done = self.step + 1
+                    save = stopping or done == self.total or minutes >= train.checkpoint_minutes
+                    save = save or done % (train.checkpoint_steps or self.total) == 0
+                    told = save or done % train.log_every == 0 or self._knn_is_due(done)
+                    step = self.train_step(batch, now, observe=told)
+                    progress.advance()
+                    if told:
                         row = self._metrics(step, now, logged, time.monotonic() - logged_at)
                         metrics.write(row)
                         progress.metrics(row)
@@ -217,6 +300,7 @@ class Trainer:
                 "step": self.step,
                 "steps": self.total,
                 "images": len(self.source),
+                "outputs": self.outputs,
             },
             scaler=self.fabric.strategy.precision.state_dict(),
             keep=self.run.train.keep_checkpoints,
@@ -242,9 +326,27 @@ class Trainer:
 
     def _batches(self) -> Generator[Batch, None, None]:
         run = self.run
-        transform = TrainTransform(
-            image_size(run), run.data.channels, scale=run.data.crop_scale, ratio=run.data.crop_ratio, flip=run.data.flip
+        data, size = run.data, image_size(run)
+        transform: TrainTransform | MultiCropTransform = TrainTransform(
+            size,
+            data.channels,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            flip=data.flip,
+            colour_jitter=data.colour_jitter,
         )
+        if self.ibot:
+            transform = MultiCropTransform(
+                size,
+                data.channels,
+                local_size=(run.ibot.local_size, run.ibot.local_size),
+                local_crops=run.ibot.local_crops,
+                scale=data.crop_scale,
+                local_scale=run.ibot.local_scale,
+                ratio=data.crop_ratio,
+                flip=data.flip,
+                colour=run.ibot.colour,
+            )
         return train_batches(
             self.source,
             transform,
@@ -265,8 +367,7 @@ class Trainer:
     def _metrics(self, step: Step, now: Schedule, logged: int, seconds: float) -> dict[str, float]:
         """A line of metrics: means over the steps since ``logged``, the rest as of ``step``. Waits for the device."""
         means = self.means.read(logged + 1, self.step)
-        mined = mined_count(step.problem.mask.masked.shape[1], now.alpha)
-        signs = vital_signs(step.problem, step.losses, step.noise, mined, self.run.method.mining)
+        signs = vital_signs(step.problem, step.losses, step.noise, now.alpha, now.mask_ratio, self.grid, self.masking)
         if step.gradient_norm is not None:
             signs["gradient_norm"] = step.gradient_norm
         numbers = {name: value.item() for name, value in signs.items()}
@@ -278,13 +379,13 @@ class Trainer:
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
             "images_per_second": (self.step - logged) * self.run.batch_size / seconds,
         }
-        if self._knn_is_due():
+        if self._knn_is_due(self.step):
             row["knn_top1"] = self._knn()
         return row
 
-    def _knn_is_due(self) -> bool:
+    def _knn_is_due(self, step: int) -> bool:
         every = self.run.knn.every_epochs * self.epoch_steps
-        return self.run.knn.train is not None and self.step // every > (self.step - 1) // every
+        return self.run.knn.train is not None and step // every > (step - 1) // every
 
     def _knn(self) -> float:
         knn, data = self.run.knn, self.run.data
@@ -300,6 +401,24 @@ class Trainer:
         )
         self.model.train()
         return knn_accuracy(found.train, found.val, classes=len(found.classes), device=self.fabric.device).top1
+
+
+def split_batch(batch: Batch, pieces: int) -> Iterator[Batch]:
+    """The batch in so many equal parts, all crops of an image in the same one."""
+    size = len(batch.indices) // pieces
+    for k in range(pieces):
+        images, local = (
+            None if crops is None else crops.unflatten(0, (-1, len(batch.indices)))[:, k * size : (k + 1) * size]
+            for crops in (batch.images, batch.local)
+        )
+        assert images is not None
+        yield Batch(
+            images.flatten(0, 1),
+            batch.indices[k * size : (k + 1) * size],
+            batch.labels[k * size : (k + 1) * size],
+            [],
+            None if local is None else local.flatten(0, 1),
+        )
 
 
 def total_steps(run: RunConfig, images: int) -> int:

@@ -10,24 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hardpatch.curriculum import mined_count
 from hardpatch.errors import TrainingError
 from hardpatch.losses import pair_accuracy, rank_correlation
-from hardpatch.masking import Mining, random_mask
-from hardpatch.methods.hpm import Losses, Problem
+from hardpatch.masking import draw_mask, masked_count, pool_units, spread_units
+from hardpatch.methods.hpm import Losses, Masking, Problem
 
 
 class RunningMeans:
     """Means of the losses since the last line of metrics; they stay on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, device=device)
+        self.sums = torch.zeros(4, device=device)
         self.count = 0
 
     @torch.no_grad()
     def add(self, losses: Losses) -> None:
         """Take in a step, or a piece of one."""
-        predicting = losses.loss.new_zeros(()) if losses.predicting is None else losses.predicting
-        self.sums += torch.stack([losses.loss, losses.reconstruction.mean(), predicting])
+        zero = losses.loss.new_zeros(())
+        others = (zero if part is None else part for part in (losses.predicting, losses.classes))
+        self.sums += torch.stack([losses.loss, losses.reconstruction.mean(), *others])
         self.count += 1
 
     def read(self, first: int, last: int) -> dict[str, float]:
@@ -40,7 +42,10 @@ class RunningMeans:
         self.sums, self.count = torch.zeros_like(self.sums), 0
         if not all(map(math.isfinite, means)):
             raise diverged(first, last)
-        return dict(zip(("loss", "reconstruction_loss", "predicting_loss"), means, strict=True))
+        row = dict(zip(("loss", "reconstruction_loss", "predicting_loss", "class_loss"), means, strict=True))
+        if not row["class_loss"]:
+            del row["class_loss"]  # only host ibot has one
+        return row
 
 
 def diverged(first: int, last: int) -> TrainingError:
@@ -53,36 +58,55 @@ def diverged(first: int, last: int) -> TrainingError:
 
 
 @torch.no_grad()
-def vital_signs(problem: Problem, losses: Losses, noise: Tensor, mined: int, mining: Mining) -> dict[str, Tensor]:
+def vital_signs(
+    problem: Problem,
+    losses: Losses,
+    noise: Tensor,
+    alpha: float,
+    mask_ratio: float,
+    grid: tuple[int, int],
+    masking: Masking,
+) -> dict[str, Tensor]:
     """How well the predictor ranks, and whether what is mined is hard: scalars on the device.
 
     Args:
         problem: of one batch, with the teacher's difficulty where something was mined.
         losses: what the student made of it.
-        noise: ``[B, N]``, from which the mask was drawn.
-        mined: patches of each image that were chosen by difficulty.
-        mining: ``hard`` or ``easy``.
+        noise: from which the mask was drawn.
+        alpha, mask_ratio, grid, masking: as :func:`~hardpatch.methods.hpm.mine` was told.
 
     Returns:
         ``pair_accuracy``: share of the pairs of masked patches that the student ranks rightly, 0.5 is chance.
         ``spearman``: rank correlation of predicted and true loss over the masked patches of an image, mean over images.
-        ``mined_overlap``: share of the mined patches that the random draw would have masked as well; the mask ratio
-        where mining tells something that the draw does not know.
-        ``mined_loss_ratio``: reconstruction loss of mined patches over that of the patches drawn at random; above 1
-        where what the teacher calls hard is hard.
+        ``mined_overlap``: share of the mined patches that would have been masked without mining as well; with random
+        masks it is the mask ratio where mining tells something that the draw does not know.
+        ``mined_loss_ratio``: reconstruction loss of mined patches over that of the other masked ones; above 1 where
+        what the teacher calls hard is hard.
+        ``token_entropy``, ``target_entropy``: of hosts beit and ibot, how evenly tokens are used, 1 is evenly and 0 a
+        collapse onto one.
     """
-    signs: dict[str, Tensor] = {}
+    signs: dict[str, Tensor] = dict(losses.token_use or {})
     if losses.predicted is not None:
         predicted, true = losses.predicted.float(), losses.reconstruction.float()
         signs["pair_accuracy"] = pair_accuracy(predicted, true)
         signs["spearman"] = rank_correlation(predicted, true).mean()
     if problem.difficulty is not None:
-        masked = problem.mask.masked
-        mined_at = problem.difficulty.topk(mined, dim=1, largest=mining == "hard").indices
-        is_mined = torch.zeros_like(noise, dtype=torch.bool).scatter(1, mined_at, True)
-        at_random = random_mask(noise, masked.shape[1])
-        signs["mined_overlap"] = at_random.gather(1, mined_at).float().mean()
-        flags = is_mined.gather(1, masked)
+        assert problem.sight is not None
+        masked_at = problem.mask.masked
+        rows, unit = len(masked_at), masking.unit
+        units = grid[0] // unit, grid[1] // unit
+        count = masked_count(units[0] * units[1], mask_ratio)
+        attention = problem.sight.attention
+        difficulty, attention = (
+            None if values is None else pool_units(values[:rows], grid, unit)
+            for values in (problem.difficulty, attention)
+        )
+        assert difficulty is not None
+        mined_at = difficulty.topk(mined_count(count, alpha), dim=1, largest=masking.mining == "hard").indices
+        is_mined = torch.zeros_like(difficulty, dtype=torch.bool).scatter(1, mined_at, True)
+        drawn = draw_mask(masking.mask, noise[:rows], count, grid=units, attention=attention)
+        signs["mined_overlap"] = drawn.gather(1, mined_at).float().mean()
+        flags = spread_units(is_mined, grid, unit).gather(1, masked_at)
         of_mined = torch.where(flags, losses.reconstruction, 0.0).sum() / flags.sum()
         of_drawn = torch.where(flags, 0.0, losses.reconstruction).sum() / (~flags).sum()
         signs["mined_loss_ratio"] = of_mined / of_drawn

@@ -1,12 +1,15 @@
 """Optimiser groups, and everything that changes as training goes on."""
 
+import math
+import random
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from hardpatch.config import RunConfig
 from hardpatch.curriculum import linear_alpha
-from hardpatch.models.teacher import linear_momentum
+from hardpatch.distillation import teacher_temperature
+from hardpatch.models.teacher import cosine_momentum, linear_momentum
 from hardpatch.schedules import learning_rate
 
 
@@ -21,19 +24,36 @@ class Schedule(NamedTuple):
     """The values of one step."""
 
     lr: float
+    weight_decay: float
     alpha: float
     """mined share of the masked patches"""
+    mask_ratio: float
     momentum: float
     """of the teacher"""
+    teacher_temperature: float
+    """of host ibot"""
 
 
-def schedule(run: RunConfig, progress: float) -> Schedule:
-    """What holds when the share ``progress`` in [0, 1] of a run is done."""
-    optim, method = run.optim, run.method
+def schedule(run: RunConfig, step: int, total: int) -> Schedule:
+    """What holds for the optimiser step after ``step`` of ``total``."""
+    optim, method, ibot = run.optim, run.method, run.ibot
+    progress = step / total
     peak = optim.lr if optim.lr is not None else optim.base_lr * run.batch_size / 256
     mining = method.predicting_loss != "none"
+    momentum = {"linear": linear_momentum, "cosine": cosine_momentum}[method.momentum_schedule]
+    last = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
+    spread = method.mask_ratio_spread
     return Schedule(
         lr=learning_rate(progress, peak, optim.min_lr, optim.warmup),
+        weight_decay=last + (optim.weight_decay - last) * 0.5 * (1.0 + math.cos(math.pi * progress)),
         alpha=linear_alpha(progress, method.alpha_start, method.alpha_end) if mining else 0.0,
-        momentum=linear_momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
+        # one ratio for the whole batch, so that all images have as many masked patches
+        mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),
+        momentum=momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
+        teacher_temperature=teacher_temperature(
+            progress,
+            ibot.teacher_temperature_start,
+            ibot.teacher_temperature_end,
+            ibot.teacher_temperature_warmup,
+        ),
     )
