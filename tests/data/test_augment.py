@@ -1,14 +1,16 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision.transforms import RandomResizedCrop, functional  # type: ignore[import-untyped]
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import ColorJitter, RandomResizedCrop, functional  # type: ignore[import-untyped]
 
 from hardpatch.data.augment import (
+    Colour,
     EvalTransform,
     TrainTransform,
     channel_statistics,
@@ -47,6 +49,16 @@ class Arrays:
         return None
 
 
+def same_law(a: np.ndarray, b: np.ndarray) -> bool:
+    """The two-sample Kolmogorov-Smirnov statistic is below its 0.1 % threshold; ties only make it smaller."""
+    n = len(a)
+    assert len(b) == n
+    grid = np.union1d(a, b)
+    cdf_a = np.searchsorted(np.sort(a), grid, side="right") / n
+    cdf_b = np.searchsorted(np.sort(b), grid, side="right") / n
+    return bool(np.abs(cdf_a - cdf_b).max() < 1.95 * np.sqrt(2 / n))
+
+
 # the box
 
 
@@ -78,11 +90,7 @@ def test_box_has_the_law_of_torchvision(height: int, width: int) -> None:
         return {"top": top, "left": left, "height": h, "width": w, "area": h * w, "aspect": np.log(w / h)}
 
     for (what, a), b in zip(described(ours).items(), described(theirs).values(), strict=True):
-        # two-sample Kolmogorov-Smirnov statistic against its 0.1 % threshold; ties only make it smaller
-        grid = np.union1d(a, b)
-        cdf_a = np.searchsorted(np.sort(a), grid, side="right") / n
-        cdf_b = np.searchsorted(np.sort(b), grid, side="right") / n
-        assert np.abs(cdf_a - cdf_b).max() < 1.95 * np.sqrt(2 / n), what
+        assert same_law(a, b), what
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (1, 50), (1, 1)])
@@ -159,6 +167,105 @@ def test_the_whole_image_at_its_own_size_is_untouched(photograph: np.ndarray) ->
     expected = torch.from_numpy(photograph).permute(2, 0, 1)
     assert torch.equal(whole(photograph, np.random.default_rng(0)), expected)
     assert torch.equal(EvalTransform((512, 512))(photograph), expected)
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_train_transform_draws_a_box_and_a_flip_and_nothing_else(photograph: np.ndarray, flip: float) -> None:
+    for seed in range(10):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        out = TrainTransform((40, 24), flip=flip)(photograph, rng)
+        top, left, h, w = crop_box(512, 512, (0.2, 1.0), RATIO, other)
+        expected = resize(photograph[top : top + h, left : left + w], (40, 24))
+        expected = expected[:, ::-1] if other.random() < flip else expected
+        assert np.array_equal(out.permute(1, 2, 0).numpy(), expected)
+        assert rng.bit_generator.state == other.bit_generator.state
+
+
+# colour
+
+
+@pytest.mark.parametrize("strength", [(0.4, 0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.0), (1.0, 0.0, 0.0, 0.5)])
+def test_jitter_has_the_law_of_torchvision(strength: tuple[float, float, float, float]) -> None:
+    n = 2000
+    image = np.array([[[200, 90, 40], [30, 60, 90]]], np.uint8)
+    rng, colour = np.random.default_rng(0), Colour(jitter=1.0, strength=strength)
+    ours = np.stack([colour(image, rng).ravel() for _ in range(n)])
+    theirs_of, pillow = ColorJitter(*strength), Image.fromarray(image)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = np.stack([np.asarray(theirs_of(pillow)).ravel() for _ in range(n)])
+    assert len(np.unique(ours, axis=0)) > n / 10
+    for a, b in zip(ours.T, theirs.T, strict=True):
+        assert same_law(a, b)
+
+
+def test_grey_blur_and_solarisation_are_pillows(photograph: np.ndarray) -> None:
+    image = photograph[100:180, 200:260]
+    grey = Colour(grey=1.0)(image, np.random.default_rng(0))
+    assert np.array_equal(grey, np.asarray(Image.fromarray(image).convert("L"))[:, :, None].repeat(3, axis=2))
+    solarised = Colour(solarise=1.0)(image, np.random.default_rng(0))
+    assert np.array_equal(solarised, np.where(image >= 128, 255 - image, image))
+    assert np.array_equal(solarised, np.asarray(ImageOps.solarize(Image.fromarray(image), 128)))
+    blurred = Colour(blur=1.0)(image, np.random.default_rng(0)).astype(int)
+    roughness = [np.abs(np.diff(pixels.astype(int), axis=1)).mean() for pixels in (image, blurred)]
+    assert roughness[1] < roughness[0]
+    weakest, strongest = (
+        np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))).astype(int) for sigma in (0.1, 2.0)
+    )
+    furthest = np.abs(strongest - image).mean()
+    away = [np.abs(Colour(blur=1.0)(image, np.random.default_rng(k)).astype(int) - image).mean() for k in range(100)]
+    assert np.abs(weakest - image).mean() <= min(away) < 0.2 * furthest
+    assert 0.9 * furthest < max(away) <= furthest
+
+
+def test_colour_that_is_off_changes_nothing(photograph: np.ndarray) -> None:
+    for strength in ((0.4, 0.4, 0.2, 0.1), (0.0, 0.0, 0.0, 0.0)):
+        jitter = 0.0 if any(strength) else 1.0
+        out = Colour(jitter=jitter, strength=strength)(photograph, np.random.default_rng(0))
+        assert np.array_equal(out, photograph)
+
+
+def test_grey_images_keep_to_what_has_a_meaning(photograph: np.ndarray) -> None:
+    image = photograph[:64, :64, :1]
+    unchanged = Colour(jitter=1.0, strength=(0.0, 0.0, 0.2, 0.1), grey=1.0)
+    for seed in range(5):
+        assert np.array_equal(unchanged(image, np.random.default_rng(seed)), image)
+    changed = Colour(jitter=1.0, blur=1.0, solarise=1.0)(image, np.random.default_rng(0))
+    assert changed.shape == image.shape
+    assert changed.dtype == np.uint8
+    assert not np.array_equal(changed, image)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"jitter": 1.5}, r"jitter: expected a probability in \[0, 1\], got 1\.5"),
+        ({"blur": -0.1}, r"blur: expected a probability"),
+        ({"strength": (0.4, 1.4, 0.2, 0.1)}, r"strength: expected .*1\.4"),
+        ({"strength": (0.4, 0.4, 0.2, 0.6)}, r"hue in \[0, 0\.5\].*0\.6"),
+    ],
+)
+def test_colour_says_what_it_expected(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Colour(**wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_train_transform_jitters_the_crop(photograph: np.ndarray, channels: int) -> None:
+    image = photograph[:, :, :channels]
+    plain, jittered = TrainTransform((32, 32), channels), TrainTransform((32, 32), channels, colour_jitter=0.4)
+    bright = []
+    for seed in range(200):
+        before = plain(image, np.random.default_rng(seed)).permute(1, 2, 0).numpy()
+        rng = np.random.default_rng(seed)
+        after = jittered(image, rng)
+        assert torch.equal(after, jittered(image, np.random.default_rng(seed)))
+        bright.append(after.float().mean().item() / before.mean())
+        same_crop = np.corrcoef(before.mean(2).ravel(), after.float().mean(0).numpy().ravel())[0, 1]
+        assert same_crop > 0.9
+    assert 0.55 < min(bright) < 0.7
+    assert 1.2 < max(bright) < 1.45
+    assert 0.9 < np.mean(bright) < 1.05
 
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 0.875])

@@ -73,6 +73,7 @@ def test_shapes_and_types(source: Source) -> None:
     assert batch.indices.dtype == batch.labels.dtype == torch.int64
     assert batch.labels.tolist() == [source.label(i) for i in batch.indices.tolist()]
     assert batch.bad == []
+    assert batch.local is None
 
 
 def test_grey_and_unlabelled(tmp_path: Path) -> None:

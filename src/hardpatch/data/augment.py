@@ -1,4 +1,8 @@
-"""Crops and flips on uint8 images; normalisation is the model's, on the device."""
+"""Crops, flips and colours of uint8 images; normalisation is the model's, on the device.
+
+Whatever is random comes from the generator that is passed in, so that an image looks the same in whichever process it
+is made.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,21 +21,145 @@ if TYPE_CHECKING:
 
 Image = npt.NDArray[np.uint8]
 
+GLOBAL_CROPS = 2
+BLUR_SIGMA = (0.1, 2.0)  # pixels
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Jitter, grey, blur and solarisation, each with a probability, in this order (BYOL's, as DINO and iBOT use it).
+
+    `strength` is that of the jitter: brightness, contrast and saturation are multiplied by a factor in 1 +- strength,
+    the hue is turned by up to +- strength of a circle; the four come in random order. The blur is Gaussian with a
+    standard deviation between 0.1 and 2 pixels. Images of one channel have no saturation or hue and are grey already.
+
+    Raises ValueError for a probability or a strength outside [0, 1], and a hue beyond 0.5.
+    """
+
+    jitter: float = 0.0
+    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    grey: float = 0.0
+    blur: float = 0.0
+    solarise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "grey", "blur", "solarise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {getattr(self, name)}")
+        if not all(0 <= strength <= most for strength, most in zip(self.strength, (1, 1, 1, 0.5), strict=True)):
+            raise ValueError(
+                "strength: expected brightness, contrast and saturation in [0, 1] and hue in [0, 0.5], "
+                f"got {self.strength}"
+            )
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """uint8 [H, W, C] to the same shape, C being 1 or 3."""
+        from PIL import Image as Pillow
+        from PIL import ImageFilter
+        from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+
+        coloured = image.shape[2] > 1
+        # On Pillow's images these are as the references compute them, and no slower than on tensors.
+        out = Pillow.fromarray(image if coloured else image[:, :, 0])
+        if rng.random() < self.jitter:
+            brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * self.strength
+            steps = (
+                (functional.adjust_brightness, 1 + brightness),
+                (functional.adjust_contrast, 1 + contrast),
+                (functional.adjust_saturation, 1 + saturation),
+                (functional.adjust_hue, hue),
+            )
+            for k in rng.permutation(4):
+                if self.strength[k] and (coloured or k < 2):
+                    adjust, by = steps[k]
+                    out = adjust(out, by)
+        if rng.random() < self.grey and coloured:
+            out = functional.rgb_to_grayscale(out, num_output_channels=3)
+        if rng.random() < self.blur:
+            out = out.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
+        if rng.random() < self.solarise:
+            out = functional.solarize(out, threshold=128)
+        return np.array(out).reshape(image.shape)
+
+
+# of the first global view, the second, and the local ones
+COLOURS = (
+    Colour(jitter=0.8, grey=0.2, blur=1.0),
+    Colour(jitter=0.8, grey=0.2, blur=0.1, solarise=0.2),
+    Colour(jitter=0.8, grey=0.2, blur=0.5),
+)
+
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop, then a horizontal flip with probability `flip`; image_size is (height, width)."""
+    """Random resized crop, then a horizontal flip with probability `flip`; image_size is (height, width).
+
+    `colour_jitter` is the strength by which brightness, contrast and saturation of the crop vary; BEiT has 0.4 (and
+    applies it to the whole image, which differs by the grey that contrast is about).
+    """
 
     image_size: tuple[int, int]
     channels: int = 3
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    colour_jitter: float = 0.0
 
     def __call__(self, image: Image, rng: np.random.Generator) -> torch.Tensor:
         """uint8 [H, W, C] to uint8 [C, h, w]."""
-        out = _to_tensor(random_resized_crop(image, self.image_size, self.scale, self.ratio, rng))
-        return out.flip(2) if rng.random() < self.flip else out
+        by = self.colour_jitter
+        colour = Colour(jitter=1.0, strength=(by, by, by, 0.0)) if by else None
+        return _view(image, self.image_size, self.scale, self.ratio, self.flip, colour, rng)
+
+
+@dataclass(frozen=True)
+class MultiCropTransform:
+    """Two global and many local views of an image, as iBOT has them (Zhou et al., ICLR 2022) from DINO.
+
+    Each is a random resized crop, flipped with probability `flip`. With `colour` each is jittered (0.8) and turned grey
+    (0.2); the first global view is always blurred, the second with 0.1 and solarised with 0.2, a local one blurred with
+    0.5. The scales are shares of the image's area, iBOT's for ViT-B; sizes are (height, width).
+    """
+
+    image_size: tuple[int, int]
+    local_size: tuple[int, int] = (96, 96)
+    local_crops: int = 10
+    channels: int = 3
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    colour: bool = True
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [H, W, C] to the global views, uint8 [2, C, H, W], and the local ones, uint8 [local_crops, C, h, w]."""
+        first, second, local = COLOURS if self.colour else (None, None, None)
+
+        def view(size: tuple[int, int], scale: tuple[float, float], colour: Colour | None) -> torch.Tensor:
+            return _view(image, size, scale, self.ratio, self.flip, colour, rng)
+
+        large = [view(self.image_size, self.global_scale, colour) for colour in (first, second)]
+        small = [view(self.local_size, self.local_scale, local) for _ in range(self.local_crops)]
+        none = torch.empty((0, self.channels, *self.local_size), dtype=torch.uint8)
+        return torch.stack(large), torch.stack(small) if small else none
+
+
+def _view(
+    image: Image,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+    colour: Colour | None,
+    rng: np.random.Generator,
+) -> torch.Tensor:
+    """Crop, flip, colour: uint8 [H, W, C] to uint8 [C, h, w]."""
+    pixels = random_resized_crop(image, size, scale, ratio, rng)
+    flipped = rng.random() < flip
+    if colour is not None:
+        pixels = colour(pixels, rng)
+    out = _to_tensor(pixels)
+    return out.flip(2) if flipped else out
 
 
 @dataclass(frozen=True)

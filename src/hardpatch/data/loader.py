@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.augment import GLOBAL_CROPS, EvalTransform, MultiCropTransform, TrainTransform
 from hardpatch.data.decode import UndecodableImage, check_channels
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
@@ -24,17 +24,22 @@ MOST_WORKERS = 8
 
 
 class Batch(NamedTuple):
-    """One batch; `bad` says "name: reason" of each file that could not be decoded on the way to it."""
+    """One batch; `bad` says "name: reason" of each file that could not be decoded on the way to it.
 
-    images: torch.Tensor  # uint8 [B, C, H, W]
+    Of a :class:`MultiCropTransform`, `images` holds two views of each image and `local` L smaller ones, views first:
+    all images in their first view, then all in their second, and so on. `local` is None where there are none.
+    """
+
+    images: torch.Tensor  # uint8 [B, C, H, W], or [2 * B, C, H, W]
     indices: torch.Tensor  # int64 [B], what was asked of the source
     labels: torch.Tensor  # int64 [B], of the image that is there, -1 = none
     bad: list[str]
+    local: torch.Tensor | None = None  # uint8 [L * B, C, h, w]
 
 
 def train_batches(
     source: Source,
-    transform: TrainTransform,
+    transform: TrainTransform | MultiCropTransform,
     *,
     batch_size: int,
     seed: int,
@@ -114,23 +119,35 @@ class _InOrder(Sampler[npt.NDArray[np.int64]]):
 
 
 class _TrainingSet(Dataset[Batch]):
-    """Makes a whole batch at once, into one tensor. If nothing can be decoded the batch is empty."""
+    """Makes a whole batch at once, into one tensor a size. If nothing can be decoded the batch is empty."""
 
-    def __init__(self, source: Source, transform: TrainTransform, seed: int) -> None:
+    def __init__(self, source: Source, transform: TrainTransform | MultiCropTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
-        images = _empty(len(samples), self.transform)
+        sizes = [(1, self.transform.image_size)]
+        if isinstance(self.transform, MultiCropTransform):
+            sizes = [(GLOBAL_CROPS, self.transform.image_size), (self.transform.local_crops, self.transform.local_size)]
+        views = [_empty(self.transform.channels, size, count, len(samples)) for count, size in sizes]
         labels = torch.full((len(samples),), -1)
         bad: dict[str, None] = {}
         for k, (epoch, index) in enumerate(samples.tolist()):
             found = self._next_decodable(index, bad)
             if found is None:
-                return Batch(images[:0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
+                return Batch(views[0][0, :0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
             pixels, at = found
-            images[k] = self.transform(pixels, np.random.default_rng((self.seed, epoch, index)))
+            crops = self.transform(pixels, np.random.default_rng((self.seed, epoch, index)))
+            for view, crop in zip(views, crops if isinstance(crops, tuple) else (crops,), strict=True):
+                view[:, k] = crop
             labels[k] = _label(self.source, at)
-        return Batch(images, torch.from_numpy(samples[:, 1].copy()), labels, list(bad))
+        images, *local = [view.flatten(0, 1) for view in views]
+        return Batch(
+            images,
+            torch.from_numpy(samples[:, 1].copy()),
+            labels,
+            list(bad),
+            local[0] if local and len(local[0]) else None,
+        )
 
     def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[npt.NDArray[np.uint8], int] | None:
         n = len(self.source)
@@ -150,7 +167,7 @@ class _EvaluationSet(Dataset[Batch]):
         self.source, self.transform = source, transform
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> Batch:
-        images = _empty(len(indices), self.transform)
+        images = _empty(self.transform.channels, self.transform.image_size, len(indices))
         good: list[int] = []
         bad: list[str] = []
         for index in indices.tolist():
@@ -164,8 +181,8 @@ class _EvaluationSet(Dataset[Batch]):
         return Batch(images[: len(good)], torch.tensor(good, dtype=torch.int64), labels, bad)
 
 
-def _empty(batch: int, transform: TrainTransform | EvalTransform) -> torch.Tensor:
-    return torch.empty((batch, transform.channels, *transform.image_size), dtype=torch.uint8)
+def _empty(channels: int, size: tuple[int, int], *leading: int) -> torch.Tensor:
+    return torch.empty((*leading, channels, *size), dtype=torch.uint8)
 
 
 def _label(source: Source, index: int) -> int:
