@@ -1,4 +1,4 @@
-"""Self-distillation over K prototypes: the losses of iBOT (Zhou et al., ICLR 2022, Section 3), which extends DINO.
+"""Self-distillation over K prototypes: the losses of iBOT (Zhou et al., ICLR 2022), which extends DINO.
 
 The teacher's logits are centred and sharpened to probabilities, the student learns them by cross-entropy: for the class
 token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first (V
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = ST
 
 
 def class_loss(student: Tensor, teacher: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
-    """Class tokens across views (Eq. 2): the mean over images and over pairs of a teacher's and another student's view.
+    """Class tokens across views (L_[CLS]): the mean over images and pairs of a teacher's and another student's view.
 
     Args:
         student: logits of all views ``[V, B, K]``, the teacher's G views first and in the teacher's order.
@@ -63,7 +63,7 @@ def class_loss(student: Tensor, teacher: Tensor, temperature: float = STUDENT_TE
 
 
 def patch_loss(losses: Tensor, mask: Tensor) -> Tensor:
-    """Masked patches within a view (Eq. 1): the mean over the masked patches of an image, then over images and views.
+    """Masked patches within a view (L_MIM): the mean over the masked patches of an image, then over images and views.
 
     An image without a masked patch counts as an image of loss 0, as in the reference implementation. Where every image
     has M masked patches and only these were computed, ``cross_entropy(...).mean()`` over ``[..., M]`` is the same
@@ -81,7 +81,7 @@ def patch_loss(losses: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_centre(centre: Tensor, logits: Tensor, momentum: float = CENTRE_MOMENTUM) -> None:
-    """``centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits``, in place (Section 3.2).
+    """``centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits``, in place.
 
     Args:
         centre: float32 ``[K]``, or with leading dimensions of 1.

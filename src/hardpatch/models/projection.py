@@ -1,4 +1,4 @@
-"""The projection head of iBOT (Zhou et al. 2022, Section 4.1) and DINO (Caron et al. 2021, Section 3.1)."""
+"""The projection head of DINO (Caron et al. 2021, Section 3.1) and iBOT (Zhou et al., ICLR 2022)."""
 
 import itertools
 
