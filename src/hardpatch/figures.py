@@ -100,7 +100,8 @@ class ScoreRow(NamedTuple):
     """Predicted difficulty ``[N]``."""
     mask: Bools
     """The hardest patches ``[N]``, True = masked."""
-    reconstruction: Image
+    reconstruction: Image | None
+    """None where the model does not predict pixels; the column is left out."""
     true_loss: Floats
     """Mean reconstruction loss ``[N]`` over random masks."""
     grid: tuple[int, int]
@@ -126,20 +127,22 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
     ratio = round(100 * float(rows[0].mask.mean()))
-    titles = (
-        "picture",
-        "predicted difficulty",
-        f"hardest {ratio} % masked",
-        "reconstruction",
-        f"true loss, {draws} random mask{'s' if draws > 1 else ''}",
-    )
+    titles = {
+        "picture": "picture",
+        "difficulty": "predicted difficulty",
+        "masked": f"hardest {ratio} % masked",
+        "reconstruction": "reconstruction",
+        "true_loss": f"true loss, {draws} random mask{'s' if draws > 1 else ''}",
+    }
+    if rows[0].reconstruction is None:
+        del titles["reconstruction"]
     # Places in inches, fixed by hand: nothing overlaps and no layout has to be searched for, picture after picture.
     width, margin, gap, bar_gap, caption_space, title_space = 2.2, 0.12, 0.12, 0.68, 0.3, 0.34
     height = width * rows[0].image.shape[0] / rows[0].image.shape[1]
-    lefts = [margin]
-    for has_bar in (False, True, False, False):
-        lefts.append(lefts[-1] + width + (bar_gap if has_bar else gap))
-    total_width = lefts[-1] + width + bar_gap
+    lefts, total_width = {}, margin
+    for column in titles:
+        lefts[column] = total_width
+        total_width += width + (bar_gap if column in ("difficulty", "true_loss") else gap)
     total_height = title_space + len(rows) * (height + caption_space)
     figure = Figure(figsize=(total_width, total_height), dpi=110, facecolor="white")
 
@@ -149,21 +152,26 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
     for number, row in enumerate(rows):
         bottom = total_height - title_space - height - number * (height + caption_space)
         size = enlarge(row.image)
-        pictures = (
-            to_rgb(size),
-            heat_map(size, row.difficulty, row.grid),
-            to_rgb(masked_image(size, row.mask, row.grid)),
-            to_rgb(enlarge(row.reconstruction)),
-            heat_map(size, row.true_loss, row.grid),
-        )
-        values = {1: row.difficulty, 4: row.true_loss}
-        captions = {0: _shorten(row.name), 1: row.difficulty_caption, 4: row.true_loss_caption}
-        for column, picture in enumerate(pictures):
+        pictures = {
+            "picture": to_rgb(size),
+            "difficulty": heat_map(size, row.difficulty, row.grid),
+            "masked": to_rgb(masked_image(size, row.mask, row.grid)),
+            "true_loss": heat_map(size, row.true_loss, row.grid),
+        }
+        if row.reconstruction is not None:
+            pictures["reconstruction"] = to_rgb(enlarge(row.reconstruction))
+        values = {"difficulty": row.difficulty, "true_loss": row.true_loss}
+        captions = {
+            "picture": _shorten(row.name),
+            "difficulty": row.difficulty_caption,
+            "true_loss": row.true_loss_caption,
+        }
+        for column, title in titles.items():
             axes = place(lefts[column], bottom, width, height)
-            axes.imshow(picture, aspect="auto")
+            axes.imshow(pictures[column], aspect="auto")
             axes.set_axis_off()
             if number == 0:
-                axes.set_title(titles[column], fontsize=10, color=INK, pad=6)
+                axes.set_title(title, fontsize=10, color=INK, pad=6)
             if column in captions:
                 text = axes.annotate(
                     captions[column],
@@ -200,8 +208,17 @@ def _shorten(name: str, length: int = 28) -> str:
 
 
 PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("loss", (("loss", "total"), ("reconstruction_loss", "reconstruction"), ("predicting_loss", "predicting"))),
+    (
+        "loss",
+        (
+            ("loss", "total"),
+            ("reconstruction_loss", "reconstruction"),
+            ("predicting_loss", "predicting"),
+            ("class_loss", "class tokens"),
+        ),
+    ),
     ("loss predictor", (("pair_accuracy", "pairs in the right order"), ("spearman", "rank correlation"))),
+    ("use of tokens, 1 = evenly", (("token_entropy", "predicted"), ("target_entropy", "target"))),
     ("k-NN top-1", (("knn_top1", "k-NN top-1"),)),
     ("share of hard patches (alpha)", (("alpha", "alpha"),)),
     ("learning rate", (("lr", "learning rate"),)),

@@ -5,6 +5,7 @@ Patches run row by row over the image; a patch vector is laid out ``(row in patc
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -39,7 +40,9 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 
 
 def gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``."""
+    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``; numbers ``[B, N]`` likewise."""
+    if tokens.dim() == 2:
+        return tokens.gather(1, indices)
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -58,6 +61,12 @@ class Split(NamedTuple):
     """int64 ``[B, M]``"""
     hidden: Tensor | None = None
     """bool ``[B, V]``: visible patches that the encoder sees as mask tokens (UM-MAE's secondary masking)"""
+
+
+def all_masked(images: int, patches: int, device: torch.device) -> Split:
+    """Every patch of every image, as if all were masked: for a target of the whole image."""
+    places = torch.arange(patches, device=device).expand(images, -1)
+    return Split(places[:, :0], places)
 
 
 def split(mask: Tensor | Split, masked: int | None = None) -> Split:

@@ -65,4 +65,4 @@ class VisualTokens:
         self.tokenizer, self.grid = tokenizer, grid
 
     def __call__(self, pixels: Tensor, sight: Sight | None, mask: Split) -> Tensor:
-        return self.tokenizer.tokens(pixels, self.grid).gather(1, mask.masked)
+        return gather(self.tokenizer.tokens(pixels, self.grid), mask.masked)

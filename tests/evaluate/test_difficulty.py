@@ -21,7 +21,7 @@ from hardpatch.losses import pixel_loss
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.teacher import Teacher
+from hardpatch.models.teacher import Sight, Teacher
 from hardpatch.patches import Split, patchify, split
 
 
@@ -29,7 +29,7 @@ class Bright(nn.Module):
     """16-px images in patches of 4. It takes bright patches for hard, and it rebuilds black: it is right."""
 
     patch_size, grid, image_size, has_predictor = 4, (4, 4), (16, 16), True
-    sign = 1.0
+    sign, rebuilds_pixels = 1.0, True
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Bright(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def predict_loss(self, images: Tensor) -> Tensor:
-        return self.sign * patchify(images, 4).mean(dim=-1)
+    def look(self, images: Tensor) -> Sight:
+        return Sight(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
 
     def encode(self, images: Tensor, mask: Tensor | Split) -> Tensor:
         self.masks.append(split(mask).masked)
@@ -138,7 +138,10 @@ def test_every_patch_is_masked_equally_often_and_its_loss_averaged(
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.rand(images, 3, 16, 16, generator=generator)
     model = Bright()
-    losses = true_loss(cast(HPM, model), pictures, torch.arange(images) + seed, masked=masked, draws=draws, seed=seed)
+    goal = model.target(pictures)
+    losses = true_loss(
+        cast(HPM, model), pictures, torch.arange(images) + seed, goal, masked=masked, draws=draws, seed=seed
+    )
     # The model's loss does not depend on what is visible: the average over draws is the loss itself.
     torch.testing.assert_close(losses, patchify(pictures, 4).square().mean(dim=-1))
     times = torch.zeros(images, 16)
@@ -153,7 +156,9 @@ def test_every_patch_is_masked_equally_often_and_its_loss_averaged(
 def test_each_draw_by_itself_is_as_random_as_any() -> None:
     model = Bright()
     images = 4000
-    true_loss(cast(HPM, model), torch.zeros(images, 3, 16, 16), torch.arange(images), masked=12, draws=3, seed=0)
+    pictures = torch.zeros(images, 3, 16, 16)
+    goal = model.target(pictures)
+    true_loss(cast(HPM, model), pictures, torch.arange(images), goal, masked=12, draws=3, seed=0)
     for chosen in model.masks:
         masked = torch.zeros(images, 16).scatter(1, chosen, 1.0)
         # Means of 4,000 draws with a standard deviation of at most 0.5: within 5 standard errors, 0.04.

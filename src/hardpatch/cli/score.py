@@ -13,7 +13,7 @@ def score(arguments: list[str]) -> int:
     parser.add_argument(
         "--masks", metavar="DIR", type=Path, help="object masks of the same file stems, for the ROC area"
     )
-    parser.add_argument("--mask_ratio", type=float, default=0.75, metavar="R", help="share of masked patches")
+    parser.add_argument("--mask_ratio", type=float, metavar="R", help="share of masked patches (default: the run's)")
     parser.add_argument("--draws", type=at_least_one, default=10, metavar="N", help="random masks for the true loss")
     parser.add_argument(
         "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
@@ -26,7 +26,7 @@ def score(arguments: list[str]) -> int:
     from hardpatch.data.loader import BadFiles, resolve_workers
     from hardpatch.data.sources import open_images
     from hardpatch.evaluate.difficulty import score
-    from hardpatch.interchange.load import load_pair
+    from hardpatch.interchange.load import load_pair, load_target, training_mask_ratio
     from hardpatch.report.terminal import counting, show_log, use_device
 
     show_log()
@@ -40,7 +40,8 @@ def score(arguments: list[str]) -> int:
             source,
             out=options.out,
             masks=options.masks,
-            mask_ratio=options.mask_ratio,
+            target=load_target(options.run, teacher, device=device),
+            mask_ratio=training_mask_ratio(options.run) if options.mask_ratio is None else options.mask_ratio,
             draws=options.draws,
             seed=options.seed,
             pictures=options.pictures,

@@ -22,8 +22,9 @@ from hardpatch.evaluate.features import Progress
 from hardpatch.masking import hard_patches, masked_count, random_mask
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.teacher import Teacher
-from hardpatch.patches import gather, split
+from hardpatch.patches import all_masked, gather, split
 from hardpatch.randomness import patch_noise
+from hardpatch.targets import Target
 
 SHEET_ROWS = 8
 """Images on the contact sheet."""
@@ -64,6 +65,7 @@ def score(
     *,
     out: Path,
     masks: Path | None = None,
+    target: Target | None = None,
     mask_ratio: float = 0.75,
     draws: int = 10,
     seed: int = 0,
@@ -85,6 +87,7 @@ def score(
         out: a folder; made if it does not exist.
         masks: a folder with a picture for each image, of the same file stem, where the object is anything but black.
             Without it, the masks of the source if it has any (the demo set has).
+        target: what is reconstructed where it is another network's; None asks the student.
         mask_ratio: share of the patches that is masked: at random for the true loss, the hardest to reconstruct.
         draws: random masks over which the true loss is averaged.
         seed: of the random masks.
@@ -121,9 +124,14 @@ def score(
     except OSError as error:
         raise UserError(f"out: expected a folder that can be written, got {out}: {error.strerror}") from None
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
-        images, indices = student.normalise(batch.images.to(device)), batch.indices.to(device)
-        difficulty = teacher.predict_loss(images).float()  # [B, N]
-        losses = true_loss(student, images, indices, masked=masked, draws=draws, seed=seed)  # [B, N]
+        pixels, indices = batch.images.to(device), batch.indices.to(device)
+        images = student.normalise(pixels)
+        sight = teacher.look(images)
+        assert sight.difficulty is not None
+        difficulty = sight.difficulty.float()  # [B, N]
+        whole = all_masked(len(images), patches, images.device)
+        goal = student.target(images) if target is None else target(pixels, sight, whole)  # [B, N, ...]
+        losses = true_loss(student, images, indices, goal, masked=masked, draws=draws, seed=seed)  # [B, N]
         if not bool((difficulty.isfinite() & losses.isfinite()).all()):
             raise UserError(
                 "model: expected finite losses, got NaN or infinity; its training diverged, take another one"
@@ -160,7 +168,9 @@ def score(
     )
 
 
-def true_loss(model: HPM, images: Tensor, indices: Tensor, *, masked: int, draws: int, seed: int) -> Tensor:
+def true_loss(
+    model: HPM, images: Tensor, indices: Tensor, target: Tensor, *, masked: int, draws: int, seed: int
+) -> Tensor:
     """The reconstruction loss of every patch, averaged over the random masks in which it was masked.
 
     A draw takes first the patches that were masked least often, and among those at random. Every single mask is thus
@@ -171,6 +181,7 @@ def true_loss(model: HPM, images: Tensor, indices: Tensor, *, masked: int, draws
         model: in eval mode.
         images: normalised ``[B, C, H, W]``.
         indices: int64 ``[B]``; with ``seed`` they decide on the masks.
+        target: of every patch, ``[B, N, ...]``.
         masked: patches in a mask; ``draws * masked`` must reach N.
         draws: number of masks.
         seed: of the masks.
@@ -178,7 +189,6 @@ def true_loss(model: HPM, images: Tensor, indices: Tensor, *, masked: int, draws
     Returns:
         float32 ``[B, N]``.
     """
-    target = model.target(images)  # [B, N, T]
     total = torch.zeros(target.shape[:2], device=images.device)
     times = torch.zeros_like(total)
     for draw in range(draws):
@@ -288,13 +298,16 @@ def _figure_rows(
     """Rows to draw for ``images [B, C, H, W]`` with their ``hardest [B, N]`` patches masked and rebuilt."""
     predictions = student.reconstruct(student.encode(images, hardest), hardest).float().cpu()  # [B, M, T]
     mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
+    in_pixels = bool(getattr(student.host, "rebuilds_pixels", False))
     normalised = bool(getattr(student.host, "normalise_pixels", False))
     rows = []
     for image, prediction, mask, record in zip(pixels, predictions, hardest.cpu(), records, strict=False):
         image, mask = image.permute(1, 2, 0).numpy(), mask.numpy()
-        rebuilt = figures.reconstruction(
-            image, prediction.numpy(), mask, student.patch_size, mean, std, normalised=normalised
-        )
+        rebuilt = None
+        if in_pixels:
+            rebuilt = figures.reconstruction(
+                image, prediction.numpy(), mask, student.patch_size, mean, std, normalised=normalised
+            )
         rows.append(
             figures.ScoreRow(
                 name=record["path"],

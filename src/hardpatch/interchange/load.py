@@ -10,8 +10,10 @@ from hardpatch import config
 from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
+from hardpatch.methods.ibot import IBOT
+from hardpatch.targets import Target
 from hardpatch.train import checkpoint
-from hardpatch.train.build import initial_model
+from hardpatch.train.build import initial_model, target_of
 
 Weights = Literal["student", "teacher", "untrained"]
 
@@ -75,6 +77,30 @@ def load_pair(run: str | Path, *, device: str | torch.device = "cpu") -> tuple[H
         return student, load(run, "teacher", device=device)
     except UserError:
         return student, student
+
+
+def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "cpu") -> Target | None:
+    """What a run reconstructs where it is not the student's own pixels, else None; ``teacher`` is the run's.
+
+    Raises:
+        UserError: if the network that it comes from cannot be loaded.
+    """
+    metadata = read_metadata(weights_file(run))
+    if metadata is None:
+        return None
+    settings = config.build(metadata["config"])
+    host = teacher.host
+    if isinstance(host, IBOT):
+        temperature = settings.ibot.teacher_temperature_end
+        # momentum 1 leaves the centres where training left them
+        return lambda pixels, sight, mask: host.teach(sight.latent, mask, temperature, 1.0)[1]
+    return target_of(settings, torch.device(device))[0]
+
+
+def training_mask_ratio(run: str | Path) -> float:
+    """The mask ratio of a run, MAE's 0.75 for other weights."""
+    metadata = read_metadata(weights_file(run))
+    return 0.75 if metadata is None else metadata["config"]["method"]["mask_ratio"]
 
 
 def weights_file(run: str | Path) -> Path:

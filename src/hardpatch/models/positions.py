@@ -57,7 +57,8 @@ class RelativePositionBias(nn.Module):
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
         """The bias ``[1, heads, 1 + N, 1 + N]`` for images of a ``grid`` of patches."""
         grid = grid or self.grid
-        table, index = self.table, self.index
+        table: Tensor = self.table
+        index = self.index
         if grid != self.grid:
             offsets, own = table[:-3], table[-3:]
             sizes = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]

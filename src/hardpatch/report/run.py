@@ -10,7 +10,7 @@ from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import score
 from hardpatch.figures import training_curves
-from hardpatch.interchange.load import load, load_pair, read_metadata, weights_file
+from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, weights_file
 from hardpatch.train.folder import read_config
 from hardpatch.train.monitor import read_metrics
 
@@ -37,7 +37,16 @@ def write_pictures(folder: Path) -> list[Path]:
         chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
         out = folder / "pictures" / "difficulty"
         try:
-            summary = score(student, teacher, Subset(source, chosen), out=out, mask_ratio=ratio, pictures=PICTURED)
+            target = load_target(folder, teacher)
+            summary = score(
+                student,
+                teacher,
+                Subset(source, chosen),
+                out=out,
+                target=target,
+                mask_ratio=ratio,
+                pictures=PICTURED,
+            )
         except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
             log.warning("no pictures of the difficulty: %s", error)
         else:
@@ -59,12 +68,13 @@ def describe(run: str | Path) -> str:
     rows, columns = model.grid
     lines = {
         "weights": str(path),
+        "host": type(model.host).__name__,
         "encoder": f"{encoder.width} wide, {len(encoder.blocks)} blocks, {count['encoder'] / 1e6:.1f} M parameters",
         "all parts": f"{count['all'] / 1e6:.1f} M parameters",
         "images": f"{model.image_size[0]} x {model.image_size[1]} px, {encoder.channels} channels, "
         f"{rows} x {columns} patches of {model.patch_size} px",
         "normalisation": f"mean {_numbers(model.mean)}, std {_numbers(model.std)} of pixels in [0, 1]",
-        "loss predictor": "yes" if model.has_predictor else "no (plain MAE)",
+        "loss predictor": "yes" if model.has_predictor else "no (the plain host)",
     }
     if metadata is not None:
         epochs = metadata["step"] * metadata["config"]["batch_size"] / metadata["images"]
