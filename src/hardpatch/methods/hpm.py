@@ -32,7 +32,7 @@ PredictingLoss = Literal["relative", "absolute", "absolute_standardised"]
 
 
 class Losses(NamedTuple):
-    """What one step gives. ``loss`` is what is minimised: the sum of the other means."""
+    """What one step gives. ``loss`` is what is minimised: the sum of the others."""
 
     loss: Tensor
     """scalar"""
@@ -106,7 +106,9 @@ class HPM(nn.Module):
         if target is None:
             target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
         reconstruction = self.host.reconstruction_loss(prediction, target)  # [B, M], unreduced
-        losses = Losses(reconstruction.mean(), reconstruction, None, None)
+        # iBOT's patch loss is a mean over all crops, in which those without masked patches count as 0.
+        mean = reconstruction.mean() * (len(latent) / len(whole))
+        losses = Losses(mean, reconstruction, None, None)
         if self.predictor is not None:
             predicted = self.predict_masked_loss(latent, mask)  # [B, M]
             predicting = self.predicting_loss(predicted, reconstruction.detach())

@@ -66,7 +66,7 @@ class IBOT(TokenHost):
         return cross_entropy(prediction, target, self.student_temperature)
 
     def class_loss(self, class_tokens: Tensor, views: Views) -> Tensor:
-        """Mean cross-entropy between the teacher's global views and the student's other views (iBOT, Eq. 3).
+        """Mean cross-entropy between the teacher's global views and the student's other views.
 
         Args:
             class_tokens: the student's, of the global crops, ``[2 * B, D]``.

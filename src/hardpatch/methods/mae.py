@@ -42,7 +42,7 @@ class MAE(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
-        self.normalise_pixels = normalise_pixels
+        self.normalise_pixels, self.rebuilds_pixels = normalise_pixels, outputs is None
         self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
         self.encoder = Encoder(image_size=image_size, patch_size=patch_size, channels=channels, **encoder)
         self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)

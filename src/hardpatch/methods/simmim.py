@@ -36,9 +36,9 @@ class SimMIM(TokenHost):
         **encoder: Any,
     ) -> None:
         vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
-        outputs = patch_size**2 * channels if outputs is None else outputs
-        super().__init__(vit, nn.Linear(vit.width, outputs), decoder_width)
-        self.normalise_pixels = normalise_pixels
+        head = nn.Linear(vit.width, patch_size**2 * channels if outputs is None else outputs)
+        super().__init__(vit, head, decoder_width)
+        self.normalise_pixels, self.rebuilds_pixels = normalise_pixels, outputs is None
         self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
 
     def target(self, images: Tensor) -> Tensor:

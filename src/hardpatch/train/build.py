@@ -158,7 +158,12 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
             method.frozen, weights=method.frozen_weights, grid=grid, channels=run.data.channels
         ).to(device)
         return targets.FrozenFeatures(network), network.width
-    if method.tokenizer is not None:
+    if method.host == "beit":
+        if method.tokenizer is None:
+            raise UserError(
+                "method.tokenizer: host beit predicts visual tokens, expected the file of a tokenizer, got none; make "
+                "one of your images with hardpatch tokenizer"
+            )
         from hardpatch.models.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(method.tokenizer).to(device)

@@ -327,25 +327,22 @@ class Trainer:
     def _batches(self) -> Generator[Batch, None, None]:
         run = self.run
         data, size = run.data, image_size(run)
-        transform: TrainTransform | MultiCropTransform = TrainTransform(
-            size,
-            data.channels,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            flip=data.flip,
-            colour_jitter=data.colour_jitter,
-        )
+        transform: TrainTransform | MultiCropTransform
         if self.ibot:
             transform = MultiCropTransform(
                 size,
-                data.channels,
                 local_size=(run.ibot.local_size, run.ibot.local_size),
                 local_crops=run.ibot.local_crops,
-                scale=data.crop_scale,
+                channels=data.channels,
+                global_scale=data.crop_scale,
                 local_scale=run.ibot.local_scale,
                 ratio=data.crop_ratio,
                 flip=data.flip,
                 colour=run.ibot.colour,
+            )
+        else:
+            transform = TrainTransform(
+                size, data.channels, data.crop_scale, data.crop_ratio, data.flip, colour_jitter=data.colour_jitter
             )
         return train_batches(
             self.source,
