@@ -19,6 +19,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
+  study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   info       what a run or a weights file is           hardpatch info RUN
   recipes    the named runs                            hardpatch recipes [NAME]
 
@@ -31,6 +32,7 @@ VERBS = {
     "knn": "evaluate",
     "linear": "evaluate",
     "score": "score",
+    "study": "study",
     "info": "inspect",
     "recipes": "inspect",
 }

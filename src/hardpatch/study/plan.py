@@ -1,0 +1,107 @@
+"""What a study will cost, before it starts."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hardpatch.config import MethodConfig
+from hardpatch.data.sources import open_source
+from hardpatch.errors import TrainingError, UserError
+from hardpatch.report.terminal import use_device
+from hardpatch.study.runner import Study, Task, plan
+from hardpatch.study.toy import Supervised
+from hardpatch.train.build import initial_model
+from hardpatch.train.loop import pretrain, total_steps
+
+WARM_UP, MEASURED = 2, 6
+"""Steps of a row before and while its speed is measured."""
+
+
+class Cost(NamedTuple):
+    """What a row costs, over all seeds."""
+
+    name: str
+    runs: int
+    images: int
+    """That its runs see, over all."""
+    speed: float | None
+    """Images a second; None where it could not be measured."""
+    note: str
+    """Why there is none."""
+
+    @property
+    def hours(self) -> float | None:
+        """Of training, one run after the other."""
+        return None if self.speed is None else self.images / self.speed / 3600
+
+
+def costs(study: Study, images_per_second: float | None = None) -> tuple[list[Cost], dict[str, str]]:
+    """The cost of each row that can be run, and why others cannot, by key.
+
+    Args:
+        study: the table, at its scale.
+        images_per_second: of training; None trains each row for a few steps.
+
+    Raises:
+        UserError: for a mistake in the settings or the data.
+    """
+    stages, reasons = plan(study)
+    try:
+        images = len(open_source(study.data))
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
+    rows: dict[str, list[Task]] = {}
+    for task in (task for stage in stages for task in stage):
+        rows.setdefault(task.row.name, []).append(task)
+    found = []
+    for name, tasks in rows.items():
+        run = tasks[0].run
+        speed, note = (images_per_second, "") if images_per_second is not None else measure(study, tasks[0])
+        found.append(Cost(name, len(tasks), len(tasks) * total_steps(run, images) * run.batch_size, speed, note))
+    return found, reasons
+
+
+def measure(study: Study, task: Task) -> tuple[float | None, str]:
+    """Images a second while training, or why that is not known."""
+    watch = _Stopwatch()
+    # Short, and with the teacher at work from the first step.
+    alpha = max(task.run.method.alpha_start, task.run.method.alpha_end)
+    run = replace(task.run, steps=WARM_UP + MEASURED, epochs=None, method=replace(task.run.method, alpha_start=alpha))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if task.row.keep is None:
+                pretrain(run, Path(folder), watch)
+            else:
+                device = use_device(run.train.device)
+                # An untrained predictor is as slow as a trained one.
+                predictor = initial_model(replace(run, method=MethodConfig())).to(device)
+                Supervised(run, Path(folder), study.val, task.row.keep, predictor, device).fit(watch)
+        except (UserError, TrainingError) as error:
+            return None, str(error)
+    return MEASURED * run.batch_size / watch.seconds, ""
+
+
+class _Stopwatch:
+    """Times the steps after the first few."""
+
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        self.steps, self.began, self.seconds = 0, 0.0, 0.0
+
+    def advance(self) -> None:
+        self.steps += 1
+        if self.steps in (WARM_UP, WARM_UP + MEASURED) and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if self.steps == WARM_UP:
+            self.began = time.monotonic()
+        if self.steps == WARM_UP + MEASURED:
+            self.seconds = time.monotonic() - self.began
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
