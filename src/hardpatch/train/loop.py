@@ -372,7 +372,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
             **means,
-            **now._asdict(),
+            **now.told(self.run),
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
             "images_per_second": (self.step - logged) * self.run.batch_size / seconds,
         }

@@ -33,6 +33,17 @@ class Schedule(NamedTuple):
     teacher_temperature: float
     """of host ibot"""
 
+    def told(self, run: RunConfig) -> dict[str, float]:
+        """What a line of metrics says: without what a run does not have or never changes."""
+        row = self._asdict()
+        if run.optim.weight_decay_end is None:
+            del row["weight_decay"]
+        if not run.method.mask_ratio_spread:
+            del row["mask_ratio"]
+        if run.method.host != "ibot":
+            del row["teacher_temperature"]
+        return row
+
 
 def schedule(run: RunConfig, step: int, total: int) -> Schedule:
     """What holds for the optimiser step after ``step`` of ``total``."""
