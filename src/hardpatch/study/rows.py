@@ -65,8 +65,6 @@ class Table:
     """Whence the paper's figures come, and what is not known."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Settings of all rows, by dotted name."""
-    supervised: bool = False
-    """Trained under labels (:mod:`hardpatch.study.toy`) beside a pre-training run that says which patches are hard."""
 
 
 def names() -> list[str]:

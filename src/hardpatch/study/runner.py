@@ -17,6 +17,7 @@ from typing import Any
 
 from hardpatch import __version__, config
 from hardpatch.config import RunConfig
+from hardpatch.data.loader import resolve_workers
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.study import table as output
 from hardpatch.study.rows import METRICS, Row, Table
@@ -132,26 +133,31 @@ def plan(study: Study) -> tuple[list[list[Task]], dict[str, str]]:
     """What there is to run, in stages of which each needs those before, and why some rows cannot be run, by key."""
     table = study.table
     reasons: dict[str, str] = {}
-    first: list[Task] = []
-    rows: list[Task] = []
-    for seed in range(study.seeds):
-        for row in table.rows:
-            given: dict[str, Any] = {}
-            frozen = {**table.base, **row.settings}.get("method.frozen")
-            if frozen is not None:
-                if not (study.weights or {}).get(frozen):
-                    reasons[row.key] = f"it needs {WEIGHTS_NEEDED[frozen]} FILE"
-                    continue
-                given["method.frozen_weights"] = (study.weights or {})[frozen]
-            if _host(table, row) == "beit":
-                given["method.tokenizer"] = study.tokenizer or str(study.out / "tokenizer.safetensors")
-            run = _configure(study, table, row, seed, given)
-            rows.append(Task(row, seed, run, study.out / row.key / f"seed_{seed}"))
-        if table.supervised and any(row.keep in ("hardest", "easiest") for row in table.rows):
-            pretraining = replace(table, base={}, supervised=False)
-            run = _configure(study, pretraining, PREDICTOR, seed, {})
-            first.append(Task(PREDICTOR, seed, run, study.out / PREDICTOR.key / f"seed_{seed}"))
-    return ([first, rows] if first else [rows]), reasons
+    runs: list[tuple[Row, RunConfig]] = []
+    for row in table.rows:
+        own = {**table.base, **row.settings}
+        given: dict[str, Any] = {}
+        if "method.frozen" in own:
+            weights = (study.weights or {}).get(own["method.frozen"])
+            if weights is None:
+                reasons[row.key] = f"it needs {WEIGHTS_NEEDED[own['method.frozen']]} FILE"
+                continue
+            given["method.frozen_weights"] = weights
+        if own.get("method.host") == "beit":
+            given["method.tokenizer"] = study.tokenizer or str(study.out / "tokenizer.safetensors")
+        runs.append((row, _configure(study, table, row, given)))
+    before = []
+    if any(row.keep in ("hardest", "easiest") for row in table.rows):
+        before.append((PREDICTOR, _configure(study, replace(table, base={}), PREDICTOR, {})))
+    stages = [
+        [
+            Task(row, seed, replace(run, seed=run.seed + seed), study.out / row.key / f"seed_{seed}")
+            for seed in range(study.seeds)
+            for row, run in stage
+        ]
+        for stage in (before, runs)
+    ]
+    return [stage for stage in stages if stage], reasons
 
 
 def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
@@ -242,17 +248,11 @@ def interruptions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _configure(study: Study, table: Table, row: Row, seed: int, given: Mapping[str, Any]) -> RunConfig:
-    from hardpatch.data.loader import resolve_workers
-
-    run = configure(table, row, SCALES[study.scale], data=study.data, seed=seed, settings=study.settings, given=given)
+def _configure(study: Study, table: Table, row: Row, given: Mapping[str, Any]) -> RunConfig:
+    run = configure(table, row, SCALES[study.scale], data=study.data, settings=study.settings, given=given)
     if study.jobs > 1 and run.data.workers == "auto":  # they share the cores
         return replace(run, data=replace(run.data, workers=max(1, resolve_workers("auto") // study.jobs)))
     return run
-
-
-def _host(table: Table, row: Row) -> str:
-    return {**table.base, **row.settings}.get("method.host", "mae")
 
 
 def _is_done(task: Task) -> bool:

@@ -132,18 +132,16 @@ def configure(
     scale: Scale,
     *,
     data: str | None = None,
-    seed: int = 0,
     settings: Sequence[str] = (),
     given: Settings | None = None,
 ) -> RunConfig:
     """The run of a row.
 
-    What comes later prevails: the scale's recipe for the row's host and what the scale changes in it, ``given``,
-    ``settings``, the table's base, the row's own. A longer schedule keeps the length of warm-ups in epochs.
+    What comes later prevails: the scale's recipe for the row's host and what the scale changes in it, ``settings``,
+    the table's base, the row's own, ``given``. A longer schedule keeps the length of warm-ups in epochs.
 
     Args:
         data: images in place of the scale's.
-        seed: added to the seed of ``settings``, 0 unless they have one.
         settings: command-line arguments of the user's, such as ``["--epochs", "20"]``.
         given: further values, such as the file of a tokenizer.
 
@@ -161,10 +159,9 @@ def configure(
         scale.settings,
         scale.hosts.get(host, {}),
         scale.large if row.large else {},
-        given or {},
     )
     run = config.build(values, settings)
-    values = merged(config.to_dict(run), own, {"seed": run.seed + seed})
+    values = merged(config.to_dict(run), own, given or {})
     if row.length != 1.0:
         longer = {"optim.warmup": run.optim.warmup, "method.momentum_warmup": run.method.momentum_warmup}
         values = merged(values, {name: share / row.length for name, share in longer.items()})

@@ -98,6 +98,7 @@ def markdown(table: Table, lines: Sequence[Line], about: Mapping[str, Any]) -> s
         figures = [line.row.paper.get(key) for key in papers]
         if line.missing:
             name += f" ({line.missing})"
+        name = " ".join(name.replace("|", r"\|").split())  # a reason is anybody's text
         rows.append([name, *cells, *("" if figure is None else f"{figure:g}" for figure in figures)])
     seeds = about["seeds"]
     spread = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else "; one seed"
@@ -248,7 +249,7 @@ The same command goes on where it was stopped and leaves alone what is done.
 | `table.md` | the table, with the paper's figures beside it |
 | `table.json` | the same for programs, with the values of every seed |
 | `table.png` | the same as a picture |
-| `ROW/seed_K/` | a run: `hardpatch info`, `knn`, `linear` and `score` take it; `hardpatch pretrain --resume --out` draws its pictures |
+| `ROW/seed_K/` | a run: `hardpatch info`, `knn`, `linear` and `score` take it, `pretrain --resume --out` draws it |
 | `ROW/seed_K/result.json` | what was measured of it, all k and all learning rates |
 
 k-NN is of the best k and the linear probe of the best learning rate, chosen on the images that the row is judged on, as
