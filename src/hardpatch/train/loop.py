@@ -189,7 +189,7 @@ class Trainer:
                     grid=self.grid,
                     masking=self.masking,
                     look=self.ibot or self.run.method.target == "teacher",
-                    images_masked=round(len(piece.images) * self.run.ibot.masked_share) if self.ibot else None,
+                    images_masked=max(1, round(len(piece.images) * self.run.ibot.masked_share)) if self.ibot else None,
                 )
                 target, views = self._teach(piece, problem, now)
             losses = self.student(piece.images, problem.mask, target, views, observe=observe)

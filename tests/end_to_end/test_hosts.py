@@ -1,0 +1,131 @@
+"""Every host, target and mask through the command line, with and without mining."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import hardpatch
+from hardpatch.cli import main
+from hardpatch.models.tokenizer import KIND, DiscreteVAE
+from hardpatch.train.monitor import read_metrics
+from tests.end_to_end.conftest import SMALL
+
+HOSTS: dict[str, list[str]] = {
+    "simmim": ["--method.host=simmim", "--method.mask_unit=8", "--method.mask_ratio=0.6", "--model.positions=relative"],
+    "beit": ["--method.host=beit", "--method.mask=block", "--method.mask_ratio=0.4", "--model.layer_scale=0.1"],
+    "ibot": [
+        *("--method.host=ibot", "--method.mask=block", "--method.mask_ratio=0.3", "--method.mask_ratio_spread=0.2"),
+        *("--ibot.local_crops=2", "--ibot.local_size=16", "--ibot.outputs=32", "--ibot.head_hidden=32"),
+        *("--ibot.head_bottleneck=16", "--method.momentum_schedule=cosine", "--model.drop_path=0.1"),
+    ],
+}
+OTHERS: dict[str, list[str]] = {
+    "teacher_features": ["--method.target=teacher"],
+    "smooth_l1": ["--method.target=teacher", "--method.reconstruction_loss=smooth_l1"],
+    "simmim_of_teacher_features": ["--method.host=simmim", "--method.target=teacher"],
+    "inverse_block": ["--method.mask=inverse_block"],
+    "uniform": ["--method.mask=grid", "--method.secondary_ratio=0.25"],
+    "attention_hint": ["--method.mask=attention_hint"],
+    "attmask_without_mining": ["--method.mask=attention_high", "--method.predicting_loss=none"],
+    "drop_path": ["--model.drop_path=0.2", "--data.colour_jitter=0.4", "--optim.weight_decay_end=0.2"],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained: its tokens are as good as any to see that BEiT runs."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
+    sizes = {"patch_size": 4, "vocabulary": 16, "width": 16}
+    save_file(DiscreteVAE(**sizes).state_dict(), path, {"hardpatch": json.dumps({"kind": KIND, **sizes})})
+    return path
+
+
+@pytest.mark.parametrize("predicting_loss", ["none", "relative"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_hosts(
+    host: str, predicting_loss: str, images: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = [*SMALL, *HOSTS[host], "--method.predicting_loss", predicting_loss]
+    settings += ["--method.tokenizer", str(tokenizer)] if host == "beit" else []
+    assert main(["pretrain", *settings, "--data", str(images), "--steps", "10", "--out", str(run)]) == 0
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert ("pair_accuracy" in last) == ("mined_loss_ratio" in last) == (predicting_loss == "relative")
+    assert ("token_entropy" in last) == ("target_entropy" in last) == (host != "simmim")
+    assert ("class_loss" in last) == (host == "ibot")
+    student = hardpatch.load(run)
+    assert student.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 65, 32)
+    assert main(["info", str(run)]) == 0
+    assert main(["knn", str(run), "--train", str(images), "--val", str(images), "--workers", "0"]) == 0
+    if predicting_loss == "relative":
+        assert (run / "pictures" / "difficulty" / "contact_sheet.png").stat().st_size > 10_000
+        scores = ["score", str(run), str(images), "--out", str(tmp_path / "scores"), "--pictures", "1"]
+        assert main([*scores, "--workers", "0"]) == 0
+        assert "Spearman" in capsys.readouterr().out
+        teacher = hardpatch.load(run, "teacher")
+        assert teacher.predict_loss(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_targets_and_masks(name: str, images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", *SMALL, *OTHERS[name], "--data", str(images), "--steps", "6", "--out", str(run)]) == 0
+    assert hardpatch.load(run).encode(torch.zeros(1, 3, 32, 32)).shape == (1, 65, 32)
+
+
+def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> None:
+    """Views of an image stay together. The centres, which would move after each piece, are held."""
+    settings = [*SMALL, *HOSTS["ibot"], "--model.drop_path=0", "--data", str(images), "--steps", "1"]
+    settings += ["--ibot.centre_momentum=1", "--ibot.masked_share=1"]
+    for pieces in ("1", "2"):
+        assert main(["pretrain", *settings, "--optim.accumulate", pieces, "--out", str(tmp_path / pieces)]) == 0
+    one, two = (read_metrics(tmp_path / pieces / "metrics.jsonl")[-1] for pieces in ("1", "2"))
+    for name in ("class_loss", "reconstruction_loss"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_frozen_features_of_a_file(images: Path, tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    settings = ["--method.target=frozen", "--method.frozen=vit_tiny_patch16_224"]
+    settings += ["--method.frozen_weights", str(tmp_path / "vit.safetensors"), "--data", str(images), "--steps", "3"]
+    assert main(["pretrain", *SMALL, *settings, "--out", str(tmp_path / "run")]) == 0
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["reconstruction_loss"] < 4.0  # of unit vectors
+    hardpatch.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["--method.host=beit"], "method.tokenizer: host beit predicts visual tokens"),
+        (["--method.host=beit", "--method.tokenizer=nowhere.safetensors"], "nowhere.safetensors"),
+        (["--method.tokenizer=x"], "method.tokenizer: only host beit"),
+        (["--method.target=frozen"], "method.frozen: expected a network"),
+        (["--method.frozen=dino"], "method.frozen: expected a network with method.target frozen"),
+        (["--method.target=frozen", "--method.frozen=vit_tinny_patch16_224"], "did you mean"),
+        (["--method.host=ibot", "--method.target=pixels"], "host ibot has its own"),
+        (["--method.host=ibot", "--ibot.local_size=18"], "ibot.local_size: expected a multiple"),
+        (["--method.mask=grid", "--method.mask_ratio=0.6"], "mask grid leaves one of each four"),
+        (["--method.mask_unit=12"], "method.mask_unit: expected a divisor of the image size"),
+        (["--method.mask_unit=6"], "method.mask_unit: expected a multiple of the patch size"),
+        (["--method.mask=bloc"], "method.mask"),
+        (["--method.host=simmim", "--method.secondary_ratio=0.2"], "method.secondary_ratio: only host mae"),
+        (["--model.positions=relative"], "model.positions: host mae drops patches"),
+        (["--method.mask_ratio_spread=0.3"], "method.mask_ratio_spread"),
+        (["--method.mask_unit=16", "--method.mask_ratio=0.9"], "mask_ratio: 0.9 of 4 patches leaves 0 visible"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    settings: list[str], told: str, fails: Callable[..., str], images: Path, tmp_path: Path
+) -> None:
+    line = fails("pretrain", *SMALL, *settings, "--data", images, "--steps", "2", "--out", tmp_path / "run")
+    assert told in line
+    assert not (tmp_path / "run").exists()
