@@ -16,6 +16,7 @@ usage: hardpatch VERB ...
 Hard Patches Mining: self-supervised pre-training of Vision Transformers that also learn what to mask.
 
   pretrain   train on images without labels            hardpatch pretrain --recipe cifar10_tiny --data IMAGES
+  tokenizer  visual tokens for the host beit           hardpatch tokenizer --data IMAGES --out FILE.safetensors
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
@@ -29,6 +30,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
 
 VERBS = {
     "pretrain": "pretrain",
+    "tokenizer": "tokenizer",
     "knn": "evaluate",
     "linear": "evaluate",
     "score": "score",
