@@ -1,7 +1,6 @@
 """A training step on a CUDA device: it does not wait for the device, and it computes what the CPU computes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +10,11 @@ from torch import Tensor
 
 from hardpatch import config
 from hardpatch.data.loader import Batch
-from hardpatch.data.sources import open_source
 from hardpatch.models.tokenizer import DiscreteVAE
 from hardpatch.targets import Target, VisualTokens
 from hardpatch.train.build import initial_model, target_of
-from hardpatch.train.loop import Trainer
 from hardpatch.train.optim import schedule
+from hardpatch.train.step import Learner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -33,7 +31,7 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def trainer(name: str, device: str, precision: str, folder: Path) -> tuple[Trainer, int]:
+def learner(name: str, device: str, precision: str) -> Learner:
     settings = ["--method.alpha_start=0.3", "--data.image_size=32", "--model.patch_size=4", "--model.width=64"]
     settings += ["--model.depth=2", "--model.heads=2", "--model.decoder_width=32", "--model.decoder_depth=1"]
     settings += ["--model.decoder_heads=2", "--method.mask_ratio=0.5", "--optim.lr=1e-3", "--data.path=demo:train"]
@@ -50,7 +48,7 @@ def trainer(name: str, device: str, precision: str, folder: Path) -> tuple[Train
     else:
         target, outputs = target_of(run, fabric.device)
     model = initial_model(run, outputs=outputs)
-    return Trainer(run, folder, open_source("demo:train"), model, fabric, 8, target, outputs), 8
+    return Learner(run, model, fabric, 8, target)
 
 
 def batch(name: str, step: int) -> Batch:
@@ -73,22 +71,22 @@ def sync_is_an_error() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.usefixtures("sync_is_an_error")
-def test_a_step_never_waits_for_the_device(name: str, tmp_path: Path) -> None:
-    train, total = trainer(name, "cuda", "bf16-mixed", tmp_path)
+def test_a_step_never_waits_for_the_device(name: str) -> None:
+    train = learner(name, "cuda", "bf16-mixed")
     for step in range(3):
         made = batch(name, step)
         if step == 2:  # kernels are loaded and the optimiser has its state by then
             torch.cuda.set_sync_debug_mode("error")
-        train.train_step(made, schedule(train.run, step, total))
+        train.train_step(made, schedule(train.run, step, 8))
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_three_steps_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
+def test_three_steps_are_those_of_the_cpu(name: str) -> None:
     found: dict[str, list[Any]] = {}
     for device in ("cpu", "cuda"):
-        train, total = trainer(name, device, "32-true", tmp_path)
-        steps = [train.train_step(batch(name, step), schedule(train.run, step, total)) for step in range(3)]
+        train = learner(name, device, "32-true")
+        steps = [train.train_step(batch(name, step), schedule(train.run, step, 8)) for step in range(3)]
         found[device] = [(step.problem.mask.masked.cpu(), step.losses.loss.cpu()) for step in steps]
     if name == "simmim":  # drop path draws from each device's own generator
         return
@@ -98,8 +96,8 @@ def test_three_steps_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_half_precision_learns(precision: str, tmp_path: Path) -> None:
-    train, total = trainer("mae", "cuda", precision, tmp_path)
-    losses = [train.train_step(batch("mae", 0), schedule(train.run, step, total)).losses.loss for step in range(8)]
+def test_half_precision_learns(precision: str) -> None:
+    train = learner("mae", "cuda", precision)
+    losses = [train.train_step(batch("mae", 0), schedule(train.run, step, 8)).losses.loss for step in range(8)]
     assert torch.stack(losses).isfinite().all()
     assert losses[-1] < losses[0]

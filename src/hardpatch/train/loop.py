@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from hardpatch import __version__
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
@@ -23,15 +22,11 @@ from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.knn import knn_accuracy
 from hardpatch.evaluate.labelled import labelled_features
-from hardpatch.methods.hpm import HPM, Losses, Problem, mine
-from hardpatch.methods.ibot import IBOT, Views
-from hardpatch.models.teacher import Teacher
-from hardpatch.randomness import patch_noise
-from hardpatch.targets import Target
 from hardpatch.train import checkpoint
-from hardpatch.train.build import image_size, initial_model, masking_of, needs_teacher, target_of
-from hardpatch.train.monitor import MetricsLog, RunningMeans, diverged, vital_signs
-from hardpatch.train.optim import Schedule, parameter_groups, schedule
+from hardpatch.train.build import image_size, initial_model, target_of
+from hardpatch.train.monitor import MetricsLog, diverged, vital_signs
+from hardpatch.train.optim import Schedule, schedule
+from hardpatch.train.step import Learner, Step
 
 log = logging.getLogger("hardpatch")
 
@@ -104,170 +99,57 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
-    trainer = Trainer(run, folder, source, model, fabric, total, target, outputs)
+    trainer = Trainer(run, folder, source, Learner(run, model, fabric, total, target), outputs)
     if newest is not None:
         trainer.restore(newest)
     return trainer.fit(progress)
 
 
-class Piece(NamedTuple):
-    """A batch, or a part of one, on the device."""
-
-    pixels: Tensor
-    """uint8 ``[B, C, H, W]``; two crops of each image, in random order, with host ibot"""
-    images: Tensor
-    """the same, normalised"""
-    noise: Tensor
-    """uniform in [0, 1), what the masks are drawn from"""
-    local: Tensor | None
-    """host ibot's small crops, normalised, view by view"""
-    back: Tensor
-    """puts the images in the order of the views"""
-
-
-class Step(NamedTuple):
-    """What one optimiser step leaves behind, on the device; of its last piece where a batch is computed in several."""
-
-    problem: Problem
-    losses: Losses
-    noise: Tensor
-    gradient_norm: Tensor | None
-
-
 class Trainer:
-    """The state of a run and what is done with it, one step at a time.
+    """A run: its steps, and everything around them.
 
     Args:
         run: its configuration.
         folder: of the run.
         source: the images.
-        model: the student.
-        fabric: device and precision.
-        total: optimiser steps.
-        target: what is reconstructed where it is another network's; None is the host's own.
-        outputs: numbers that such a target takes for a patch.
+        learner: student, teacher and optimiser.
+        outputs: numbers that another network's target takes for a patch; goes into the checkpoint.
     """
 
     def __init__(
-        self,
-        run: RunConfig,
-        folder: Path,
-        source: Source,
-        model: HPM,
-        fabric: Fabric,
-        total: int,
-        target: Target | None = None,
-        outputs: int | None = None,
+        self, run: RunConfig, folder: Path, source: Source, learner: Learner, outputs: int | None = None
     ) -> None:
-        self.run, self.folder, self.source, self.fabric, self.total = run, folder, source, fabric, total
-        self.target, self.outputs = target, outputs
-        self.step = 0
-        self.model = model.to(fabric.device)
-        self.teacher = Teacher(self.model) if needs_teacher(run) else None
-        self.ibot = isinstance(model.host, IBOT)
-        groups = parameter_groups(self.model, run.optim.weight_decay)
-        # The fused step unscales float16 gradients by itself, after they should have been clipped.
-        fused = fabric.device.type != "mps" and run.train.precision != "fp16"
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
-        self.student, self.optimizer = fabric.setup(self.model, self.adamw)
-        self.grid, self.masking = model.grid, masking_of(run)
+        self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
         self.epoch_steps = len(source) / run.batch_size
-        self.means = RunningMeans(fabric.device)
-
-    def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
-        """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student."""
-        pieces = self.run.optim.accumulate
-        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # of drop path: the same after a resume
-        for piece in map(self._on_device, split_batch(batch, pieces)):
-            with self.fabric.autocast():
-                problem = mine(
-                    self.teacher,
-                    piece.images,
-                    piece.noise,
-                    mask_ratio=now.mask_ratio,
-                    alpha=now.alpha,
-                    grid=self.grid,
-                    masking=self.masking,
-                    look=self.ibot or self.run.method.target == "teacher",
-                    images_masked=max(1, round(len(piece.images) * self.run.ibot.masked_share)) if self.ibot else None,
-                )
-                target, views = self._teach(piece, problem, now)
-            losses = self.student(piece.images, problem.mask, target, views, observe=observe)
-            self.fabric.backward(losses.loss / pieces)
-            self.means.add(losses)
-        for group in self.adamw.param_groups:
-            group["lr"] = now.lr
-            group["weight_decay"] = now.weight_decay if group["weight_decay"] else 0.0
-        if self.ibot and self.step < self.run.ibot.frozen_last_layer * self.total:
-            self.model.get_parameter("host.head.last.weight").grad = None
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.teacher is not None:
-            self.teacher.update(self.model, now.momentum)
-        self.step += 1
-        return Step(problem, losses, piece.noise, norm)
-
-    def _on_device(self, batch: Batch) -> Piece:
-        """Move a batch, and draw the random numbers of its masks."""
-        device = self.fabric.device
-        pixels = batch.images.to(device, non_blocking=True)
-        samples = batch.indices.to(device, non_blocking=True)
-        crops = len(pixels) // len(samples)
-        count = self.masking.noise_count(self.grid)
-        noise = torch.cat([patch_noise(self.run.seed, self.step, samples + (k << 40), count + 1) for k in range(crops)])
-        back = torch.arange(len(pixels), device=device)
-        if self.ibot:  # the first so many are masked, so that which crops these are must be left to chance
-            order = noise[:, -1].argsort()
-            pixels, noise, back = pixels[order], noise[order], order.argsort()
-        local = None
-        if batch.local is not None:
-            local = self.model.normalise(batch.local.to(device, non_blocking=True))
-        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back)
-
-    def _teach(self, piece: Piece, problem: Problem, now: Schedule) -> tuple[Tensor | None, Views | None]:
-        """The target of the masked patches where it is not the host's own, and what iBOT's class tokens learn."""
-        if self.ibot:
-            assert self.teacher is not None
-            assert problem.sight is not None
-            classes, tokens = self.teacher.network.host.teach(
-                problem.sight.latent, problem.mask, now.teacher_temperature, self.run.ibot.centre_momentum
-            )
-            return tokens, Views(piece.local, classes, piece.back)
-        if self.target is None:
-            return None, None
-        with torch.no_grad():
-            return self.target(piece.pixels, problem.sight, problem.mask), None
 
     def fit(self, progress: Progress) -> Outcome:
         """Train to the end or until interrupted; a checkpoint is written either way, and from time to time."""
-        run, train = self.run, self.run.train
+        run, train, learner = self.run, self.run.train, self.learner
         bad = BadFiles(len(self.source), run.data.max_bad_fraction)
-        metrics = MetricsLog(self.folder, self.step)
+        metrics = MetricsLog(self.folder, learner.step)
         batches = self._batches()
         saved_at = logged_at = time.monotonic()
-        logged, stopping = self.step, False
-        progress.start(self.step, self.total, run.batch_size)
+        logged, stopping = learner.step, False
+        progress.start(learner.step, learner.total, run.batch_size)
         try:
             with _interruptions() as signals:
-                while self.step < self.total and not stopping:
+                while learner.step < learner.total and not stopping:
                     batch = next(batches)
                     bad.update(batch.bad)
-                    now = schedule(run, self.step, self.total)
-                    minutes = (time.monotonic() - saved_at) / 60
-                    stopping = bool(signals)
-                    done = self.step + 1
-                    save = stopping or done == self.total or minutes >= train.checkpoint_minutes
-                    save = save or done % (train.checkpoint_steps or self.total) == 0
+                    done = learner.step + 1
+                    save = done == learner.total or done % (train.checkpoint_steps or learner.total) == 0
+                    save = save or (time.monotonic() - saved_at) / 60 >= train.checkpoint_minutes
                     told = save or done % train.log_every == 0 or self._knn_is_due(done)
-                    step = self.train_step(batch, now, observe=told)
+                    now = schedule(run, learner.step, learner.total)
+                    step = learner.train_step(batch, now, observe=told)
                     progress.advance()
-                    if told:
+                    stopping = bool(signals)
+                    if told or stopping:
                         row = self._metrics(step, now, logged, time.monotonic() - logged_at)
                         metrics.write(row)
                         progress.metrics(row)
-                        logged, logged_at = self.step, time.monotonic()
-                    if save:
+                        logged, logged_at = learner.step, time.monotonic()
+                    if save or stopping:
                         self.save()
                         saved_at = time.monotonic()
         finally:
@@ -276,7 +158,7 @@ class Trainer:
             progress.stop()
         saved = checkpoint.newest(self.folder)
         assert saved is not None
-        return Outcome(saved, self.step, self.total, signals[0] if signals else 0)
+        return Outcome(saved, learner.step, learner.total, signals[0] if signals else 0)
 
     def save(self) -> None:
         """Write a checkpoint of this step.
@@ -284,25 +166,26 @@ class Trainer:
         Raises:
             TrainingError: if a weight is not finite: the last loss was, but its gradient was not.
         """
-        if not torch.stack(torch._foreach_norm(list(self.model.parameters()))).isfinite().all():
-            raise diverged(self.step, self.step)
+        learner = self.learner
+        if not torch.stack(torch._foreach_norm(list(learner.model.parameters()))).isfinite().all():
+            raise diverged(learner.step, learner.step)
         checkpoint.save(
             self.folder / "checkpoints",
-            self.step,
-            student=self.model,
-            teacher=self.teacher and self.teacher.network,
-            optimizer=self.adamw,
+            learner.step,
+            student=learner.model,
+            teacher=learner.teacher and learner.teacher.network,
+            optimizer=learner.adamw,
             metadata={
                 "hardpatch": __version__,
                 "config": to_dict(self.run),
-                "mean": self.model.mean.tolist(),
-                "std": self.model.std.tolist(),
-                "step": self.step,
-                "steps": self.total,
+                "mean": learner.model.mean.tolist(),
+                "std": learner.model.std.tolist(),
+                "step": learner.step,
+                "steps": learner.total,
                 "images": len(self.source),
                 "outputs": self.outputs,
             },
-            scaler=self.fabric.strategy.precision.state_dict(),
+            scaler=learner.fabric.strategy.precision.state_dict(),
             keep=self.run.train.keep_checkpoints,
         )
 
@@ -318,17 +201,21 @@ class Trainer:
                 f"--resume: the run began with {then} images and --data now has {len(self.source)}; "
                 "put the set back as it was, or start anew with another --out"
             )
-        self.step, scaler = checkpoint.restore(
-            folder, student=self.model, teacher=self.teacher and self.teacher.network, optimizer=self.adamw
+        learner = self.learner
+        learner.step, scaler = checkpoint.restore(
+            folder,
+            student=learner.model,
+            teacher=learner.teacher and learner.teacher.network,
+            optimizer=learner.adamw,
         )
         if scaler:
-            self.fabric.strategy.precision.load_state_dict(scaler)
+            learner.fabric.strategy.precision.load_state_dict(scaler)
 
     def _batches(self) -> Generator[Batch, None, None]:
         run = self.run
         data, size = run.data, image_size(run)
         transform: TrainTransform | MultiCropTransform
-        if self.ibot:
+        if self.learner.ibot:
             transform = MultiCropTransform(
                 size,
                 local_size=(run.ibot.local_size, run.ibot.local_size),
@@ -349,34 +236,30 @@ class Trainer:
             transform,
             batch_size=run.batch_size,
             seed=run.seed,
-            start=self.step,
+            start=self.learner.step,
             workers=resolve_workers(run.data.workers),
-            pin_memory=self.fabric.device.type == "cuda",
-        )
-
-    def _clip(self) -> Tensor | None:
-        if self.run.optim.clip is None:
-            return None
-        return self.fabric.clip_gradients(
-            self.student, self.optimizer, max_norm=self.run.optim.clip, error_if_nonfinite=False
+            pin_memory=self.learner.fabric.device.type == "cuda",
         )
 
     def _metrics(self, step: Step, now: Schedule, logged: int, seconds: float) -> dict[str, float]:
         """A line of metrics: means over the steps since ``logged``, the rest as of ``step``. Waits for the device."""
-        means = self.means.read(logged + 1, self.step)
-        signs = vital_signs(step.problem, step.losses, step.noise, now.alpha, now.mask_ratio, self.grid, self.masking)
+        learner = self.learner
+        means = learner.means.read(logged + 1, learner.step)
+        signs = vital_signs(
+            step.problem, step.losses, step.noise, now.alpha, now.mask_ratio, learner.grid, learner.masking
+        )
         if step.gradient_norm is not None:
             signs["gradient_norm"] = step.gradient_norm
         numbers = {name: value.item() for name, value in signs.items()}
         row = {
-            "step": self.step,
-            "epoch": self.step / self.epoch_steps,
+            "step": learner.step,
+            "epoch": learner.step / self.epoch_steps,
             **means,
             **now.told(self.run),
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
-            "images_per_second": (self.step - logged) * self.run.batch_size / seconds,
+            "images_per_second": (learner.step - logged) * self.run.batch_size / seconds,
         }
-        if self._knn_is_due(self.step):
+        if self._knn_is_due(learner.step):
             row["knn_top1"] = self._knn()
         return row
 
@@ -385,37 +268,19 @@ class Trainer:
         return self.run.knn.train is not None and step // every > (step - 1) // every
 
     def _knn(self) -> float:
-        knn, data = self.run.knn, self.run.data
+        knn, data, learner = self.run.knn, self.run.data, self.learner
         assert knn.train is not None
         assert knn.val is not None
         found = labelled_features(
-            self.model.eval(),
+            learner.model.eval(),
             knn.train,
             knn.val,
-            device=self.fabric.device,
+            device=learner.fabric.device,
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
         )
-        self.model.train()
-        return knn_accuracy(found.train, found.val, classes=len(found.classes), device=self.fabric.device).top1
-
-
-def split_batch(batch: Batch, pieces: int) -> Iterator[Batch]:
-    """The batch in so many equal parts, all crops of an image in the same one."""
-    size = len(batch.indices) // pieces
-    for k in range(pieces):
-        images, local = (
-            None if crops is None else crops.unflatten(0, (-1, len(batch.indices)))[:, k * size : (k + 1) * size]
-            for crops in (batch.images, batch.local)
-        )
-        assert images is not None
-        yield Batch(
-            images.flatten(0, 1),
-            batch.indices[k * size : (k + 1) * size],
-            batch.labels[k * size : (k + 1) * size],
-            [],
-            None if local is None else local.flatten(0, 1),
-        )
+        learner.model.train()
+        return knn_accuracy(found.train, found.val, classes=len(found.classes), device=learner.fabric.device).top1
 
 
 def total_steps(run: RunConfig, images: int) -> int:

@@ -1,0 +1,159 @@
+"""One optimiser step: the paper's Algorithm 1 around any host, on any device."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from hardpatch.config import RunConfig
+from hardpatch.data.loader import Batch
+from hardpatch.methods.hpm import HPM, Losses, Problem, mine
+from hardpatch.methods.ibot import IBOT, Views
+from hardpatch.models.teacher import Teacher
+from hardpatch.randomness import patch_noise
+from hardpatch.targets import Target
+from hardpatch.train.build import masking_of, needs_teacher
+from hardpatch.train.monitor import RunningMeans
+from hardpatch.train.optim import Schedule, parameter_groups
+
+
+class Piece(NamedTuple):
+    """A batch, or a part of one, on the device."""
+
+    pixels: Tensor
+    """uint8 ``[B, C, H, W]``; two crops of each image, in random order, with host ibot"""
+    images: Tensor
+    """the same, normalised"""
+    noise: Tensor
+    """uniform in [0, 1), what the masks are drawn from"""
+    local: Tensor | None
+    """host ibot's small crops, normalised, view by view"""
+    back: Tensor
+    """puts the images in the order of the views"""
+
+
+class Step(NamedTuple):
+    """What one optimiser step leaves behind, on the device; of its last piece where a batch is computed in several."""
+
+    problem: Problem
+    losses: Losses
+    noise: Tensor
+    gradient_norm: Tensor | None
+
+
+class Learner:
+    """Student, teacher and optimiser, one step at a time.
+
+    Args:
+        run: the configuration.
+        model: the student.
+        fabric: device and precision.
+        total: optimiser steps of the run.
+        target: what is reconstructed where it is another network's; None is the host's own.
+    """
+
+    def __init__(self, run: RunConfig, model: HPM, fabric: Fabric, total: int, target: Target | None = None) -> None:
+        self.run, self.fabric, self.total, self.target = run, fabric, total, target
+        self.step = 0
+        self.model = model.to(fabric.device)
+        self.teacher = Teacher(self.model) if needs_teacher(run) else None
+        self.ibot = isinstance(model.host, IBOT)
+        groups = parameter_groups(self.model, run.optim.weight_decay)
+        # The fused step unscales float16 gradients by itself, after they should have been clipped.
+        fused = fabric.device.type != "mps" and run.train.precision != "fp16"
+        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
+        self.student, self.optimizer = fabric.setup(self.model, self.adamw)
+        self.grid, self.masking = model.grid, masking_of(run)
+        self.means = RunningMeans(fabric.device)
+
+    def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
+        """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student."""
+        pieces = self.run.optim.accumulate
+        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # of drop path: the same after a resume
+        for piece in map(self._on_device, split_batch(batch, pieces)):
+            with self.fabric.autocast():
+                problem = mine(
+                    self.teacher,
+                    piece.images,
+                    piece.noise,
+                    mask_ratio=now.mask_ratio,
+                    alpha=now.alpha,
+                    grid=self.grid,
+                    masking=self.masking,
+                    look=self.ibot or self.run.method.target == "teacher",
+                    images_masked=max(1, round(len(piece.images) * self.run.ibot.masked_share)) if self.ibot else None,
+                )
+                target, views = self._teach(piece, problem, now)
+            losses = self.student(piece.images, problem.mask, target, views, observe=observe)
+            self.fabric.backward(losses.loss / pieces)
+            self.means.add(losses)
+        for group in self.adamw.param_groups:
+            group["lr"] = now.lr
+        self.adamw.param_groups[1]["weight_decay"] = now.weight_decay  # the first group is the one without
+        if self.ibot and self.step < self.run.ibot.frozen_last_layer * self.total:
+            self.model.get_parameter("host.head.last.weight").grad = None
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.teacher is not None:
+            self.teacher.update(self.model, now.momentum)
+        self.step += 1
+        return Step(problem, losses, piece.noise, norm)
+
+    def _on_device(self, batch: Batch) -> Piece:
+        """Move a batch, and draw the random numbers of its masks."""
+        device = self.fabric.device
+        pixels = batch.images.to(device, non_blocking=True)
+        samples = batch.indices.to(device, non_blocking=True)
+        crops = len(pixels) // len(samples)
+        count = self.masking.noise_count(self.grid)
+        noise = torch.cat([patch_noise(self.run.seed, self.step, samples + (k << 40), count + 1) for k in range(crops)])
+        back = torch.arange(len(pixels), device=device)
+        if self.ibot:  # the first so many are masked, so that which crops these are must be left to chance
+            order = noise[:, -1].argsort()
+            pixels, noise, back = pixels[order], noise[order], order.argsort()
+        local = None
+        if batch.local is not None:
+            local = self.model.normalise(batch.local.to(device, non_blocking=True))
+        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back)
+
+    def _teach(self, piece: Piece, problem: Problem, now: Schedule) -> tuple[Tensor | None, Views | None]:
+        """The target of the masked patches where it is not the host's own, and what iBOT's class tokens learn."""
+        if self.ibot:
+            assert self.teacher is not None
+            assert problem.sight is not None
+            classes, tokens = self.teacher.network.host.teach(
+                problem.sight.latent, problem.mask, now.teacher_temperature, self.run.ibot.centre_momentum
+            )
+            return tokens, Views(piece.local, classes, piece.back)
+        if self.target is None:
+            return None, None
+        with torch.no_grad():
+            return self.target(piece.pixels, problem.sight, problem.mask), None
+
+    def _clip(self) -> Tensor | None:
+        if self.run.optim.clip is None:
+            return None
+        return self.fabric.clip_gradients(
+            self.student, self.optimizer, max_norm=self.run.optim.clip, error_if_nonfinite=False
+        )
+
+
+def split_batch(batch: Batch, pieces: int) -> Iterator[Batch]:
+    """The batch in so many equal parts, all crops of an image in the same one."""
+    size = len(batch.indices) // pieces
+    for k in range(pieces):
+        images, local = (
+            None if crops is None else crops.unflatten(0, (-1, len(batch.indices)))[:, k * size : (k + 1) * size]
+            for crops in (batch.images, batch.local)
+        )
+        assert images is not None
+        yield Batch(
+            images.flatten(0, 1),
+            batch.indices[k * size : (k + 1) * size],
+            batch.labels[k * size : (k + 1) * size],
+            [],
+            None if local is None else local.flatten(0, 1),
+        )
