@@ -4,13 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hardpatch.interchange.load import load
+    from hardpatch.methods.beit import BEiT
     from hardpatch.methods.hpm import HPM
+    from hardpatch.methods.ibot import IBOT
     from hardpatch.methods.mae import MAE
+    from hardpatch.methods.simmim import SimMIM
 
 __version__ = "0.1.0"
-__all__ = ["HPM", "MAE", "__version__", "load"]
+__all__ = ["HPM", "IBOT", "MAE", "BEiT", "SimMIM", "__version__", "load"]
 
-_HOME = {"load": "interchange.load", "HPM": "methods.hpm", "MAE": "methods.mae"}
+_HOME = {
+    "load": "interchange.load",
+    "HPM": "methods.hpm",
+    "MAE": "methods.mae",
+    "SimMIM": "methods.simmim",
+    "BEiT": "methods.beit",
+    "IBOT": "methods.ibot",
+}
 
 
 def __getattr__(name: str) -> Any:
