@@ -62,7 +62,7 @@ def tokenizer(arguments: list[str]) -> int:
     print(f"tokens used: {quality.used} of {run.vocabulary}; entropy {quality.entropy:.2f} bits", end=" ")
     print(f"of at most {math.log2(run.vocabulary):.2f}, perplexity {quality.perplexity:.1f}")
     print(f"metrics: {metrics}; originals above reconstructions: {pictured}")
-    print(f"next: hardpatch pretrain --method.host beit --method.tokenizer {options.out} --data {options.data}")
+    print(f"use it with host beit (hardpatch recipes names some): --method.tokenizer {options.out}")
     return 0
 
 
