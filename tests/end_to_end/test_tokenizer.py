@@ -18,7 +18,9 @@ SIZES = ["--image_size", "24", "--patch_size", "8", "--vocabulary", "32", "--wid
 HERE = ["--workers", "0", "--device", "cpu"]
 
 
-def test_images_become_a_tokenizer(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_become_a_tokenizer(
+    fails: Callable[..., str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "tokens.safetensors"
     assert main(["tokenizer", "--data", str(images), "--out", str(out), "--epochs", "2", *SIZES, *HERE]) == 0
     told = capsys.readouterr().out
@@ -34,6 +36,7 @@ def test_images_become_a_tokenizer(images: Path, tmp_path: Path, capsys: pytest.
     tokens = load_tokenizer(out).tokens(torch.zeros(2, 3, 48, 48, dtype=torch.uint8), (3, 3))
     assert tokens.shape == (2, 9)
     assert tokens.max() < 32
+    assert "expected a checkpoint" in fails("info", out)  # a tokenizer is no run
     assert sorted(path.suffix for path in out.parent.iterdir()) == [".jsonl", ".png", ".safetensors"]
 
 

@@ -208,5 +208,5 @@ def test_a_runs_weights_are_no_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"student.weight": torch.zeros(3)}, path, {"hardpatch": json.dumps({"step": 3})})
     refused(path, "is no tokenizer")
-    save_file({"codebook": torch.zeros(3)}, path, {"hardpatch": json.dumps({"kind": "discrete_vae"})})
+    save_file({"codebook": torch.zeros(3)}, path, {"hardpatch_tokenizer": json.dumps({"kind": "discrete_vae"})})
     refused(path, "does not say")

@@ -101,7 +101,7 @@ def test_a_file_gives_the_tokenizer_back(trained: tuple[DiscreteVAE, list[dict[s
     training.write(out, model, run, quality, rows, picture(model, source, 32, device=CPU))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.jsonl", "tokens.png", "tokens.safetensors"]
     with safe_open(out, "pt") as file:
-        metadata = json.loads(file.metadata()["hardpatch"])
+        metadata = json.loads(file.metadata()["hardpatch_tokenizer"])
     assert metadata["kind"] == "discrete_vae"
     assert (metadata["patch_size"], metadata["vocabulary"], metadata["image_size"]) == (8, 64, 32)
     assert metadata["quality"]["used"] == quality.used

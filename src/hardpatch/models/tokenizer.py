@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from hardpatch.errors import UserError
 
 LARGEST_VOCABULARY = 8192
-KIND = "discrete_vae"
-"""What the metadata of a :class:`DiscreteVAE`'s file calls it."""
+METADATA, KIND = "hardpatch_tokenizer", "discrete_vae"
+"""Where a :class:`DiscreteVAE`'s file says in its metadata what it is, and what it calls itself there."""
 
 PIXEL_STD = 0.25
 """About the standard deviation of pixels in [0, 1]: inside, a discrete VAE works in units of it."""
@@ -298,7 +298,7 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                ours = (file.metadata() or {}).get("hardpatch", "{}")
+                ours = (file.metadata() or {}).get(METADATA, "{}")
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(ours)  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise UserError(f"method.tokenizer: {path} is not a readable safetensors file: {error}") from None

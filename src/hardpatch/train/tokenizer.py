@@ -22,7 +22,7 @@ from hardpatch.data.loader import BadFiles, eval_batches, train_batches
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.figures import enlarge
-from hardpatch.models.tokenizer import KIND, PIXEL_STD, DiscreteVAE
+from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
 from hardpatch.schedules import learning_rate
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def write(
         shown.save(partial[pictured], format="PNG")
         # One metadata entry: safetensors writes several in an order that changes from run to run.
         state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        save_file(state, partial[out], {"hardpatch": json.dumps(metadata)})
+        save_file(state, partial[out], {METADATA: json.dumps(metadata)})
         for path, unfinished in partial.items():
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
