@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
-from hardpatch.config import MethodConfig
+from hardpatch.config import MethodConfig, RunConfig
+from hardpatch.data.loader import resolve_workers
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.report.terminal import use_device
-from hardpatch.study.runner import Study, Task, plan
+from hardpatch.study.runner import TOKENIZER, Study, Task, plan, tokenizer_run
 from hardpatch.study.toy import Supervised
 from hardpatch.train.build import initial_model
 from hardpatch.train.loop import pretrain, total_steps
+from hardpatch.train.tokenizer import Quality, initial_tokenizer, train_tokenizer, write
 
 WARM_UP, MEASURED = 2, 6
 """Steps of a row before and while its speed is measured."""
@@ -59,30 +62,57 @@ def costs(study: Study, images_per_second: float | None = None) -> tuple[list[Co
         rows.setdefault(task.row.name, []).append(task)
     found = []
     for name, tasks in rows.items():
-        run = tasks[0].run
         speed, note = (images_per_second, "") if images_per_second is not None else measure(study, tasks[0])
-        found.append(Cost(name, len(tasks), len(tasks) * total_steps(run, images) * run.batch_size, speed, note))
+        if tasks[0].row == TOKENIZER:
+            run = tokenizer_run(study, tasks[0])
+            seen = run.steps * run.batch_size
+        else:
+            seen = total_steps(tasks[0].run, images) * tasks[0].run.batch_size
+        found.append(Cost(name, len(tasks), len(tasks) * seen, speed, note))
     return found, reasons
 
 
 def measure(study: Study, task: Task) -> tuple[float | None, str]:
-    """Images a second while training, or why that is not known."""
+    """Images a second while training, or why that is not known.
+
+    What a row needs first need not be there: an untrained predictor or tokenizer is as slow as a trained one.
+    """
     watch = _Stopwatch()
-    # Short, and with the teacher at work from the first step.
-    alpha = max(task.run.method.alpha_start, task.run.method.alpha_end)
-    run = replace(task.run, steps=WARM_UP + MEASURED, epochs=None, method=replace(task.run.method, alpha_start=alpha))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
+            if task.row == TOKENIZER:
+                tokenizer = replace(tokenizer_run(study, task), steps=WARM_UP + MEASURED)
+                device, workers = use_device(task.run.train.device), resolve_workers(task.run.data.workers)
+                train_tokenizer(open_source(study.data), tokenizer, device=device, workers=workers, progress=watch)
+                return MEASURED * tokenizer.batch_size / watch.seconds, ""
+            run = _short(task.run)
+            if run.method.host == "beit" and study.tokenizer is None:
+                run = replace(run, method=replace(run.method, tokenizer=str(_untrained(study, task, folder))))
             if task.row.keep is None:
-                pretrain(run, Path(folder), watch)
+                pretrain(run, folder, watch)
             else:
                 device = use_device(run.train.device)
-                # An untrained predictor is as slow as a trained one.
                 predictor = initial_model(replace(run, method=MethodConfig())).to(device)
-                Supervised(run, Path(folder), study.val, task.row.keep, predictor, device).fit(watch)
+                Supervised(run, folder, study.val, task.row.keep, predictor, device).fit(watch)
         except (UserError, TrainingError) as error:
             return None, str(error)
     return MEASURED * run.batch_size / watch.seconds, ""
+
+
+def _short(run: RunConfig) -> RunConfig:
+    """The run, but a few steps long and with the teacher at work from the first."""
+    alpha = max(run.method.alpha_start, run.method.alpha_end)
+    return replace(run, steps=WARM_UP + MEASURED, epochs=None, method=replace(run.method, alpha_start=alpha))
+
+
+def _untrained(study: Study, task: Task, folder: Path) -> Path:
+    """A tokenizer's file."""
+    run, out = tokenizer_run(study, task), folder / "tokenizer.safetensors"
+    write(
+        out, initial_tokenizer(run), run, Quality(images=0, error=1.0, used=0, entropy=0.0), [], Image.new("L", (1, 1))
+    )
+    return out
 
 
 class _Stopwatch:

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardpatch import __version__, config
 from hardpatch.config import RunConfig
@@ -24,11 +24,18 @@ from hardpatch.study.rows import METRICS, Row, Table
 from hardpatch.study.scales import SCALES, configure
 from hardpatch.train.loop import Progress
 
+if TYPE_CHECKING:
+    from hardpatch.train.tokenizer import TokenizerRun
+
 WEIGHTS_NEEDED = {"dino": "--dino_weights", "clip": "--clip_weights"}
 """Frozen networks of the tables, and the argument that names their weights; a study downloads nothing."""
 
 PREDICTOR = Row(name="predictor", settings={"method.predicting_loss": "relative"})
 """The pre-training run that says which patches are hard, for rows under labels: HPM with the scale's settings."""
+
+
+TOKENIZER = Row(name="tokenizer")
+"""The training of BEiT's visual tokens, for rows with that host, unless a file of them is given."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request, no error
@@ -82,7 +89,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        return f"{self.row.name}, seed {self.seed}"
+        """What it is called on the terminal."""
+        return f"{self.row.name}, seed {self.seed}" if self.row != TOKENIZER else self.row.name
 
 
 def run_study(study: Study) -> int:
@@ -144,7 +152,7 @@ def plan(study: Study) -> tuple[list[list[Task]], dict[str, str]]:
                 continue
             given["method.frozen_weights"] = weights
         if own.get("method.host") == "beit":
-            given["method.tokenizer"] = study.tokenizer or str(study.out / "tokenizer.safetensors")
+            given["method.tokenizer"] = study.tokenizer or str(_own_tokenizer(study))
         runs.append((row, _configure(study, table, row, given)))
     before = []
     if any(row.keep in ("hardest", "easiest") for row in table.rows):
@@ -157,7 +165,17 @@ def plan(study: Study) -> tuple[list[list[Task]], dict[str, str]]:
         ]
         for stage in (before, runs)
     ]
+    beit = next((run for _, run in runs if run.method.host == "beit"), None)
+    if beit is not None and study.tokenizer is None:  # one for all seeds
+        stages[0].append(Task(TOKENIZER, 0, beit, study.out / TOKENIZER.key))
     return [stage for stage in stages if stage], reasons
+
+
+def tokenizer_run(study: Study, task: Task) -> "TokenizerRun":
+    """How BEiT's visual tokens are made."""
+    from hardpatch.train.tokenizer import TokenizerRun
+
+    return TokenizerRun(**SCALES[study.scale].tokenizer, seed=task.run.seed)
 
 
 def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
@@ -210,7 +228,10 @@ def perform(study: Study, task: Task, progress: Progress) -> None:
         UserError, TrainingError: as the training and the measurement do.
     """
     began = time.monotonic()
-    if task.row.keep is None:
+    if task.row == TOKENIZER:
+        _train_tokenizer(study, task, progress)
+        measured = {}
+    elif task.row.keep is None:
         _pretrain(study, task, progress)
         measured = {} if task.row == PREDICTOR else _measure(study, task)
     else:
@@ -380,6 +401,28 @@ def _measure(study: Study, task: Task) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(task.run.seed)
     linear = linear_probe(found.train, found.val, classes=classes, generator=generator, device=device)
     return {"knn": knn.to_dict(), "linear": linear.to_dict()}
+
+
+def _train_tokenizer(study: Study, task: Task, progress: Progress) -> None:
+    """As ``hardpatch tokenizer`` does it; not in pieces, a kill costs all of it."""
+    from hardpatch.data.sources import open_source
+    from hardpatch.train import tokenizer as training
+
+    task.folder.mkdir(parents=True, exist_ok=True)
+    out = _own_tokenizer(study)
+    if out.is_file():
+        return
+    source, run, device = open_source(study.data), tokenizer_run(study, task), _device(task.run)
+    workers = resolve_workers(task.run.data.workers)
+    for path in training.companions(out):  # of a run that was killed while it wrote them
+        path.unlink(missing_ok=True)
+    model, rows = training.train_tokenizer(source, run, device=device, workers=workers, progress=progress)
+    quality = training.measure(model, source, run.image_size, device=device, batch_size=run.batch_size, workers=workers)
+    training.write(out, model, run, quality, rows, training.picture(model, source, run.image_size, device=device))
+
+
+def _own_tokenizer(study: Study) -> Path:
+    return study.out / "tokenizer.safetensors"
 
 
 def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str, Any]:

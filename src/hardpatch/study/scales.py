@@ -24,6 +24,8 @@ class Scale:
     """What a host needs beside the recipe."""
     large: Settings = field(default_factory=dict)
     """For rows with a larger encoder."""
+    tokenizer: Mapping[str, int] = field(default_factory=dict)
+    """How BEiT's visual tokens are made: a :class:`~hardpatch.train.tokenizer.TokenizerRun`."""
     data: str | None = None
     """The images, unless others are given; None where they must be."""
     val: str | None = None
@@ -73,12 +75,22 @@ SCALES = {
             "ibot": "hpm_ibot_imagenet_base_400",
         },
         large={"model.size": "large", "optim.warmup": 0.2},
+        # DALL-E's shape, of which --tokenizer takes the weights
+        tokenizer={
+            "steps": 50_000,
+            "image_size": 112,
+            "patch_size": 8,
+            "vocabulary": 8192,
+            "width": 256,
+            "batch_size": 512,
+        },
     ),
     "tiny": Scale(
         about="ViT-tiny with 4-px patches at 32 px, 100 epochs; made for CIFAR-10 on one GPU",
         recipes={"mae": "cifar10_tiny"},
         settings={"epochs": 100},
         large={"model.size": "small"},
+        tokenizer={"steps": 4000, "image_size": 32, "patch_size": 4},
         hosts={
             "simmim": {**SIMMIM, "method.mask_unit": 8},
             "beit": BEIT,
@@ -108,6 +120,14 @@ SCALES = {
             "batch_size": 32,
         },
         large={"model.width": 48, "model.heads": 3},
+        tokenizer={
+            "steps": 30,
+            "image_size": 32,
+            "patch_size": 4,
+            "vocabulary": 32,
+            "width": 16,
+            "batch_size": 32,
+        },
         hosts={
             "simmim": {**SIMMIM, "method.mask_unit": 8},
             "beit": BEIT,
