@@ -35,6 +35,12 @@ def test_a_baseline_differs_in_the_predicting_loss_only(name: str) -> None:
     assert config.differences(run, baseline) == {"method.predicting_loss": ("relative", "none")}
 
 
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.startswith("hpm_")])
+def test_mining_on_a_host_differs_from_the_host_in_the_predicting_loss_only(name: str) -> None:
+    host, mined = (config.build(recipes.read(n)) for n in (name.removeprefix("hpm_"), name))
+    assert config.differences(host, mined) == {"method.predicting_loss": ("none", "relative")}
+
+
 @pytest.mark.parametrize(("name", "epochs", "warmup"), [(n, int(n[-3:]), 10 if "base" in n else 40) for n in PAPER])
 def test_the_papers_settings(name: str, epochs: int, warmup: int) -> None:
     run = config.build(recipes.read(name))

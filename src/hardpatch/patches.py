@@ -40,7 +40,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 
 
 def gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``; numbers ``[B, N]`` likewise."""
+    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``; numbers ``[B, N]`` too."""
     if tokens.dim() == 2:
         return tokens.gather(1, indices)
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
