@@ -19,6 +19,8 @@ SHOWN = {
     "reconstruction_loss": ".4f",
     "pair_accuracy": ".3f",
     "spearman": ".3f",
+    "token_entropy": ".3f",
+    "perplexity": ".1f",
     "alpha": ".2f",
     "knn_top1": ".4f",
     "images_per_second": ".0f",
