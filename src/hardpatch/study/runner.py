@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -364,9 +363,6 @@ def _pretrain(study: Study, task: Task, progress: Progress) -> None:
     from hardpatch.report.terminal import show_log
     from hardpatch.train import folder as run_folder
     from hardpatch.train.loop import pretrain
-
-    if not (task.folder / "config.yaml").is_file():
-        shutil.rmtree(task.folder, ignore_errors=True)  # killed while it was made
 
     def prepare() -> None:
         run_folder.write(task.folder, task.run, ["study", *study.arguments])
