@@ -1,5 +1,6 @@
 """The Vision Transformer that is pre-trained."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -124,6 +125,26 @@ class Encoder(nn.Module):
         assert isinstance(last, Block)
         attention = last.attn.of_first_token(last.norm1(x), bias)
         return self.norm(last(x, bias)), attention
+
+    def intermediates(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Patch tokens of whole images after some blocks, without the last norm: ``[B, N, D]`` each.
+
+        Args:
+            images: normalised pixels ``[B, C, H, W]``.
+            blocks: counted from 1, increasing; those after the last of them do not run.
+
+        Raises:
+            ValueError: if they do not increase, or there are no such blocks.
+        """
+        if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] > len(self.blocks):
+            raise ValueError(f"blocks: expected increasing numbers from 1 to {len(self.blocks)}, got {list(blocks)}")
+        x, bias = self._tokens(images, None)
+        found = []
+        for number, block in enumerate(self.blocks[: blocks[-1]], 1):
+            x = block(x, bias)
+            if number in blocks:
+                found.append(x[:, 1:])
+        return found
 
     def _tokens(self, images: Tensor, mask: Tensor | Split | None) -> tuple[Tensor, Tensor | None]:
         """Tokens before the first block, and the bias of all attentions."""
