@@ -1,11 +1,13 @@
 """Every host, target and mask through the command line, with and without mining."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import hardpatch
@@ -87,6 +89,21 @@ def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> Non
     one, two = (read_metrics(tmp_path / pieces / "metrics.jsonl")[-1] for pieces in ("1", "2"))
     for name in ("class_loss", "reconstruction_loss"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_ibot_resumes_to_the_same_bits(images: Path, tmp_path: Path) -> None:
+    """With its centres, its drawn ratios and drop path, and with attention to guide the masks."""
+    settings = [*SMALL, *HOSTS["ibot"], "--method.mask=attention_hint", "--data", str(images), "--steps", "6"]
+    settings += ["--train.checkpoint_steps", "3", "--train.keep_checkpoints", "9"]
+    assert main(["pretrain", *settings, "--out", str(tmp_path / "whole")]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_00000006")
+    assert main(["pretrain", *settings, "--out", str(tmp_path / "resumed"), "--resume"]) == 0
+    one, two = (tmp_path / name / "checkpoints" / "step_00000006" for name in ("whole", "resumed"))
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    with safe_open(one / "model.safetensors", "pt") as file:
+        assert file.get_tensor("teacher.host.patch_centre").abs().sum() > 0
 
 
 def test_frozen_features_of_a_file(images: Path, tmp_path: Path) -> None:
