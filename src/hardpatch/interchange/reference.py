@@ -42,6 +42,8 @@ _HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()}
 def read_reference(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
     """The state of a reference checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
 
+    Where it has neither: its ``model``, DINO's ``student`` or ``teacher``, or the tensors that it is made of.
+
     Raises:
         UserError: if the file is no checkpoint, or holds anything but tensors and plain values.
     """
@@ -57,7 +59,9 @@ def read_reference(path: Path, weights: Literal["student", "teacher"] = "student
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         raise UserError(f"RUN: {path} is not a checkpoint that torch can read: {_first_line(error)}") from None
     key = "state_dict" if weights == "student" else "ema_state_dict"
-    state = content.get(key) or content.get("model") or content if isinstance(content, dict) else None
+    state = None
+    if isinstance(content, dict):  # HPM; MAE and DeiT; DINO and iBOT; bare tensors
+        state = content.get(key) or content.get("model") or content.get(weights) or content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"RUN: {path} has no `{key}`; found: {found}")
@@ -103,7 +107,7 @@ def from_reference(
             channels=channels,
             width=width,
             depth=_depth(state, "blocks."),
-            heads=heads or _HEADS.get(width) or (width // 64 if width % 64 == 0 else width // 32),
+            heads=heads or usual_heads(width),
             decoder_width=decoder_width,
             decoder_depth=_depth(state, "decoder_blocks."),
             decoder_heads=decoder_heads,
@@ -124,6 +128,12 @@ def from_reference(
             f"unknown {problems.unexpected_keys[:3]}"
         )
     return model
+
+
+def usual_heads(width: int) -> int:
+    """Heads of a ViT of that width, which leave no trace in its weights: those of the standard size, else of 64
+    channels where that divides the width, or of 32."""
+    return _HEADS.get(width) or max(1, width // 64 if width % 64 == 0 else width // 32)
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,232 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import hardpatch
+from hardpatch import config
+from hardpatch.errors import UserError
+from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
+from hardpatch.models.encoder import Encoder
+from hardpatch.train import checkpoint
+from hardpatch.train.build import initial_model
+
+
+def timm_vit(**changes: Any) -> Any:
+    """2 blocks of 64, 16 patches of 4 px, with random positions, class token and norms."""
+    torch.manual_seed(0)
+    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
+    model = timm.models.vision_transformer.VisionTransformer(**settings | changes).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def run_of(folder: Path, host: str = "mae", **changes: dict[str, Any]) -> Path:
+    """A run folder with a checkpoint of untrained weights, the teacher's other than the student's."""
+    values: dict[str, Any] = {
+        "steps": 1,
+        "data": {"image_size": 16, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
+        "model": {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "decoder_width": 16, "decoder_heads": 2},
+        "method": {"host": host, "mask_ratio": 0.75},
+    }
+    values["model"]["decoder_depth"] = 1
+    for section, settings in changes.items():
+        values[section] = values[section] | settings
+    run = config.build(values)
+    student, teacher = (initial_model(run, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)) for _ in range(2))
+    nn.init.ones_(teacher.host.encoder.norm.bias)
+    for name in teacher.host.reconstruction_only:
+        setattr(teacher.host, name, None)
+    checkpoint.save(
+        folder / "checkpoints",
+        1,
+        student=student,
+        teacher=teacher,
+        optimizer=torch.optim.SGD(student.parameters()),
+        metadata={
+            "config": config.to_dict(run),
+            "mean": (0.4, 0.5, 0.6),
+            "std": (0.2, 0.3, 0.4),
+            "outputs": None,
+            "step": 1,
+        },
+        scaler={},
+        keep=1,
+    )
+    return folder
+
+
+def images(size: int = 16, channels: int = 3) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(2, channels, size, size)
+
+
+def test_a_run(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    backbone = load_backbone(run, drop_path=0.2)
+    encoder = backbone.encoder
+    assert encoder.training
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    assert [block.drop_path for block in encoder.blocks] == [0.0, 0.2]
+    assert_close(backbone.mean, (0.4, 0.5, 0.6))
+    assert_close(backbone.std, (0.2, 0.3, 0.4))
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(images()), hardpatch.load(run).encode(images()))
+        teacher = load_backbone(run, "teacher").encoder.eval()(images())
+        assert torch.equal(teacher, hardpatch.load(run, "teacher").encode(images()))
+        untrained = load_backbone(run, "untrained").encoder.eval()(images())
+        assert torch.equal(untrained, hardpatch.load(run, "untrained").encode(images()))
+
+
+@torch.no_grad()
+def test_relative_positions_load_as_they_are(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "simmim", model={"positions": "relative", "layer_scale": 0.1})
+    encoder = load_backbone(run).encoder
+    assert encoder.mask_token is None
+    assert torch.equal(encoder.eval()(images()), hardpatch.load(run).encode(images()))
+    assert torch.equal(again(encoder)(images()), encoder(images()))
+
+
+def again(encoder: Encoder) -> Encoder:
+    """What a later program makes of settings and weights that were saved."""
+    other = build_encoder(encoder_settings(encoder)).eval()
+    other.load_state_dict({name: value.clone() for name, value in encoder.state_dict().items()})
+    return other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"init_values": 0.5},
+        {"in_chans": 5, "mlp_ratio": 2.0, "depth": 3},
+        {"no_embed_class": True, "global_pool": "token"},
+        {"num_classes": 0},
+        {"img_size": 28, "patch_size": 14},
+    ],
+)
+def test_timm_and_back_from_a_checkpoint(tmp_path: Path, changes: dict[str, Any]) -> None:
+    theirs = timm_vit(**changes)
+    save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
+    backbone = load_backbone(tmp_path / "vit.safetensors")
+    size, channels = changes.get("img_size", 16), changes.get("in_chans", 3)
+    pixels = images(size, channels)
+    features = backbone.encoder.eval()(pixels)
+    assert_close(features, theirs.forward_features(pixels), rtol=1e-5, atol=1e-5)
+    assert len(backbone.mean) == len(backbone.std) == channels
+    assert encoder_settings(backbone.encoder)["positions"] == "learned"
+    assert torch.equal(again(backbone.encoder)(pixels), features)
+
+
+@torch.no_grad()
+def test_other_image_sizes_resample_the_learned_positions(tmp_path: Path) -> None:
+    theirs = timm_vit(dynamic_img_size=True)
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    pixels = images(24)
+    features = load_backbone(tmp_path / "vit.pth").encoder.eval()(pixels)
+    assert_close(features, theirs.forward_features(pixels), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_dino_whole_checkpoints_and_bare_backbones(tmp_path: Path) -> None:
+    student, teacher = timm_vit(num_classes=0), timm_vit(num_classes=0)
+    nn.init.ones_(teacher.norm.bias)
+    heads = {"head.mlp.0.weight": torch.zeros(4, 64), "head.last_layer.weight_v": torch.zeros(9, 4)}
+    whole = {
+        "student": {f"module.backbone.{key}": value for key, value in student.state_dict().items()}
+        | {f"module.{key}": value for key, value in heads.items()},
+        "teacher": {f"backbone.{key}": value for key, value in teacher.state_dict().items()} | heads,
+        "epoch": 100,
+    }
+    torch.save(whole, tmp_path / "checkpoint.pth")
+    torch.save(teacher.state_dict(), tmp_path / "dino_pretrain.pth")
+    expected = teacher.forward_features(images())
+    for path, weights in (("checkpoint.pth", "teacher"), ("dino_pretrain.pth", "student")):
+        features = load_backbone(tmp_path / path, weights).encoder.eval()(images())  # type: ignore[arg-type]
+        assert_close(features, expected, rtol=1e-5, atol=1e-5)
+    features = load_backbone(tmp_path / "checkpoint.pth").encoder.eval()(images())
+    assert_close(features, student.forward_features(images()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mae_with_and_without_its_decoder(shared: Path, tmp_path: Path) -> None:
+    golden = load_file(shared / "golden" / "mae_tiny.safetensors")
+    state = {key.removeprefix("model."): value for key, value in golden.items() if key.startswith("model.")}
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    torch.save({"model": {k: v for k, v in state.items() if "decoder" not in k}}, tmp_path / "mae_encoder.pth")
+    expected = hardpatch.load(shared / "golden" / "mae_tiny.safetensors", heads=3).encode(golden["images"])
+    for name in ("mae.pth", "mae_encoder.pth"):
+        encoder = load_backbone(tmp_path / name, heads=3).encoder
+        assert encoder.training
+        assert_close(encoder.eval()(golden["images"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reg_tokens": 4}, "has register tokens"),
+        ({"pre_norm": True}, "has a norm before the blocks"),
+        ({"qk_norm": True}, "has a norm of queries and keys"),
+        ({"mlp_layer": timm.layers.SwiGLU}, "has a SwiGLU MLP"),
+        ({"mlp_layer": timm.layers.SwiGLUPacked}, r"blocks.0.mlp.fc2.weight \[64, 128\] is a SwiGLU MLP"),
+        ({"global_pool": "avg"}, "comes with pooling"),
+        ({"class_token": False, "global_pool": "map"}, "comes with pooling"),
+        ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "has no key 'cls_token'"),
+        ({"pos_embed": "none"}, "has no key 'pos_embed'"),
+        ({"img_size": (16, 28)}, "expected positions of a square grid of patches, got 29 entries"),
+        ({"qkv_bias": False}, r"missing \['blocks.0.attn.qkv.bias'"),
+    ],
+)
+def test_what_the_encoder_lacks_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save_file(timm_vit(**changes).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match=message) as error:
+        load_backbone(tmp_path / "vit.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("vit.embeddings.cls_token", "Hugging Face"),
+        ("rope_embed.periods", "rotary positions"),
+        ("blocks.0.attn.relative_position_bias_table", "relative position biases"),
+        ("dist_token", "a distillation token"),
+        ("blocks.0.surprise", r"unknown \['blocks.0.surprise'\]"),
+    ],
+)
+def test_other_keys_are_named(tmp_path: Path, key: str, message: str) -> None:
+    torch.save(timm_vit().state_dict() | {key: torch.zeros(1)}, tmp_path / "vit.pth")
+    with pytest.raises(UserError, match=message):
+        load_backbone(tmp_path / "vit.pth")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("executed",))
+
+
+def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save(timm_vit().state_dict() | {"more": Evil()}, tmp_path / "evil2.pth")
+    for name in ("evil.pth", "evil2.pth"):
+        with pytest.raises(UserError, match=r"could run code|is not a checkpoint"):
+            load_backbone(tmp_path / name)
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="does not exist"):
+        load_backbone(tmp_path / "missing.pth")
+    (tmp_path / "text.safetensors").write_text("no tensors at all")
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        load_backbone(tmp_path / "text.safetensors")
+    torch.save(timm_vit().state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match="heads: expected a divisor of the width 64, got 5"):
+        load_backbone(tmp_path / "vit.pth", heads=5)
+    with pytest.raises(UserError, match="untrained: "):
+        load_backbone(tmp_path / "vit.pth", "untrained")
