@@ -23,6 +23,8 @@ SHOWN = {
     "perplexity": ".1f",
     "alpha": ".2f",
     "knn_top1": ".4f",
+    "top1": ".4f",
+    "top5": ".4f",
     "images_per_second": ".0f",
 }
 """The metrics of a line on the terminal, and how they are written."""

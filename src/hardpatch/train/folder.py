@@ -90,6 +90,21 @@ def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
     Raises:
         UserError: if the folder cannot be made.
     """
+    write_files(folder, config.to_yaml(run), arguments, README)
+
+
+def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
+    """As :func:`write`, for any training verb.
+
+    Args:
+        folder: of the run.
+        settings: what goes into ``config.yaml``.
+        arguments: the command line, verb first.
+        readme: a text with places for ``{command}`` and ``{folder}``.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
     command = shlex.join(["hardpatch", *arguments])
     environment = {
         "command": command,
@@ -106,9 +121,9 @@ def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"--out: expected a folder that can be written, got {folder}: {error.strerror}") from None
     texts = {
-        "README.md": README.format(command=command, folder=folder),
+        "README.md": readme.format(command=command, folder=folder),
         "environment.json": json.dumps(environment, indent=2) + "\n",
-        "config.yaml": f"# hardpatch {__version__}: {command}\n{config.to_yaml(run)}",
+        "config.yaml": f"# hardpatch {__version__}: {command}\n{settings}",
     }
     for name, text in texts.items():
         partial = folder / f".{name}.partial"

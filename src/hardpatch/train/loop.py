@@ -92,7 +92,7 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     total = total_steps(run, len(source))
     newest = checkpoint.newest(folder)
     mean, std = _statistics(run, source, newest)
-    fabric = _fabric(run)
+    fabric = start_fabric(run.train.device, run.train.precision, "train.")
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, mean, std, outputs)
     prepare()
@@ -132,7 +132,7 @@ class Trainer:
         logged, stopping = learner.step, False
         progress.start(learner.step, learner.total, run.batch_size)
         try:
-            with _interruptions() as signals:
+            with interruptions() as signals:
                 while learner.step < learner.total and not stopping:
                     batch = next(batches)
                     bad.update(batch.bad)
@@ -290,16 +290,20 @@ def total_steps(run: RunConfig, images: int) -> int:
     return max(1, round((run.epochs or 0.0) * images / run.batch_size))
 
 
-def _fabric(run: RunConfig) -> Fabric:
-    device, precision = run.train.device, run.train.precision
+def start_fabric(device: str, precision: str, prefix: str) -> Fabric:
+    """Device and precision of a run, as :class:`~hardpatch.config.TrainConfig` names them.
+
+    Raises:
+        UserError: if they do not exist here; says ``prefix`` before the name of the setting.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
-        raise UserError(f"train.device: {device} is not available on this machine; use auto or cpu")
+        raise UserError(f"{prefix}device: {device} is not available on this machine; use auto or cpu")
     if precision == "auto":
         cuda = available["cuda"] and device in ("auto", "cuda")
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
-        raise UserError("train.precision: fp16 needs a CUDA device; use bf16 or fp32")
+        raise UserError(f"{prefix}precision: fp16 needs a CUDA device; use bf16 or fp32")
     return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
 
 
@@ -321,7 +325,7 @@ def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[li
 
 
 @contextmanager
-def _interruptions() -> Iterator[list[int]]:
+def interruptions() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them, so that a step can end; a second one kills as ever."""
     caught: list[int] = []
 
