@@ -25,6 +25,8 @@ SHOWN = {
     "knn_top1": ".4f",
     "top1": ".4f",
     "top5": ".4f",
+    "miou": ".4f",
+    "pixel_accuracy": ".4f",
     "images_per_second": ".0f",
 }
 """The metrics of a line on the terminal, and how they are written."""
