@@ -133,7 +133,7 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
         "width": encoder.width,
         "depth": len(encoder.blocks),
         "heads": block.attn.heads,
-        "mlp_ratio": block.mlp.fc1.out_features / encoder.width,
+        "mlp_ratio": _mlp_ratio(block.mlp.fc1.out_features, encoder.width),
         "positions": positions,
         "layer_scale": 1.0 if isinstance(block.ls1, LayerScale) else None,
         "drop_path": last.drop_path,
@@ -224,10 +224,16 @@ def _settings(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) 
         "width": width,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "heads": told.get("heads") or usual_heads(width),
-        "mlp_ratio": 4.0 if hidden is None else hidden.shape[0] / width,
+        "mlp_ratio": 4.0 if hidden is None else _mlp_ratio(hidden.shape[0], width),
         "positions": "learned",
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,
     }
+
+
+def _mlp_ratio(hidden: int, width: int) -> float:
+    """What ``int(width * ratio)`` turns into ``hidden`` again, whatever the rounding."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def _our_state(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:

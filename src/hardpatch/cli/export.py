@@ -1,0 +1,61 @@
+"""hardpatch export."""
+
+from pathlib import Path
+
+from hardpatch.cli.arguments import Parser, at_least_one
+from hardpatch.errors import UserError
+
+
+def export(arguments: list[str]) -> int:
+    parser = Parser("export", "Weights for timm or Hugging Face transformers, loaded there and compared with ours.")
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
+    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="timm: a file; hf: a folder")
+    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="a new .safetensors file, or folder")
+    parser.add_argument("--weights", choices=("student", "teacher"), default="student")
+    parser.add_argument(
+        "--form",
+        choices=("vit", "vit_mae"),
+        help="with --to hf: vit, the encoder (default), or vit_mae, with the reconstructor of host mae",
+    )
+    told = parser.add_argument_group("what checkpoints of other libraries do not say")
+    told.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
+    told.add_argument("--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: of the decoder")
+    told.add_argument(
+        "--normalise_pixels",
+        action="store_true",
+        help="with --form vit_mae: targets were normalised patch by patch",
+    )
+    options = parser.parse_args(arguments)
+    if options.form is not None and options.to != "hf":
+        raise UserError(f"--form: only --to hf has forms, got --to {options.to}; leave it out")
+    if options.form != "vit_mae" and (options.decoder_heads or options.normalise_pixels):
+        raise UserError("--decoder_heads, --normalise_pixels: only --form vit_mae has a decoder; leave them out")
+
+    from hardpatch.interchange.export import export_hugging_face, export_timm
+
+    if options.to == "timm":
+        written = export_timm(options.run, options.out, options.weights, heads=options.heads)
+    else:
+        written = export_hugging_face(
+            options.run,
+            options.out,
+            options.weights,
+            form=options.form or "vit",
+            heads=options.heads,
+            decoder_heads=options.decoder_heads,
+            normalise_pixels=options.normalise_pixels,
+        )
+    height, width = written.image_size
+    print(f"{written.path}: written; load it with")
+    print(f"  {written.code}")
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
+    print(f"images: {height} x {width}, pixels in [0, 1] less mean {mean}, over standard deviation {std}")
+    found = written.difference
+    if found is None:
+        print("transformers is not installed, so its outputs were not compared with ours")
+        return 0
+    real = "" if found.real is None else f", {found.real:.1e} on real ones"
+    print(
+        f"largest difference of outputs: {found.random:.1e} on a random image{real} (outputs up to {found.largest:.1f})"
+    )
+    return 0

@@ -1,0 +1,271 @@
+"""Weights for other libraries: written, loaded there, and held against ours before they are put in place."""
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hardpatch.data.demo import demo_source
+from hardpatch.errors import UserError
+from hardpatch.interchange import to_hugging_face
+from hardpatch.interchange.backbone import EXPORTED, Backbone, encoder_settings, load_backbone
+from hardpatch.interchange.load import load, training_mask_ratio
+from hardpatch.interchange.to_timm import timm_arguments, timm_state
+from hardpatch.masking import masked_count, random_mask
+from hardpatch.methods.mae import MAE
+from hardpatch.models.encoder import Encoder
+from hardpatch.patches import gather, split
+
+REAL_IMAGES = 2
+"""Images of the embedded set that both libraries are shown, beside a random one."""
+TOLERANCE = 1e-3
+"""Largest difference, in units of the largest output, that is put down to rounding."""
+
+
+class Difference(NamedTuple):
+    """How far the outputs of the other library are from ours."""
+
+    random: float
+    """largest absolute difference on an image of random numbers"""
+    real: float | None
+    """on real images; None where they would not have the model's number of channels"""
+    largest: float
+    """the largest absolute output, to compare with"""
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    path: Path
+    code: str
+    """Python that loads it"""
+    mean: tuple[float, ...]
+    """of each channel, for pixels in [0, 1]"""
+    std: tuple[float, ...]
+    """likewise"""
+    image_size: tuple[int, int]
+    """(height, width) in pixels"""
+    difference: Difference | None
+    """None where the other library is not installed"""
+
+
+def export_timm(
+    run: str | Path, out: str | Path, weights: Literal["student", "teacher"] = "student", *, heads: int | None = None
+) -> Exported:
+    """Write the encoder of ``run`` as a ``.safetensors`` file that ``timm.create_model`` loads strictly.
+
+    Encoders with relative positions become timm's BEiT, all others its ViT.
+
+    Args:
+        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
+        out: a new file.
+        weights: whose.
+        heads: of the attention, where the file does not say.
+
+    Raises:
+        UserError: if there is nothing to load, or ``out`` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out: expected a file that ends in .safetensors, got {out}")
+    check_new(out)
+    encoder, mean, std = _backbone(run, weights, heads)
+    name, arguments = timm_arguments(encoder, mean, std)
+    settings = encoder_settings(encoder)
+    told = {key: settings[key] for key in ("image_size", "heads")} | {"mean": mean, "std": std}
+
+    def outputs(path: Path, images: Tensor) -> Tensor:
+        import timm
+
+        network: Any = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
+        return network.forward_features(images)
+
+    with _put_in_place(out) as path:
+        _save(timm_state(encoder), path, {EXPORTED: json.dumps(told)})
+        difference = _difference(encoder, encoder, lambda images: outputs(path, images))
+    words = [f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items()), f'checkpoint_path="{out}"']
+    return Exported(out, f"timm.create_model({', '.join(words)})", mean, std, _size(encoder), difference)
+
+
+def export_hugging_face(
+    run: str | Path,
+    out: str | Path,
+    weights: Literal["student", "teacher"] = "student",
+    *,
+    form: Literal["vit", "vit_mae"] = "vit",
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    normalise_pixels: bool = False,
+) -> Exported:
+    """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` for ``from_pretrained``.
+
+    Args:
+        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` what
+            :func:`hardpatch.load` reads.
+        out: a new folder.
+        weights: whose.
+        form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
+            ``ViTMAEForPreTraining``.
+        heads, decoder_heads, normalise_pixels: where the file does not say.
+
+    Raises:
+        UserError: if there is nothing to load, that class cannot hold it, or ``out`` exists or cannot be written.
+    """
+    out = Path(out)
+    check_new(out)
+    ours: Callable[[Tensor], Tensor]
+    theirs: Callable[[Path, Tensor], Tensor]
+    if form == "vit":
+        encoder, mean, std = _backbone(run, weights, heads)
+        config, state = to_hugging_face.vit(encoder)
+        ours, theirs = encoder, _vit_outputs
+        code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
+    else:
+        if weights == "teacher":
+            raise UserError("--form: vit_mae holds a reconstructor, which a teacher does without; export the student")
+        model = load(run, heads=heads, decoder_heads=decoder_heads, normalise_pixels=normalise_pixels)
+        host = model.host
+        if not isinstance(host, MAE):
+            raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
+        encoder, mean, std = host.encoder, _rounded(model.mean.tolist()), _rounded(model.std.tolist())
+        ratio = training_mask_ratio(run)
+        config, state = to_hugging_face.vit_mae(host, ratio)
+        mask = _mask(encoder, ratio)
+        ours, theirs = partial(_mae_outputs, host, mask), partial(_vit_mae_outputs, mask)
+        code = f'transformers.ViTMAEForPreTraining.from_pretrained("{out}")'
+    with _put_in_place(out) as folder:
+        folder.mkdir()
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "preprocessor_config.json", to_hugging_face.preprocessor(encoder, mean, std))
+        _save(state, folder / "model.safetensors", {"format": "pt"})
+        difference = None
+        if importlib.util.find_spec("transformers") is not None:
+            difference = _difference(encoder, ours, partial(theirs, folder))
+    return Exported(out, code, mean, std, _size(encoder), difference)
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        UserError: if it exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out: {out} exists and is never written over; name a new one")
+
+
+@torch.no_grad()
+def _difference(encoder: Encoder, ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor]) -> Difference:
+    """Show both the same images.
+
+    Raises:
+        RuntimeError: if they differ by more than rounding.
+    """
+    noise = torch.randn(1, encoder.channels, *_size(encoder), generator=torch.Generator().manual_seed(0))
+    real = None
+    if encoder.channels in (1, 3):
+        source = demo_source("test")
+        pixels = np.stack([source.image(i, encoder.channels) for i in range(REAL_IMAGES)])
+        real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        real = F.interpolate(real, size=_size(encoder), mode="bicubic", antialias=True)
+    images = noise if real is None else torch.cat([noise, real])
+    expected = ours(images)
+    difference = (theirs(images) - expected).abs().flatten(1).amax(dim=1).tolist()
+    found = Difference(difference[0], None if real is None else max(difference[1:]), expected.abs().max().item())
+    if not max(difference) <= TOLERANCE * found.largest:
+        raise RuntimeError(f"the exported model gives other outputs, nothing was written: {found}")
+    return found
+
+
+def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
+    with _quiet_transformers() as transformers:
+        model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    return model(images).last_hidden_state
+
+
+def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
+    """Latent and predictions of the masked patches, one after the other: ``[B, ...]``."""
+    parts = split(mask.expand(len(images), -1))
+    latent = host.encode(images, parts)
+    return torch.cat([latent.flatten(1), host.reconstruct(latent, parts).flatten(1)], dim=1)
+
+
+def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:
+    with _quiet_transformers() as transformers:
+        model = transformers.ViTMAEForPreTraining.from_pretrained(folder).eval()
+    mask = mask.expand(len(images), -1)
+    # it keeps the patches with the least noise, in that order
+    noise = mask.float() * mask.shape[1] + torch.arange(mask.shape[1])
+    latent = model.vit(images, noise=noise).last_hidden_state
+    prediction = gather(model(images, noise=noise).logits, split(mask).masked)
+    return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[Any]:
+    import transformers
+
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _mask(encoder: Encoder, ratio: float) -> Tensor:
+    patches = encoder.grid[0] * encoder.grid[1]
+    return random_mask(torch.rand(1, patches, generator=torch.Generator().manual_seed(0)), masked_count(patches, ratio))
+
+
+def _backbone(run: str | Path, weights: Literal["student", "teacher"], heads: int | None) -> Backbone:
+    encoder, mean, std = load_backbone(run, weights, heads=heads)
+    return Backbone(encoder.eval().requires_grad_(False), _rounded(mean), _rounded(std))
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    """As they were typed: a float32 of 0.485 is 0.48500001430511475."""
+    return tuple(float(f"{value:.7g}") for value in values)
+
+
+def _size(encoder: Encoder) -> tuple[int, int]:
+    return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size
+
+
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, path, metadata)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _put_in_place(out: Path) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside ``out``, moved there if nothing went wrong."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {error.strerror}") from None
+    try:
+        yield hidden / out.name
+        check_new(out)
+        (hidden / out.name).rename(out)
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)

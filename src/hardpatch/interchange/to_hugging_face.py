@@ -1,0 +1,149 @@
+"""An encoder as Hugging Face's ViTModel, a whole MAE as its ViTMAEForPreTraining: configuration and weights.
+
+Written without that library. The keys are those that its published checkpoints have, which all its versions read.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hardpatch.errors import UserError
+from hardpatch.interchange.backbone import encoder_settings
+from hardpatch.methods.mae import MAE
+from hardpatch.models.block import NORM_EPS, Block, LayerScale
+from hardpatch.models.encoder import Encoder
+
+
+def vit(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config.json`` and weights for ``ViTModel``, which has no layer scale: it goes into the weights before it.
+
+    Raises:
+        UserError: if the encoder has relative positions.
+    """
+    if encoder.positions is None:
+        raise UserError("--to: hf has no relative position bias in its ViT; expected --to timm, which has BEiT's")
+    of = encoder_settings(encoder)
+    height, width = of["image_size"]
+    config = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": of["width"],
+        "num_hidden_layers": of["depth"],
+        "num_attention_heads": of["heads"],
+        "intermediate_size": _hidden(encoder.blocks[0]),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": NORM_EPS,
+        "image_size": height if height == width else [height, width],
+        "patch_size": of["patch_size"],
+        "num_channels": of["channels"],
+        "qkv_bias": True,
+        "encoder_stride": of["patch_size"],
+    }
+    state: dict[str, Any] = {
+        "embeddings.cls_token": encoder.cls_token,
+        "embeddings.position_embeddings": _with_class_token(encoder.positions),
+        "embeddings.patch_embeddings.projection.weight": encoder.patch_embed.proj.weight,
+        "embeddings.patch_embeddings.projection.bias": encoder.patch_embed.proj.bias,
+        **_norm("layernorm", encoder.norm),
+    }
+    for number, block in enumerate(encoder.blocks):
+        state |= {f"encoder.layer.{number}.{name}": value for name, value in _layer(block)}
+    return config, _plain(state)
+
+
+def vit_mae(host: MAE, mask_ratio: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config.json`` and weights for ``ViTMAEForPreTraining``: encoder and reconstructor.
+
+    Raises:
+        UserError: if its images are not square or it rebuilds something other than pixels.
+    """
+    if not host.rebuilds_pixels:
+        raise UserError("--form: vit_mae rebuilds pixels, this model a network's features; expected --form vit")
+    rows, columns = host.encoder.grid
+    if rows != columns:
+        raise UserError(f"--form: vit_mae takes square images, got {rows} x {columns} patches; expected --form vit")
+    config, encoder = vit(host.encoder)
+    embed, decoder = host.decoder_embed, host.reconstructor
+    first = decoder.blocks[0]
+    assert isinstance(first, Block)
+    assert embed.mask_token is not None
+    del config["encoder_stride"]
+    config |= {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "decoder_hidden_size": decoder.norm.normalized_shape[0],
+        "decoder_num_hidden_layers": len(decoder.blocks),
+        "decoder_num_attention_heads": first.attn.heads,
+        "decoder_intermediate_size": _hidden(first),
+        "mask_ratio": mask_ratio,
+        "norm_pix_loss": host.normalise_pixels,
+    }
+    state = {
+        "decoder_embed.weight": embed.proj.weight,
+        "decoder_embed.bias": embed.proj.bias,
+        "mask_token": embed.mask_token,
+        "decoder_pos_embed": _with_class_token(embed.positions),
+        **_norm("decoder_norm", decoder.norm),
+        "decoder_pred.weight": decoder.head.weight,
+        "decoder_pred.bias": decoder.head.bias,
+    }
+    for number, block in enumerate(decoder.blocks):
+        state |= {f"decoder_layers.{number}.{name}": value for name, value in _layer(block)}
+    return config, {f"vit.{name}": value for name, value in encoder.items()} | {
+        f"decoder.{name}": value for name, value in _plain(state).items()
+    }
+
+
+def preprocessor(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """``preprocessor_config.json``: resize to the encoder's image size, pixels in [0, 1], normalise."""
+    height, width = (side * encoder.patch_size for side in encoder.grid)
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _layer(block: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    assert isinstance(block, Block)
+    yield from _norm("layernorm_before", block.norm1).items()
+    yield from _norm("layernorm_after", block.norm2).items()
+    for name in ("weight", "bias"):
+        for part, value in zip(("query", "key", "value"), getattr(block.attn.qkv, name).chunk(3), strict=True):
+            yield f"attention.attention.{part}.{name}", value
+        yield f"intermediate.dense.{name}", getattr(block.mlp.fc1, name)
+    for name, linear, scale in (
+        ("attention.output.dense", block.attn.proj, block.ls1),
+        ("output.dense", block.mlp.fc2, block.ls2),
+    ):
+        gamma = scale.gamma if isinstance(scale, LayerScale) else torch.ones_like(linear.bias)
+        yield f"{name}.weight", gamma[:, None] * linear.weight
+        yield f"{name}.bias", gamma * linear.bias
+
+
+def _norm(name: str, norm: torch.nn.LayerNorm) -> dict[str, Tensor]:
+    return {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+
+
+def _with_class_token(positions: Tensor) -> Tensor:
+    """Positions ``[N, D]`` with a zero in front: ``[1, 1 + N, D]``."""
+    return torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+
+
+def _hidden(block: torch.nn.Module) -> int:
+    assert isinstance(block, Block)
+    return block.mlp.fc1.out_features
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in state.items()}
