@@ -13,13 +13,13 @@ from hardpatch.evaluate.knn import KnnResult, KnnRow, knn_accuracy
 
 
 def labelled(features: list[list[float]], labels: list[int]) -> Features:
-    return Features(torch.tensor(features), torch.tensor(labels), [])
+    return Features(torch.tensor(features), torch.tensor(labels), [], torch.arange(len(labels)))
 
 
 def random_features(images: int, width: int, classes: int, seed: int) -> Features:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(images, width, generator=generator)
-    return Features(features, torch.randint(classes, (images,), generator=generator), [])
+    return Features(features, torch.randint(classes, (images,), generator=generator), [], torch.arange(images))
 
 
 def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float) -> tuple[float, float]:

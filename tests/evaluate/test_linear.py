@@ -18,7 +18,7 @@ def clusters(images: int, classes: int, noise: float, seed: int, width: int = 16
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % classes
     features = 2.0 * F.one_hot(labels, width) + noise * torch.randn(images, width, generator=generator)
-    return Features(features, labels, [])
+    return Features(features, labels, [], torch.arange(len(labels)))
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -19,8 +19,12 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   tokenizer  visual tokens for the host beit           hardpatch tokenizer --data IMAGES --out FILE.safetensors
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
+  embed      one vector for each image                 hardpatch embed RUN IMAGES... --out FILE.parquet
+  finetune   train a run's encoder under labels        hardpatch finetune RUN --train IMAGES --val IMAGES --out DIR
+  segment    a class for every pixel, with UperNet     hardpatch segment RUN --train DIR --val DIR --out DIR
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
   study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
+  export     weights for timm or Hugging Face          hardpatch export RUN --to timm --out FILE.safetensors
   info       what a run or a weights file is           hardpatch info RUN
   recipes    the named runs                            hardpatch recipes [NAME]
 
@@ -33,8 +37,12 @@ VERBS = {
     "tokenizer": "tokenizer",
     "knn": "evaluate",
     "linear": "evaluate",
+    "embed": "embed",
+    "finetune": "finetune",
+    "segment": "segment",
     "score": "score",
     "study": "study",
+    "export": "export",
     "info": "inspect",
     "recipes": "inspect",
 }

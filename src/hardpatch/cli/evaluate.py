@@ -96,6 +96,13 @@ def _evaluation_parser(verb: str, description: str) -> Parser:
     parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
     parser.add_argument("--untrained", action="store_true", help="measure the random initialisation beside it")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="where features are kept and found again (default: RUN/features of a run folder; for other weights none)",
+    )
+    parser.add_argument("--no_cache", action="store_true", help="compute all features anew and keep none")
     device_arguments(parser)
     return parser
 
@@ -107,28 +114,34 @@ def _evaluate(
 ) -> int:
     """Features of one or two models, a measurement on each, a line and a JSON entry for each."""
     from hardpatch.evaluate.labelled import labelled_features
+    from hardpatch.evaluate.ranks import joined, ranks
     from hardpatch.interchange.load import load
     from hardpatch.report.terminal import counting, show_log, use_device
 
     show_log()
-    device = use_device(options.device)
+    cache = options.cache or (Path(options.run) / "features" if Path(options.run).is_dir() else None)
     results = {}
-    for weights in [options.weights, "untrained"] if options.untrained else [options.weights]:
-        model = load(options.run, weights, device=device)
-        with counting(f"features, {weights}") as progress:
-            found = labelled_features(
-                model,
-                options.train,
-                options.val,
-                device=device,
-                pool=options.pool,
-                batch_size=options.batch_size,
-                workers=options.workers,
-                progress=progress,
-            )
-        result = measure(found, device)
-        results[weights] = {**result.to_dict(), "skipped": found.train.bad + found.val.bad}
-        print(f"{weights}: {row(result)}")
+    with joined(use_device(options.device)) as device:
+        for weights in [options.weights, "untrained"] if options.untrained else [options.weights]:
+            model = load(options.run, weights, device=device)
+            with counting(f"features, {weights}") as progress:
+                found = labelled_features(
+                    model,
+                    options.train,
+                    options.val,
+                    device=device,
+                    pool=options.pool,
+                    batch_size=options.batch_size,
+                    workers=options.workers,
+                    cache=None if options.no_cache else cache,
+                    progress=progress,
+                )
+            if ranks()[0] == 0:  # the others have given their features and have nothing more to do
+                result = measure(found, device)
+                results[weights] = {**result.to_dict(), "skipped": found.train.bad + found.val.bad}
+                print(f"{weights}: {row(result)}")
+    if not results:
+        return 0
     if options.json is not None:
         write_json(
             options.json,

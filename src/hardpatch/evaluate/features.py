@@ -24,6 +24,8 @@ class Features(NamedTuple):
     """int64 ``[n]``, -1 where an image has none"""
     bad: list[str]
     """One line for each image that could not be read."""
+    indices: Tensor
+    """int64 ``[n]``, of the images in their set, increasing"""
 
 
 @torch.inference_mode()
@@ -51,7 +53,7 @@ def extract(
     Raises:
         UserError: if the features are not finite.
     """
-    features, labels, bad = [], [], []
+    features, labels, indices, bad = [], [], [], []
     done = 0
     for batch in batches:
         images = model.normalise(batch.images.to(device, non_blocking=True))
@@ -59,11 +61,12 @@ def extract(
             tokens = model.encode(images).float()  # [B, 1 + N, D]
         features.append((tokens[:, 1:].mean(dim=1) if pool == "mean" else tokens[:, 0]).cpu())
         labels.append(batch.labels)
+        indices.append(batch.indices)
         bad.extend(batch.bad)
         done += len(batch.images) + len(batch.bad)
         if progress is not None:
             progress(done, total)
-    result = Features(torch.cat(features), torch.cat(labels), bad)
+    result = Features(torch.cat(features), torch.cat(labels), bad, torch.cat(indices))
     if not bool(result.features.isfinite().all()):
         raise UserError("model: expected finite features, got NaN or infinity; its training diverged, take another one")
     return result

@@ -126,7 +126,7 @@ def right_at(scores: Tensor, labels: Tensor) -> Tensor:
 
 def check_labels(train: Features, val: Features, classes: int) -> None:
     """Raise a UserError unless both sets have images, of one width, with labels in ``0 .. classes - 1``."""
-    for argument, (features, labels, _) in (("train", train), ("val", val)):
+    for argument, (features, labels, *_) in (("train", train), ("val", val)):
         if not len(features):
             raise UserError(f"{argument}: expected at least one image, got none")
         if not 0 <= int(labels.min()) <= int(labels.max()) < classes:

@@ -1,5 +1,6 @@
 """Features of two labelled sets, the common ground of k-NN and the linear probe."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -7,9 +8,11 @@ import torch
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import BadFiles, eval_batches, resolve_workers
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.errors import UserError
+from hardpatch.evaluate.cache import FeatureCache
 from hardpatch.evaluate.features import Features, Progress, align_labels, extract
+from hardpatch.evaluate.ranks import gathered, of_first_rank, ranks
 from hardpatch.methods.hpm import HPM
 
 LARGE_IMAGE = 112
@@ -34,9 +37,10 @@ def labelled_features(
     batch_size: int = 256,
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 0.1,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> LabelledFeatures:
-    """Frozen features of two labelled image sets.
+    """Frozen features of two labelled image sets, over all processes where there are several.
 
     Args:
         model: in eval mode, on ``device``.
@@ -45,6 +49,7 @@ def labelled_features(
         pool: average of the patch tokens, or the class token.
         batch_size, workers: of the loading.
         max_bad_fraction: files that cannot be decoded are logged and left out, up to this share of a set.
+        cache: folder where features are kept and found again (:mod:`hardpatch.evaluate.cache`); None keeps none.
         progress: called after each batch with (images done, images) over both sets.
 
     Raises:
@@ -52,24 +57,39 @@ def labelled_features(
     """
     sources = _open("--train", train), _open("--val", val)
     classes, number = align_labels(*sources)
-    crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
-    transform = EvalTransform(model.image_size, len(model.mean), crop_fraction)
+    transform = eval_transform(model)
+    kept = None if cache is None else FeatureCache(cache, model)
+    bfloat = torch.bfloat16 if torch.device(device).type == "cuda" else None
     total, before = sum(map(len, sources)), 0
     found = []
-    for source in sources:
+    for source, path in zip(sources, (train, val), strict=True):
+        how = {**asdict(transform), "image_size": list(transform.image_size), "pool": pool, "computed_in": str(bfloat)}
+        made_of = {} if kept is None else kept.describe(source, path, **how)
+        features = of_first_rank(None if kept is None else kept.read(made_of))
+        if features is None:
 
-        def advance(done: int, _: int | None, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total)
+            def advance(done: int, _: int | None, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, total)
 
-        batches = eval_batches(source, transform, batch_size=batch_size, workers=resolve_workers(workers))
-        bfloat = torch.bfloat16 if torch.device(device).type == "cuda" else None
-        features = extract(model, batches, device=device, pool=pool, autocast=bfloat, progress=advance)
+            rank, world = ranks()
+            share = source if world == 1 else Subset(source, range(rank, len(source), world))
+            batches = eval_batches(share, transform, batch_size=batch_size, workers=resolve_workers(workers))
+            features = extract(model, batches, device=device, pool=pool, autocast=bfloat, progress=advance)
+            features = gathered(features, torch.device(device))
+            if kept is not None and rank == 0:
+                kept.write(made_of, features)
         BadFiles(len(source), max_bad_fraction).update(features.bad)
         found.append(features)
         before += len(source)
     train_features, val_features = found
     return LabelledFeatures(train_features, val_features._replace(labels=number[val_features.labels]), classes)
+
+
+def eval_transform(model: HPM) -> EvalTransform:
+    """How images are shown to a frozen model: whole, or from :data:`LARGE_IMAGE` on their middle 7/8."""
+    crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
+    return EvalTransform(model.image_size, len(model.mean), crop_fraction)
 
 
 def _open(argument: str, path: str | Path) -> Source:

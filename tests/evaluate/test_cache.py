@@ -1,0 +1,85 @@
+"""Features that were kept are the features that would be computed, and never those of anything else."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hardpatch.evaluate import labelled
+from hardpatch.evaluate.cache import KEY
+from hardpatch.evaluate.labelled import LabelledFeatures, labelled_features
+from hardpatch.methods.hpm import HPM
+from tests.end_to_end.conftest import write_images
+from tests.small import small_hpm
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images", each=4)
+
+
+@pytest.fixture
+def model() -> HPM:
+    return small_hpm().eval()
+
+
+@pytest.fixture
+def found(model: HPM, images: Path, tmp_path: Path) -> Callable[..., LabelledFeatures]:
+    def compute(model: HPM = model, cache: bool = True, **more: str) -> LabelledFeatures:
+        folder = tmp_path / "features" if cache else None
+        return labelled_features(model, images, images, device="cpu", workers=0, cache=folder, **more)  # type: ignore[arg-type]
+
+    return compute
+
+
+def same(one: LabelledFeatures, other: LabelledFeatures) -> bool:
+    return all(
+        torch.equal(a.features, b.features) and torch.equal(a.labels, b.labels) and torch.equal(a.indices, b.indices)
+        for a, b in ((one.train, other.train), (one.val, other.val))
+    )
+
+
+def test_cached_and_fresh_features_are_equal(
+    found: Callable[..., LabelledFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, first = found(cache=False), found()
+    assert same(fresh, first)
+    files = list((tmp_path / "features").iterdir())
+    assert len(files) == 1  # both sets are the same images
+    with safe_open(files[0], "pt") as file:
+        assert '"images": 8' in file.metadata()[KEY]
+
+    def never(*arguments: object, **more: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(labelled, "extract", never)
+    assert same(fresh, found())
+
+
+def test_whatever_changes_makes_other_features(
+    found: Callable[..., LabelledFeatures], model: HPM, images: Path, tmp_path: Path
+) -> None:
+    first = found()
+    assert not same(first, found(pool="class"))
+    assert not same(first, found(model=small_hpm(seed=5).eval()))
+    with torch.no_grad():
+        next(model.host.encoder.parameters()).add_(0.01)
+    assert not same(first, found())
+    assert len(list((tmp_path / "features").iterdir())) == 4 - 1 + 1
+    changed = sorted(images.rglob("*.jpg"))[0]
+    os.utime(changed, ns=(0, 0))
+    found()
+    assert len(list((tmp_path / "features").iterdir())) == 5
+
+
+def test_a_broken_file_is_computed_anew(found: Callable[..., LabelledFeatures], tmp_path: Path) -> None:
+    first = found()
+    (file,) = (tmp_path / "features").iterdir()
+    beginning = file.read_bytes()[:100]
+    file.unlink()  # not in place: what was read from it still lies in it
+    file.write_bytes(beginning)
+    assert same(first, found())
+    assert same(first, found())
