@@ -1,0 +1,127 @@
+"""What fine-tuning does to its images: RandAugment and erasing one by one, mixup and CutMix to a batch.
+
+timm's RandAugment and mixup draw from the global generators of Python and NumPy; they are run as of a seed that hangs
+on the image or the step alone, so that the same run sees the same images with any number of workers and after a resume.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hardpatch.data.augment import Image, TrainTransform
+
+ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
+"""Share of the image that is erased, and its height over its width (Zhong et al. 2020)."""
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Python's and NumPy's global generators as of a seed; afterwards they are as they were."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what timm draws from
+    (seed,) = np.random.SeedSequence(key).generate_state(1).tolist()
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
+@dataclass(frozen=True)
+class FinetuneTransform(TrainTransform):
+    """Random resized crop and flip, then RandAugment (Cubuk et al. 2020), then random erasing.
+
+    `magnitude` (0 to 10, 0 is off) and its deviation are timm's ``rand-m..-mstd..-inc1``. With probability `erase` a
+    rectangle becomes noise, normal in units of `mean` and `std`, by which the images are normalised later; as pixels
+    are still bytes here, it is cut off at black and white.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    magnitude: float = 0.0
+    magnitude_std: float = 0.5
+    erase: float = 0.0
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Tensor:
+        """uint8 [H, W, C] to uint8 [C, h, w]."""
+        pixels = super().__call__(image, rng)
+        if self.magnitude:
+            pixels = self._augmented(pixels, int(rng.integers(2**32)))
+        return self._erased(pixels, rng) if rng.random() < self.erase else pixels
+
+    def _augmented(self, pixels: Tensor, seed: int) -> Tensor:
+        from PIL import Image as Pillow
+
+        grey = len(pixels) == 1
+        picture = Pillow.fromarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
+        fill = tuple(round(255 * value) for value in self.mean)
+        augment = _rand_augment(self.magnitude, self.magnitude_std, fill)
+        with seeded(seed):
+            augmented = np.array(augment(picture))
+        return torch.from_numpy(augmented.reshape(*augmented.shape[:2], -1)).permute(2, 0, 1)
+
+    def _erased(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        channels, height, width = pixels.shape
+        low, high = map(math.log, ERASED_ASPECT)
+        for _ in range(10):
+            area = rng.uniform(*ERASED_AREA) * height * width
+            aspect = math.exp(rng.uniform(low, high))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                mean, std = (np.reshape(values, (channels, 1, 1)) for values in (self.mean, self.std))
+                noise = 255 * (mean + std * rng.standard_normal((channels, h, w)))
+                pixels = pixels.clone()
+                pixels[:, top : top + h, left : left + w] = torch.from_numpy(noise.round().clip(0, 255)).byte()
+                break
+        return pixels
+
+
+@cache
+def _rand_augment(magnitude: float, deviation: float, fill: Sequence[int]) -> Any:
+    from timm.data.auto_augment import RandAugment as Policy
+    from timm.data.auto_augment import rand_augment_choices, rand_augment_ops
+
+    hparams = {"magnitude_std": deviation, "img_mean": fill[0] if len(fill) == 1 else tuple(fill)}
+    names = rand_augment_choices("", increasing=True)
+    return Policy(rand_augment_ops(magnitude, prob=0.5, hparams=hparams, transforms=names), num_layers=2)
+
+
+class Mixer:
+    """mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, and soft targets with label smoothing.
+
+    Args:
+        classes: number of classes.
+        mixup, cutmix: their alphas, 0 is off; where both are on each batch has one of them, drawn evenly.
+        probability: with which a batch is mixed.
+        smoothing: share of a target that is spread evenly over all classes.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, classes: int, *, mixup: float, cutmix: float, probability: float, smoothing: float, seed: int
+    ) -> None:
+        from timm.data.mixup import Mixup, mixup_target
+
+        self.classes, self.smoothing, self.seed = classes, smoothing, seed
+        self._target = mixup_target
+        self._mix = None
+        if mixup or cutmix:
+            self._mix = Mixup(mixup, cutmix, prob=probability, label_smoothing=smoothing, num_classes=classes)
+
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Images ``[B, C, H, W]`` (changed in place; an even number where they are mixed) and labels int64 ``[B]`` to
+        mixed images and targets ``[B, classes]`` that sum to 1; the same for the same seed and step."""
+        if self._mix is None:
+            return images, self._target(labels, self.classes, smoothing=self.smoothing)
+        with seeded(self.seed, step):
+            return self._mix(images, labels)

@@ -1,0 +1,108 @@
+"""A pre-trained encoder with a linear layer on top, all of it trained under labels (fine-tuning)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hardpatch.models.block import NORM_EPS, Block
+from hardpatch.models.encoder import Encoder, patch_grid
+from hardpatch.models.positions import resample_positions
+
+HEAD_STD = 2e-5
+"""Of the head's first weights: nearly no opinion, so that the first gradients do not tear the encoder (MAE)."""
+
+
+class Classifier(nn.Module):
+    """Encoder, mean of the patch tokens, norm, linear layer: MAE's network for fine-tuning (He et al. 2022, App. A.2).
+
+    The encoder's own last norm gives way to a new one after the mean. Its positions are trained along, as in the
+    reference implementations, where they are a parameter that pre-training holds fixed.
+
+    Args:
+        encoder: is changed and becomes part of this network.
+        classes: number of classes.
+        mean, std: of each channel for pixels in [0, 1], by which images are normalised.
+        image_size: (height, width) of the images, pixels; None is the encoder's. Positions are interpolated.
+        drop_path: of the last block, rising linearly from 0 in the first.
+
+    Raises:
+        ValueError: if the patch size does not divide the image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: tuple[int, int] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(True)
+        encoder.mask_token = None
+        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        depth = len(encoder.blocks)
+        for number, block in enumerate(encoder.blocks):
+            assert isinstance(block, Block)
+            block.drop_path = drop_path * number / max(depth - 1, 1)
+        grid = encoder.grid if image_size is None else patch_grid(image_size, encoder.patch_size)
+        if encoder.positions is not None:
+            positions = resample_positions(encoder.positions.detach(), encoder.grid, grid).clone()
+            del encoder.positions  # a buffer does not give way to a parameter by itself
+            encoder.positions, encoder.grid = nn.Parameter(positions), grid
+        self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores ``[B, classes]`` of normalised images ``[B, C, H, W]``."""
+        return self.head(self.fc_norm(self.encoder(images)[:, 1:].mean(dim=1)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` -> what the network takes, float32."""
+        return (images.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter of :class:`Classifier`: 0 before the blocks, block k is k + 1, ``depth + 1`` after them.
+
+    The relative position bias, which all blocks share, counts as after them (BEiT).
+    """
+    if name.startswith(("encoder.cls_token", "encoder.positions", "encoder.patch_embed.")):
+        return 0
+    if name.startswith("encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    return depth + 1
+
+
+def layer_decay_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameters in two groups a layer, with and without weight decay (Bao et al. 2022, BEiT).
+
+    ``lr_scale`` of a group is ``layer_decay ** (depth + 1 - layer)``, by which its learning rate is to be multiplied:
+    1 for the head. Vectors, positions and the class token have no weight decay.
+    """
+    depth = len(model.encoder.blocks)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        layer = layer_of(name, depth)
+        decays = parameter.ndim > 1 and name not in ("encoder.cls_token", "encoder.positions")
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "lr_scale": layer_decay ** (depth + 1 - layer),
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
