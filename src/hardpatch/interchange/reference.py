@@ -4,14 +4,10 @@ Their keys carry no prefix for encoder parts; the reconstructor's are ``decoder_
 ``decoder_*_losspred``. Training wraps add ``module.``, golden files ``model.``.
 """
 
-import argparse
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hardpatch.errors import UserError
@@ -19,6 +15,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.encoder import SIZES
+from hardpatch.safe import load_pickle
 
 # The first that fits wins: the loss predictor's names continue those of the reconstructor.
 _OUR_PREFIX = {
@@ -47,17 +44,7 @@ def read_reference(path: Path, weights: Literal["student", "teacher"] = "student
     Raises:
         UserError: if the file is no checkpoint, or holds anything but tensors and plain values.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles; what torch cannot read safely it refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"RUN: {path} holds a pickle that could run code and is not opened; expected tensors only "
-            "(torch.save of a state_dict) or a .safetensors file"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"RUN: {path} is not a checkpoint that torch can read: {_first_line(error)}") from None
+    content = load_pickle(path, "RUN")
     key = "state_dict" if weights == "student" else "ema_state_dict"
     state = None
     if isinstance(content, dict):  # HPM; MAE and DeiT; DINO and iBOT; bare tensors
@@ -148,7 +135,3 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

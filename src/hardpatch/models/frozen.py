@@ -5,8 +5,6 @@ norm, for CLIP projected into the space that it shares with text. The paper's co
 student; here every network sees its own normalisation.
 """
 
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from hardpatch.config import did_you_mean
 from hardpatch.errors import UserError
+from hardpatch.safe import load_pickle
 
 NETWORKS = {
     "dino": "vit_base_patch16_224.dino",
@@ -217,19 +216,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise UserError(f"--method.frozen_weights: no such file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles; what torch cannot read safely it refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"--method.frozen_weights: {path} holds a pickle that could run code and is not opened; expected tensors "
-            "only (torch.save of a state_dict) or a .safetensors file"
-        ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise UserError(f"--method.frozen_weights: {path} cannot be read: {_first_line(error)}") from None
+    if path.suffix != ".safetensors":
+        content = load_pickle(path, "--method.frozen_weights")
+    else:
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"--method.frozen_weights: {path} cannot be read: {_first_line(error)}") from None
     for wrapped in ("state_dict", "model"):  # as training scripts save it
         if isinstance(content, dict) and isinstance(content.get(wrapped), dict):
             content = content[wrapped]

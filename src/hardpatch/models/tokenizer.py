@@ -6,8 +6,6 @@ images (:mod:`hardpatch.train.tokenizer`). Both are discrete variational autoenc
 
 import json
 import math
-import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
+from hardpatch.safe import load_pickle
 
 LARGEST_VOCABULARY = 8192
 METADATA, KIND = "hardpatch_tokenizer", "discrete_vae"
@@ -302,18 +301,7 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(ours)  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise UserError(f"method.tokenizer: {path} is not a readable safetensors file: {error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles; what torch cannot read safely it refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"method.tokenizer: {path} holds a pickle that could run code and is not opened; expected tensors only: "
-            "torch.save(encoder.state_dict(), FILE) where you trust it, or a .safetensors file"
-        ) from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        first = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"method.tokenizer: {path} is not a file that torch can read: {first}") from None
+    state = load_pickle(path, "method.tokenizer")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"method.tokenizer: {path} is no state dict; expected names and tensors only")
     return state, {}
