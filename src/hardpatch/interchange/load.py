@@ -123,9 +123,14 @@ def weights_file(run: str | Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """The metadata of a weights file of ours, None for any other.
+    """The metadata of a weights file of a pre-training run, None for a file of other origin.
 
     Raises:
-        UserError: if a ``.safetensors`` file is broken.
+        UserError: if a ``.safetensors`` file is broken, or of another kind of run.
     """
-    return checkpoint.read_metadata(path) if path.suffix == ".safetensors" else None
+    metadata = checkpoint.read_metadata(path) if path.suffix == ".safetensors" else None
+    if metadata is not None and "config" not in metadata:
+        raise UserError(
+            f"RUN: expected a pre-training run, {path} is of another kind, {metadata.get('kind', 'unnamed')}"
+        )
+    return metadata
