@@ -1,0 +1,106 @@
+"""Detections in COCO's layout, and their average precision by pycocotools."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
+
+from hardpatch.data.coco import CocoSet, mask_tools
+from hardpatch.data.coco_samples import Sample
+
+FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+"""Of a kind of detection: the mean over IoU from 0.50 to 0.95, at 0.50, at 0.75, and the first for objects of less than
+32^2, up to 96^2 and of more pixels."""
+KINDS = {"box": "bbox", "mask": "segm"}
+
+Precision = dict[str, dict[str, float | None]]
+"""For ``box`` and ``mask`` the :data:`FIGURES`, in [0, 1]; None where there is no object to be found."""
+
+
+@torch.inference_mode()
+def detect(detector: nn.Module, batches: Iterable[Sequence[Sample]], coco: CocoSet) -> list[dict[str, Any]]:
+    """Run a detector in eval mode over images.
+
+    Args:
+        detector: :func:`~hardpatch.models.vitdet.mask_rcnn`.
+        batches: :func:`~hardpatch.data.coco_samples.evaluation_samples` of ``coco``.
+        coco: says sizes, image ids and category ids.
+
+    Returns:
+        COCO results: ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height in pixels of the
+        original image) and ``segmentation`` (compressed run lengths).
+    """
+    device = next(detector.parameters()).device
+    results = []
+    for batch in batches:
+        images = [sample.image.to(device, non_blocking=True) for sample in batch]
+        for sample, found in zip(batch, detector(images), strict=True):
+            found = {name: values.cpu() for name, values in found.items()}
+            results += in_coco_layout(found, sample, coco)
+    return results
+
+
+def in_coco_layout(found: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -> list[dict[str, Any]]:
+    """The detections of one image, see :func:`detect`."""
+    if not len(found["scores"]):  # nothing to paste
+        return []
+    tools, image = mask_tools(), coco.images[sample.place]
+    size = (image.height, image.width)
+    ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
+    boxes = found["boxes"] * ratio
+    masks = paste_masks_in_image(found["masks"], boxes, size)[:, 0] >= 0.5
+    encoded = tools.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": image.id,
+            "category_id": coco.category_ids[label - 1],
+            "bbox": box,
+            "score": score,
+            "segmentation": {"size": list(size), "counts": code["counts"].decode("ascii")},
+        }
+        for label, box, score, code in zip(
+            found["labels"].tolist(), boxes.tolist(), found["scores"].tolist(), encoded, strict=True
+        )
+    ]
+
+
+def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> Precision:
+    """COCO's average precision of boxes and masks.
+
+    Args:
+        ground_truth: :meth:`~hardpatch.data.coco.CocoSet.ground_truth`.
+        results: of :func:`detect`.
+
+    Raises:
+        UserError: if pycocotools is not installed.
+    """
+    mask_tools()
+    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
+
+    precision: Precision = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        for kind, name in KINDS.items():
+            # The size of a detection is that of its box where it has one: masks must come without.
+            left_out = {"box": "segmentation", "mask": "bbox"}[kind]
+            found = [{key: value for key, value in result.items() if key != left_out} for result in results]
+            if not found:  # loadRes fails
+                any_object = any(not thing["iscrowd"] for thing in ground_truth["annotations"])
+                precision[kind] = dict.fromkeys(FIGURES, 0.0 if any_object else None)
+                continue
+            evaluation = COCOeval(truth, truth.loadRes(found), name)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            values = evaluation.stats[: len(FIGURES)].tolist()
+            precision[kind] = {figure: None if v < 0 else v for figure, v in zip(FIGURES, values, strict=True)}
+    return precision

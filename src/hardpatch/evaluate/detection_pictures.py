@@ -1,0 +1,75 @@
+"""Pictures of what a detector finds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from hardpatch.data.coco import CocoSet, decode_mask, mask_of, read_image
+from hardpatch.figures import to_rgb
+
+SCORE = 0.5
+"""Detections below it are not drawn."""
+HEIGHT = 300
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Okabe and Ito's, for the colour-blind; by category."""
+
+Thing = tuple[int, Sequence[float], Any, float | None]
+"""Category id, COCO box, mask ``[H, W]``, and the score of what was found."""
+
+
+def detection_sheet(
+    coco: CocoSet, folder: str | Path, results: Sequence[Mapping[str, Any]], number: int = 8, channels: int = 3
+) -> Image.Image:
+    """Images evenly spread over the set, a row each: what the annotations say, and what was found above
+    :data:`SCORE`."""
+    chosen = sorted({round(k * (len(coco.images) - 1) / max(number - 1, 1)) for k in range(number)})
+    rows = []
+    for image in (coco.images[place] for place in chosen):
+        pixels = to_rgb(read_image(image, folder, channels))
+        true = [(t.category, t.box, mask_of(t, image.height, image.width), None) for t in image.objects if not t.crowd]
+        found = [
+            (r["category_id"], r["bbox"], decode_mask(r["segmentation"]), r["score"])
+            for r in sorted(results, key=lambda r: r["score"])
+            if r["image_id"] == image.id and r["score"] >= SCORE
+        ]
+        rows.append([_draw(pixels, things, coco) for things in (true, found)])
+    widths = [max(row[side].width for row in rows) for side in (0, 1)]
+    title, gap = 24, 6
+    sheet = Image.new("RGB", (sum(widths) + 3 * gap, title + len(rows) * (HEIGHT + gap)), "white")
+    draw, font = ImageDraw.Draw(sheet), _font(14)
+    for left, told in ((gap, "annotated"), (widths[0] + 2 * gap, f"found, score {SCORE} and more")):
+        draw.text((left, 4), told, fill="#333333", font=font)
+    for line, row in enumerate(rows):
+        for picture, left in zip(row, (gap, widths[0] + 2 * gap), strict=True):
+            sheet.paste(picture, (left, title + line * (HEIGHT + gap)))
+    return sheet
+
+
+def _draw(pixels: NDArray[np.uint8], things: Sequence[Thing], coco: CocoSet) -> Image.Image:
+    """One image with masks, boxes and names, :data:`HEIGHT` pixels high."""
+    shaded = pixels.astype(np.float32)
+    for category, _, mask, _ in things:
+        tint = np.array(COLOURS[coco.labels[category] % len(COLOURS)], dtype=np.float32)
+        shaded = np.where(mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
+    ratio = HEIGHT / pixels.shape[0]
+    picture = Image.fromarray(shaded.astype(np.uint8)).resize((max(1, round(pixels.shape[1] * ratio)), HEIGHT))
+    draw, font = ImageDraw.Draw(picture), _font(12)
+    for category, (left, top, width, height), _, score in things:
+        colour = COLOURS[coco.labels[category] % len(COLOURS)]
+        corner = (left * ratio, top * ratio)
+        draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=colour, width=2)
+        told = coco.categories[category] + ("" if score is None else f" {score:.2f}")
+        place = draw.textbbox(corner, told, font=font)
+        shift = (min(0, picture.width - place[2] - 2), 0)
+        place = (place[0] + shift[0], place[1], place[2] + shift[0], place[3])
+        draw.rectangle((place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1), fill=colour)
+        draw.text((corner[0] + shift[0], corner[1]), told, fill="black", font=font)
+    return picture
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
