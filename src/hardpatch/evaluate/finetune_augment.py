@@ -22,6 +22,10 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Share of the image that is erased, and its height over its width (Zhong et al. 2020)."""
 
 
+STRONGEST = 9.99
+"""Magnitude: at 10 posterisation would keep no bit of an image, which Pillow refuses."""
+
+
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Python's and NumPy's global generators as of a seed; afterwards they are as they were."""
@@ -91,7 +95,11 @@ def _rand_augment(magnitude: float, deviation: float, fill: Sequence[int]) -> An
     from timm.data.auto_augment import RandAugment as Policy
     from timm.data.auto_augment import rand_augment_choices, rand_augment_ops
 
-    hparams = {"magnitude_std": deviation, "img_mean": fill[0] if len(fill) == 1 else tuple(fill)}
+    hparams = {
+        "magnitude_std": deviation,
+        "magnitude_max": STRONGEST,
+        "img_mean": fill[0] if len(fill) == 1 else tuple(fill),
+    }
     names = rand_augment_choices("", increasing=True)
     return Policy(rand_augment_ops(magnitude, prob=0.5, hparams=hparams, transforms=names), num_layers=2)
 
