@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import hardpatch
-from hardpatch import config
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
 from hardpatch.models.encoder import Encoder
-from hardpatch.train import checkpoint
-from hardpatch.train.build import initial_model
+from tests.interchange.runs import run_of
 
 
 def timm_vit(**changes: Any) -> Any:
@@ -26,41 +24,6 @@ def timm_vit(**changes: Any) -> Any:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model
-
-
-def run_of(folder: Path, host: str = "mae", **changes: dict[str, Any]) -> Path:
-    """A run folder with a checkpoint of untrained weights, the teacher's other than the student's."""
-    values: dict[str, Any] = {
-        "steps": 1,
-        "data": {"image_size": 16, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
-        "model": {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "decoder_width": 16, "decoder_heads": 2},
-        "method": {"host": host, "mask_ratio": 0.75},
-    }
-    values["model"]["decoder_depth"] = 1
-    for section, settings in changes.items():
-        values[section] = values[section] | settings
-    run = config.build(values)
-    student, teacher = (initial_model(run, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)) for _ in range(2))
-    nn.init.ones_(teacher.host.encoder.norm.bias)
-    for name in teacher.host.reconstruction_only:
-        setattr(teacher.host, name, None)
-    checkpoint.save(
-        folder / "checkpoints",
-        1,
-        student=student,
-        teacher=teacher,
-        optimizer=torch.optim.SGD(student.parameters()),
-        metadata={
-            "config": config.to_dict(run),
-            "mean": (0.4, 0.5, 0.6),
-            "std": (0.2, 0.3, 0.4),
-            "outputs": None,
-            "step": 1,
-        },
-        scaler={},
-        keep=1,
-    )
-    return folder
 
 
 def images(size: int = 16, channels: int = 3) -> Tensor:
