@@ -8,8 +8,9 @@ from hardpatch.evaluate import finetune_settings as settings
 
 
 def finetune(arguments: list[str]) -> int:
-    parser = Parser("finetune", "Train a pre-trained encoder and a linear layer together under labels.")
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, weights file, reference checkpoint")
+    parser = Parser(
+        "finetune", "Train the encoder of RUN (run folder, weights file or reference checkpoint) under labels."
+    )
     parser.add_argument("--train", metavar="PATH", help="labelled images to learn from")
     parser.add_argument("--val", metavar="PATH", help="labelled images to be judged on")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
@@ -24,7 +25,9 @@ def finetune(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(parser.format_help() + settings.settings_help(), end="")
         return 0
-    own, changes = parser.parse_known_args(arguments)
+    # argparse would take the value of a setting that it does not know for a RUN that is left out
+    first = bool(arguments) and not arguments[0].startswith("-")
+    own, changes = parser.parse_known_args(arguments[first:])
     if own.out is None:
         raise UserError("--out: expected a folder for the run, got nothing")
     values = {}
@@ -32,7 +35,9 @@ def finetune(arguments: list[str]) -> int:
         from hardpatch.evaluate.finetune import read_settings
 
         values = settings.to_dict(read_settings(own.out))
-    values |= {name: getattr(own, name) for name in ("run", "train", "val") if getattr(own, name) is not None}
+    if first:
+        values["run"] = arguments[0]
+    values |= {name: getattr(own, name) for name in ("train", "val") if getattr(own, name) is not None}
     if own.from_scratch:
         values["from_scratch"] = True
     run = settings.build(values, changes, own.preset)

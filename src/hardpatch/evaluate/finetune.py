@@ -168,15 +168,15 @@ def finetune(
     newest = checkpoint.newest(folder)
     # A run that goes on does not need what it began with, which may have been trained further since.
     model = _initial(run, len(classes)) if newest is None else load_classifier(newest).model
+    trainer = Finetuner(run, folder, sources[0], sources[1], classes, number, model, fabric)
+    if newest is not None:
+        trainer.restore(newest)
     run_folder.write_files(
         folder, settings.to_yaml(run), arguments or ["finetune", run.run, "--out", str(folder)], README
     )
     prepare()
     if len(sources[0]) < run.batch_size:
         log.warning("%d images are less than a batch of %d; see --preset", len(sources[0]), run.batch_size)
-    trainer = Finetuner(run, folder, sources[0], sources[1], classes, number, model, fabric)
-    if newest is not None:
-        trainer.restore(newest)
     return trainer.fit(progress or _Silent())
 
 
@@ -202,7 +202,10 @@ def read_settings(folder: Path) -> FinetuneRun:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
-    return settings.build(yaml.safe_load(path.read_text(encoding="utf-8")))
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "run" not in values:
+        raise UserError(f"--out: expected a folder of hardpatch finetune, {folder} is one of another verb")
+    return settings.build(values)
 
 
 class Finetuner:
