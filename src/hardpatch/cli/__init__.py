@@ -23,6 +23,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   finetune   train a run's encoder under labels        hardpatch finetune RUN --train IMAGES --val IMAGES --out DIR
   segment    a class for every pixel, with UperNet     hardpatch segment RUN --train DIR --val DIR --out DIR
   detect     boxes and masks of objects, Mask R-CNN    hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
+  evaluate   several of these, as one table            hardpatch evaluate RUN --suite FILE --out DIR
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
   study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     weights for timm or Hugging Face          hardpatch export RUN --to timm --out FILE.safetensors
@@ -42,6 +43,7 @@ VERBS = {
     "finetune": "finetune",
     "segment": "segment",
     "detect": "detect",
+    "evaluate": "suite",
     "score": "score",
     "study": "study",
     "export": "export",

@@ -1,0 +1,78 @@
+"""Several measurements of one run as one table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hardpatch.cli import main
+from hardpatch.evaluate.suite import numbers_of, read_suite
+
+
+def write(path: Path, *entries: object) -> Path:
+    path.write_text(yaml.safe_dump(list(entries)))
+    return path
+
+
+def test_a_suite_of_two_and_one_that_fails(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"train": str(images), "val": str(images), "workers": 0}
+    suite = write(
+        tmp_path / "suite.yaml",
+        {"name": "bars", "verb": "knn", **sets, "k": [3, 5], "untrained": True},
+        {"name": "bars", "verb": "linear", **sets, "epochs": 2},
+        {"name": "gone", "verb": "knn", **sets, "val": str(tmp_path / "gone")},
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), "--suite", str(suite), "--out", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "hardpatch knn: --val:" in told.err
+    table = (out / "table.md").read_text()
+    knn = json.loads((out / "knn-bars.json").read_text())
+    assert f"| bars | k-NN top-1 | {100 * knn['top1']:.2f} % |" in table
+    assert [row["k"] for row in knn["rows"]] == [3, 5]
+    assert "| bars | linear top-5 |" in table
+    assert "| gone | knn | failed" in table
+    # What is done is not done again.
+    before = (out / "knn-bars.json").stat().st_mtime_ns
+    (tmp_path / "gone").symlink_to(images)
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--suite", str(suite), "--out", str(out)]) == 0
+    assert (out / "knn-bars.json").stat().st_mtime_ns == before
+    assert "failed" not in (out / "table.md").read_text()
+    assert len(json.loads((out / "table.json").read_text())["results"]) == 3
+
+
+def test_arguments_of_an_entry(tmp_path: Path) -> None:
+    suite = write(
+        tmp_path / "suite.yaml", {"name": "my set", "verb": "linear", "lr": [0.1, 1], "untrained": True, "no": False}
+    )
+    (measurement,) = read_suite(suite)
+    assert measurement.arguments == ("--lr", "0.1", "1", "--untrained")
+    assert measurement.key == "linear-my_set"
+
+
+def test_numbers_are_found_where_they_stand() -> None:
+    assert numbers_of("detect", {"box": {"AP": 0.25, "AP50": 0.5}, "mask": {}}) == {"AP box": 0.25}
+    assert numbers_of("knn", {"top1": 1}) == {"k-NN top-1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([{"verb": "knn"}], "expected name and verb in entry 1"),
+        ([{"name": "a", "verb": "knnn"}], "did you mean 'knn'"),
+        ([{"name": "a", "verb": "knn"}, {"name": "a", "verb": "knn"}], "is there twice"),
+        ([{"name": "a", "verb": "finetune", "out": "x"}], "out of entry 1 is chosen by the suite"),
+        ([], "expected a list of measurements"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(
+    entries: list[object], told: str, run: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    suite = write(tmp_path / "suite.yaml", *entries)
+    assert told in fails("evaluate", run, "--suite", suite, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
