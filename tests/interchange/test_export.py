@@ -171,6 +171,9 @@ def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
         "model.safetensors",
         "preprocessor_config.json",
     ]
+    # whoever may read the one may read the other
+    modes = {path.stat().st_mode for path in (tmp_path / "mae").iterdir()}
+    assert len(modes) == 1
 
 
 def test_the_image_processor_normalises_as_the_run_does(tmp_path: Path) -> None:

@@ -246,7 +246,10 @@ def _size(encoder: Encoder) -> tuple[int, int]:
 
 
 def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: value.clone().contiguous() for name, value in state.items()}, path, metadata)
+    path.chmod(mode)  # safetensors writes files that only their owner may read
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
