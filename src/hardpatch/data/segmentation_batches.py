@@ -1,0 +1,210 @@
+"""Batches of images with a class for every pixel: augmented crops to train on, whole images to be judged on."""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image as Pillow
+from torch.utils.data import DataLoader, Dataset
+
+from hardpatch.data.augment import Image, resize
+from hardpatch.data.decode import UndecodableImage, check_channels
+from hardpatch.data.loader import _loader, _TrainingOrder
+from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
+from hardpatch.errors import UserError
+
+CROP_TRIALS = 10
+
+
+@dataclass(frozen=True)
+class SegmentationTransform:
+    """Random scale, random crop, flip, photometric distortion (the field's recipe for ADE20K, after PSPNet and
+    DeepLab).
+
+    Args:
+        crop: (height, width).
+        short_side: of an image before the random scale, pixels.
+        scale: range of the random scale, uniform.
+        cat_max_ratio: a crop is drawn anew, up to ten times, while one class has more than this share of its pixels.
+        flip: probability of a horizontal flip.
+        photometric: :func:`distort` or not.
+        fill: the pixel beyond the edge of an image that is smaller than the crop; its label is ignored.
+    """
+
+    crop: tuple[int, int]
+    short_side: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+    fill: tuple[int, ...] = (124, 116, 104)
+
+    def __call__(self, image: Image, labels: Map, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 ``[H, W, C]`` and ``[H, W]`` to uint8 ``[C, h, w]`` and ``[h, w]``."""
+        size = scaled_size(labels.shape, self.short_side, rng.uniform(*self.scale))
+        image, labels = resize(image, size), _resize_map(labels, size)
+        box = self._box(labels, rng)
+        image, labels = image[box], labels[box]
+        if rng.random() < self.flip:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        if self.photometric:
+            image = distort(np.ascontiguousarray(image), rng)
+        pixels = np.empty((*self.crop, image.shape[2]), dtype=np.uint8)
+        pixels[:] = self.fill
+        classes = np.full(self.crop, IGNORED, dtype=np.uint8)
+        height, width = labels.shape
+        pixels[:height, :width], classes[:height, :width] = image, labels
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(classes)
+
+    def _box(self, labels: Map, rng: np.random.Generator) -> tuple[slice, slice]:
+        height, width = (min(side, most) for side, most in zip(labels.shape, self.crop, strict=True))
+        for _ in range(CROP_TRIALS):
+            top = int(rng.integers(labels.shape[0] - height + 1))
+            left = int(rng.integers(labels.shape[1] - width + 1))
+            box = slice(top, top + height), slice(left, left + width)
+            if self.cat_max_ratio >= 1:
+                break
+            counts = np.bincount(labels[box].ravel(), minlength=256)[:IGNORED]
+            if np.count_nonzero(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+                break
+        return box
+
+
+def distort(image: Image, rng: np.random.Generator) -> Image:
+    """Photometric distortion of uint8 ``[H, W, C]`` (SSD: Liu et al. 2016): each change with probability one half.
+
+    Brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or after the colours), saturation by such
+    a factor, hue by up to a tenth of the circle. Images that are not RGB have no saturation and hue.
+    """
+    brightness, contrast = rng.uniform(-32, 32), rng.uniform(0.5, 1.5)
+    saturation, hue = rng.uniform(0.5, 1.5), rng.uniform(-0.1, 0.1)
+    brighten, stretch, saturate, turn, late = rng.random(5) < 0.5
+    pixels = image.astype(np.float32)
+    if brighten:
+        pixels = (pixels + brightness).clip(0, 255)
+    if stretch and not late:
+        pixels = (pixels * contrast).clip(0, 255)
+    if (saturate or turn) and image.shape[2] == 3:
+        hsv = np.array(Pillow.fromarray(pixels.round().astype(np.uint8)).convert("HSV"))
+        if saturate:
+            hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255).round()
+        if turn:
+            hsv[..., 0] += np.uint8(round(hue * 256) % 256)  # wraps round, as the circle does
+        bands = [Pillow.fromarray(band) for band in np.moveaxis(hsv, 2, 0).copy()]
+        pixels = np.array(Pillow.merge("HSV", bands).convert("RGB")).astype(np.float32)
+    if stretch and late:
+        pixels = (pixels * contrast).clip(0, 255)
+    return pixels.round().astype(np.uint8)
+
+
+class LabelledBatch(NamedTuple):
+    """Crops to train on; `bad` says "name: reason" of files that could not be decoded, whose places are left out."""
+
+    images: torch.Tensor  # uint8 [B, C, h, w]
+    labels: torch.Tensor  # uint8 [B, h, w]
+    bad: list[str]
+
+
+class Pair(NamedTuple):
+    """An image at the scale at which it is looked at, and its label map as it is in the file."""
+
+    image: torch.Tensor  # uint8 [C, h, w]
+    labels: torch.Tensor  # uint8 [H, W]
+    bad: str = ""
+
+
+def segmentation_batches(
+    pairs: SegmentationSet,
+    transform: SegmentationTransform,
+    *,
+    batch_size: int,
+    channels: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Generator[LabelledBatch, None, None]:
+    """Endless training batches from batch number ``start`` on, in the order of
+    :func:`hardpatch.data.loader.train_batches`.
+
+    Raises:
+        UserError: if a file cannot be decoded.
+    """
+    check_channels(channels)
+    order = _TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
+    for batch in _loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):  # type: ignore[arg-type]
+        if batch.bad:
+            raise UserError(f"--train: cannot decode {batch.bad[0]}; repair the file or take the pair away")
+        yield batch
+
+
+def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, workers: int = 0) -> Iterator[Pair]:
+    """Every image once, in order, its shorter side resized to ``short_side`` pixels.
+
+    Raises:
+        UserError: if a file cannot be decoded.
+    """
+    check_channels(channels)
+    dataset = _Whole(pairs, short_side, channels)
+    for pair in DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is):
+        if pair.bad:
+            raise UserError(f"--val: cannot decode {pair.bad}; repair the file or take the pair away")
+        yield pair
+
+
+def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
+    """(height, width) with a shorter side of ``short_side * scale`` pixels and the same proportions."""
+    zoom = short_side * scale / min(size)
+    return max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))
+
+
+class _Crops(Dataset[LabelledBatch]):
+    """Makes a whole batch at once."""
+
+    def __init__(self, pairs: SegmentationSet, transform: SegmentationTransform, channels: int, seed: int) -> None:
+        self.pairs, self.transform, self.channels, self.seed = pairs, transform, channels, seed
+
+    def __getitem__(self, samples: npt.NDArray[np.int64]) -> LabelledBatch:
+        made, bad = [], []
+        for epoch, index in samples.tolist():
+            try:
+                image, labels = self.pairs.image(index, self.channels), self.pairs.label_map(index)
+            except UndecodableImage as error:
+                bad.append(str(error))
+            else:
+                made.append(self.transform(image, labels, np.random.default_rng((self.seed, epoch, index))))
+        if not made:
+            return LabelledBatch(torch.empty(0), torch.empty(0), bad)
+        images, maps = zip(*made, strict=True)
+        return LabelledBatch(torch.stack(images), torch.stack(maps), bad)
+
+
+class _Whole(Dataset[Pair]):
+    """Makes one pair at a time: they differ in size."""
+
+    def __init__(self, pairs: SegmentationSet, short_side: int, channels: int) -> None:
+        self.pairs, self.short_side, self.channels = pairs, short_side, channels
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> Pair:
+        try:
+            image, labels = self.pairs.image(i, self.channels), self.pairs.label_map(i)
+        except UndecodableImage as error:
+            return Pair(torch.empty(0), torch.empty(0), str(error))
+        image = resize(image, scaled_size(labels.shape, self.short_side))
+        return Pair(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels))
+
+
+def _as_it_is(pair: Any) -> Any:
+    return pair
+
+
+def _resize_map(labels: Map, size: tuple[int, int]) -> Map:
+    """Nearest neighbour, uint8 ``[H, W]`` to uint8 ``[h, w]``."""
+    return F.interpolate(torch.from_numpy(labels)[None, None], size, mode="nearest-exact")[0, 0].numpy()

@@ -1,0 +1,200 @@
+"""Semantic segmentation judged: whole and sliding-window inference, and one confusion matrix for all measures."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hardpatch.data.segmentation import IGNORED, SegmentationSet
+from hardpatch.data.segmentation_batches import evaluation_pairs
+from hardpatch.models.upernet import UperNet
+
+WINDOWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image of any size is segmented.
+
+    Args:
+        short_side: to which its shorter side is resized first, pixels.
+        mode: the ``whole`` image at once, or ``slide`` a window over it and average the logits where windows overlap.
+        window: (height, width) of the window, multiples of the patch size.
+        stride: of the window, pixels.
+    """
+
+    short_side: int
+    mode: Literal["whole", "slide"]
+    window: tuple[int, int]
+    stride: tuple[int, int]
+
+
+class Confusion:
+    """Counts pixels by true and predicted class; the counts stay on the device until they are read."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.classes = classes
+        self.counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
+
+    def add(self, truth: Tensor, predicted: Tensor) -> None:
+        """Count pixels: integer tensors of one shape, ``truth`` with :data:`~hardpatch.data.segmentation.IGNORED` where
+        a pixel does not count."""
+        truth, predicted = truth.flatten().long(), predicted.flatten().long()
+        # what is ignored goes into a last place: choosing pixels by a mask would wait for the device
+        places = torch.where(truth == IGNORED, self.classes**2, truth * self.classes + predicted)
+        self.counts.scatter_add_(0, places, torch.ones_like(places))
+
+    def matrix(self) -> Tensor:
+        """int64 ``[classes, classes]`` on the CPU: rows are true, columns predicted classes."""
+        return self.counts[:-1].reshape(self.classes, self.classes).cpu()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of a confusion matrix, in [0, 1]; the means leave out classes that have no value (NaN)."""
+
+    miou: float
+    """mean of ``iou``"""
+    mean_accuracy: float
+    """mean of ``accuracy``"""
+    pixel_accuracy: float
+    """share of the pixels that are right"""
+    iou: tuple[float, ...]
+    """intersection over union of each class; NaN where it is neither true nor predicted anywhere"""
+    accuracy: tuple[float, ...]
+    """share of each class's pixels that are right; NaN where it has none"""
+    pixels: tuple[int, ...]
+    """true ones of each class"""
+
+    def headline(self) -> dict[str, float]:
+        """The three numbers."""
+        return {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
+
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """Plain values for JSON, None for NaN."""
+        rows = zip(names, self.iou, self.accuracy, self.pixels, strict=True)
+        return {
+            **self.headline(),
+            "classes": [
+                {"name": name, "iou": _plain(iou), "accuracy": _plain(accuracy), "pixels": pixels}
+                for name, iou, accuracy, pixels in rows
+            ],
+        }
+
+
+def measures(matrix: Tensor) -> Measures:
+    """From int64 ``[classes, classes]``, rows true and columns predicted."""
+    matrix = matrix.double()
+    right, true, predicted = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+    iou = right / (true + predicted - right)
+    accuracy = right / true
+    return Measures(
+        miou=float(iou.nanmean()),
+        mean_accuracy=float(accuracy.nanmean()),
+        pixel_accuracy=float(right.sum() / true.sum()),
+        iou=tuple(iou.tolist()),
+        accuracy=tuple(accuracy.tolist()),
+        pixels=tuple(int(count) for count in true),
+    )
+
+
+def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tensor:
+    """Logits of each pixel: uint8 ``[B, C, H, W]``, at the scale at which they are looked at, to float32
+    ``[B, classes, H, W]``.
+
+    Sides that are no multiple of the patch size are filled up with the mean, at the bottom and on the right.
+    """
+    height, width = images.shape[2:]
+    patch = model.encoder.patch_size
+    pixels = F.pad(model.normalise(images), (0, -width % patch, 0, -height % patch))
+    if inference.mode == "whole":
+        logits = _at_pixels(model, pixels)
+    else:
+        window = [min(side, size) for side, size in zip(inference.window, pixels.shape[2:], strict=True)]
+        boxes = [
+            (slice(top, top + window[0]), slice(left, left + window[1]))
+            for top in window_places(pixels.shape[2], window[0], inference.stride[0])
+            for left in window_places(pixels.shape[3], window[1], inference.stride[1])
+        ]
+        logits = pixels.new_zeros(len(images), model.classes, *pixels.shape[2:])
+        times = pixels.new_zeros(pixels.shape[2:])
+        for first in range(0, len(boxes), WINDOWS_AT_ONCE):
+            some = boxes[first : first + WINDOWS_AT_ONCE]
+            found = _at_pixels(model, torch.cat([pixels[:, :, rows, columns] for rows, columns in some]))
+            for (rows, columns), seen in zip(some, found.split(len(images)), strict=True):
+                logits[:, :, rows, columns] += seen
+                times[rows, columns] += 1
+        logits = logits / times
+    return logits[:, :, :height, :width]
+
+
+def window_places(size: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every ``stride`` pixels, the last one moved back to end with the image."""
+    count = max(0, math.ceil((size - window) / stride)) + 1
+    return [min(number * stride, size - window) for number in range(count)]
+
+
+class Judged(NamedTuple):
+    """What came of :func:`evaluate`."""
+
+    measures: Measures
+    maps: dict[int, Tensor]
+    """predicted classes of some images, uint8 ``[H, W]``, by their number"""
+
+
+@torch.no_grad()
+def evaluate(
+    model: UperNet,
+    pairs: SegmentationSet,
+    inference: Inference,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    keep: Collection[int] = (),
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Judged:
+    """Segment every image and compare at the size of its label map; the model is in eval mode while it lasts.
+
+    Args:
+        model: on the device.
+        pairs: images and label maps.
+        inference: how.
+        device, workers: where, and how many processes decode.
+        precision: of the network; logits are float32.
+        keep: numbers of images whose predictions are returned.
+        progress: is told how many images are done, of how many.
+
+    Raises:
+        UserError: if a file cannot be decoded.
+    """
+    training = model.training
+    model.eval()
+    confusion = Confusion(model.classes, device)
+    maps = {}
+    for number, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.encoder.channels, workers)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = predict_logits(model, pair.image.unsqueeze(0).to(device), inference)
+        predicted = _resize(logits, pair.labels.shape).argmax(dim=1)[0]
+        confusion.add(pair.labels.to(device), predicted)
+        if number in keep:
+            maps[number] = predicted.byte().cpu()
+        progress(number + 1, len(pairs))
+    model.train(training)
+    return Judged(measures(confusion.matrix()), maps)
+
+
+def _at_pixels(model: UperNet, pixels: Tensor) -> Tensor:
+    return _resize(model(pixels).main, pixels.shape[2:])
+
+
+def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _plain(number: float) -> float | None:
+    return None if math.isnan(number) else number

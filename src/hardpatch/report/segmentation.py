@@ -1,0 +1,113 @@
+"""What is written when a segmenter is trained: its measures, and label maps as pictures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from hardpatch.data.augment import Image
+from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
+from hardpatch.evaluate.segmentation import Judged, Measures
+from hardpatch.figures import INK, to_rgb, training_curves
+from hardpatch.train.monitor import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEGEND_ENTRIES = 24
+
+
+def palette() -> Map:
+    """A colour for each class, ``[256, 3]``, black for what is ignored.
+
+    The colours of PASCAL VOC without its black: the bits of the class number go to the three colours in turn, the
+    lowest ones to the highest bits.
+    """
+    number = np.arange(1, 257)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(24):
+        colours[:, bit % 3] |= ((number >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    colours[IGNORED] = 0
+    return colours
+
+
+def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) -> "Figure":
+    """Below each other: an image ``[H, W, C]``, its true classes and the predicted ones ``[H, W]``; a legend.
+
+    Raises:
+        ValueError: if there is no row.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if not rows:
+        raise ValueError("rows: expected at least one image, got none")
+    colours = palette()
+    seen = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
+    shown = [k for k in seen.tolist() if k != IGNORED][:LEGEND_ENTRIES]
+    width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
+    heights = [width * image.shape[0] / image.shape[1] for image, _, _ in rows]
+    total = title + sum(heights) + 0.06 * len(rows) + legend
+    figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
+    top = total - title
+    for number, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
+        pictures = {"image": to_rgb(image), "truth": colours[truth], "prediction": colours[predicted]}
+        for column, (name, picture) in enumerate(pictures.items()):
+            left = 0.06 + column * (width + 0.06)
+            place = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
+            axes = figure.add_axes(place)
+            axes.imshow(picture, aspect="auto", interpolation="nearest")
+            axes.set_axis_off()
+            if number == 0:
+                axes.set_title(name, fontsize=10, color=INK)
+        top -= height + 0.06
+    handles = [Patch(color=colours[k] / 255, label=names[k]) for k in shown]
+    drawn = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
+    for text in drawn.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
+    return figure
+
+
+def write_report(
+    folder: Path, judged: Judged, pairs: SegmentationSet, channels: int, more: Mapping[str, object]
+) -> list[Path]:
+    """Write ``result.json`` and, below ``pictures``, curves and predictions; returns the pictures.
+
+    Args:
+        folder: of the run.
+        judged: its measures, and the maps to show.
+        pairs: what it was judged on.
+        channels: of the images.
+        more: plain values that go into ``result.json`` too.
+    """
+    names = pairs.meaning.names
+    result = {**judged.measures.to_dict(names), **more}
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    rows = [_row(pairs, number, predicted, channels) for number, predicted in judged.maps.items()]
+    predictions = folder / "pictures" / "predictions.png"
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+    label_sheet(rows, names).savefig(predictions)
+    return [training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png"), predictions]
+
+
+def table(measures: Measures, names: Sequence[str]) -> str:
+    """IoU and accuracy of each class in per cent, a line each, with the share of the pixels that it has."""
+    width = max(map(len, names))
+    total = sum(measures.pixels)
+    rows = zip(names, measures.iou, measures.accuracy, measures.pixels, strict=True)
+    lines = [f"{'class':{width}}     IoU  accuracy  share of pixels"]
+    for name, iou, accuracy, pixels in rows:
+        lines.append(f"{name:{width}}  {_percent(iou)}    {_percent(accuracy)}           {_percent(pixels / total)}")
+    return "\n".join(lines)
+
+
+def _row(pairs: SegmentationSet, number: int, predicted: Tensor, channels: int) -> tuple[Image, Map, Map]:
+    return pairs.image(number, channels), pairs.label_map(number), predicted.numpy()
+
+
+def _percent(share: float) -> str:
+    return "     -" if math.isnan(share) else f"{100 * share:6.2f}"
