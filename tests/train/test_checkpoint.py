@@ -88,3 +88,10 @@ def test_metadata(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(UserError, match=r"broken.safetensors is not a safetensors file"):
         checkpoint.read_metadata(tmp_path / "broken.safetensors")
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = Run(steps=1).save(tmp_path / "checkpoints", 1)
+    for file in path.iterdir():
+        assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode

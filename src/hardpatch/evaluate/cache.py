@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from hardpatch import __version__
 from hardpatch.data.sources import Source
 from hardpatch.evaluate.features import Features
+from hardpatch.safe import save_tensors
 
 KEY = "hardpatch_features"
 
@@ -60,8 +60,8 @@ class FeatureCache:
         path = self._path(made_of)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        tensors = {name: getattr(features, name).contiguous() for name in ("features", "labels", "indices")}
-        save_file(tensors, partial, {KEY: json.dumps({**made_of, "bad": features.bad})})
+        tensors = {name: getattr(features, name) for name in ("features", "labels", "indices")}
+        save_tensors(tensors, partial, {KEY: json.dumps({**made_of, "bad": features.bad})})
         os.replace(partial, path)
         return path
 

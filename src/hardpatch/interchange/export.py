@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hardpatch.data.demo import demo_source
@@ -26,6 +25,7 @@ from hardpatch.masking import masked_count, random_mask
 from hardpatch.methods.mae import MAE
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, split
+from hardpatch.safe import save_tensors
 
 REAL_IMAGES = 2
 """Images of the embedded set that both libraries are shown, beside a random one."""
@@ -92,7 +92,7 @@ def export_timm(
         return network.forward_features(images)
 
     with _put_in_place(out) as path:
-        _save(timm_state(encoder), path, {EXPORTED: json.dumps(told)})
+        save_tensors(_apart(timm_state(encoder)), path, {EXPORTED: json.dumps(told)})
         difference = _difference(encoder, encoder, lambda images: outputs(path, images))
     words = [f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items()), f'checkpoint_path="{out}"']
     return Exported(out, f"timm.create_model({', '.join(words)})", mean, std, _size(encoder), difference)
@@ -148,7 +148,9 @@ def export_hugging_face(
         folder.mkdir()
         _write_json(folder / "config.json", config)
         _write_json(folder / "preprocessor_config.json", to_hugging_face.preprocessor(encoder, mean, std))
-        _save(state, folder / "model.safetensors", {"format": "pt"})
+        save_tensors(
+            {name: value.clone() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
         difference = None
         if importlib.util.find_spec("transformers") is not None:
             difference = _difference(encoder, ours, partial(theirs, folder))
@@ -245,11 +247,9 @@ def _size(encoder: Encoder) -> tuple[int, int]:
     return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size
 
 
-def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: value.clone().contiguous() for name, value in state.items()}, path, metadata)
-    path.chmod(mode)  # safetensors writes files that only their owner may read
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, as the format wants them: some are slices of one."""
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
+from hardpatch.safe import save_tensors
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 
@@ -129,7 +130,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     # One metadata entry: safetensors writes several in an order that changes from run to run.
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"hardpatch": json.dumps(metadata)})
+    save_tensors(tensors, path, {"hardpatch": json.dumps(metadata)})
     _sync(path)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hardpatch import __version__
@@ -23,6 +22,7 @@ from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.figures import enlarge
 from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
+from hardpatch.safe import save_tensors
 from hardpatch.schedules import learning_rate
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def write(
         shown.save(partial[pictured], format="PNG")
         # One metadata entry: safetensors writes several in an order that changes from run to run.
         state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        save_file(state, partial[out], {METADATA: json.dumps(metadata)})
+        save_tensors(state, partial[out], {METADATA: json.dumps(metadata)})
         for path, unfinished in partial.items():
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
