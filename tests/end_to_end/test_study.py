@@ -51,7 +51,7 @@ def test_table2_on_the_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
     for row in content["rows"]:
         assert row["missing"] is None
-        assert set(row["ours"]) == {"knn", "linear"}
+        assert set(row["ours"]) == {"knn", "linear", "finetune"}
         assert 0.1 < row["ours"]["linear"]["mean"] < 1.0  # ten classes
     text = (out / "table.md").read_text()
     assert "**hard, easy to hard (alpha 0 to 0.5)**" in text
@@ -78,7 +78,7 @@ def test_every_host_of_table_b(images: Path, val: Path, tmp_path: Path, capsys: 
     assert (out / "tokenizer.safetensors").is_file()
     lines = read_table(out)["rows"]
     assert len(lines) == 8
-    assert all(set(line["ours"]) == {"knn", "linear"} for line in lines)
+    assert all(set(line["ours"]) == {"knn", "linear", "finetune"} for line in lines)
     assert "9 runs, 9 of them to do" in capsys.readouterr().out
     # The tokenizer of one study serves another.
     other = tmp_path / "other"
@@ -216,6 +216,7 @@ def test_plan_by_hand(images: Path, val: Path, tmp_path: Path, capsys: pytest.Ca
     assert longer.split()[-4:] == ["2", "11,520", "2", "1.60"]
     # lengths 1, 1, 8, 4, 8, 4
     assert told[-1].startswith("12 runs, 74,880 images, 10.40 hours")
+    assert "fine-tuning (36 images)" in told[-1]  # 12 runs, a tenth of an epoch of 30 images
 
 
 def test_plan_measures(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +225,7 @@ def test_plan_measures(images: Path, val: Path, tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().out
     assert "?" not in told
     assert "5 runs, 3,200 images" in told
+    assert "fine-tuning (0 images)" in told  # these rows are under labels anyway
     assert not (tmp_path / "study").exists()
 
 

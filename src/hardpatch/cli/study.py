@@ -92,7 +92,7 @@ def _run(wanted: "Study") -> int:
 
 
 def _plan(wanted: "Study", images_per_second: float | None) -> int:
-    from hardpatch.study.plan import costs
+    from hardpatch.study.plan import costs, finetuned_images
 
     found, reasons = costs(wanted, images_per_second)
     width = max(len(cost.name) for cost in found)
@@ -108,6 +108,6 @@ def _plan(wanted: "Study", images_per_second: float | None) -> int:
     measured = "given speed" if images_per_second is not None else "speed of a few steps on this machine"
     print(
         f"{runs} runs, {images:,d} images, {hours:.2f} hours of training one after the other at the {measured}; "
-        "k-NN and linear probe come on top"
+        f"fine-tuning ({finetuned_images(wanted):,d} images), k-NN and linear probe come on top"
     )
     return 0

@@ -14,7 +14,7 @@ from hardpatch.data.loader import resolve_workers
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.report.terminal import use_device
-from hardpatch.study.runner import TOKENIZER, Study, Task, plan, tokenizer_run
+from hardpatch.study.runner import PREDICTOR, TOKENIZER, Study, Task, finetuning, plan, tokenizer_run
 from hardpatch.study.toy import Supervised
 from hardpatch.train.build import initial_model
 from hardpatch.train.loop import pretrain, total_steps
@@ -70,6 +70,16 @@ def costs(study: Study, images_per_second: float | None = None) -> tuple[list[Co
             seen = total_steps(tasks[0].run, images) * tasks[0].run.batch_size
         found.append(Cost(name, len(tasks), len(tasks) * seen, speed, note))
     return found, reasons
+
+
+def finetuned_images(study: Study) -> int:
+    """Images that fine-tuning all of the runs sees, which comes on top of :func:`costs`."""
+    stages, _ = plan(study)
+    runs = sum(task.row not in (TOKENIZER, PREDICTOR) and task.row.keep is None for stage in stages for task in stage)
+    if not runs:
+        return 0
+    run = finetuning(study, "", seed=0, device="cpu", workers=0)
+    return round(runs * run.epochs * len(open_source(study.train)))
 
 
 def measure(study: Study, task: Task) -> tuple[float | None, str]:

@@ -24,6 +24,7 @@ from hardpatch.study.scales import SCALES, configure
 from hardpatch.train.loop import Progress
 
 if TYPE_CHECKING:
+    from hardpatch.evaluate.finetune_settings import FinetuneRun
     from hardpatch.train.tokenizer import TokenizerRun
 
 WEIGHTS_NEEDED = {"dino": "--dino_weights", "clip": "--clip_weights"}
@@ -177,6 +178,15 @@ def tokenizer_run(study: Study, task: Task) -> "TokenizerRun":
     return TokenizerRun(**SCALES[study.scale].tokenizer, seed=task.run.seed)
 
 
+def finetuning(study: Study, run: str, seed: int, device: str, workers: int | str) -> "FinetuneRun":
+    """How the pre-trained network in the folder ``run`` is fine-tuned."""
+    from hardpatch.evaluate.finetune_settings import configure as configure_finetuning
+
+    own = SCALES[study.scale].finetune
+    given = {"run": run, "train": study.train, "val": study.val, "seed": seed, "device": device, "workers": workers}
+    return configure_finetuning(**{**given, **own})
+
+
 def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
     """Look at everything that can be wrong before the first step.
 
@@ -232,7 +242,7 @@ def perform(study: Study, task: Task, progress: Progress) -> None:
         measured = {}
     elif task.row.keep is None:
         _pretrain(study, task, progress)
-        measured = {} if task.row == PREDICTOR else _measure(study, task)
+        measured = {} if task.row == PREDICTOR else {**_measure(study, task), **_finetune(study, task, progress)}
     else:
         measured = _train_supervised(study, task, progress)
     metrics = {key: measured[key]["top1"] for key in METRICS if key in measured}
@@ -397,6 +407,19 @@ def _measure(study: Study, task: Task) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(task.run.seed)
     linear = linear_probe(found.train, found.val, classes=classes, generator=generator, device=device)
     return {"knn": knn.to_dict(), "linear": linear.to_dict()}
+
+
+def _finetune(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
+    """As ``hardpatch finetune`` does it, by the scale's preset, from where it is."""
+    from hardpatch.evaluate.finetune import finetune
+
+    train, folder = task.run.train, task.folder / "finetune"
+    run = finetuning(study, str(task.folder), task.run.seed, train.device, task.run.data.workers)
+    resume = (folder / "config.yaml").is_file()
+    result = finetune(run, folder, resume=resume, progress=progress, arguments=["study", *study.arguments])
+    if not result.finished:
+        raise Stopped(result.signal)
+    return {"finetune": {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}}
 
 
 def _train_tokenizer(study: Study, task: Task, progress: Progress) -> None:

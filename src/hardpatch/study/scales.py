@@ -26,6 +26,8 @@ class Scale:
     """For rows with a larger encoder."""
     tokenizer: Mapping[str, int] = field(default_factory=dict)
     """How BEiT's visual tokens are made: a :class:`~hardpatch.train.tokenizer.TokenizerRun`."""
+    finetune: Settings = field(default_factory=dict)
+    """Of :class:`~hardpatch.evaluate.finetune_settings.FinetuneRun`, beside the name of a preset."""
     data: str | None = None
     """The images, unless others are given; None where they must be."""
     val: str | None = None
@@ -75,6 +77,7 @@ SCALES = {
             "ibot": "hpm_ibot_imagenet_base_400",
         },
         large={"model.size": "large", "optim.warmup": 0.2},
+        finetune={"preset": "paper"},
         # DALL-E's shape, of which --tokenizer takes the weights
         tokenizer={
             "steps": 50_000,
@@ -90,6 +93,7 @@ SCALES = {
         recipes={"mae": "cifar10_tiny"},
         settings={"epochs": 100},
         large={"model.size": "small"},
+        finetune={"preset": "small", "epochs": 50.0},
         tokenizer={"steps": 4000, "image_size": 32, "patch_size": 4},
         hosts={
             "simmim": {**SIMMIM, "method.mask_unit": 8},
@@ -120,6 +124,7 @@ SCALES = {
             "batch_size": 32,
         },
         large={"model.width": 48, "model.heads": 3},
+        finetune={"preset": "tiny", "epochs": 0.1, "warmup_epochs": 0.01, "workers": 0},
         tokenizer={
             "steps": 30,
             "image_size": 32,
