@@ -227,6 +227,7 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "pixels of validation images",
         (("miou", "mIoU"), ("mean_accuracy", "mean accuracy of classes"), ("pixel_accuracy", "accuracy")),
     ),
+    ("average precision on validation images", (("box_ap", "boxes"), ("mask_ap", "masks"))),
     ("k-NN top-1", (("knn_top1", "k-NN top-1"),)),
     ("share of hard patches (alpha)", (("alpha", "alpha"),)),
     ("learning rate", (("lr", "learning rate"),)),

@@ -67,6 +67,11 @@ class Outcome:
     detections: list[dict[str, Any]] = field(repr=False)
     """COCO results"""
 
+    def told(self) -> dict[str, float]:
+        """For a line of metrics; without what could not be measured."""
+        aps = {f"{kind}_ap": figures["AP"] for kind, figures in self.precision.items()}
+        return {name: ap for name, ap in aps.items() if ap is not None}
+
 
 class DetectionTrainer:
     """A detector in training.
@@ -151,34 +156,36 @@ class DetectionTrainer:
             workers=self.workers,
         )
         saved_at = logged_at = time.monotonic()
-        began = logged = self.step
+        logged, stopping = self.step, False
         outcome: Outcome | None = None
         progress.start(self.step, self.total, run.batch_size)
         try:
-            while self.step < self.total and not signals:
+            while self.step < self.total and not stopping:
                 lr = self.train_step(next(batches))
                 progress.advance()
-                last = self.step == self.total
-                if last or signals or self.step % run.log_every == 0:
+                stopping, last = bool(signals), self.step == self.total
+                due = last or (run.val_every is not None and self.step % run.val_every == 0)
+                row = None
+                if due or stopping or self.step % run.log_every == 0:
                     row = self._means(logged) | {"lr": lr}
                     speed = (self.step - logged) * run.batch_size / (time.monotonic() - logged_at)
                     row["images_per_second"] = speed
+                if last or stopping or (time.monotonic() - saved_at) / 60 >= self.checkpoint_minutes:
+                    self.save()
+                    saved_at = time.monotonic()
+                if row is not None:
+                    if due:
+                        outcome = self.judge()
+                        row |= outcome.told()
                     metrics.write(row)
                     progress.metrics(row)
                     logged, logged_at = self.step, time.monotonic()
-                if run.val_every and self.step % run.val_every == 0 and not last:
-                    metrics.write(self._told(self.judge()))
-                if last or signals or (time.monotonic() - saved_at) / 60 >= self.checkpoint_minutes:
-                    self.save()
-                    saved_at = time.monotonic()
-            if self.step == self.total:
-                outcome = self.judge()
-                if began < self.total:  # a finished run that is called again is measured again
-                    metrics.write(self._told(outcome))
         finally:
             metrics.close()
             progress.stop()
-        return outcome
+        if self.step < self.total:
+            return None
+        return outcome or self.judge()  # a finished run that is called again is measured again
 
     def train_step(self, batch: list[Sample]) -> float:
         """One optimiser step; returns the learning rate of the heads."""
@@ -226,15 +233,8 @@ class DetectionTrainer:
                 f"the loss became NaN or infinite between steps {logged + 1} and {self.step}; nothing of that was "
                 f"saved. Try an --lr below {self.run.lr:g}, --clip 1, or --precision fp32"
             )
-        return self._when() | {"loss": sum(means)} | dict(zip(LOSSES, means, strict=True))
-
-    def _told(self, outcome: Outcome) -> dict[str, float]:
-        """A line of metrics; without what could not be measured."""
-        aps = {f"{kind}_ap": figures["AP"] for kind, figures in outcome.precision.items()}
-        return self._when() | {name: ap for name, ap in aps.items() if ap is not None}
-
-    def _when(self) -> dict[str, float]:
-        return {"step": self.step, "epoch": self.step * self.run.batch_size / len(self.train[0].images)}
+        row = {"step": self.step, "epoch": self.step * self.run.batch_size / len(self.train[0].images)}
+        return row | {"loss": sum(means)} | dict(zip(LOSSES, means, strict=True))
 
 
 def groups(model: Any, run: DetectionRun) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ SHOWN = {
     "top5": ".4f",
     "miou": ".4f",
     "pixel_accuracy": ".4f",
+    "box_ap": ".4f",
+    "mask_ap": ".4f",
     "images_per_second": ".0f",
 }
 """The metrics of a line on the terminal, and how they are written."""

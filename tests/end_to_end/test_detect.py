@@ -1,0 +1,168 @@
+"""hardpatch detect, from a run and annotated images to boxes, masks and figures."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hardpatch.cli import main
+from hardpatch.data.coco import mask_tools
+from hardpatch.evaluate.detection import load_detector
+from hardpatch.train.monitor import read_metrics
+
+TINY = [
+    *("--image_size", "32", "--batch_size", "2", "--window", "3", "--channels", "8", "--head_width", "16"),
+    *("--rois", "8", "--log_every", "2", "--workers", "0", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with a JSON each: a bright rectangle on noise, the last image empty."""
+    folder = tmp_path_factory.mktemp("coco")
+    rng = np.random.default_rng(0)
+    for part, number in (("train", 5), ("val", 3)):
+        (folder / part).mkdir()
+        images, annotations = [], []
+        for k in range(number):
+            pixels = rng.integers(0, 90, (24, 32, 3), dtype=np.uint8)
+            if k < number - 1:
+                pixels[6:18, 4 + k : 20 + k] += 140
+                corners = [4 + k, 6, 20 + k, 6, 20 + k, 18, 4 + k, 18]
+                box = {"bbox": [4 + k, 6, 16, 12], "area": 192, "segmentation": [corners]}
+                annotations.append(box | {"id": k, "image_id": 10 + k, "category_id": 3 + 5 * (k % 2), "iscrowd": 0})
+            Image.fromarray(pixels).save(folder / part / f"{k}.png")
+            images.append({"id": 10 + k, "file_name": f"{k}.png", "height": 24, "width": 32})
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 3, "name": "box"}, {"id": 8, "name": "chest"}],
+        }
+        (folder / f"{part}.json").write_text(json.dumps(content))
+    return folder
+
+
+def given(run: Path, data: Path, out: Path) -> list[str]:
+    of = {"--train": "train", "--annotations": "train.json", "--val": "val", "--val_annotations": "val.json"}
+    paths = [word for option, name in of.items() for word in (option, str(data / name))]
+    return ["detect", str(run), *paths, "--out", str(out), *TINY]
+
+
+def test_a_run_becomes_a_detector(
+    fails: Callable[..., str], run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "detector"
+    assert main([*given(run, data, out), "--steps", "5", "--val_every", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "5 steps done" in captured.out
+    assert "box: AP " in captured.out
+    assert "mask: AP " in captured.out
+    assert {path.name for path in out.iterdir()} == {
+        *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard"),
+        *("checkpoints", "pictures", "result.json", "detections.json"),
+    }
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["steps"], config["image_size"], config["jitter"]) == (5, 32, [0.8, 1.25])
+    result = json.loads((out / "result.json").read_text())
+    assert set(result["box"]) == set(result["mask"]) == {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"}
+    assert (result["images"], result["steps"]) == (3, 5)
+    detections = json.loads((out / "detections.json").read_text())
+    assert len(detections) == result["detections"]
+    for one in detections:
+        assert one["image_id"] in (10, 11, 12)
+        assert one["category_id"] in (3, 8)
+        assert mask_tools().area(one["segmentation"]) >= 0
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 5]
+    losses = {"loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg", "lr"}
+    assert losses <= rows[0].keys()
+    assert {"box_ap", "mask_ap"} <= rows[-1].keys()
+    for name in ("curves.png", "detections.png"):
+        with Image.open(out / "pictures" / name) as picture:
+            assert min(picture.size) > 200
+    detector = load_detector(out)
+    assert detector.categories == {3: "box", 8: "chest"}
+    assert detector.image_size == 32
+    with torch.no_grad():
+        assert {"boxes", "labels", "scores", "masks"} == set(detector.model([torch.zeros(3, 24, 32).byte()])[0])
+    changed = [*given(run, data, out), "--steps", "5", "--val_every", "2", "--lr", "0.1", "--resume"]
+    assert "lr was 0.0002, now 0.1; take those, or another --out" in fails(*changed)
+    # a second call measures again, with the same outcome
+    assert main([*given(run, data, out), "--steps", "5", "--val_every", "2", "--resume"]) == 0
+    assert json.loads((out / "detections.json").read_text()) == detections
+    assert json.loads((out / "result.json").read_text()) == result
+
+
+def test_random_weights_beside(run: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scratch"
+    assert main([*given(run, data, out), "--epochs", "0.4", "--weights", "untrained"]) == 0
+    assert json.loads((out / "result.json").read_text())["steps"] == 1
+
+
+def test_an_interrupted_run_goes_on(run: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "detector"
+    command = [sys.executable, "-m", "hardpatch", *given(run, data, out), "--steps", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            if line.startswith("step 2/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stderr.read()
+        told = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "nothing is lost; the same command with --resume goes on" in told
+    assert load_detector(out).image_size == 32
+
+
+def test_mistakes(
+    fails: Callable[..., str],
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    good: list[Any] = [*given(run, data, out), "--steps", "1"]
+
+    def instead(option: str, value: object) -> list[Any]:
+        changed = list(good)
+        changed[changed.index(option) + 1] = value
+        return changed
+
+    assert "--annotations: " in fails(*instead("--annotations", data / "none.json"))
+    assert "--train: " in (told := fails(*instead("--train", data / "val")))
+    assert "no such image: 3.png, one of 2 that" in told
+    assert "do the two belong together?" in fails(*instead("--val", run))
+    assert "expected COCO annotations as JSON" in fails(*instead("--val_annotations", run / "config.yaml"))
+    assert "--image_size: expected a multiple of" in fails(*instead("--image_size", 30))
+    assert "--lr: expected a number above 0, got 0" in fails(*good, "--lr", 0)
+    assert "--steps: not allowed with --epochs" in fails(*good, "--epochs", 1)
+    assert "RUN" in fails("detect", tmp_path / "missing", *good[2:])
+    assert "did you mean '--image_size'?" in fails(*good, "--image_sise", 3)
+    assert "found none in" in fails(*good, "--resume")
+    other = json.loads((data / "val.json").read_text())
+    other["categories"][0]["name"] = "bag"
+    changed = tmp_path / "other.json"
+    changed.write_text(json.dumps(other))
+    assert "--val_annotations: expected the 2 categories" in fails(*instead("--val_annotations", changed))
+    changed.unlink()
+    assert not list(tmp_path.iterdir())
+    # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    assert "pip install hardpatch[detect]" in fails(*good)
+    monkeypatch.undo()
+    out.mkdir()
+    (out / "precious").write_text("")
+    assert "already holds other files" in fails(*good)
