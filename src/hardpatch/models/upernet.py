@@ -134,7 +134,7 @@ class UperNet(nn.Module):
     predict_logits` brings it to the pixels.
 
     Args:
-        encoder: trained along.
+        encoder: trained along; loses its mask token.
         classes: number of classes, those that are ignored not among them.
         mean, std: of each channel in [0, 1] units, by which images are normalised.
         channels: of :class:`UperNetHead`; the auxiliary head has at most 256.
@@ -160,7 +160,8 @@ class UperNet(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.encoder, self.classes, self.channels, self.dropout = encoder, classes, channels, dropout
+        self.encoder, self.classes, self.channels = encoder, classes, channels
+        encoder.mask_token = None
         self.blocks = tuple(quarters(len(encoder.blocks)) if blocks is None else blocks)
         if (
             len(self.blocks) != LEVELS
