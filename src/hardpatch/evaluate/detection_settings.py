@@ -59,6 +59,7 @@ PRESETS = {
         drop_path=0.0,
         clip=1.0,
         jitter=(0.8, 1.25),
+        window=8,
         channels=128,
         head_width=256,
         rois=128,
