@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         printed = it.stdout.read()
     assert it.returncode == 128 + signal.SIGTERM
     assert "the same command with --resume goes on" in printed
-    assert "lr was 0.001, now 0.1" in fails(*given, "--out", folder, "--resume", "--lr", 0.1)
+    assert "lr was 0.002, now 0.1" in fails(*given, "--out", folder, "--resume", "--lr", 0.1)
     assert main([*given, "--out", str(folder), "--resume"]) == 0
     weights = [path / "segmenter.safetensors" for path in (folder, tmp_path / "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

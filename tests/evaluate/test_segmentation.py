@@ -1,5 +1,6 @@
 """Segmenters: measures against loops, windows against whole images, the schedule, a run that stops and goes on."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from hardpatch.evaluate.segmentation import (
 from hardpatch.interchange.segmenter import load_segmenter, save_segmenter
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.upernet import UperNet
-from hardpatch.report.segmentation import label_sheet, palette, table
+from hardpatch.report.segmentation import label_sheet, palette, table, write_report
+from hardpatch.train.monitor import read_metrics
 from hardpatch.train.segmentation import SegmentationTrainer, inference_of, pixel_loss, poly_learning_rate, spread
 from hardpatch.train.segmentation_settings import PRESETS, SegmentationRun, check_run
 from tests.data.test_segmentation import blocks, write_pair
@@ -234,6 +236,32 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(pairs: SegmentationSet, tmp_p
     assert again.measures == once.measures
 
 
+def test_half_precision_is_close(pairs: SegmentationSet, tmp_path: Path) -> None:
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        model = small_upernet(classes=3)
+        judged = train(model, pairs, tmp_path / precision, precision=precision)
+        assert judged is not None
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        rows[precision] = [row["loss"] for row in read_metrics(tmp_path / precision / "metrics.jsonl")]
+    assert rows["bf16"] != rows["fp32"]
+    assert rows["bf16"] == pytest.approx(rows["fp32"], rel=0.02)
+
+
+def test_grey_images(tmp_path: Path) -> None:
+    for k in range(3):
+        write_pair(tmp_path / "set" / "images", tmp_path / "set" / "labels", str(k), blocks(k))
+    pairs = open_segmentation(tmp_path / "set", "train", Labels(("sky", "road", "car"), (0, 1, 2)))
+    encoder = Encoder(image_size=(16, 24), patch_size=4, channels=1, width=32, depth=4, heads=2)
+    model = UperNet(encoder, 3, mean=[0.4], std=[0.2], channels=8)
+    judged = train(model, pairs, tmp_path / "run")
+    assert judged is not None
+    judged = Judged(judged.measures, dict(list(judged.maps.items())[:1]))
+    pictures = write_report(tmp_path / "run", judged, pairs, 1, {"more": 1})
+    assert all(path.stat().st_size > 5000 for path in pictures)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["more"] == 1
+
+
 def test_a_loss_that_is_no_number(pairs: SegmentationSet, tmp_path: Path) -> None:
     model = small_upernet(classes=3)
     with torch.no_grad():
@@ -290,7 +318,7 @@ def test_pictures() -> None:
         ({"crop": (18, 16)}, "--crop: expected multiples of the patch size 4, got 18 16"),
         ({"crop": (0, 16)}, "--crop: expected multiples of the patch size 4, got 0 16"),
         ({"crop": (16, 16, 16)}, "--crop: expected two numbers, got 16 16 16"),
-        ({"stride": (17, 8)}, "--stride: expected from 1 to the crop's 16 16, got 17 8"),
+        ({"stride": (17, 8), "inference": "slide"}, "--stride: expected from 1 to the crop's 16 16, got 17 8"),
         ({"scale": (2.0, 0.5)}, "--scale: expected two numbers above 0, the lower first, got 2.0 0.5"),
         ({"warmup_steps": 4}, "--warmup_steps: expected fewer than the 4 steps, got 4"),
         ({"lr": 0.0}, "--lr: expected a number above 0, got 0.0"),

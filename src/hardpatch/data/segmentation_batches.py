@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hardpatch.data.augment import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
-from hardpatch.data.loader import _loader, _TrainingOrder
+from hardpatch.data.loader import _ignore_interrupt, _loader, _TrainingOrder
 from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
 from hardpatch.errors import UserError
 
@@ -150,7 +150,10 @@ def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, wor
     """
     check_channels(channels)
     dataset = _Whole(pairs, short_side, channels)
-    for pair in DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is):
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_ignore_interrupt
+    )
+    for pair in loader:
         if pair.bad:
             raise UserError(f"--val: cannot decode {pair.bad}; repair the file or take the pair away")
         yield pair
