@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hardpatch.data.augment import EvalTransform, TrainTransform
-from hardpatch.data.loader import BadFiles, Batch, _TrainingOrder, eval_batches, resolve_workers, train_batches
+from hardpatch.data.loader import BadFiles, Batch, TrainingOrder, eval_batches, resolve_workers, train_batches
 from hardpatch.data.sources import Source, open_images, open_source
 from hardpatch.errors import UserError
 
@@ -149,7 +149,7 @@ def test_order_of_any_run(n: int, share: int, world_size: int, start: int, seed:
     """Whatever the batch, the rank and the start, a position of the stream is a place of its epoch's permutation."""
     batch_size = share * world_size
     rows = [
-        np.concatenate(list(itertools.islice(_TrainingOrder(n, batch_size, seed, start, rank, world_size), 3)))
+        np.concatenate(list(itertools.islice(TrainingOrder(n, batch_size, seed, start, rank, world_size), 3)))
         for rank in range(world_size)
     ]
     stream = np.stack([row.reshape(3, share, 2) for row in rows], axis=1).reshape(-1, 2)
@@ -157,13 +157,13 @@ def test_order_of_any_run(n: int, share: int, world_size: int, start: int, seed:
     assert np.array_equal(stream[:, 0], positions // n)
     for epoch in np.unique(stream[:, 0]):
         places, seen = positions[stream[:, 0] == epoch] % n, stream[stream[:, 0] == epoch, 1]
-        order = np.concatenate(list(itertools.islice(_TrainingOrder(n, 1, seed, int(epoch) * n, 0, 1), n)))[:, 1]
+        order = np.concatenate(list(itertools.islice(TrainingOrder(n, 1, seed, int(epoch) * n, 0, 1), n)))[:, 1]
         assert sorted(order) == list(range(n))
         assert np.array_equal(seen, order[places])
 
 
 def test_starting_far_into_a_run_is_instant() -> None:
-    order = iter(_TrainingOrder(1_000_000, 4096, 0, 10**9, 0, 1))
+    order = iter(TrainingOrder(1_000_000, 4096, 0, 10**9, 0, 1))
     assert next(order).shape == (4096, 2)
 
 

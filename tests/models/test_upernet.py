@@ -148,7 +148,7 @@ def test_wrong_normalisation() -> None:
 
 def test_layers_learn_ever_more_slowly_downwards() -> None:
     model = small_upernet()
-    groups = layer_decay_groups(model, 0.05, 0.5)  # type: ignore[arg-type]
+    groups = layer_decay_groups(model, 0.05, 0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert found.keys() == set(names.values())

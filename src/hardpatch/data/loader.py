@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
 MOST_WORKERS = 8
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -62,8 +64,8 @@ def train_batches(
     if seed < 0:
         raise UserError(f"seed: expected 0 or more, got {seed}")
     check_channels(transform.channels)
-    positions = _TrainingOrder(len(source), batch_size, seed, start, rank, world_size)
-    return _stream(_loader(_TrainingSet(source, transform, seed), positions, workers, pin_memory), len(source))
+    positions = TrainingOrder(len(source), batch_size, seed, start, rank, world_size)
+    return _stream(batch_loader(_TrainingSet(source, transform, seed), positions, workers, pin_memory), len(source))
 
 
 def eval_batches(
@@ -77,10 +79,10 @@ def eval_batches(
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}")
     check_channels(transform.channels)
     order = _InOrder(len(source), batch_size)
-    return _without_empty(_loader(_EvaluationSet(source, transform), order, workers, pin_memory), len(source))
+    return _without_empty(batch_loader(_EvaluationSet(source, transform), order, workers, pin_memory), len(source))
 
 
-class _TrainingOrder(Sampler[npt.NDArray[np.int64]]):
+class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
     """Yields int64 [B, 2] for ever: epoch and index of each sample of this rank's share of a batch."""
 
     def __init__(self, n: int, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> None:
@@ -190,9 +192,10 @@ def _label(source: Source, index: int) -> int:
     return -1 if label is None else label
 
 
-def _loader(
-    dataset: Dataset[Batch], order: Sampler[npt.NDArray[np.int64]], workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+def batch_loader(
+    dataset: Dataset[T], order: Sampler[Any] | None, workers: int, pin_memory: bool = False
+) -> DataLoader[T]:
+    """What a dataset gives for each key of `order` (None: 0, 1, 2, ...), as it is, made by so many `workers`."""
     return DataLoader(
         dataset,
         sampler=order,

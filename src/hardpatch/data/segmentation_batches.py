@@ -2,18 +2,18 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image as Pillow
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hardpatch.data.augment import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
-from hardpatch.data.loader import _ignore_interrupt, _loader, _TrainingOrder
+from hardpatch.data.loader import TrainingOrder, batch_loader
 from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
 from hardpatch.errors import UserError
 
@@ -135,8 +135,8 @@ def segmentation_batches(
         UserError: if a file cannot be decoded.
     """
     check_channels(channels)
-    order = _TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
-    for batch in _loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):  # type: ignore[arg-type]
+    order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
+    for batch in batch_loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):
         if batch.bad:
             raise UserError(f"--train: cannot decode {batch.bad[0]}; repair the file or take the pair away")
         yield batch
@@ -149,11 +149,7 @@ def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, wor
         UserError: if a file cannot be decoded.
     """
     check_channels(channels)
-    dataset = _Whole(pairs, short_side, channels)
-    loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_ignore_interrupt
-    )
-    for pair in loader:
+    for pair in batch_loader(_Whole(pairs, short_side, channels), None, workers):
         if pair.bad:
             raise UserError(f"--val: cannot decode {pair.bad}; repair the file or take the pair away")
         yield pair
@@ -202,10 +198,6 @@ class _Whole(Dataset[Pair]):
             return Pair(torch.empty(0), torch.empty(0), str(error))
         image = resize(image, scaled_size(labels.shape, self.short_side))
         return Pair(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels))
-
-
-def _as_it_is(pair: Any) -> Any:
-    return pair
 
 
 def _resize_map(labels: Map, size: tuple[int, int]) -> Map:

@@ -74,7 +74,8 @@ class Classifier(nn.Module):
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter of :class:`Classifier`: 0 before the blocks, block k is k + 1, ``depth + 1`` after them.
+    """The layer of a parameter of a network around an ``encoder``: 0 before the blocks, block k is k + 1, ``depth + 1``
+    after them.
 
     The relative position bias, which all blocks share, counts as after them (BEiT).
     """
@@ -85,13 +86,16 @@ def layer_of(name: str, depth: int) -> int:
     return depth + 1
 
 
-def layer_decay_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups a layer, with and without weight decay (Bao et al. 2022, BEiT).
+def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameters of a network around an ``encoder``, like :class:`Classifier`, in two groups a layer, with and without
+    weight decay (Bao et al. 2022, BEiT).
 
     ``lr_scale`` of a group is ``layer_decay ** (depth + 1 - layer)``, by which its learning rate is to be multiplied:
     1 for the head. Vectors, positions and the class token have no weight decay.
     """
-    depth = len(model.encoder.blocks)
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    depth = len(encoder.blocks)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         layer = layer_of(name, depth)

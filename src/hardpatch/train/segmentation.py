@@ -85,9 +85,7 @@ class SegmentationTrainer:
         self.device, self.workers, self.checkpoint_minutes = device, workers, checkpoint_minutes
         self.precision = resolve_precision(run, device)
         self.optimizer = torch.optim.AdamW(
-            layer_decay_groups(model, run.weight_decay, run.layer_decay),  # type: ignore[arg-type]
-            lr=run.lr,
-            betas=BETAS,
+            layer_decay_groups(model, run.weight_decay, run.layer_decay), lr=run.lr, betas=BETAS
         )
         self.step = 0
         self.sums = torch.zeros(3, device=device)
