@@ -69,8 +69,10 @@ def test_teacher_on_whole_images(shared: Path, name: str) -> None:
 @pytest.mark.parametrize("name", HPM_FILES)
 def test_positions(shared: Path, name: str) -> None:
     model, golden = read(shared, name)
-    close(model.host.encoder.positions, golden["model.pos_embed"][0, 1:])
-    close(model.host.decoder_embed.positions, golden["model.decoder_pos_embed"][0, 1:])
+    positions = model.host.encoder.positions
+    assert positions is not None
+    close(positions, golden["model.pos_embed"][0, 1:])
+    close(mae_of(model).decoder_embed.positions, golden["model.decoder_pos_embed"][0, 1:])
     assert not golden["model.pos_embed"][0, 0].any()  # the class token has no position
 
 
@@ -102,5 +104,5 @@ def test_mae(shared: Path) -> None:
     close(prediction, gather(golden["pred"], split(mask).masked))
     # `pred` is in image order and holds visible patches too: the decoder sees the same tokens, all of them are read
     # out.
-    tokens = model.host.decoder_embed(model.encode(images, mask), mask)
+    tokens = mae_of(model).decoder_embed(model.encode(images, mask), mask)
     close(mae_of(model).reconstructor(tokens), golden["pred"])

@@ -39,12 +39,15 @@ def test_split_lists_both_halves_in_order(n: int, data: st.DataObject) -> None:
     masked = data.draw(st.integers(0, n))
     rows = [data.draw(st.permutations([True] * masked + [False] * (n - masked))) for _ in range(3)]
     mask = torch.tensor(rows)
-    visible, hidden = split(mask)
+    visible, masked_at, hidden = split(mask)
+    assert hidden is None
     for row in range(3):
         assert visible[row].tolist() == [i for i in range(n) if not rows[row][i]]
-        assert hidden[row].tolist() == [i for i in range(n) if rows[row][i]]
-    assert all(map(torch.equal, split(mask, masked), (visible, hidden)))
-    assert split(Split(visible, hidden)).visible is visible
+        assert masked_at[row].tolist() == [i for i in range(n) if rows[row][i]]
+    again = split(mask, masked)
+    assert torch.equal(again.visible, visible)
+    assert torch.equal(again.masked, masked_at)
+    assert split(Split(visible, masked_at)).visible is visible
 
 
 def test_split_needs_equal_counts() -> None:

@@ -15,7 +15,7 @@ from hardpatch.patches import Split, gather, patchify, split
 class MeanColour(nn.Module):
     """Guesses the mean colour of each masked patch from what is visible."""
 
-    reconstruction_only = ("head",)
+    reconstruction_only: tuple[str, ...] = ("head",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ def test_tokens_stand_in_image_order() -> None:
     for image in range(3):
         visible = iter(embedded[image, 1:])
         for patch in range(24):
+            assert embed.mask_token is not None
             expected = embed.mask_token[0, 0] if mask[image, patch] else next(visible)
             assert_close(tokens[image, 1 + patch], expected + embed.positions[patch])
 

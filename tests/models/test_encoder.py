@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from hardpatch.masking import random_mask
+from hardpatch.models.block import Block
 from hardpatch.models.encoder import SIZES, Encoder
 from hardpatch.models.positions import resample_positions, sincos_positions
 from hardpatch.patches import gather, split
@@ -28,6 +29,7 @@ def test_equals_timm_with_the_same_weights() -> None:
         img_size=(32, 48), patch_size=8, embed_dim=64, depth=3, num_heads=4, num_classes=0, global_pool=""
     ).eval()
     state = ours.state_dict()
+    assert ours.positions is not None
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, 64), ours.positions[None]], dim=1)
     theirs.load_state_dict(state)
     images = torch.randn(2, 3, 32, 48)
@@ -97,7 +99,9 @@ def test_sizes_have_the_parameters_that_the_field_knows() -> None:
     millions = {"tiny": 5.52, "small": 21.67, "base": 85.80, "large": 303.30, "huge": 630.76}
     with torch.device("meta"):
         for size, shape in SIZES.items():
-            model = Encoder(image_size=(224, 224), patch_size=14 if size == "huge" else 16, **shape)
+            shape = {**shape, "patch_size": 14 if size == "huge" else 16}
+            model = Encoder(image_size=(224, 224), **shape)  # type: ignore[arg-type]
+            assert model.positions is not None
             count = sum(p.numel() for p in model.parameters()) + (1 + len(model.positions)) * model.width
             assert count / 1e6 == pytest.approx(millions[size], abs=0.01), size
 
@@ -168,9 +172,11 @@ def test_attention_of_the_class_token_equals_a_loop_over_heads(positions: str) -
     latent, attention = model.attend(images)
     assert_close(latent, model(images))
     seen: list[torch.Tensor] = []
-    model.blocks[-1].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    last = model.blocks[-1]
+    assert isinstance(last, Block)
+    last.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
     model(images)
-    attn = model.blocks[-1].attn
+    attn = last.attn
     q, k, _ = attn.qkv(seen[0]).chunk(3, dim=-1)
     bias = torch.zeros(1, 2, 25, 25) if model.relative_bias is None else model.relative_bias()
     slow = torch.zeros(2, 24)
@@ -185,6 +191,7 @@ def test_layer_scale_and_drop_path() -> None:
     model = token_encoder(layer_scale=0.1, drop_path=0.5)
     assert [block.drop_path for block in model.blocks] == [0.0, 0.25, 0.5]
     block = model.blocks[2]
+    assert isinstance(block, Block)
     x = torch.randn(400, 5, 32)
     with torch.no_grad():
         middle = x + 0.1 * block.attn(block.norm1(x))
