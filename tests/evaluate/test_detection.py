@@ -22,7 +22,6 @@ from hardpatch.evaluate.detection_settings import (
     check_run,
     from_dict,
     step_learning_rate,
-    to_dict,
     total_steps,
     with_values,
 )
@@ -30,6 +29,7 @@ from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.vitdet import mask_rcnn
+from hardpatch.train.settings import to_dict
 
 Box = tuple[int, int, int, int]
 

@@ -1,13 +1,21 @@
 """hardpatch detect."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Parser, workers
+from hardpatch.cli.arguments import Parser
+from hardpatch.cli.settings import (
+    given_settings,
+    machine_arguments,
+    open_folder,
+    run_arguments,
+    setting_arguments,
+    stopped,
+)
 from hardpatch.errors import UserError
-from hardpatch.evaluate.detection_settings import FREE_TO_CHANGE, PRESETS, DetectionRun, check_run, to_dict, with_values
+from hardpatch.evaluate.detection_settings import FREE_TO_CHANGE, PRESETS, DetectionRun, check_run, with_values
+from hardpatch.train.settings import to_dict, to_yaml
 
 if TYPE_CHECKING:
     from hardpatch.data.coco import CocoSet
@@ -36,22 +44,11 @@ def detect(arguments: list[str]) -> int:
     parser.add_argument("--annotations", required=True, metavar="JSON", help="of these, in COCO's layout")
     parser.add_argument("--val", required=True, metavar="DIR", help="folder of images to be judged on")
     parser.add_argument("--val_annotations", required=True, metavar="JSON", help="of these")
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the run")
-    parser.add_argument(
-        "--preset", choices=tuple(PRESETS), default="small", help="settings to start from (%(default)s)"
-    )
-    parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    machine.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
-    )
-    machine.add_argument("--checkpoint_minutes", type=float, default=10.0, metavar="X", help="default: %(default)s")
-    _settings(parser)
+    run_arguments(parser, PRESETS)
+    machine_arguments(parser)
+    setting_arguments(parser, PRESETS)
     options = parser.parse_args(arguments)
-    names = (setting.name for setting in fields(DetectionRun))
-    given = {name: getattr(options, name) for name in names if name in options}
+    given = given_settings(options, PRESETS[options.preset])
     if "steps" in given and "epochs" in given:
         raise UserError("--steps: not allowed with --epochs; give one of them")
     run = with_values(PRESETS[options.preset], given)
@@ -59,27 +56,7 @@ def detect(arguments: list[str]) -> int:
     return _detect(options, run, arguments)
 
 
-def _settings(parser: Parser) -> None:
-    """An option for every setting of a run; where it is not given, the preset's value stands."""
-    group = parser.add_argument_group("settings", f"in brackets their values in the presets {' | '.join(PRESETS)}")
-    hints = get_type_hints(DetectionRun)
-    for setting in fields(DetectionRun):
-        values = [getattr(preset, setting.name) for preset in PRESETS.values()]
-        told = " | ".join(" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
-        hint = next((part for part in get_args(hints[setting.name]) if part in (int, float)), hints[setting.name])
-        more: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{setting.metadata['help']} [{told}]"}
-        if get_origin(hints[setting.name]) is tuple:
-            more |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        elif hint in (int, float):
-            more |= {"type": hint, "metavar": "X"}
-        else:
-            more["choices"] = get_args(hint)
-        group.add_argument(f"--{setting.name}", **more)
-
-
 def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]) -> int:
-    import yaml
-
     from hardpatch.data.coco import mask_tools
     from hardpatch.data.loader import resolve_workers
     from hardpatch.evaluate.detection import DetectionTrainer, write_result
@@ -107,10 +84,7 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
         **{name: str(getattr(options, name)) for name in ("train", "annotations", "val", "val_annotations")},
         **to_dict(run),
     }
-    if options.resume:
-        _check_resume(out, settings)
-    else:
-        run_folder.check_new(out)
+    open_folder(out, settings, FREE_TO_CHANGE, resume=options.resume)
     trainer = DetectionTrainer(
         backbone,
         run,
@@ -124,15 +98,12 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
     progress = TrainingProgress()
     show_log(progress.console)
     if not options.resume:
-        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=1000)
-        run_folder.write_files(out, text, ["detect", *arguments], README)
+        run_folder.write_files(out, to_yaml(settings), ["detect", *arguments], README)
     trainer.restore()
     with interruptions() as signals:
         outcome = trainer.fit(progress, signals)
     if outcome is None:
-        print(f"stopped after step {trainer.step} of {trainer.total}, nothing is lost; ", end="")
-        print("the same command with --resume goes on")
-        return 128 + signals[0]
+        return stopped(trainer.step, trainer.total, signals[0])
     result = {
         **outcome.precision,
         "images": len(val_annotations.images),
@@ -165,17 +136,3 @@ def _read(argument: str, path: str, folder_argument: str, folder: Path) -> "Coco
     except UserError as error:
         raise UserError(f"--{folder_argument}: {error}") from None
     return coco
-
-
-def _check_resume(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than the run began with."""
-    import yaml
-
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
-    then = yaml.safe_load(path.read_text(encoding="utf-8"))
-    changed = [name for name in settings if name not in FREE_TO_CHANGE and then.get(name) != settings[name]]
-    if changed:
-        told = "; ".join(f"{name} was {then.get(name)!r}, now {settings[name]!r}" for name in changed)
-        raise UserError(f"--resume: {folder} was made with other settings: {told}; take those, or another --out")

@@ -1,7 +1,6 @@
 """Fine-tuning of an encoder for object detection and instance segmentation: Mask R-CNN with ViTDet's recipe."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -15,15 +14,16 @@ from torch import Tensor, nn
 
 from hardpatch.data.coco import CocoSet
 from hardpatch.data.coco_samples import Sample, ScaleJitter, evaluation_samples, training_samples
-from hardpatch.errors import TrainingError, UserError
+from hardpatch.errors import UserError
 from hardpatch.evaluate.coco_ap import Precision, average_precision, detect
-from hardpatch.evaluate.detection_settings import DetectionRun, from_dict, step_learning_rate, to_dict, total_steps
+from hardpatch.evaluate.detection_settings import DetectionRun, from_dict, step_learning_rate, total_steps
 from hardpatch.interchange.backbone import Backbone, build_encoder, encoder_settings
 from hardpatch.models.classifier import layer_decay_groups
 from hardpatch.models.vitdet import mask_rcnn
-from hardpatch.train import checkpoint
+from hardpatch.train import checkpoint, supervised
 from hardpatch.train.monitor import MetricsLog
 from hardpatch.train.optim import parameter_groups
+from hardpatch.train.settings import to_dict
 
 if TYPE_CHECKING:
     from hardpatch.train.loop import Progress
@@ -118,22 +118,12 @@ class DetectionTrainer:
 
     def restore(self) -> None:
         """Go back to the newest checkpoint of the folder, if there is one, to the bit."""
-        found = checkpoint.newest(self.folder)
-        if found is not None:
-            self.step, _ = checkpoint.restore(found, student=self.model, teacher=None, optimizer=self.optimizer)
+        self.step = supervised.restore(self.folder, self.model, self.optimizer)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        checkpoint.save(
-            self.folder / "checkpoints",
-            self.step,
-            student=self.model,
-            teacher=None,
-            optimizer=self.optimizer,
-            metadata=self.metadata | {"step": self.step, "steps": self.total},
-            scaler={},
-            keep=1,
-        )
+        metadata = self.metadata | {"step": self.step, "steps": self.total}
+        supervised.save(self.folder, self.step, self.model, self.optimizer, metadata)
 
     def fit(self, progress: "Progress", signals: list[int]) -> Outcome | None:
         """Train to the end, from where the run is, and measure; None if something comes into ``signals``, which ends
@@ -190,11 +180,9 @@ class DetectionTrainer:
     def train_step(self, batch: list[Sample]) -> float:
         """One optimiser step; returns the learning rate of the heads."""
         run, device = self.run, self.device
-        # Of drop path and of the boxes that are drawn for the heads: the same after a resume.
-        torch.manual_seed(run.seed * 1_000_003 + self.step)
+        supervised.seed_step(run.seed, self.step)
         lr = step_learning_rate(self.step, self.total, run)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+        supervised.set_rates(self.optimizer, lr)
         self.model.train()
         self.optimizer.zero_grad()
         for piece in (batch[start :: run.accumulate] for start in range(run.accumulate)):
@@ -226,13 +214,8 @@ class DetectionTrainer:
         return Outcome(average_precision(coco.ground_truth(), detections), detections)
 
     def _means(self, logged: int) -> dict[str, float]:
-        means = (self.sums / (self.step - logged)).tolist()
-        self.sums.zero_()
-        if not all(map(math.isfinite, means)):
-            raise TrainingError(
-                f"the loss became NaN or infinite between steps {logged + 1} and {self.step}; nothing of that was "
-                f"saved. Try an --lr below {self.run.lr:g}, --clip 1, or --precision fp32"
-            )
+        advice = f"an --lr below {self.run.lr:g}, --clip 1, or --precision fp32"
+        means = supervised.read_means(self.sums, logged + 1, self.step, advice)
         row = {"step": self.step, "epoch": self.step * self.run.batch_size / len(self.train[0].images)}
         return row | {"loss": sum(means)} | dict(zip(LOSSES, means, strict=True))
 

@@ -2,17 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hardpatch.errors import UserError
+from hardpatch.train.settings import expect, setting
 
 DROPS = (8 / 9, 26 / 27)
 """Shares of the training after which the learning rate is divided by 10."""
-
-
-def _setting(default: Any, told: str) -> Any:
-    return field(default=default, metadata={"help": told})
 
 
 @dataclass(frozen=True)
@@ -20,31 +16,31 @@ class DetectionRun:
     """The defaults are ViTDet's for ViT-B on COCO: its Appendix A.2, and the configuration ``mask_rcnn_vitdet_b_100ep``
     of detectron2."""
 
-    image_size: int = _setting(1024, "side of the canvas, pixels")
-    batch_size: int = _setting(64, "images of an optimiser step")
-    accumulate: int = _setting(1, "pieces that a batch goes through the network in")
-    epochs: float = _setting(100.0, "passes over the training images")
-    steps: int | None = _setting(None, "optimiser steps, in place of epochs")
-    lr: float = _setting(1e-4, "peak learning rate of the heads")
-    layer_decay: float = _setting(0.7, "factor of the learning rate from each block to the one below it")
-    weight_decay: float = _setting(0.1, "of AdamW")
-    drop_path: float = _setting(0.1, "of the last block, rising linearly from 0 in the first")
-    warmup_steps: int = _setting(250, "with a rising learning rate, at most a tenth of the steps")
-    clip: float | None = _setting(None, "largest norm of the gradient")
-    jitter: tuple[float, float] = _setting((0.1, 2.0), "range of the longer side over the canvas; 1 1 just fits")
-    flip: float = _setting(0.5, "probability of a horizontal flip")
-    window: int = _setting(14, "side of the attention windows, patches")
-    global_blocks: int = _setting(4, "blocks that attend over the whole image")
-    channels: int = _setting(256, "of the pyramid and of the heads' convolutions")
-    head_width: int = _setting(1024, "of the linear layer for the boxes")
-    rois: int = _setting(512, "boxes of an image that the heads are trained on at a time")
-    anchor_scale: float = _setting(8.0, "side of the anchors over the stride of their map")
-    precision: Literal["auto", "fp32", "bf16"] = _setting(
+    image_size: int = setting(1024, "side of the canvas, pixels")
+    batch_size: int = setting(64, "images of an optimiser step")
+    accumulate: int = setting(1, "pieces that a batch goes through the network in")
+    epochs: float = setting(100.0, "passes over the training images")
+    steps: int | None = setting(None, "optimiser steps, in place of epochs")
+    lr: float = setting(1e-4, "peak learning rate of the heads")
+    layer_decay: float = setting(0.7, "factor of the learning rate from each block to the one below it")
+    weight_decay: float = setting(0.1, "of AdamW")
+    drop_path: float = setting(0.1, "of the last block, rising linearly from 0 in the first")
+    warmup_steps: int = setting(250, "with a rising learning rate, at most a tenth of the steps")
+    clip: float | None = setting(None, "largest norm of the gradient")
+    jitter: tuple[float, float] = setting((0.1, 2.0), "range of the longer side over the canvas; 1 1 just fits")
+    flip: float = setting(0.5, "probability of a horizontal flip")
+    window: int = setting(14, "side of the attention windows, patches")
+    global_blocks: int = setting(4, "blocks that attend over the whole image")
+    channels: int = setting(256, "of the pyramid and of the heads' convolutions")
+    head_width: int = setting(1024, "of the linear layer for the boxes")
+    rois: int = setting(512, "boxes of an image that the heads are trained on at a time")
+    anchor_scale: float = setting(8.0, "side of the anchors over the stride of their map")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "of encoder and pyramid; the heads are fp32 (auto: bf16 on CUDA)"
     )
-    val_every: int | None = _setting(None, "steps between measurements; there is always one at the end")
-    log_every: int = _setting(50, "steps between lines of metrics")
-    seed: int = _setting(0, "of the heads, the order, the crops and drop path")
+    val_every: int | None = setting(None, "steps between measurements; there is always one at the end")
+    log_every: int = setting(50, "steps between lines of metrics")
+    seed: int = setting(0, "of the heads, the order, the crops and drop path")
 
 
 PRESETS = {
@@ -82,25 +78,16 @@ def check_run(run: DetectionRun) -> None:
     """
     least = dict.fromkeys(("batch_size", "accumulate", "channels", "head_width", "rois", "log_every", "window"), 1)
     for name, lowest in {**least, "warmup_steps": 0, "seed": 0}.items():
-        if getattr(run, name) < lowest:
-            raise UserError(f"--{name}: expected {lowest} or more, got {getattr(run, name)}")
+        expect(run, name, f"{lowest} or more", getattr(run, name) >= lowest)
     for name in ("lr", "epochs", "anchor_scale", "clip", "steps", "val_every"):
         number = getattr(run, name)
-        if number is not None and not 0 < number < math.inf:
-            raise UserError(f"--{name}: expected a number above 0, got {number}")
-    ranges = {
-        "layer_decay": (0 < run.layer_decay <= 1, "above 0, up to 1"),
-        "flip": (0 <= run.flip <= 1, "from 0 to 1"),
-        "drop_path": (0 <= run.drop_path < 1, "from 0, below 1"),
-        "weight_decay": (0 <= run.weight_decay < math.inf, "from 0"),
-    }
-    for name, (fits, expected) in ranges.items():
-        if not fits:
-            raise UserError(f"--{name}: expected a number {expected}, got {getattr(run, name)}")
-    if not 0 < run.jitter[0] <= run.jitter[1] < math.inf:
-        raise UserError(f"--jitter: expected two numbers above 0, the lower first, got {run.jitter[0]} {run.jitter[1]}")
-    if run.accumulate > run.batch_size:
-        raise UserError(f"--accumulate: expected up to {run.batch_size} pieces, a batch, got {run.accumulate}")
+        expect(run, name, "a number above 0", number is None or 0 < number < math.inf)
+    expect(run, "layer_decay", "a number above 0, up to 1", 0 < run.layer_decay <= 1)
+    expect(run, "flip", "a number from 0 to 1", 0 <= run.flip <= 1)
+    expect(run, "drop_path", "a number from 0, below 1", 0 <= run.drop_path < 1)
+    expect(run, "weight_decay", "a number from 0", 0 <= run.weight_decay < math.inf)
+    expect(run, "jitter", "two numbers above 0, the lower first", 0 < run.jitter[0] <= run.jitter[1] < math.inf)
+    expect(run, "accumulate", f"up to {run.batch_size} pieces, a batch", run.accumulate <= run.batch_size)
 
 
 def total_steps(run: DetectionRun, images: int) -> int:
@@ -117,13 +104,8 @@ def step_learning_rate(step: int, total: int, run: DetectionRun) -> float:
     return run.lr * 0.1 ** sum(step >= share * total for share in DROPS)
 
 
-def to_dict(run: DetectionRun) -> dict[str, Any]:
-    """Plain values, as YAML and JSON hold them; :func:`from_dict` reads them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()}
-
-
 def from_dict(values: Mapping[str, Any]) -> DetectionRun:
-    """The run of :func:`to_dict`."""
+    """The run of :func:`~hardpatch.train.settings.to_dict`."""
     return with_values(DetectionRun(), values)
 
 

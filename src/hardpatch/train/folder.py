@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -49,10 +50,20 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         UserError: if there is none.
     """
+    return config.build(read_values(folder))
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """What the ``config.yaml`` of a run folder of any training verb holds.
+
+    Raises:
+        UserError: if there is none.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
-    return config.build(yaml.safe_load(path.read_text(encoding="utf-8")))
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
 
 
 def check_resume(folder: Path, run: RunConfig) -> None:
@@ -66,6 +77,15 @@ def check_resume(folder: Path, run: RunConfig) -> None:
         for name, values in config.differences(read_config(folder), run).items()
         if not name.startswith(FREE_TO_CHANGE)
     }
+    refuse_changes(folder, changed)
+
+
+def refuse_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse to go on if there are settings that have ``changed``, from what to what.
+
+    Raises:
+        UserError: names every one of them, with both values.
+    """
     if changed:
         told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
         raise UserError(f"--resume: {folder} was made with other settings: {told}; take those, or another --out")

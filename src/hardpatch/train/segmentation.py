@@ -1,6 +1,5 @@
 """Training of UperNet on an encoder: the recipe of BEiT and MAE for ADE20K, and one for a CPU."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from hardpatch.data.segmentation import IGNORED, SegmentationSet
 from hardpatch.data.segmentation_batches import LabelledBatch, SegmentationTransform, segmentation_batches
-from hardpatch.errors import TrainingError
 from hardpatch.evaluate.segmentation import Inference, Judged, evaluate
 from hardpatch.models.classifier import layer_decay_groups
 from hardpatch.models.upernet import UperNet
-from hardpatch.train import checkpoint
+from hardpatch.train import supervised
 from hardpatch.train.monitor import MetricsLog
-from hardpatch.train.segmentation_settings import SegmentationRun, to_dict
+from hardpatch.train.segmentation_settings import SegmentationRun
+from hardpatch.train.settings import to_dict
 
 if TYPE_CHECKING:
     from hardpatch.train.loop import Progress
@@ -92,22 +91,12 @@ class SegmentationTrainer:
 
     def restore(self) -> None:
         """Go back to the newest checkpoint of the folder, if there is one, to the bit."""
-        found = checkpoint.newest(self.folder)
-        if found is not None:
-            self.step, _ = checkpoint.restore(found, student=self.model, teacher=None, optimizer=self.optimizer)
+        self.step = supervised.restore(self.folder, self.model, self.optimizer)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        checkpoint.save(
-            self.folder / "checkpoints",
-            self.step,
-            student=self.model,
-            teacher=None,
-            optimizer=self.optimizer,
-            metadata={"kind": KIND, "run": to_dict(self.run)},
-            scaler={},
-            keep=1,
-        )
+        metadata = {"kind": KIND, "run": to_dict(self.run)}
+        supervised.save(self.folder, self.step, self.model, self.optimizer, metadata)
 
     def fit(self, progress: "Progress", interrupted: Callable[[], bool] = lambda: False) -> Judged | None:
         """Train to the end, from where the run is; None where it was interrupted, which ends after the step.
@@ -163,10 +152,9 @@ class SegmentationTrainer:
     def train_step(self, batch: LabelledBatch) -> float:
         """One optimiser step; returns the learning rate of the heads. Nothing here waits for the device."""
         run, model = self.run, self.model
-        torch.manual_seed(run.seed * 1_000_003 + self.step)  # of drop path and dropout: the same after a resume
+        supervised.seed_step(run.seed, self.step)
         lr = poly_learning_rate(self.step, run)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+        supervised.set_rates(self.optimizer, lr)
         images = model.normalise(batch.images.to(self.device, non_blocking=True))
         labels = batch.labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -205,13 +193,8 @@ class SegmentationTrainer:
         )
 
     def _means(self, logged: int) -> dict[str, float]:
-        means = (self.sums / (self.step - logged)).tolist()
-        self.sums.zero_()
-        if not all(map(math.isfinite, means)):
-            raise TrainingError(
-                f"the loss became NaN or infinite between steps {logged + 1} and {self.step}; nothing of that was "
-                f"saved. Try an --lr below {self.run.lr:g}, or --precision fp32"
-            )
+        advice = f"an --lr below {self.run.lr:g}, or --precision fp32"
+        means = supervised.read_means(self.sums, logged + 1, self.step, advice)
         row = {"step": self.step, "epoch": self.step * self.run.batch_size / len(self.train)}
         return row | dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=True))
 
