@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from hardpatch.data.augment import TrainTransform
 from hardpatch.errors import UserError
 from hardpatch.evaluate import finetune_settings as settings
-from hardpatch.evaluate.finetune import Evaluation, Result, confusion_figure, report
+from hardpatch.evaluate.confusion import Evaluation, confusion_figure, report
 from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer, seeded
 from hardpatch.evaluate.finetune_settings import FinetuneRun, configure
 from hardpatch.interchange.backbone import build_encoder, encoder_settings
 from hardpatch.models.classifier import Classifier, layer_decay_groups, layer_of
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.positions import resample_positions
+from hardpatch.train.settings import to_dict, to_yaml
 
 PATHS = {"run": "r", "train": "t", "val": "v"}
 
@@ -296,7 +297,7 @@ def test_presets() -> None:
 
 def test_settings_survive_yaml() -> None:
     for run in (configure(**PATHS), configure("tiny", **PATHS, from_scratch=True, ema=0.99, clip=1.0, min_lr=1e-6)):
-        assert settings.build(yaml.safe_load(settings.to_yaml(run))) == run
+        assert settings.build(yaml.safe_load(to_yaml(to_dict(run)))) == run
 
 
 @pytest.mark.parametrize(
@@ -344,9 +345,7 @@ def test_report_by_hand(tmp_path: Path, check_picture: Callable[[Path], None]) -
     confusion = torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]])
     found = Evaluation(confusion, top5=1.0, loss=0.7)
     assert (found.images, found.top1) == (8, 0.625)
-    result = Result(found.top1, found.top5, 0.75, 4.0, tmp_path, step=10, total=10)
-    assert result.finished
-    told = json.loads(json.dumps(report(result, found, ["a", "b", "c"])))
+    told = json.loads(json.dumps(report(found, ["a", "b", "c"], best_top1=0.75, best_epoch=4.0)))
     assert told["top1"] == 0.625
     assert (told["best_top1"], told["best_epoch"]) == (0.75, 4.0)
     assert told["classes"] == [

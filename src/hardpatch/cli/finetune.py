@@ -5,6 +5,7 @@ from pathlib import Path
 from hardpatch.cli.arguments import Parser, write_json
 from hardpatch.errors import UserError
 from hardpatch.evaluate import finetune_settings as settings
+from hardpatch.train.settings import to_dict
 
 
 def finetune(arguments: list[str]) -> int:
@@ -34,7 +35,7 @@ def finetune(arguments: list[str]) -> int:
     if own.resume:
         from hardpatch.evaluate.finetune import read_settings
 
-        values = settings.to_dict(read_settings(own.out))
+        values = to_dict(read_settings(own.out))
     if first:
         values["run"] = arguments[0]
     values |= {name: getattr(own, name) for name in ("train", "val") if getattr(own, name) is not None}

@@ -5,11 +5,10 @@ Nothing here imports torch, so that the command line answers at once.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hardpatch.config import did_you_mean, explain
@@ -183,17 +182,6 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = (), preset: str 
             ) from None
         raise UserError(f"--{explain(error).removeprefix('argument ').removeprefix('--')}") from None
     return FinetuneRun(**first, **namespace.as_dict())
-
-
-def to_dict(run: FinetuneRun) -> dict[str, Any]:
-    """Plain values, as YAML and JSON hold them; :func:`build` reads them back to an equal run."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()}
-
-
-def to_yaml(run: FinetuneRun) -> str:
-    """All settings, in the order in which they are documented."""
-    # None: lists of numbers stay on one line
-    return yaml.safe_dump(to_dict(run), sort_keys=False, default_flow_style=None, width=1000)
 
 
 def settings_help() -> str:
