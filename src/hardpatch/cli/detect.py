@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import Parser
-from hardpatch.cli.settings import (
-    given_settings,
-    machine_arguments,
-    open_folder,
-    run_arguments,
-    setting_arguments,
-    stopped,
-)
+from hardpatch.cli.settings import check_folder, given_settings, stopped, training_arguments
 from hardpatch.errors import UserError
 from hardpatch.evaluate.detection_settings import FREE_TO_CHANGE, PRESETS, DetectionRun, check_run, with_values
 from hardpatch.train.settings import to_dict, to_yaml
@@ -44,9 +37,7 @@ def detect(arguments: list[str]) -> int:
     parser.add_argument("--annotations", required=True, metavar="JSON", help="of these, in COCO's layout")
     parser.add_argument("--val", required=True, metavar="DIR", help="folder of images to be judged on")
     parser.add_argument("--val_annotations", required=True, metavar="JSON", help="of these")
-    run_arguments(parser, PRESETS)
-    machine_arguments(parser)
-    setting_arguments(parser, PRESETS)
+    training_arguments(parser, PRESETS)
     options = parser.parse_args(arguments)
     given = given_settings(options, PRESETS[options.preset])
     if "steps" in given and "epochs" in given:
@@ -84,7 +75,7 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
         **{name: str(getattr(options, name)) for name in ("train", "annotations", "val", "val_annotations")},
         **to_dict(run),
     }
-    open_folder(out, settings, FREE_TO_CHANGE, resume=options.resume)
+    check_folder(out, settings, FREE_TO_CHANGE, resume=options.resume)
     trainer = DetectionTrainer(
         backbone,
         run,

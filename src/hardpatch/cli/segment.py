@@ -4,14 +4,7 @@ import argparse
 from dataclasses import replace
 
 from hardpatch.cli.arguments import Parser
-from hardpatch.cli.settings import (
-    given_settings,
-    machine_arguments,
-    open_folder,
-    run_arguments,
-    setting_arguments,
-    stopped,
-)
+from hardpatch.cli.settings import check_folder, given_settings, stopped, training_arguments
 from hardpatch.errors import UserError
 from hardpatch.train.segmentation_settings import FREE_TO_CHANGE, PRESETS, SegmentationRun, check_run
 from hardpatch.train.settings import to_dict, to_yaml
@@ -36,7 +29,6 @@ def segment(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, weights file or checkpoint of a ViT")
     parser.add_argument("--train", required=True, metavar="DIR", help="images/ and labels/, or their train parts")
     parser.add_argument("--val", required=True, metavar="DIR", help="the same, or their val parts")
-    run_arguments(parser, PRESETS)
     labels = parser.add_argument_group("labels")
     labels.add_argument(
         "--classes", metavar="N|FILE", help="how many, or their names (default: classes.txt of --train)"
@@ -47,8 +39,7 @@ def segment(arguments: list[str]) -> int:
     labels.add_argument(
         "--reduce_zero_label", action="store_true", help="0 is ignored, 1 is the first class (on for ADE20K's folders)"
     )
-    machine_arguments(parser)
-    setting_arguments(parser, PRESETS)
+    training_arguments(parser, PRESETS)
     options = parser.parse_args(arguments)
     return _segment(options, arguments)
 
@@ -107,7 +98,7 @@ def _segment(options: argparse.Namespace, arguments: list[str]) -> int:
         "ignored": list(meaning.ignored),
         **to_dict(run),
     }
-    open_folder(out, settings, FREE_TO_CHANGE, resume=options.resume)
+    check_folder(out, settings, FREE_TO_CHANGE, resume=options.resume)
     progress = TrainingProgress()
     show_log(progress.console)
     pixels = check(train, "train")

@@ -13,28 +13,23 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def run_arguments(parser: Parser, presets: Mapping[str, Any]) -> None:
-    """--out, --preset, --weights and --resume."""
+def training_arguments(parser: Parser, presets: Mapping[str, "DataclassInstance"]) -> None:
+    """--out, --preset, --weights, --resume, the machine's, and an option for every setting of a run.
+
+    A setting that is not given is left out of the namespace: the preset's value stands.
+    """
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument(
         "--preset", choices=tuple(presets), default="small", help="settings to start from (%(default)s)"
     )
     parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-
-
-def machine_arguments(parser: Parser) -> None:
-    """--device, --workers and --checkpoint_minutes."""
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     machine.add_argument(
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
     )
     machine.add_argument("--checkpoint_minutes", type=float, default=10.0, metavar="X", help="default: %(default)s")
-
-
-def setting_arguments(parser: Parser, presets: Mapping[str, "DataclassInstance"]) -> None:
-    """An option for every setting of a run; where it is not given, the preset's value stands."""
     group = parser.add_argument_group("settings", f"in brackets their values in the presets {' | '.join(presets)}")
     run = next(iter(presets.values()))
     hints = get_type_hints(type(run))
@@ -65,7 +60,7 @@ def given_settings(options: argparse.Namespace, preset: "DataclassInstance") -> 
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...], *, resume: bool) -> None:
+def check_folder(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...], *, resume: bool) -> None:
     """Refuse to write over anything, or to go on with other settings than a run began with.
 
     Args:
