@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import hardpatch
 from hardpatch.cli import main
-from hardpatch.models.tokenizer import KIND, DiscreteVAE
+from hardpatch.models.tokenizer import KIND, METADATA, DiscreteVAE
 from hardpatch.train.monitor import read_metrics
 from tests.end_to_end.conftest import SMALL
 
@@ -43,7 +43,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
     sizes = {"patch_size": 4, "vocabulary": 16, "width": 16}
-    save_file(DiscreteVAE(**sizes).state_dict(), path, {"hardpatch": json.dumps({"kind": KIND, **sizes})})
+    save_file(DiscreteVAE(**sizes).state_dict(), path, {METADATA: json.dumps({"kind": KIND, **sizes})})
     return path
 
 
