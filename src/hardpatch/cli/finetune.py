@@ -16,7 +16,9 @@ def finetune(arguments: list[str]) -> int:
     parser.add_argument("--val", metavar="PATH", help="labelled images to be judged on")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(settings.PRESETS)} (default: paper)")
-    parser.add_argument("--from_scratch", action="store_true", help="random weights in a network of the same shape")
+    parser.add_argument(
+        "--from_scratch", "--from-scratch", action="store_true", help="random weights in a network of the same shape"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
     parser.usage = (
