@@ -33,7 +33,12 @@ OTHERS: dict[str, list[str]] = {
     "uniform": ["--method.mask=grid", "--method.secondary_ratio=0.25"],
     "attention_hint": ["--method.mask=attention_hint"],
     "attmask_without_mining": ["--method.mask=attention_high", "--method.predicting_loss=none"],
-    "drop_path": ["--model.drop_path=0.2", "--data.colour_jitter=0.4", "--optim.weight_decay_end=0.2"],
+    "drop_path": [
+        "--seed=9223372036854775807",
+        "--model.drop_path=0.2",
+        "--data.colour_jitter=0.4",
+        "--optim.weight_decay_end=0.2",
+    ],
 }
 
 

@@ -17,6 +17,7 @@ from hardpatch.targets import Target
 from hardpatch.train.build import masking_of, needs_teacher
 from hardpatch.train.monitor import RunningMeans
 from hardpatch.train.optim import Schedule, parameter_groups
+from hardpatch.train.supervised import seed_step
 
 
 class Piece(NamedTuple):
@@ -71,7 +72,7 @@ class Learner:
     def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
         """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student."""
         pieces = self.run.optim.accumulate
-        torch.manual_seed(self.run.seed * 1_000_003 + self.step)  # of drop path: the same after a resume
+        seed_step(self.run.seed, self.step)
         for piece in map(self._on_device, split_batch(batch, pieces)):
             with self.fabric.autocast():
                 problem = mine(

@@ -21,7 +21,7 @@ def set_rates(optimizer: Optimizer, lr: float) -> None:
 
 def seed_step(seed: int, step: int) -> None:
     """Seed what is drawn within a step (drop path, dropout, boxes), so that it is the same after a resume."""
-    torch.manual_seed(seed * 1_000_003 + step)
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def read_means(sums: Tensor, first: int, last: int, advice: str) -> list[float]:
