@@ -1,5 +1,6 @@
 """Features that were kept are the features that would be computed, and never those of anything else."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -83,3 +84,16 @@ def test_a_broken_file_is_computed_anew(found: Callable[..., LabelledFeatures], 
     file.write_bytes(beginning)
     assert same(first, found())
     assert same(first, found())
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(
+    found: Callable[..., LabelledFeatures],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hardpatch"), "propagate", True)  # the command line turns it off
+    fresh = found(cache=False)
+    (tmp_path / "features").write_text("in the way")
+    assert same(fresh, found())
+    assert "features are not kept" in caplog.text

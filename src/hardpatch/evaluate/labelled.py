@@ -1,5 +1,6 @@
 """Features of two labelled sets, the common ground of k-NN and the linear probe."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,8 @@ from hardpatch.evaluate.cache import FeatureCache
 from hardpatch.evaluate.features import Features, Progress, align_labels, extract
 from hardpatch.evaluate.ranks import gathered, of_first_rank, ranks
 from hardpatch.methods.hpm import HPM
+
+log = logging.getLogger("hardpatch")
 
 LARGE_IMAGE = 112
 """Sides from here on are cut out of an image a seventh larger, as is usual at 224 px; smaller ones show it whole."""
@@ -78,7 +81,10 @@ def labelled_features(
             features = extract(model, batches, device=device, pool=pool, autocast=bfloat, progress=advance)
             features = gathered(features, torch.device(device))
             if kept is not None and rank == 0:
-                kept.write(made_of, features)
+                try:
+                    kept.write(made_of, features)
+                except OSError as error:  # a run that one may only read
+                    log.warning("features are not kept: cannot write to %s: %s", cache, error.strerror)
         BadFiles(len(source), max_bad_fraction).update(features.bad)
         found.append(features)
         before += len(source)
