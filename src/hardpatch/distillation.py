@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from hardpatch.schedules import ramp
+
 STUDENT_TEMPERATURE = 0.1
 CENTRE_MOMENTUM = 0.9
 
@@ -98,9 +100,7 @@ def teacher_temperature(progress: float, start: float, end: float, warmup: float
     Both ``progress`` and ``warmup`` are shares of the training, in [0, 1]. A high temperature at the beginning makes
     the training unstable (Caron et al. 2021).
     """
-    if progress >= warmup:
-        return end
-    return start + (end - start) * progress / warmup
+    return ramp(progress, start, end, warmup)
 
 
 @torch.no_grad()

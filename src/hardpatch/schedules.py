@@ -1,6 +1,21 @@
-"""The learning rate, of pre-training and of what is trained on top."""
+"""How a number goes from one value to another while training goes on; the learning rate is made of both."""
 
 import math
+
+
+def ramp(progress: float, start: float, end: float, warmup: float) -> float:
+    """Linear from ``start`` to ``end`` while ``progress`` goes from 0 to ``warmup``, then ``end``.
+
+    Both ``progress`` and ``warmup`` are shares of the training, in [0, 1].
+    """
+    if warmup <= 0.0 or progress >= warmup:
+        return end
+    return start + (end - start) * progress / warmup
+
+
+def half_cosine(progress: float, start: float, end: float) -> float:
+    """From ``start`` at ``progress`` 0 to ``end`` at 1 along half a cosine: slow at both ends."""
+    return end + (start - end) * (0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def learning_rate(progress: float, peak: float, minimum: float, warmup: float) -> float:
@@ -14,5 +29,4 @@ def learning_rate(progress: float, peak: float, minimum: float, warmup: float) -
     """
     if progress < warmup:
         return peak * progress / warmup
-    cosine = 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / max(1.0 - warmup, 1e-12)))
-    return minimum + (peak - minimum) * cosine
+    return half_cosine((progress - warmup) / max(1.0 - warmup, 1e-12), peak, minimum)

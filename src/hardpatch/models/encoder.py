@@ -158,7 +158,9 @@ class Encoder(nn.Module):
         else:
             x = self.patch_embed(patches)
             if parts is not None:
-                x = torch.cat([self._with_mask_tokens(x[: len(parts.masked)], parts), x[len(parts.masked) :]])
+                count = len(parts.masked)
+                hidden = self._with_mask_tokens(x[:count], parts)
+                x = hidden if count == len(x) else torch.cat([hidden, x[count:]])
         if self.positions is not None:
             positions = resample_positions(self.positions, self.grid, grid).to(x.dtype)
             x = x + (positions[parts.visible] if parts is not None and self.drop_masked else positions)

@@ -1,11 +1,12 @@
 """The teacher: an exponential moving average of the student that says which patches will be hard."""
 
 import copy
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from hardpatch.schedules import half_cosine, ramp
 
 
 class Sight(NamedTuple):
@@ -61,12 +62,9 @@ def linear_momentum(progress: float, start: float, end: float, warmup: float) ->
     All of ``progress`` and ``warmup`` in units of the whole training; the reference goes from 0.999 to 0.9999 within
     the first 100 epochs.
     """
-    if warmup <= 0.0 or progress >= warmup:
-        return end
-    return start + (end - start) * progress / warmup
+    return ramp(progress, start, end, warmup)
 
 
 def cosine_momentum(progress: float, start: float, end: float, warmup: float) -> float:
     """The same along half a cosine (DINO, iBOT: from 0.996 to 1 over the whole training)."""
-    rise = linear_momentum(progress, 0.0, 1.0, warmup)
-    return end - (end - start) * 0.5 * (1.0 + math.cos(math.pi * rise))
+    return half_cosine(ramp(progress, 0.0, 1.0, warmup), start, end)

@@ -1,6 +1,5 @@
 """Optimiser groups, and everything that changes as training goes on."""
 
-import math
 import random
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from hardpatch.config import RunConfig
 from hardpatch.curriculum import linear_alpha
 from hardpatch.distillation import teacher_temperature
 from hardpatch.models.teacher import cosine_momentum, linear_momentum
-from hardpatch.schedules import learning_rate
+from hardpatch.schedules import half_cosine, learning_rate
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -56,7 +55,7 @@ def schedule(run: RunConfig, step: int, total: int) -> Schedule:
     spread = method.mask_ratio_spread
     return Schedule(
         lr=learning_rate(progress, peak, optim.min_lr, optim.warmup),
-        weight_decay=last + (optim.weight_decay - last) * 0.5 * (1.0 + math.cos(math.pi * progress)),
+        weight_decay=half_cosine(progress, optim.weight_decay, last),
         alpha=linear_alpha(progress, method.alpha_start, method.alpha_end) if mining else 0.0,
         # one ratio for the whole batch, so that all images have as many masked patches
         mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),

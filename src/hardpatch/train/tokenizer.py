@@ -23,7 +23,7 @@ from hardpatch.errors import TrainingError, UserError
 from hardpatch.figures import enlarge
 from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
 from hardpatch.safe import save_tensors
-from hardpatch.schedules import learning_rate
+from hardpatch.schedules import half_cosine, learning_rate
 
 if TYPE_CHECKING:
     from hardpatch.train.loop import Progress
@@ -102,7 +102,7 @@ def temperature(progress: float) -> float:
 
     Ramesh et al. (App. A.2) end there too, and start at 1; here cosines are bounded, and lower starts learnt faster.
     """
-    return 1 / 16 + (1 / 2 - 1 / 16) * 0.5 * (1 + math.cos(math.pi * min(progress / 0.75, 1.0)))
+    return half_cosine(min(progress / 0.75, 1.0), 1 / 2, 1 / 16)
 
 
 def uneven_use(logits: Tensor) -> Tensor:
