@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.augment import EvalTransform, TrainTransform, resize
 from hardpatch.data.loader import BadFiles, Batch, TrainingOrder, eval_batches, resolve_workers, train_batches
 from hardpatch.data.sources import Source, open_images, open_source
 from hardpatch.errors import UserError
@@ -60,6 +60,9 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
         assert torch.equal(x.indices, y.indices)
         assert torch.equal(x.labels, y.labels)
         assert x.bad == y.bad
+        for one, other in ((x.boxes, y.boxes), (x.flipped, y.flipped)):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or torch.equal(one, other)
 
 
 # the training stream
@@ -74,6 +77,20 @@ def test_shapes_and_types(source: Source) -> None:
     assert batch.labels.tolist() == [source.label(i) for i in batch.indices.tolist()]
     assert batch.bad == []
     assert batch.local is None
+
+
+def test_boxes_and_flips_say_what_part_of_the_image_is_shown(source: Source) -> None:
+    (batch,) = take(train_batches(source, TrainTransform((12, 14)), batch_size=22, seed=0), 1)
+    assert batch.boxes is not None
+    assert batch.flipped is not None
+    assert batch.boxes.dtype == torch.float32
+    assert 0 < batch.flipped.sum() < 22
+    in_pixels = (batch.boxes.double() * torch.tensor([20, 24, 20, 24])).round().int().tolist()
+    for k, (top, left, h, w) in enumerate(in_pixels):
+        image = source.image(int(batch.indices[k]), 3)[top : top + h, left : left + w]
+        expected = resize(image, (12, 14))
+        expected = expected[:, ::-1] if batch.flipped[k] else expected
+        assert np.array_equal(batch.images[k].permute(1, 2, 0).numpy(), expected)
 
 
 def test_grey_and_unlabelled(tmp_path: Path) -> None:
@@ -256,6 +273,7 @@ def test_every_image_once_in_order(source: Source, workers: int) -> None:
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(22))
     assert torch.cat([batch.labels for batch in batches]).tolist() == [source.label(i) for i in range(22)]
     assert torch.equal(batches[1].images[2], EVAL(source.image(10, 3)))
+    assert batches[0].boxes is batches[0].flipped is None
 
 
 def test_broken_files_are_left_out_and_no_batch_is_empty(tmp_path: Path) -> None:

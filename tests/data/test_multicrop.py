@@ -188,6 +188,7 @@ def test_views_come_first(source: Source) -> None:
         assert local_of(batch).is_contiguous()
         assert batch.images.dtype == local_of(batch).dtype == torch.uint8
         assert batch.indices.shape == batch.labels.shape == (4,)
+        assert batch.boxes is batch.flipped is None
         large, small = batch.images.unflatten(0, (2, 4)), local_of(batch).unflatten(0, (3, 4))
         for k, index in enumerate(batch.indices.tolist()):
             rng = np.random.default_rng((7, place // 11, index))

@@ -6,7 +6,7 @@ is made.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,18 @@ COLOURS = (
 )
 
 
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
+
+
+class Crop(NamedTuple):
+    """A view of an image, and where it comes from."""
+
+    pixels: torch.Tensor  # uint8 [C, h, w]
+    box: tuple[float, float, float, float]  # top, left, height, width: shares of the image's height and width
+    flipped: bool
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """Random resized crop, then a horizontal flip with probability `flip`; image_size is (height, width).
@@ -107,6 +119,10 @@ class TrainTransform:
 
     def __call__(self, image: Image, rng: np.random.Generator) -> torch.Tensor:
         """uint8 [H, W, C] to uint8 [C, h, w]."""
+        return self.crop(image, rng).pixels
+
+    def crop(self, image: Image, rng: np.random.Generator) -> Crop:
+        """The same, with its place in the image."""
         by = self.colour_jitter
         colour = Colour(jitter=1.0, strength=(by, by, by, 0.0)) if by else None
         return _view(image, self.image_size, self.scale, self.ratio, self.flip, colour, rng)
@@ -136,7 +152,7 @@ class MultiCropTransform:
         first, second, local = COLOURS if self.colour else (None, None, None)
 
         def view(size: tuple[int, int], scale: tuple[float, float], colour: Colour | None) -> torch.Tensor:
-            return _view(image, size, scale, self.ratio, self.flip, colour, rng)
+            return _view(image, size, scale, self.ratio, self.flip, colour, rng).pixels
 
         large = [view(self.image_size, self.global_scale, colour) for colour in (first, second)]
         small = [view(self.local_size, self.local_scale, local) for _ in range(self.local_crops)]
@@ -152,14 +168,17 @@ def _view(
     flip: float,
     colour: Colour | None,
     rng: np.random.Generator,
-) -> torch.Tensor:
-    """Crop, flip, colour: uint8 [H, W, C] to uint8 [C, h, w]."""
-    pixels = random_resized_crop(image, size, scale, ratio, rng)
+) -> Crop:
+    """Crop, flip, colour of an image, uint8 [H, W, C]."""
+    all_height, all_width = image.shape[:2]
+    top, left, height, width = crop_box(all_height, all_width, scale, ratio, rng)
+    pixels = resize(image[top : top + height, left : left + width], size)
     flipped = rng.random() < flip
     if colour is not None:
         pixels = colour(pixels, rng)
     out = _to_tensor(pixels)
-    return out.flip(2) if flipped else out
+    share = (top / all_height, left / all_width, height / all_height, width / all_width)
+    return Crop(out.flip(2) if flipped else out, share, flipped)
 
 
 @dataclass(frozen=True)
@@ -199,7 +218,7 @@ def random_resized_crop(
 
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+) -> Box:
     """(top, left, height, width) of a box, by the law of torchvision's RandomResizedCrop.
 
     Area uniform and aspect log-uniform; after ten boxes that do not fit, the largest central one of allowed aspect.

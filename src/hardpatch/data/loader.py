@@ -30,6 +30,9 @@ class Batch(NamedTuple):
 
     Of a :class:`MultiCropTransform`, `images` holds two views of each image and `local` L smaller ones, views first:
     all images in their first view, then all in their second, and so on. `local` is None where there are none.
+
+    Of a :class:`TrainTransform`, `boxes` says which part of the image each one is, and `flipped` whether left and right
+    are then swapped; both are of the image that is there, and None for other transforms.
     """
 
     images: torch.Tensor  # uint8 [B, C, H, W], or [2 * B, C, H, W]
@@ -37,6 +40,8 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 [B], of the image that is there, -1 = none
     bad: list[str]
     local: torch.Tensor | None = None  # uint8 [L * B, C, h, w]
+    boxes: torch.Tensor | None = None  # float32 [B, 4]: top, left, height, width as shares of the image's height, width
+    flipped: torch.Tensor | None = None  # bool [B]
 
 
 def train_batches(
@@ -127,20 +132,27 @@ class _TrainingSet(Dataset[Batch]):
         self.source, self.transform, self.seed = source, transform, seed
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
+        multi = isinstance(self.transform, MultiCropTransform)
         sizes = [(1, self.transform.image_size)]
         if isinstance(self.transform, MultiCropTransform):
             sizes = [(GLOBAL_CROPS, self.transform.image_size), (self.transform.local_crops, self.transform.local_size)]
         views = [_empty(self.transform.channels, size, count, len(samples)) for count, size in sizes]
         labels = torch.full((len(samples),), -1)
+        boxes, flipped = torch.zeros(len(samples), 4), torch.zeros(len(samples), dtype=torch.bool)
         bad: dict[str, None] = {}
         for k, (epoch, index) in enumerate(samples.tolist()):
             found = self._next_decodable(index, bad)
             if found is None:
                 return Batch(views[0][0, :0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
             pixels, at = found
-            crops = self.transform(pixels, np.random.default_rng((self.seed, epoch, index)))
-            for view, crop in zip(views, crops if isinstance(crops, tuple) else (crops,), strict=True):
-                view[:, k] = crop
+            rng = np.random.default_rng((self.seed, epoch, index))
+            if isinstance(self.transform, MultiCropTransform):
+                for view, crops in zip(views, self.transform(pixels, rng), strict=True):
+                    view[:, k] = crops
+            else:
+                crop = self.transform.crop(pixels, rng)
+                views[0][0, k] = crop.pixels
+                boxes[k], flipped[k] = torch.tensor(crop.box), crop.flipped
             labels[k] = _label(self.source, at)
         images, *local = [view.flatten(0, 1) for view in views]
         return Batch(
@@ -149,6 +161,8 @@ class _TrainingSet(Dataset[Batch]):
             labels,
             list(bad),
             local[0] if local and len(local[0]) else None,
+            None if multi else boxes,
+            None if multi else flipped,
         )
 
     def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[npt.NDArray[np.uint8], int] | None:

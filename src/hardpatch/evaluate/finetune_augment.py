@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hardpatch.data.augment import Image, TrainTransform
+from hardpatch.data.augment import Crop, Image, TrainTransform
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Share of the image that is erased, and its height over its width (Zhong et al. 2020)."""
@@ -55,12 +55,13 @@ class FinetuneTransform(TrainTransform):
     magnitude_std: float = 0.5
     erase: float = 0.0
 
-    def __call__(self, image: Image, rng: np.random.Generator) -> Tensor:
-        """uint8 [H, W, C] to uint8 [C, h, w]."""
-        pixels = super().__call__(image, rng)
+    def crop(self, image: Image, rng: np.random.Generator) -> Crop:
+        """uint8 [H, W, C] to uint8 [C, h, w], with its place in the image."""
+        crop = super().crop(image, rng)
+        pixels = crop.pixels
         if self.magnitude:
             pixels = self._augmented(pixels, int(rng.integers(2**32)))
-        return self._erased(pixels, rng) if rng.random() < self.erase else pixels
+        return crop._replace(pixels=self._erased(pixels, rng) if rng.random() < self.erase else pixels)
 
     def _augmented(self, pixels: Tensor, seed: int) -> Tensor:
         from PIL import Image as Pillow
