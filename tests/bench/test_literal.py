@@ -1,7 +1,5 @@
 """The step that does nothing in vain gives the losses of Algorithm 1 taken at its word."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -20,17 +18,6 @@ from hardpatch.train.optim import schedule
 from hardpatch.train.step import Learner
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def literal() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "literal.py"
-    spec = importlib.util.spec_from_file_location("literal", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small_run(*more: str) -> RunConfig:

@@ -1,0 +1,1 @@
+"""How fast a training step is, beside others and beside what the device can do: `hardpatch bench`."""
