@@ -85,6 +85,7 @@ def test_a_file_may_build_on_a_recipe(tmp_path: Path) -> None:
         (["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
         (["--optim.accumulate", "3"], "optim.accumulate: expected a divisor of batch_size=128, got 3"),
         (["--data.crop_scale", "[0.5, 0.2]"], "data.crop_scale"),
+        (["--data.shrink_on_decode", "0.5"], "data.shrink_on_decode: expected at least 1, or null for never, got 0.5"),
         (["--method.alpha_end", "-0.1"], r"method.alpha_end: expected a number in \[0, 1\], got -0.1"),
         (["--knn.train", "x"], "knn.train, knn.val: expected both or neither"),
         (["stray"], "stray: unknown argument"),

@@ -37,6 +37,8 @@ class DataConfig:
     """Probability of a horizontal flip."""
     colour_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot has its own colours."""
+    shrink_on_decode: float | None = 2.0
+    """JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop is still so many times the output's size; null never."""
     mean: Literal["imagenet", "computed"] | list[float] = "imagenet"
     """Mean of each channel for pixels in [0, 1]: ImageNet's, computed on your images, or given."""
     std: Literal["imagenet", "computed"] | list[float] = "imagenet"
@@ -300,6 +302,8 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"{name}: expected 0 < smallest <= largest <= 1, got {[low, high]}")
     if not 0.0 < data.crop_ratio[0] <= data.crop_ratio[1]:
         raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
+    if data.shrink_on_decode is not None and data.shrink_on_decode < 1:
+        raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
     if data.channels not in (1, 3):
         raise UserError(f"data.channels: expected 3 (RGB) or 1 (grey), got {data.channels}")
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,9 @@ from hardpatch.data.augment import (
     TrainTransform,
     channel_statistics,
     crop_box,
-    random_resized_crop,
     resize,
 )
-from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.decode import Jpeg, UndecodableImage, open_image
 from hardpatch.errors import UserError
 
 RATIO = (3 / 4, 4 / 3)
@@ -44,6 +44,9 @@ class Arrays:
         if array is None:
             raise UndecodableImage(f"array {i}: broken")
         return array
+
+    def encoded(self, i: int) -> None:
+        return None
 
     def label(self, i: int) -> int | None:
         return None
@@ -124,13 +127,13 @@ def test_overshoot_is_clamped_not_wrapped() -> None:
     assert out[-1] == 255
 
 
-def test_random_resized_crop_of_part_of_an_image(photograph: np.ndarray) -> None:
-    out = random_resized_crop(photograph, (48, 64), (0.3, 0.3), (1.0, 1.0), np.random.default_rng(3))
+def test_crop_is_pillows_resize_of_the_box(photograph: np.ndarray) -> None:
+    out = TrainTransform((48, 64), scale=(0.3, 0.3), ratio=(1.0, 1.0), flip=0)(photograph, np.random.default_rng(3))
     top, left, h, w = crop_box(512, 512, (0.3, 0.3), (1.0, 1.0), np.random.default_rng(3))
     assert h == w == round(512 * 0.3**0.5)
     box = Image.fromarray(photograph[top : top + h, left : left + w])
     expected = np.asarray(box.resize((64, 48), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(out - expected).max() <= 2
+    assert np.abs(out.permute(1, 2, 0).numpy() - expected).max() <= 2
 
 
 # the transforms
@@ -179,6 +182,66 @@ def test_train_transform_draws_a_box_and_a_flip_and_nothing_else(photograph: np.
         expected = expected[:, ::-1] if other.random() < flip else expected
         assert np.array_equal(out.permute(1, 2, 0).numpy(), expected)
         assert rng.bit_generator.state == other.bit_generator.state
+
+
+# JPEGs that are decoded for the crop
+
+
+def jpeg(image: np.ndarray, quality: int = 92) -> Jpeg:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    opened = open_image(buffer.getvalue())
+    assert isinstance(opened, Jpeg)
+    return opened
+
+
+def test_a_jpeg_gives_what_its_pixels_give(photograph: np.ndarray) -> None:
+    image, transform = jpeg(photograph), TrainTransform((100, 60), shrink_on_decode=None)
+    small = TrainTransform((300, 280), shrink_on_decode=2.0)  # no crop is so large that it would be shrunken
+    for seed in range(10):
+        for each in (transform, small):
+            ours = each.crop(image, np.random.default_rng(seed))
+            whole = each.crop(image.pixels(), np.random.default_rng(seed))
+            assert torch.equal(ours.pixels, whole.pixels)
+            assert ours[1:] == whole[1:]
+
+
+@pytest.mark.parametrize(("margin", "size"), [(2.0, (48, 64)), (2.0, (30, 20)), (1.5, (50, 50)), (3.0, (7, 9))])
+def test_a_shrunken_crop_is_that_of_its_box(photograph: np.ndarray, margin: float, size: tuple[int, int]) -> None:
+    whole = np.array([509, 507, 509, 507])  # no multiples of 2, 4 or 8
+    image = jpeg(photograph[:509, :507])
+    plain, transform = TrainTransform(size), TrainTransform(size, shrink_on_decode=margin)
+    shrunken = 0
+    for seed in range(20):
+        crop, asked = (each.crop(image, np.random.default_rng(seed)) for each in (transform, plain))
+        assert crop.flipped == asked.flipped
+        shrunken += crop.box != asked.box
+        (top, left, h, w), wanted = (np.array(each.box) * whole for each in (crop, asked))
+        for edge, other, length, out in (
+            (top, wanted[0], wanted[2], size[0]),
+            (top + h, wanted[0] + wanted[2], wanted[2], size[0]),
+            (left, wanted[1], wanted[3], size[1]),
+            (left + w, wanted[1] + wanted[3], wanted[3], size[1]),
+        ):
+            assert abs(edge - other) < length / out / margin
+        # the box that is told is the box that is shown
+        top, left, h, w = (round(edge) for edge in (top, left, h, w))
+        full = resize(image.pixels()[top : top + h, left : left + w], size).astype(int)
+        full = full[:, ::-1] if crop.flipped else full
+        difference = crop.pixels.permute(1, 2, 0).numpy() - full
+        assert 10 * np.log10(255**2 / (difference**2).mean().clip(1e-9)) > 40
+    assert shrunken > 5
+
+
+def test_a_jpeg_that_only_pillow_reads_is_not_shrunken(photograph: np.ndarray) -> None:
+    image = jpeg(photograph)
+    at = image.data.index(b"\xff\xda")
+    odd = Jpeg(image.data[:at] + b"\x00\x00" + image.data[at:], image.shape)
+    transform = TrainTransform((32, 32), shrink_on_decode=2.0)
+    crop = transform.crop(odd, np.random.default_rng(0))
+    whole = transform.crop(odd.pixels(), np.random.default_rng(0))
+    assert torch.equal(crop.pixels, whole.pixels)
+    assert crop.box == whole.box
 
 
 # colour

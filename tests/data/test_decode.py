@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hardpatch.data import decode as decode_module
-from hardpatch.data.decode import UndecodableImage, decode
+from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
 from hardpatch.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -257,3 +257,39 @@ def test_the_pixel_limit_is_pillows() -> None:
 def test_other_numbers_of_channels_are_the_users_mistake(channels: int) -> None:
     with pytest.raises(UserError, match=f"data.channels.*got {channels}"):
         decode(encoded(Image.fromarray(RGB), "PNG"), channels)
+
+
+# decoding at a smaller scale
+
+
+@pytest.mark.parametrize("shape", [(40, 48), (41, 47), (8, 8), (5, 3), (1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_shrunken_jpeg_has_whole_pixels(shape: tuple[int, int], channels: int, shrink: int) -> None:
+    image = open_image(encoded(smooth(*shape), "JPEG", quality=95), channels)
+    assert isinstance(image, Jpeg)
+    assert image.shape == (*shape, channels)
+    pixels = image.pixels(shrink)
+    assert pixels.shape == (-(-shape[0] // shrink), -(-shape[1] // shrink), channels)
+    assert pixels.flags.writeable
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_shrunken_jpeg_is_the_mean_of_its_blocks(photograph: np.ndarray, shrink: int) -> None:
+    image = open_image(encoded(Image.fromarray(photograph), "JPEG", quality=95))
+    assert isinstance(image, Jpeg)
+    blocks = image.pixels().reshape(512 // shrink, shrink, 512 // shrink, shrink, 3).mean((1, 3))
+    assert np.abs(image.pixels(shrink) - blocks).mean() < 3
+
+
+def test_broken_jpeg_is_found_at_any_scale(photograph: np.ndarray) -> None:
+    data = encoded(Image.fromarray(photograph), "JPEG")
+    for shrink in (1, 2, 4, 8):
+        image = open_image(data[: len(data) // 2])
+        assert isinstance(image, Jpeg)
+        with pytest.raises(UndecodableImage, match="truncated"):
+            image.pixels(shrink)
+
+
+def test_what_is_no_jpeg_is_decoded_at_once() -> None:
+    assert np.array_equal(open_image(encoded(Image.fromarray(RGB), "PNG")), RGB)  # type: ignore[arg-type]

@@ -118,6 +118,9 @@ class First:
     def image(self, i: int, channels: int) -> np.ndarray:
         return self.source.image(i, channels)
 
+    def encoded(self, i: int) -> bytes | None:
+        return self.source.encoded(i)
+
     def label(self, i: int) -> int | None:
         return self.source.label(i)
 

@@ -81,6 +81,9 @@ class Labels:
     def image(self, i: int, channels: int) -> np.ndarray:
         return np.zeros((2, 2, channels), dtype=np.uint8)
 
+    def encoded(self, i: int) -> None:
+        return None
+
     def label(self, i: int) -> int | None:
         return self.labels[i]
 

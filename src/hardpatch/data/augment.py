@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.decode import Jpeg, UndecodableImage
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Image = npt.NDArray[np.uint8]
 
 GLOBAL_CROPS = 2
 BLUR_SIGMA = (0.1, 2.0)  # pixels
+SHRINKS = (8, 4, 2)  # what a JPEG decodes to quickly; the scales between are slower than the full size
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class TrainTransform:
 
     `colour_jitter` is the strength by which brightness, contrast and saturation of the crop vary; BEiT has 0.4 (and
     applies it to the whole image, which differs by the grey that contrast is about).
+
+    A JPEG is decoded at half, a quarter or an eighth of its size where what then is left of the crop is still at least
+    `shrink_on_decode` times as high and wide as image_size. The crop's edges are then moved to whole pixels of the
+    shrunken image, by less than 1 / shrink_on_decode pixels of the output. None decodes everything in full.
     """
 
     image_size: tuple[int, int]
@@ -116,16 +121,17 @@ class TrainTransform:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     colour_jitter: float = 0.0
+    shrink_on_decode: float | None = None
 
-    def __call__(self, image: Image, rng: np.random.Generator) -> torch.Tensor:
-        """uint8 [H, W, C] to uint8 [C, h, w]."""
+    def __call__(self, image: Image | Jpeg, rng: np.random.Generator) -> torch.Tensor:
+        """uint8 [H, W, C], or a JPEG that would be that, to uint8 [C, h, w]."""
         return self.crop(image, rng).pixels
 
-    def crop(self, image: Image, rng: np.random.Generator) -> Crop:
-        """The same, with its place in the image."""
+    def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
+        """The same, with its place in the image; raises UndecodableImage for a JPEG that is broken."""
         by = self.colour_jitter
         colour = Colour(jitter=1.0, strength=(by, by, by, 0.0)) if by else None
-        return _view(image, self.image_size, self.scale, self.ratio, self.flip, colour, rng)
+        return _view(image, self.image_size, self.scale, self.ratio, self.flip, colour, rng, self.shrink_on_decode)
 
 
 @dataclass(frozen=True)
@@ -161,24 +167,50 @@ class MultiCropTransform:
 
 
 def _view(
-    image: Image,
+    image: Image | Jpeg,
     size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
     flip: float,
     colour: Colour | None,
     rng: np.random.Generator,
+    shrink_on_decode: float | None = None,
 ) -> Crop:
-    """Crop, flip, colour of an image, uint8 [H, W, C]."""
-    all_height, all_width = image.shape[:2]
-    top, left, height, width = crop_box(all_height, all_width, scale, ratio, rng)
-    pixels = resize(image[top : top + height, left : left + width], size)
+    """Crop, flip, colour of an image, uint8 [H, W, C], or of a JPEG that would be that."""
+    box = crop_box(image.shape[0], image.shape[1], scale, ratio, rng)
+    cut, share = _cut(image, box, size, shrink_on_decode)
+    pixels = resize(cut, size)
     flipped = rng.random() < flip
     if colour is not None:
         pixels = colour(pixels, rng)
     out = _to_tensor(pixels)
-    share = (top / all_height, left / all_width, height / all_height, width / all_width)
     return Crop(out.flip(2) if flipped else out, share, flipped)
+
+
+def _cut(
+    image: Image | Jpeg, box: Box, size: tuple[int, int], margin: float | None
+) -> tuple[Image, tuple[float, float, float, float]]:
+    """The pixels of a box, those of a JPEG perhaps shrunken, and its place as shares of the image."""
+    all_height, all_width = image.shape[:2]
+    top, left, height, width = box
+    shrink = 1
+    if isinstance(image, Jpeg):
+        if margin is not None:
+            zoom = min(height / size[0], width / size[1]) / margin
+            shrink = next((factor for factor in SHRINKS if factor <= zoom), 1)
+        image = image.pixels(shrink)
+        if image.shape[:2] == (all_height, all_width):  # Pillow does not shrink
+            shrink = 1
+    # to whole pixels of what was decoded, but not to those at its end that stand for fewer than `shrink`
+    top, bottom = (min(round(edge / shrink), all_height // shrink) for edge in (top, top + height))
+    left, right = (min(round(edge / shrink), all_width // shrink) for edge in (left, left + width))
+    share = (
+        top * shrink / all_height,
+        left * shrink / all_width,
+        (bottom - top) * shrink / all_height,
+        (right - left) * shrink / all_width,
+    )
+    return image[top:bottom, left:right], share
 
 
 @dataclass(frozen=True)
@@ -198,22 +230,6 @@ class EvalTransform:
         covering = (max(h, int(height * zoom + 1e-6)), max(w, int(width * zoom + 1e-6)))
         top, left = round((covering[0] - h) / 2), round((covering[1] - w) / 2)
         return _to_tensor(resize(image, covering)[top : top + h, left : left + w])
-
-
-def random_resized_crop(
-    image: Image,
-    size: tuple[int, int],
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    rng: np.random.Generator | None = None,
-) -> Image:
-    """A random box of the image, uint8 [H, W, C], resized to uint8 [h, w, C].
-
-    `scale` is the range of the box's share of the area, `ratio` that of its width over its height, as in torchvision.
-    """
-    rng = np.random.default_rng() if rng is None else rng
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], scale, ratio, rng)
-    return resize(image[top : top + height, left : left + width], size)
 
 
 def crop_box(

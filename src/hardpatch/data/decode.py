@@ -25,6 +25,33 @@ def check_channels(channels: int) -> None:
         raise UserError(f"data.channels: expected 1 (grey) or 3 (RGB), got {channels!r}")
 
 
+class Jpeg:
+    """A JPEG whose header has been read: `shape` is (height, width, channels); pixels are decoded when asked for."""
+
+    def __init__(self, data: bytes, shape: tuple[int, int, int]) -> None:
+        self.data, self.shape = data, shape
+
+    def pixels(self, shrink: int = 1) -> npt.NDArray[np.uint8]:
+        """uint8 [H, W, channels], writable, or [ceil(H / shrink), ceil(W / shrink), channels] for `shrink` 2, 4 or 8.
+
+        Shrinking leaves out the fine frequencies of each 8 x 8 block. The few files that only Pillow can read come in
+        full size all the same. Raises UndecodableImage.
+        """
+        import simplejpeg
+
+        height, width, channels = self.shape
+        # least height and width: min_factor alone leaves the size as it is
+        least = {} if shrink == 1 else {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+        try:
+            return simplejpeg.decode_jpeg(self.data, "GRAY" if channels == 1 else "RGB", **least)
+        except ValueError as error:
+            # Pillow would fill the missing part with grey. The other complaints (stray bytes between segments, an
+            # unusual colour space or subsampling) leave the picture whole: let Pillow try.
+            if "remature end" in str(error):
+                raise UndecodableImage(f"truncated JPEG ({error})") from None
+        return _decode_with_pillow(self.data, channels)
+
+
 def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
     """Decode JPEG, PNG, WebP, TIFF or BMP to uint8 [H, W, channels], writable.
 
@@ -34,6 +61,12 @@ def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
     Raises UndecodableImage with the reason for any broken, truncated or unknown file, and UserError for channels other
     than 1 and 3.
     """
+    image = open_image(data, channels)
+    return image.pixels() if isinstance(image, Jpeg) else image
+
+
+def open_image(data: bytes, channels: int = 3) -> Jpeg | npt.NDArray[np.uint8]:
+    """As :func:`decode`, but of a JPEG only the header is read."""
     check_channels(channels)
     if not data:
         raise UndecodableImage("empty file")
@@ -42,14 +75,13 @@ def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
 
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if height * width > MOST_PIXELS:
-                raise UndecodableImage(f"{height} x {width} pixels; expected at most {MOST_PIXELS:,}")
-            return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
         except ValueError as error:
-            # Pillow would fill the missing part with grey. The other complaints (stray bytes between segments, an
-            # unusual colour space or subsampling) leave the picture whole: let Pillow try.
             if "remature end" in str(error):
                 raise UndecodableImage(f"truncated JPEG ({error})") from None
+        else:
+            if height * width > MOST_PIXELS:
+                raise UndecodableImage(f"{height} x {width} pixels; expected at most {MOST_PIXELS:,}")
+            return Jpeg(data, (height, width, channels))
     return _decode_with_pillow(data, channels)
 
 

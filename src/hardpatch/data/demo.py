@@ -73,6 +73,9 @@ class DemoSource:
             return self._images[i].copy()
         return (self._images[i] @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[:, :, None]
 
+    def encoded(self, i: int) -> None:
+        return None
+
     def label(self, i: int) -> int | None:
         return int(self._labels[i])
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hardpatch.data.augment import GLOBAL_CROPS, EvalTransform, MultiCropTransform, TrainTransform
-from hardpatch.data.decode import UndecodableImage, check_channels
+from hardpatch.data.augment import GLOBAL_CROPS, Crop, EvalTransform, MultiCropTransform, TrainTransform
+from hardpatch.data.decode import UndecodableImage, check_channels, open_image
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
@@ -132,27 +132,26 @@ class _TrainingSet(Dataset[Batch]):
         self.source, self.transform, self.seed = source, transform, seed
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
-        multi = isinstance(self.transform, MultiCropTransform)
         sizes = [(1, self.transform.image_size)]
         if isinstance(self.transform, MultiCropTransform):
             sizes = [(GLOBAL_CROPS, self.transform.image_size), (self.transform.local_crops, self.transform.local_size)]
         views = [_empty(self.transform.channels, size, count, len(samples)) for count, size in sizes]
         labels = torch.full((len(samples),), -1)
-        boxes, flipped = torch.zeros(len(samples), 4), torch.zeros(len(samples), dtype=torch.bool)
+        boxes: list[tuple[float, float, float, float]] = []
+        flipped: list[bool] = []
         bad: dict[str, None] = {}
         for k, (epoch, index) in enumerate(samples.tolist()):
-            found = self._next_decodable(index, bad)
+            found = self._next_decodable(epoch, index, bad)
             if found is None:
                 return Batch(views[0][0, :0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
-            pixels, at = found
-            rng = np.random.default_rng((self.seed, epoch, index))
-            if isinstance(self.transform, MultiCropTransform):
-                for view, crops in zip(views, self.transform(pixels, rng), strict=True):
-                    view[:, k] = crops
+            made, at = found
+            if isinstance(made, Crop):
+                views[0][0, k] = made.pixels
+                boxes.append(made.box)
+                flipped.append(made.flipped)
             else:
-                crop = self.transform.crop(pixels, rng)
-                views[0][0, k] = crop.pixels
-                boxes[k], flipped[k] = torch.tensor(crop.box), crop.flipped
+                for view, crops in zip(views, made, strict=True):
+                    view[:, k] = crops
             labels[k] = _label(self.source, at)
         images, *local = [view.flatten(0, 1) for view in views]
         return Batch(
@@ -161,19 +160,34 @@ class _TrainingSet(Dataset[Batch]):
             labels,
             list(bad),
             local[0] if local and len(local[0]) else None,
-            None if multi else boxes,
-            None if multi else flipped,
+            torch.tensor(boxes) if boxes else None,
+            torch.tensor(flipped) if boxes else None,
         )
 
-    def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[npt.NDArray[np.uint8], int] | None:
+    def _next_decodable(
+        self, epoch: int, index: int, bad: dict[str, None]
+    ) -> tuple[Crop | tuple[torch.Tensor, torch.Tensor], int] | None:
+        """The views of an image, or of the next one that can be decoded, and its place in the source."""
         n = len(self.source)
         for step in range(n):
             at = (index + step) % n
+            rng = np.random.default_rng((self.seed, epoch, index))
             try:
-                return self.source.image(at, self.transform.channels), at
+                if isinstance(self.transform, TrainTransform):
+                    return self._crop(self.transform, at, rng), at
+                return self.transform(self.source.image(at, self.transform.channels), rng), at
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
+
+    def _crop(self, transform: TrainTransform, at: int, rng: np.random.Generator) -> Crop:
+        data = self.source.encoded(at)
+        if data is None:
+            return transform.crop(self.source.image(at, transform.channels), rng)
+        try:
+            return transform.crop(open_image(data, transform.channels), rng)
+        except UndecodableImage as error:
+            raise UndecodableImage(f"{self.source.name(at)}: {error}") from None
 
 
 class _EvaluationSet(Dataset[Batch]):

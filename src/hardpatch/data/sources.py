@@ -47,6 +47,9 @@ class Source(Protocol):
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
         """uint8 [H, W, channels]; raises UndecodableImage with the name and the reason."""
 
+    def encoded(self, i: int) -> bytes | None:
+        """The file that image i is stored as, None where its pixels are; raises UndecodableImage likewise."""
+
     def label(self, i: int) -> int | None:
         """Index into classes; None for an unlabelled image."""
 
@@ -111,13 +114,19 @@ class FileSource:
         return os.path.join(self._root, os.fsdecode(self._paths[start : self._ends[i]]))
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
+        data = self.encoded(i)
+        try:
+            return decode(data, channels)
+        except UndecodableImage as error:
+            raise UndecodableImage(f"{self.name(i)}: {error}") from None
+
+    def encoded(self, i: int) -> bytes:
         name = self.name(i)
         try:
-            return decode(Path(name).read_bytes(), channels)
+            with open(name, "rb", buffering=0) as file:
+                return file.read()
         except OSError as error:
             raise UndecodableImage(f"{name}: {error.strerror or error}") from None
-        except UndecodableImage as error:
-            raise UndecodableImage(f"{name}: {error}") from None
 
     def label(self, i: int) -> int | None:
         return None if self._labels is None else int(self._labels[i])
@@ -219,14 +228,18 @@ class ParquetSource:
         return f"{self._paths[file]} row {in_file}" + (f" ({path})" if path else "")
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        group, row = self._locate(i)
-        data = self._row_group(group)[0][row].as_py()
-        if data is None:
-            raise UndecodableImage(f"{self.name(i)}: no bytes in the image column")
+        data = self.encoded(i)
         try:
             return decode(data, channels)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.name(i)}: {error}") from None
+
+    def encoded(self, i: int) -> bytes:
+        group, row = self._locate(i)
+        data: bytes | None = self._row_group(group)[0][row].as_py()
+        if data is None:
+            raise UndecodableImage(f"{self.name(i)}: no bytes in the image column")
+        return data
 
     def label(self, i: int) -> int | None:
         label = int(self._labels[i])
@@ -324,6 +337,10 @@ class ConcatSource:
         part, k = self._locate(i)
         return part.image(k, channels)
 
+    def encoded(self, i: int) -> bytes | None:
+        part, k = self._locate(i)
+        return part.encoded(k)
+
     def label(self, i: int) -> int | None:
         return None
 
@@ -349,6 +366,9 @@ class Subset:
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
         return self.source.image(self.indices[i], channels)
+
+    def encoded(self, i: int) -> bytes | None:
+        return self.source.encoded(self.indices[i])
 
     def label(self, i: int) -> int | None:
         return self.source.label(self.indices[i])

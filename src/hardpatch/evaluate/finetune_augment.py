@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.data.augment import Crop, Image, TrainTransform
+from hardpatch.data.decode import Jpeg
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Share of the image that is erased, and its height over its width (Zhong et al. 2020)."""
@@ -55,7 +56,7 @@ class FinetuneTransform(TrainTransform):
     magnitude_std: float = 0.5
     erase: float = 0.0
 
-    def crop(self, image: Image, rng: np.random.Generator) -> Crop:
+    def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
         """uint8 [H, W, C] to uint8 [C, h, w], with its place in the image."""
         crop = super().crop(image, rng)
         pixels = crop.pixels

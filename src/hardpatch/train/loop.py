@@ -229,7 +229,13 @@ class Trainer:
             )
         else:
             transform = TrainTransform(
-                size, data.channels, data.crop_scale, data.crop_ratio, data.flip, colour_jitter=data.colour_jitter
+                size,
+                data.channels,
+                data.crop_scale,
+                data.crop_ratio,
+                data.flip,
+                colour_jitter=data.colour_jitter,
+                shrink_on_decode=data.shrink_on_decode,
             )
         return train_batches(
             self.source,
