@@ -1,0 +1,146 @@
+"""Training steps of several contenders in turns, and the table that comes of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+
+from hardpatch.bench.contenders import Contender, NotHereError, contender, synthetic_batch
+from hardpatch.bench.flops import step_flops
+from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
+from hardpatch.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one contender."""
+
+    name: str
+    missing: str | None = None
+    """why it did not run"""
+    seconds: tuple[float, ...] = ()
+    """of a step, for each turn"""
+    images_per_second: float = 0.0
+    """at the median"""
+    times_as_fast: dict[str, Spread] = field(default_factory=dict)
+    """as the contender of that name; of neighbouring turns"""
+    peak_bytes: int | None = None
+    """on the device at the most, None on a CPU"""
+    flops: dict[str, float] | None = None
+    """the least operations an image, by part; None where they are not counted"""
+    share_of_product: Spread | None = None
+    """arithmetic rate over that of a large matrix product, of neighbouring turns"""
+    share_of_nominal: float | None = None
+    """over that of the device's data sheet (MFU)"""
+
+
+class Report(NamedTuple):
+    """A comparison."""
+
+    rows: list[Row]
+    product_rate: Spread
+    """FLOP/s of a large matrix product"""
+
+
+def compare(
+    run: RunConfig,
+    names: Sequence[str],
+    fabric: Fabric,
+    *,
+    bases: Sequence[str],
+    turns: int,
+    steps: int = 1,
+    told: Callable[[int, int], object] = lambda done, of: None,
+) -> Report:
+    """Time one optimiser step of each.
+
+    Args:
+        run: sizes, batch, precision; see :func:`~hardpatch.bench.contenders.contender`.
+        names: of the contenders.
+        fabric: the device.
+        bases: names of those that the others are held against; those that are not there are left out.
+        turns: of each contender.
+        steps: of a turn; more than one lets a device's queue fill as it does in training.
+        told: hears of every round.
+
+    Raises:
+        UserError: for a name that is none.
+    """
+    device, precision = fabric.device, run.train.precision
+    batch = synthetic_batch(run, device)
+    found: dict[str, tuple[Contender, Lane] | str] = {}
+    for name in names:
+        try:
+            held = allocated(device)
+            ready = contender(name, run, fabric, batch)
+            found[name] = ready, open_lane(ready.step, device, held, steps)
+        except NotHereError as error:
+            found[name] = str(error)
+    product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    yardstick = Lane(product)
+    lanes = [pair[1] for pair in found.values() if isinstance(pair, tuple)]
+    take_turns([*lanes, yardstick], turns, device, told)
+    rates = [operations / seconds for seconds in yardstick.seconds]
+
+    rows = []
+    for name, pair in found.items():
+        if isinstance(pair, str):
+            rows.append(Row(name, missing=pair))
+            continue
+        made, lane = pair
+        against = {}
+        for base in bases:
+            other = found.get(base)
+            if isinstance(other, tuple) and other[1] is not lane:
+                pairs = zip(other[1].seconds, lane.seconds, strict=True)
+                against[base] = spread([theirs / ours for theirs, ours in pairs])
+        median = spread(lane.seconds).middle
+        flops = step_flops(made.run)
+        of_product, of_nominal = None, None
+        if flops is not None:
+            work, nominal = sum(flops.values()) * run.batch_size, nominal_rate(device, precision)
+            of_product = spread([work / s / rate for s, rate in zip(lane.seconds, rates, strict=True)])
+            of_nominal = None if nominal is None else work / median / nominal
+        rows.append(
+            Row(
+                made.name,
+                seconds=tuple(lane.seconds),
+                images_per_second=run.batch_size / median,
+                times_as_fast=against,
+                peak_bytes=lane.peak,
+                flops=flops,
+                share_of_product=of_product,
+                share_of_nominal=of_nominal,
+            )
+        )
+    return Report(rows, spread(rates))
+
+
+def markdown(report: Report, bases: Sequence[str]) -> str:
+    """The comparison as a table; medians, and quartiles in brackets."""
+    heads = ["", "ms a step", "images/s", *(f"times as fast as {base}" for base in bases)]
+    heads += ["peak memory, GiB", "GFLOP an image", "of a matrix product's rate", "MFU"]
+    table = []
+    for row in report.rows:
+        if row.missing is not None:
+            table.append([row.name, row.missing])
+            continue
+        cells = [row.name, f"{spread([1e3 * s for s in row.seconds]):.1f}", f"{row.images_per_second:.0f}"]
+        cells += [f"{row.times_as_fast[base]:.2f}" if base in row.times_as_fast else "" for base in bases]
+        cells.append("" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f}")
+        cells.append("" if row.flops is None else f"{sum(row.flops.values()) / 1e9:.3g}")
+        cells.append("" if row.share_of_product is None else f"{row.share_of_product:.0%}")
+        cells.append("" if row.share_of_nominal is None else f"{row.share_of_nominal:.0%}")
+        table.append(cells)
+    # a column in which nothing stands says nothing
+    kept = [k for k, _ in enumerate(heads) if any(len(cells) > k and cells[k] for cells in table)]
+    lines = [[heads[k] for k in kept], ["---" for _ in kept]]
+    lines += [[cells[k] if len(cells) > k else "" for k in kept] for cells in table]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All of it, every turn's seconds too; spreads as [lower quartile, median, upper quartile]."""
+    return {"product_flops_per_second": report.product_rate, "contenders": [asdict(row) for row in report.rows]}
