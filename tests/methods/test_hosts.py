@@ -61,7 +61,7 @@ def test_without_predictor_a_host_is_itself_bit_for_bit(name: str) -> None:
     losses = HPM(host, None)(IMAGES, MASK, target)
     losses.loss.backward()
     wanted = gather(other.target(IMAGES), MASK.masked) if target is None else target
-    loss = other.reconstruction_loss(other.reconstruct(other.encode(IMAGES, MASK), MASK), wanted).mean()
+    loss = other.reconstruction_loss(HPM(other, None).reconstruct(other.encode(IMAGES, MASK), MASK), wanted).mean()
     loss.backward()
     assert torch.equal(losses.loss, loss)
     for one, two in zip(host.parameters(), other.parameters(), strict=True):

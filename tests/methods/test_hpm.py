@@ -23,7 +23,7 @@ def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
     mask = split(random_mask(NOISE, 18))
     latent = mae.encode(IMAGES, mask)
     target = mae.target(IMAGES).gather(1, mask.masked.unsqueeze(-1).expand(-1, -1, 48))
-    loss = mae.reconstruction_loss(mae.reconstruct(latent, mask), target).mean()
+    loss = mae.reconstruction_loss(HPM(mae, None).reconstruct(latent, mask), target).mean()
     loss.backward()
     problem = mine(None, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6))
     assert all(map(torch.equal, problem.mask[:2], mask[:2]))

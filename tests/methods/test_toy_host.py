@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hardpatch.methods.hpm import HPM, mine
-from hardpatch.models.decoder import Decoder, DecoderEmbed
+from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.teacher import Teacher
-from hardpatch.patches import Split, gather, patchify, split
+from hardpatch.patches import Split, patchify
 
 
 class MeanColour(nn.Module):
@@ -26,13 +26,13 @@ class MeanColour(nn.Module):
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
 
-    def predictor_tokens(
+    def decoder_tokens(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
-    ) -> Tensor:
+    ) -> Tokens:
         return self.embed(latent, mask, grid)
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
-        guess = gather(self.embed(latent, mask)[:, 1:], split(mask).masked)
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+        guess = tokens.of_asked(tokens.parts[1])
         return self.head(guess + self.embed.proj(latent).mean(dim=1, keepdim=True))
 
     def target(self, images: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
     """Latent and predictions of the masked patches, one after the other: ``[B, ...]``."""
     parts = split(mask.expand(len(images), -1))
     latent = host.encode(images, parts)
-    return torch.cat([latent.flatten(1), host.reconstruct(latent, parts).flatten(1)], dim=1)
+    prediction = host.reconstruct(latent, host.decoder_tokens(latent, parts), parts)
+    return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
 
 
 def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from hardpatch.models.decoder import DecoderEmbed
+from hardpatch.models.decoder import DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import Split, gather, split
+from hardpatch.patches import Split, gather
 
 
 class Host(Protocol):
@@ -23,13 +23,13 @@ class Host(Protocol):
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         """Latent ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` where masked patches are tokens too; class token first."""
 
-    def predictor_tokens(
+    def decoder_tokens(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
-    ) -> Tensor:
-        """What the loss predictor reads: ``[B, 1 + N, decoder width]``, for images of a ``grid`` of patches."""
+    ) -> Tokens:
+        """What the loss predictor reads, for a ``grid`` of patches; :meth:`reconstruct` is given it as well."""
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
-        """Predictions ``[B, M, T]`` for the masked patches."""
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+        """Predictions ``[B, M, T]`` for the masked patches, from whichever of latent and tokens the host needs."""
 
     def target(self, images: Tensor) -> Tensor:
         """What is to be predicted for every patch, ``[B, N, T]``, without gradient; not asked for where the target
@@ -62,11 +62,12 @@ class TokenHost(nn.Module):
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
 
-    def predictor_tokens(
+    def decoder_tokens(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
-    ) -> Tensor:
-        assert self.decoder_embed is not None
-        return self.decoder_embed(latent, grid=grid)
+    ) -> Tokens:
+        if self.decoder_embed is None:  # nobody will read them
+            return Tokens(latent, slice(0))
+        return self.decoder_embed(latent, mask, grid)
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
-        return self.head(gather(latent[:, 1:], split(mask).masked))
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+        return self.head(gather(latent[:, 1:], mask.masked))

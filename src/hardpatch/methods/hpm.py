@@ -102,7 +102,8 @@ class HPM(nn.Module):
         mask = split(mask)
         whole = self.host.encode(images, mask)  # [B, 1 + V, D]
         latent = whole[: len(mask.masked)]
-        prediction = self.host.reconstruct(latent, mask)  # [B, M, T]
+        tokens = self.host.decoder_tokens(latent, mask)
+        prediction = self.host.reconstruct(latent, tokens, mask)  # [B, M, T]
         if target is None:
             target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
         reconstruction = self.host.reconstruction_loss(prediction, target)  # [B, M], unreduced
@@ -110,7 +111,7 @@ class HPM(nn.Module):
         mean = reconstruction.mean() * (len(latent) / len(whole))
         losses = Losses(mean, reconstruction, None, None)
         if self.predictor is not None:
-            predicted = self.predict_masked_loss(latent, mask)  # [B, M]
+            predicted = self.predictor.mean_output(tokens)  # [B, M]
             predicting = self.predicting_loss(predicted, reconstruction.detach())
             losses = losses._replace(loss=losses.loss + predicting, predicting=predicting, predicted=predicted)
         if views is not None:
@@ -122,7 +123,7 @@ class HPM(nn.Module):
 
     def predict_masked_loss(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
         """Predicted losses ``[B, M]`` of the masked patches from the latent of the visible ones."""
-        return self._predictor().mean_output(self.host.predictor_tokens(latent, mask), mask)
+        return self._predictor().mean_output(self.host.decoder_tokens(latent, mask))
 
     def predict_loss(self, images: Tensor) -> Tensor:
         """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked: what the masks are mined
@@ -138,7 +139,7 @@ class HPM(nn.Module):
         predicted = None
         if difficulty:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-            predicted = self._predictor().mean_output(self.host.predictor_tokens(latent, grid=grid))
+            predicted = self._predictor().mean_output(self.host.decoder_tokens(latent, grid=grid))
         return Sight(latent, predicted, attended)
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
@@ -148,7 +149,8 @@ class HPM(nn.Module):
 
     def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
         """Predicted targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
-        return self.host.reconstruct(latent, mask)
+        mask = split(mask)
+        return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
         """What is reconstructed, for every patch: ``[B, N, T]``."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hardpatch import targets
 from hardpatch.losses import RECONSTRUCTION_LOSSES
-from hardpatch.models.decoder import Decoder, DecoderEmbed
+from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import Split
 
@@ -56,13 +56,13 @@ class MAE(nn.Module):
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
 
-    def predictor_tokens(
+    def decoder_tokens(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
-    ) -> Tensor:
+    ) -> Tokens:
         return self.decoder_embed(latent, mask, grid)
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
-        return self.reconstructor(self.decoder_embed(latent, mask), mask)
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+        return self.reconstructor(tokens)
 
     def target(self, images: Tensor) -> Tensor:
         return targets.pixels(images, self.encoder.patch_size, normalise=self.normalise_pixels)

@@ -8,7 +8,7 @@ NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, ``[B, L, D]`` -> ``[B, L, D]``, by the fused kernel of torch."""
+    """Multi-head attention by the fused kernel of torch."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -18,24 +18,44 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``bias`` ``[1, heads, L, L]`` is added before the softmax."""
-        q, k, v = self._queries_keys_values(x)
+    def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Tokens ``x [B, Q, D]`` look at themselves, or at a ``context [B, L, D]``: ``[B, Q, D]``.
+
+        ``bias`` ``[1, heads, L, L]`` is added before the softmax. With a context only queries are computed of ``x``,
+        and only keys and values of the context.
+        """
+        if context is None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            q, (k, v) = self.queries(x), self.keys_values(context).chunk(2, dim=-1)
+        return self.attend(q, k, v, bias)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The first third of ``qkv``: ``[..., D]`` -> ``[..., D]``."""
+        width = x.shape[-1]
+        return F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
+
+    def keys_values(self, x: Tensor) -> Tensor:
+        """The other two thirds: ``[..., D]`` -> ``[..., 2 * D]``."""
+        width = x.shape[-1]
+        return F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Queries ``[B, Q, D]``, keys and values ``[B, L, D]`` -> what the queries found, projected: ``[B, Q, D]``."""
+        q, k, v = (self._split_heads(part) for part in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def of_first_token(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Where the first token of ``x [B, L, D]`` looks: ``[B, L - 1]`` over the others, mean of the heads."""
-        q, k, _ = self._queries_keys_values(x)
+        q, k, _ = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         scores = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5  # [B, heads, 1, L]
         if bias is not None:
             scores = scores + bias[:, :, :1]
         return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
 
-    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, ...]:
-        batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, heads, L, D / heads]
 
 
 class MLP(nn.Module):
@@ -88,8 +108,21 @@ class Block(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        x = x + self._dropped(self.ls1(self.attn(self.norm1(x), bias)))
+    def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Tokens ``x [B, Q, D]`` after the block.
+
+        Args:
+            x: of the stream.
+            bias: of the attention.
+            context: ``[B, L, D]``, what they look at; None is themselves. In a last block the tokens that nobody asks
+                for are context only.
+        """
+        context = None if context is None else self.norm1(context)
+        return self.after_attention(x, self.attn(self.norm1(x), bias, context))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the block, where the attention of ``x`` is known: both ``[B, Q, D]``."""
+        x = x + self._dropped(self.ls1(attended))
         return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
 
     def _dropped(self, branch: Tensor) -> Tensor:

@@ -1,4 +1,11 @@
-"""The decoder, one class with two uses: it reconstructs the masked patches, and it predicts how hard that will be."""
+"""The decoder, one class with two uses: it reconstructs the masked patches, and it predicts how hard that will be.
+
+Attention does not care for the order of its tokens, so mask tokens simply stand last. Three things are computed once
+that a literal decoder computes many times: see :func:`first_block`, :func:`last_block` and :meth:`Decoder.mean_output`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +13,39 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialise
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import Split, gather, scatter, split
+from hardpatch.patches import Split, gather, split
+
+
+class Tokens(NamedTuple):
+    """What a decoder reads, and what it is asked about. Width ``W`` is the decoder's."""
+
+    seen: Tensor
+    """``[B, L, W]``: tokens of what the encoder gave, class token first, positions added"""
+    asked: slice | Tensor
+    """where answers are wanted: places in ``seen`` (slice, or int64 ``[B, M]``), or patches where there are blanks"""
+    blanks: Tensor | None = None
+    """``[N, W]``: the mask token with the position of each patch, alike for all images; None where there are none"""
+
+    @property
+    def has_mask_tokens(self) -> bool:
+        """Whether what is asked for is not among the tokens that are seen."""
+        return self.blanks is not None and isinstance(self.asked, Tensor)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """``seen`` and ``blanks``, where there are both."""
+        assert self.blanks is not None
+        return self.seen, self.blanks
+
+    def of_asked(self, blanks: Tensor) -> Tensor:
+        """Something of each position, ``[N, *]``, for the patches that are asked for: ``[B, M, *]``."""
+        if isinstance(self.asked, slice):  # every patch
+            return blanks.expand(len(self.seen), -1, -1)
+        return F.embedding(self.asked, blanks)
+
+    def joined(self, seen: Tensor, blanks: Tensor) -> Tensor:
+        """Something of the tokens seen, ``[B, L, *]``, and of each position, ``[N, *]``: ``[B, L + M, *]``."""
+        return torch.cat([seen, self.of_asked(blanks)], dim=1)
 
 
 class DecoderEmbed(nn.Module):
@@ -33,19 +72,22 @@ class DecoderEmbed(nn.Module):
 
     def forward(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Latent ``[B, 1 + V, D]`` -> decoder tokens ``[B, 1 + N, width]`` in image order, mask tokens put in.
+    ) -> Tokens:
+        """Latent ``[B, 1 + V, D]`` of the visible patches, or ``[B, 1 + N, D]`` of all -> what the decoders read.
 
-        ``grid`` is that of the images where they have another size than the model was built for.
+        With a ``mask`` the masked patches are asked for, else all. ``grid`` is that of the images where they have
+        another size than the model was built for.
         """
         x = self.proj(latent)
-        class_token, patches = x[:, :1], x[:, 1:]
         positions = resample_positions(self.positions, self.grid, grid or self.grid).to(x.dtype)
-        if mask is not None:
-            assert self.mask_token is not None
-            mask_tokens = self.mask_token.to(x.dtype).expand(len(x), len(positions), -1)
-            patches = scatter(patches, split(mask).visible, into=mask_tokens)
-        return torch.cat([class_token, patches + positions], dim=1)
+        parts = None if mask is None else split(mask)
+        where = positions if parts is None or self.mask_token is None else F.embedding(parts.visible, positions)
+        seen = torch.cat([x[:, :1], x[:, 1:] + where], dim=1)
+        if parts is None:
+            return Tokens(seen, slice(1, None))
+        if self.mask_token is None:
+            return Tokens(seen, parts.masked + 1)  # after the class token
+        return Tokens(seen, parts.masked, self.mask_token[0].to(x.dtype) + positions)
 
 
 class Decoder(nn.Module):
@@ -63,25 +105,56 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, outputs)
         initialise(self)
 
-    def forward(self, tokens: Tensor, mask: Tensor | Split | None = None) -> Tensor:
-        """Tokens ``[B, 1 + N, width]`` -> predictions ``[B, M, outputs]`` of the masked patches, ``[B, N, outputs]``
-        of all of them where there is no mask."""
-        return self.head(self._features(tokens, mask))
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Predictions for the patches that are asked for, ``[B, M, outputs]``."""
+        return self.head(self._features(tokens))
 
-    def mean_output(self, tokens: Tensor, mask: Tensor | Split | None = None) -> Tensor:
-        """The mean of :meth:`forward` over the outputs, ``[B, M]`` or ``[B, N]``: the loss predictor's score.
+    def mean_output(self, tokens: Tokens) -> Tensor:
+        """The mean of :meth:`forward` over the outputs, ``[B, M]``: the loss predictor's score.
 
         The head's rows are averaged first, which is the same number for one output's work. The parameter keeps its full
         shape: another one would change initialisation, gradient clipping and Adam, and would not load reference
         weights.
         """
-        features = self._features(tokens, mask)
+        features = self._features(tokens)
         return F.linear(
             features, self.head.weight.mean(dim=0, keepdim=True), self.head.bias.mean(dim=0, keepdim=True)
         ).squeeze(-1)
 
-    def _features(self, tokens: Tensor, mask: Tensor | Split | None) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens)
-        patches = tokens[:, 1:]
-        return self.norm(patches if mask is None else gather(patches, split(mask).masked))
+    def _features(self, tokens: Tokens) -> Tensor:
+        *blocks, last = self.blocks
+        if blocks:
+            tokens = through(blocks, tokens)
+        return self.norm(last_block(cast(Block, last), tokens))
+
+
+def through(blocks: Sequence[nn.Module], tokens: Tokens) -> Tokens:
+    """All tokens after some ``blocks``, at least one."""
+    tokens = first_block(cast(Block, blocks[0]), tokens)
+    for block in blocks[1:]:
+        tokens = tokens._replace(seen=block(tokens.seen))
+    return tokens
+
+
+def first_block(block: Block, tokens: Tokens) -> Tokens:
+    """All tokens after the first block, mask tokens last.
+
+    There, a mask token is the same in all images: its norm, query, key and value are computed once for each position
+    and not for each image.
+    """
+    if not tokens.has_mask_tokens:
+        return tokens._replace(seen=block(tokens.seen))
+    q, k, v = tokens.joined(*(block.attn.qkv(block.norm1(part)) for part in tokens.parts)).chunk(3, dim=-1)
+    x = block.after_attention(tokens.joined(*tokens.parts), block.attn.attend(q, k, v))
+    return Tokens(x, slice(tokens.seen.shape[1], None))
+
+
+def last_block(block: Block, tokens: Tokens) -> Tensor:
+    """What is asked for after the last block, ``[B, M, W]``: the other tokens are keys and values there, no more."""
+    if tokens.has_mask_tokens:  # the last block is the first one, too
+        seen, blanks = (block.norm1(part) for part in tokens.parts)
+        k, v = tokens.joined(block.attn.keys_values(seen), block.attn.keys_values(blanks)).chunk(2, dim=-1)
+        q = tokens.of_asked(block.attn.queries(blanks))
+        return block.after_attention(tokens.of_asked(tokens.parts[1]), block.attn.attend(q, k, v))
+    seen, places = tokens.seen, tokens.asked
+    return block(seen[:, places] if isinstance(places, slice) else gather(seen, places), context=seen)
