@@ -1,0 +1,102 @@
+"""The formula against what torch counts, product by product, in a real step."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hardpatch import config
+from hardpatch.bench.flops import step_flops
+from hardpatch.config import RunConfig
+from hardpatch.data.loader import Batch
+from hardpatch.train.build import image_size, initial_model, target_of
+from hardpatch.train.optim import schedule
+from hardpatch.train.step import Learner
+
+SHAPES = {
+    "square": [],
+    "oblong, grey": ["--data.image_size=[16,24]", "--data.channels=1", "--data.mean=computed", "--data.std=computed"],
+    "one block each": ["--model.depth=1", "--model.decoder_depth=1"],
+    "wide decoders": ["--model.decoder_width=48", "--model.decoder_depth=3", "--method.mask_ratio=0.5"],
+    "units, pieces": ["--method.mask_unit=8", "--optim.accumulate=2"],
+}
+
+
+def run_of(*settings: str) -> RunConfig:
+    base = ["--data.image_size=16", "--model.patch_size=4", "--model.width=32", "--model.depth=2", "--model.heads=2"]
+    base += ["--model.decoder_width=16", "--model.decoder_depth=2", "--model.decoder_heads=2"]
+    return config.build({"steps": 4, "batch_size": 4}, [*base, "--method.alpha_start=0.4", *settings])
+
+
+def batch_of(run: RunConfig) -> Batch:
+    images = torch.randint(0, 256, (run.batch_size, run.data.channels, *image_size(run)), dtype=torch.uint8)
+    return Batch(images, torch.arange(run.batch_size), -torch.ones(run.batch_size, dtype=torch.int64), [])
+
+
+def learner_of(run: RunConfig) -> Learner:
+    channels = run.data.channels
+    fabric = Fabric(accelerator="cpu", devices=1)
+    target, _ = target_of(run, fabric.device)
+    return Learner(run, initial_model(run, [0.5] * channels, [0.2] * channels), fabric, 4, target)
+
+
+def counted(trainer: Any, run: RunConfig, **now: float) -> int:
+    """FLOPs of a step as torch counts them. Plain attention: the fused one computes its scores twice."""
+    batch = batch_of(run)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trainer.train_step(batch, schedule(run, 0, 4)._replace(**now))
+    return counter.get_total_flops()
+
+
+def total(parts: dict[str, float] | None, run: RunConfig) -> float:
+    assert parts is not None
+    return sum(parts.values()) * run.batch_size
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("loss", ["relative", "none"])
+def test_a_step_takes_what_the_formula_says(name: str, loss: str) -> None:
+    run = run_of(*SHAPES[name], f"--method.predicting_loss={loss}")
+    assert counted(learner_of(run), run) == total(step_flops(run), run)
+
+
+def test_without_mining_the_teacher_costs_nothing() -> None:
+    run = run_of()
+    assert counted(learner_of(run), run, alpha=0.0) == total(step_flops(run, mined=False), run)
+
+
+def test_with_the_teachers_features_as_target() -> None:
+    run = run_of("--method.target=teacher")
+    assert counted(learner_of(run), run) == total(step_flops(run), run)
+    assert counted(learner_of(run), run, alpha=0.0) == total(step_flops(run, mined=False), run)
+
+
+@pytest.mark.parametrize("name", ["square", "wide decoders"])
+def test_the_literal_algorithm(literal: Any, name: str) -> None:
+    run = run_of(*SHAPES[name])
+    trainer = literal.Literal(run, initial_model(run), torch.device("cpu"))
+    assert counted(trainer, run) == total(step_flops(run, literal=True), run)
+
+
+@pytest.mark.parametrize(
+    ("size", "loss", "literal", "least"),
+    [
+        ("base", "relative", 147, 132),
+        ("base", "none", 58, 56),
+        ("large", "relative", 301, 286),
+        ("large", "none", 124, 122),
+    ],
+)
+def test_at_the_papers_sizes(size: str, loss: str, literal: int, least: int) -> None:
+    """GFLOP an image at 224 px, patches of 16."""
+    run = config.build({"steps": 1, "batch_size": 4096}, [f"--model.size={size}", f"--method.predicting_loss={loss}"])
+    assert round(total(step_flops(run, literal=True), run) / 4096e9) == literal
+    assert round(total(step_flops(run), run) / 4096e9) == least
+
+
+@pytest.mark.parametrize("setting", ["--method.host=simmim", "--method.mask=attention_high"])
+def test_what_is_not_counted(setting: str) -> None:
+    assert step_flops(run_of(setting)) is None
