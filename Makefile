@@ -39,8 +39,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/step.py
+# One step beside other libraries' on this machine, `make bench BENCH="--size base ..."`; see benchmarks/README.md.
+bench: $(VENV)/.bench
+	$(BIN)/hardpatch bench $(BENCH)
+
+$(VENV)/.bench: $(STAMP)
+	PATH="$$PATH:$(BIN)" VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install -q -c constraints.txt -e '.[bench]'
+	touch $@
 
 # After a change of dependencies in pyproject.toml.
 constraints:
