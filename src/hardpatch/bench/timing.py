@@ -118,10 +118,6 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def settle_allocator() -> None:
-    """Keep freed buffers for the next step, for all contenders alike."""
-
-
 def wait_for(device: torch.device) -> None:
     """Until the device has done what it was asked for."""
     if device.type != "cpu":

@@ -55,14 +55,13 @@ def bench(arguments: list[str]) -> int:
 
     from hardpatch import config, recipes
     from hardpatch.bench.compare import as_json, compare, markdown
-    from hardpatch.bench.timing import device_name, settle_allocator
+    from hardpatch.bench.timing import device_name
     from hardpatch.report.terminal import counting
     from hardpatch.train.loop import PRECISIONS, start_fabric
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    settle_allocator()
-    fabric = start_fabric(options.device, options.precision, "--")
+    fabric = start_fabric(options.device, options.precision, "--")  # settles the CPU's allocator for all alike
     short = [f"--{SIZES[name]}={getattr(options, name)}" for name in SIZES if getattr(options, name) is not None]
     values = recipes.read(options.recipe) if options.recipe else SMALL
     precision = next(name for name, value in PRECISIONS.items() if value == fabric.strategy.precision.precision)

@@ -24,6 +24,7 @@ from hardpatch.evaluate.knn import knn_accuracy
 from hardpatch.evaluate.labelled import labelled_features
 from hardpatch.train import checkpoint
 from hardpatch.train.build import image_size, initial_model, target_of
+from hardpatch.train.memory import keep_buffers
 from hardpatch.train.monitor import MetricsLog, diverged, vital_signs
 from hardpatch.train.optim import Schedule, schedule
 from hardpatch.train.step import Learner, Step
@@ -310,7 +311,10 @@ def start_fabric(device: str, precision: str, prefix: str) -> Fabric:
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
         raise UserError(f"{prefix}precision: fp16 needs a CUDA device; use bf16 or fp32")
-    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
+    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
+    if fabric.device.type == "cpu":
+        keep_buffers()
+    return fabric
 
 
 def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[list[float], list[float]]:
