@@ -71,3 +71,13 @@ def test_spread() -> None:
     assert spread([3.0]) == (3.0, 3.0, 3.0)
     assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == (2.0, 3.0, 4.0)
     assert f"{spread([5.0, 1.0, 3.0, 2.0, 4.0]):.1f}" == "3.0 (2.0 to 4.0)"
+
+
+def test_who_does_not_fit_leaves_the_turns() -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError
+
+    lanes = [Lane(too_large), Lane(lambda: None)]
+    take_turns(lanes, 3, torch.device("cpu"))
+    assert [lane.out_of_memory for lane in lanes] == [True, False]
+    assert len(lanes[1].seconds) == 3

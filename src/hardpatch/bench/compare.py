@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.bench.contenders import Contender, NotHereError, contender, synthetic_batch
+from hardpatch.bench.contenders import NotHereError, contender, synthetic_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
 from hardpatch.config import RunConfig
@@ -70,34 +70,41 @@ def compare(
     """
     device, precision = fabric.device, run.train.precision
     batch = synthetic_batch(run, device)
-    found: dict[str, tuple[Contender, Lane] | str] = {}
+    lanes: dict[str, Lane] = {}
+    made: dict[str, tuple[str, RunConfig]] = {}
+    missing: dict[str, str] = {}
     for name in names:
+        held = allocated(device)
         try:
-            held = allocated(device)
             ready = contender(name, run, fabric, batch)
-            found[name] = ready, open_lane(ready.step, device, held, steps)
         except NotHereError as error:
-            found[name] = str(error)
+            missing[name] = str(error)
+            continue
+        made[name] = ready.name, ready.run
+        lanes[name] = open_lane(ready.step, device, held, steps)
+        del ready  # what does not fit leaves its place to the next
     product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     yardstick = Lane(product)
-    lanes = [pair[1] for pair in found.values() if isinstance(pair, tuple)]
-    take_turns([*lanes, yardstick], turns, device, told)
+    take_turns([*lanes.values(), yardstick], turns, device, told)
     rates = [operations / seconds for seconds in yardstick.seconds]
+    for name, lane in list(lanes.items()):
+        if lane.out_of_memory:
+            missing[name] = "out of memory"
+            del lanes[name]
 
     rows = []
-    for name, pair in found.items():
-        if isinstance(pair, str):
-            rows.append(Row(name, missing=pair))
+    for name in names:
+        if name not in lanes:
+            rows.append(Row(made.get(name, (name,))[0], missing=missing[name]))
             continue
-        made, lane = pair
+        lane, (title, does) = lanes[name], made[name]
         against = {}
         for base in bases:
-            other = found.get(base)
-            if isinstance(other, tuple) and other[1] is not lane:
-                pairs = zip(other[1].seconds, lane.seconds, strict=True)
+            if base in lanes and base != name:
+                pairs = zip(lanes[base].seconds, lane.seconds, strict=True)
                 against[base] = spread([theirs / ours for theirs, ours in pairs])
         median = spread(lane.seconds).middle
-        flops = step_flops(made.run)
+        flops = step_flops(does)
         of_product, of_nominal = None, None
         if flops is not None:
             work, nominal = sum(flops.values()) * run.batch_size, nominal_rate(device, precision)
@@ -105,7 +112,7 @@ def compare(
             of_nominal = None if nominal is None else work / median / nominal
         rows.append(
             Row(
-                made.name,
+                title,
                 seconds=tuple(lane.seconds),
                 images_per_second=run.batch_size / median,
                 times_as_fast=against,

@@ -48,13 +48,25 @@ class Lane:
     """bytes on the device that stay between steps"""
     peak: int | None = None
     """bytes on the device at the most, without what the others hold"""
+    out_of_memory: bool = False
+    """it takes no more turns"""
+
+    def turn(self, device: torch.device) -> float:
+        """Take the steps of a turn and wait for the device: seconds of a step."""
+        begin = time.perf_counter()
+        try:
+            for _ in range(self.steps):
+                self.step()
+        except torch.OutOfMemoryError:
+            self.out_of_memory, self.step = True, lambda: None  # and with it go weights and gradients
+        wait_for(device)
+        return (time.perf_counter() - begin) / self.steps
 
 
 def open_lane(step: Callable[[], object], device: torch.device, held: int, steps: int = 1) -> Lane:
-    """Take the first step, and note what stays on the device, which held so many bytes before the contender came."""
+    """Take a first turn, and note what stays on the device, which held so many bytes before the contender came."""
     lane = Lane(step, steps)
-    lane.step()
-    wait_for(device)
+    lane.turn(device)
     lane.resident = allocated(device) - held
     return lane
 
@@ -68,15 +80,12 @@ def take_turns(
     """
     for turn in range(WARM_UP + turns):
         for lane in lanes if turn % 2 == 0 else lanes[::-1]:
-            wait_for(device)
+            if lane.out_of_memory:
+                continue
             before = allocated(device)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            begin = time.perf_counter()
-            for _ in range(lane.steps):
-                lane.step()
-            wait_for(device)
-            seconds = (time.perf_counter() - begin) / lane.steps
+            seconds = lane.turn(device)
             if turn >= WARM_UP:
                 lane.seconds.append(seconds)
                 if device.type == "cuda":
