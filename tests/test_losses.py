@@ -11,6 +11,7 @@ from hardpatch.losses import (
     RECONSTRUCTION_LOSSES,
     absolute_loss,
     pair_accuracy,
+    pair_differences,
     pixel_loss,
     rank_correlation,
     relative_loss,
@@ -155,3 +156,14 @@ def test_distance_of_unit_vectors_is_twice_the_cosine_loss() -> None:
 def test_token_loss_by_hand() -> None:
     losses = token_loss(torch.tensor([[[0.0, 0.0], [1.0, -1.0]]]), torch.tensor([[1, 0]]))
     assert_close(losses, torch.tensor([[math.log(2), math.log(1 + math.exp(-2))]]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_half_of_the_pairs_stands_for_all(count: int) -> None:
+    values = torch.arange(count, dtype=torch.float32).square().unsqueeze(0)
+    differences = pair_differences(values)[0]  # [M, M // 2]
+    wanted = sorted(abs(values[0, i] - values[0, j]).item() for i in range(count) for j in range(i))
+    found = differences.abs()
+    twice = found[:, -1:] if count % 2 == 0 else found[:, :0]
+    once = found[:, : found.shape[1] - twice.shape[1]]
+    assert sorted(once.flatten().tolist() + sorted(twice.flatten().tolist())[::2]) == wanted

@@ -67,11 +67,22 @@ def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tenso
     Returns:
         A scalar: the mean over all untied pairs of the batch, 0 if there is none.
     """
-    predicted, losses = predicted.float(), losses.detach().float()
-    harder = losses.unsqueeze(2) > losses.unsqueeze(1)
-    difference = predicted.unsqueeze(2) - predicted.unsqueeze(1)
-    pairs = torch.where(harder, -(difference.sigmoid() + eps).log(), 0.0)
-    return pairs.sum() / harder.sum().clamp(min=1)
+    difference, order = pair_differences(predicted.float()), pair_differences(losses.detach().float()).sign()
+    weights = torch.ones(difference.shape[-1], device=predicted.device)
+    if predicted.shape[1] % 2 == 0:
+        weights[-1] = 0.5  # these pairs are there in both orders
+    pairs = torch.where(order == 0, 0.0, -((difference * order).sigmoid() + eps).log())
+    return (pairs * weights).sum() / ((order != 0) * weights).sum().clamp(min=1)
+
+
+def pair_differences(values: Tensor) -> Tensor:
+    """Differences of each pair of numbers in a row, one order of the two: ``[B, M]`` -> ``[B, M, M // 2]``.
+
+    Entry (i, k) is number i less number (i + k + 1) mod M. Where M is even, the last k has each of its pairs twice.
+    """
+    half = values.shape[1] // 2
+    round_trip = torch.cat([values, values[:, :half]], dim=1).unfold(1, half + 1, 1)  # [B, M, half + 1], no copy
+    return round_trip[..., :1] - round_trip[..., 1:]
 
 
 def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
