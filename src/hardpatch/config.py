@@ -45,6 +45,10 @@ class DataConfig:
     """Standard deviation of each channel, likewise."""
     workers: Literal["auto"] | int = "auto"
     """Processes that decode images; 0 decodes in the training process."""
+    in_memory: Literal["no", "host", "device"] = "no"
+    """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
+    device_side: int | None = None
+    """Side of the squares that images of several sizes are held as on the device; null is what a mean crop needs."""
     max_bad_fraction: float = 0.1
     """Files that cannot be decoded are named and skipped; past this share of the set the run stops."""
 
@@ -121,6 +125,28 @@ class MethodConfig:
     """Share of the training in which the momentum rises."""
     momentum_schedule: Literal["linear", "cosine"] = "linear"
     """How it rises: linear as HPM's, or half a cosine as iBOT's."""
+
+
+@dataclass(frozen=True)
+class FastConfig:
+    """Mining at a lower price, with host mae only. Each of these changes what is learnt; none does by default."""
+
+    decoder: Literal["self", "cross"] = "self"
+    """Blocks of both decoders: self-attention of all tokens, or mask tokens that look at visible ones (CrossMAE)."""
+    asked_share: float = 1.0
+    """Share of the masked patches, drawn at random, that is reconstructed and whose losses are predicted (CrossMAE)."""
+    predictor_depth: int | None = None
+    """Blocks of the loss predictor alone; null is model.decoder_depth less shared_blocks."""
+    shared_blocks: int = 0
+    """First blocks of the reconstructor whose tokens the loss predictor reads, in place of blocks of its own."""
+    teacher_resolution: float = 1.0
+    """The teacher looks at images that are smaller by this factor; its map is enlarged again."""
+    teacher_blocks: int | None = None
+    """The predictor reads the encoder after so many blocks, so that the teacher needs no more; null is all."""
+    teacher_every: int = 1
+    """Mine at every so many steps only; between them masks are drawn at random."""
+    remember: bool = False
+    """No teacher: mine by what the student predicted for the same image in earlier epochs."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +244,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    fast: FastConfig = field(default_factory=FastConfig)
     ibot: IbotConfig = field(default_factory=IbotConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -256,6 +283,7 @@ def _check(run: RunConfig) -> None:
         "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
         "optim.warmup": optim.warmup,
         "data.flip": data.flip,
+        "fast.asked_share": run.fast.asked_share,
         "data.max_bad_fraction": data.max_bad_fraction,
     }
     for name, share in shares.items():
@@ -273,6 +301,9 @@ def _check(run: RunConfig) -> None:
         "steps": run.steps,
         "model.patch_size": run.model.patch_size,
         "model.decoder_depth": run.model.decoder_depth,
+        "fast.predictor_depth": run.fast.predictor_depth,
+        "fast.teacher_every": run.fast.teacher_every,
+        "fast.teacher_blocks": run.fast.teacher_blocks,
         "optim.accumulate": optim.accumulate,
         "ibot.outputs": run.ibot.outputs,
         "ibot.head_hidden": run.ibot.head_hidden,
@@ -287,6 +318,8 @@ def _check(run: RunConfig) -> None:
             raise UserError(f"{name}: expected at least 1, got {number}")
     positive = {
         "epochs": run.epochs,
+        "fast.asked_share": run.fast.asked_share,
+        "fast.teacher_resolution": run.fast.teacher_resolution,
         "optim.clip": optim.clip,
         "optim.lr": optim.lr,
         "optim.base_lr": optim.base_lr,
@@ -304,6 +337,14 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
     if data.shrink_on_decode is not None and data.shrink_on_decode < 1:
         raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
+    if data.device_side is not None and data.device_side < 1:
+        raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
+    if data.in_memory == "device" and data.colour_jitter:
+        raise UserError(
+            f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"
+        )
+    if data.in_memory == "device" and method.host == "ibot":
+        raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
     if data.channels not in (1, 3):
         raise UserError(f"data.channels: expected 3 (RGB) or 1 (grey), got {data.channels}")
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
@@ -321,6 +362,7 @@ def _check(run: RunConfig) -> None:
         given = "neither" if run.epochs is None else "both"
         raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
     _check_method(run)
+    _check_fast(run)
     if (run.knn.train is None) != (run.knn.val is None):
         raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
 
@@ -369,6 +411,32 @@ def _check_method(run: RunConfig) -> None:
             )
         if run.ibot.masked_share == 0.0:
             raise UserError("ibot.masked_share: expected above 0, there is nothing to reconstruct; got 0.0")
+
+
+def _check_fast(run: RunConfig) -> None:
+    """What mining at a lower price cannot do."""
+    fast, method, model = run.fast, run.method, run.model
+    changed = [name for name, value in asdict(fast).items() if value != getattr(FastConfig(), name)]
+    if changed and method.host != "mae":
+        raise UserError(f"fast.{changed[0]}: only with host mae, got host {method.host}; leave it out")
+    for name in changed:
+        if method.predicting_loss == "none" and name not in ("decoder", "asked_share"):
+            raise UserError(f"fast.{name}: there is no loss predictor with method.predicting_loss none; leave it out")
+    if not 0 <= fast.shared_blocks < model.decoder_depth:
+        raise UserError(
+            f"fast.shared_blocks: expected 0 to {model.decoder_depth - 1}, fewer than the reconstructor's "
+            f"{model.decoder_depth} blocks, got {fast.shared_blocks}"
+        )
+    if fast.shared_blocks and fast.decoder == "cross":
+        raise UserError("fast.shared_blocks: not with fast.decoder cross; use fast.predictor_depth to save there")
+    if fast.teacher_resolution > 1.0:
+        raise UserError(f"fast.teacher_resolution: expected a factor up to 1, got {fast.teacher_resolution}")
+    looks = method.target == "teacher" or method.mask.startswith("attention")
+    if looks and (fast.teacher_resolution, fast.teacher_blocks, fast.remember) != (1.0, None, False):
+        name = next(name for name in ("teacher_resolution", "teacher_blocks", "remember") if name in changed)
+        raise UserError(f"fast.{name}: target teacher and masks by attention need all that the teacher sees")
+    if fast.remember and fast.teacher_every != 1:
+        raise UserError("fast.remember: there is no teacher to run with fast.teacher_every; leave one of them out")
 
 
 @cache

@@ -158,6 +158,17 @@ def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None
     return _extreme(noise.masked_fill(mask, -1.0), int((mask.shape[1] - masked) * share))
 
 
+def some(masked: Tensor, noise: Tensor, share: float) -> Tensor:
+    """A random ``share`` of the masked patches, at least one: ``[B, M]`` -> ``[B, int(M * share)]``, both increasing.
+
+    Only these are then rebuilt (Fu et al. 2024, CrossMAE). ``noise [B, N]`` is uniform in [0, 1), other than what drew
+    the mask.
+    """
+    count = max(1, int(masked.shape[1] * share))
+    chosen = noise.gather(1, masked).topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    return masked.gather(1, chosen)
+
+
 Strategy = Callable[[Tensor, int, tuple[int, int], Tensor | None, Tensor | None], Tensor]
 
 STRATEGIES: dict[Mask, Strategy] = {

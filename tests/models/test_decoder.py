@@ -1,5 +1,7 @@
 """What the decoder computes once gives what a literal decoder computes many times, gradients too."""
 
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hardpatch.masking import random_mask
+from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, first_block, last_block, through
 from hardpatch.patches import Split, gather, split
 
@@ -110,8 +113,9 @@ def test_a_last_block_for_what_is_asked_changes_nothing() -> None:
 def test_blocks_apart_are_blocks_together() -> None:
     embed, decoder, mask = parts(depth=3)
     tokens = embed(torch.randn(B, 7, 32), mask)
-    some = through(list(decoder.blocks)[:2], tokens)
-    assert_close(decoder.head(decoder.norm(last_block(decoder.blocks[2], some))), decoder(tokens))  # type: ignore[arg-type]
+    blocks = cast(list[Block], list(decoder.blocks))
+    some = through(blocks[:2], tokens)
+    assert_close(decoder.head(decoder.norm(last_block(blocks[2], some))), decoder(tokens))
 
 
 def test_folded_head_is_the_mean_of_its_outputs_gradients_too() -> None:

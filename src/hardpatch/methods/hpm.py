@@ -20,6 +20,7 @@ from hardpatch.masking import (
     noise_count,
     pool_units,
     secondary_mask,
+    some,
     spread_units,
 )
 from hardpatch.methods.base import Host
@@ -59,6 +60,7 @@ class HPM(nn.Module):
         predictor: a decoder whose mean output is the predicted loss, or None.
         predicting_loss: ``relative`` (paper, Eq. 5 and 6), ``absolute`` (Eq. 4) or ``absolute_standardised``
             (reference).
+        predictor_reads: the encoder after so many blocks, so that the teacher needs no more; None is all.
         mean, std: of each channel for pixels in [0, 1].
     """
 
@@ -71,12 +73,14 @@ class HPM(nn.Module):
         predictor: Decoder | None,
         *,
         predicting_loss: PredictingLoss = "relative",
+        predictor_reads: int | None = None,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         self.host = host
         self.predictor = predictor
+        self.predictor_reads = predictor_reads
         self.predicting_loss = PREDICTING_LOSSES[predicting_loss]
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -100,7 +104,7 @@ class HPM(nn.Module):
             observe: measure the use of tokens, for the log.
         """
         mask = split(mask)
-        whole = self.host.encode(images, mask)  # [B, 1 + V, D]
+        early, whole = self._early_and_whole(images, mask)  # [B, 1 + V, D]
         latent = whole[: len(mask.masked)]
         tokens = self.host.decoder_tokens(latent, mask)
         prediction = self.host.reconstruct(latent, tokens, mask)  # [B, M, T]
@@ -111,7 +115,9 @@ class HPM(nn.Module):
         mean = reconstruction.mean() * (len(latent) / len(whole))
         losses = Losses(mean, reconstruction, None, None)
         if self.predictor is not None:
-            predicted = self.predictor.mean_output(tokens)  # [B, M]
+            predicted = self.predictor.mean_output(  # [B, M]
+                tokens if early is None else self.host.decoder_tokens(early, mask)
+            )
             predicting = self.predicting_loss(predicted, reconstruction.detach())
             losses = losses._replace(loss=losses.loss + predicting, predicting=predicting, predicted=predicted)
         if views is not None:
@@ -135,7 +141,12 @@ class HPM(nn.Module):
     def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
         """One look at whole images ``[B, C, H, W]``: the latent and, where asked for, what was predicted from it and
         where the class token looked."""
-        latent, attended = self.host.encoder.attend(images) if attention else (self.host.encode(images), None)
+        if attention:
+            latent, attended = self.host.encoder.attend(images)
+        elif self.predictor_reads is not None:
+            (latent,), attended = self.host.encoder.latents(images, None, (self.predictor_reads,)), None
+        else:
+            latent, attended = self.host.encode(images), None
         predicted = None
         if difficulty:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
@@ -185,6 +196,14 @@ class HPM(nn.Module):
         """False for a plain host, which knows no difficulty."""
         return self.predictor is not None
 
+    def _early_and_whole(self, images: Tensor, mask: Split) -> tuple[Tensor | None, Tensor]:
+        """What the predictor reads, where it is not the latent, and the latent."""
+        if self.predictor is None or self.predictor_reads is None:
+            return None, self.host.encode(images, mask)
+        encoder = self.host.encoder
+        early, whole = encoder.latents(images, mask, (self.predictor_reads, len(encoder.blocks)))
+        return early, whole
+
     def _predictor(self) -> Decoder:
         if self.predictor is None:
             raise ValueError("predict_loss: this model was trained without a loss predictor (predicting loss 'none')")
@@ -203,6 +222,8 @@ class Masking:
     """side, in patches, of the squares that are masked as a whole"""
     secondary: float = 0.0
     """share of the visible patches that are hidden behind mask tokens"""
+    asked: float = 1.0
+    """share of the masked patches that are to be rebuilt"""
 
     @property
     def guided(self) -> bool:
@@ -212,7 +233,8 @@ class Masking:
     def noise_count(self, grid: tuple[int, int]) -> int:
         """Random numbers for each image of a ``grid`` of patches."""
         patches = grid[0] * grid[1]
-        return noise_count(self.mask, patches // self.unit**2) + (patches if self.secondary else 0)
+        more = (self.secondary > 0.0) + (self.asked < 1.0)
+        return noise_count(self.mask, patches // self.unit**2) + more * patches
 
 
 class Problem(NamedTuple):
@@ -271,7 +293,11 @@ def mine(
     mask = spread_units(mask, grid, masking.unit)  # bool [B, N]
     masked = masked * masking.unit**2
     parts = split(mask, masked)
+    patches = mask.shape[1]
     if masking.secondary:
-        hidden = secondary_mask(noise[:, -mask.shape[1] :], mask, masking.secondary, masked)
+        hidden = secondary_mask(noise[:, -patches:], mask, masking.secondary, masked)
         parts = parts._replace(hidden=hidden.gather(1, parts.visible))
+        noise = noise[:, :-patches]
+    if masking.asked < 1.0:
+        parts = parts._replace(masked=some(parts.masked, noise[:, -patches:], masking.asked))
     return Problem(parts, sight)

@@ -1,12 +1,14 @@
 """MAE (He et al., CVPR 2022): drop most patches, encode the rest, rebuild the dropped ones."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from hardpatch import targets
 from hardpatch.losses import RECONSTRUCTION_LOSSES
-from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
+from hardpatch.models.block import Block, initialise
+from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import Split
 
@@ -20,6 +22,8 @@ class MAE(nn.Module):
         image_size: (height, width) in pixels.
         patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
         decoder_width, decoder_depth, decoder_heads: of the reconstructor.
+        shared_blocks: how many of its blocks come before the loss predictor as well.
+        cross: see :class:`~hardpatch.models.decoder.Decoder`.
         normalise_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
         loss: one of :data:`~hardpatch.losses.RECONSTRUCTION_LOSSES`.
@@ -36,6 +40,8 @@ class MAE(nn.Module):
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
+        shared_blocks: int = 0,
+        cross: bool = False,
         normalise_pixels: bool = False,
         outputs: int | None = None,
         loss: str = "mse",
@@ -48,10 +54,13 @@ class MAE(nn.Module):
         self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)
         self.reconstructor = Decoder(
             width=decoder_width,
-            depth=decoder_depth,
+            depth=decoder_depth - shared_blocks,
             heads=decoder_heads,
             outputs=patch_size**2 * channels if outputs is None else outputs,
+            cross=cross,
         )
+        self.shared = nn.ModuleList(Block(decoder_width, decoder_heads) for _ in range(shared_blocks))
+        initialise(self.shared)
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
@@ -59,7 +68,8 @@ class MAE(nn.Module):
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
-        return self.decoder_embed(latent, mask, grid)
+        tokens = self.decoder_embed(latent, mask, grid)
+        return through(cast(Sequence[Block], self.shared), tokens) if self.shared else tokens
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
         return self.reconstructor(tokens)

@@ -83,11 +83,10 @@ class DecoderEmbed(nn.Module):
         parts = None if mask is None else split(mask)
         where = positions if parts is None or self.mask_token is None else F.embedding(parts.visible, positions)
         seen = torch.cat([x[:, :1], x[:, 1:] + where], dim=1)
-        if parts is None:
-            return Tokens(seen, slice(1, None))
         if self.mask_token is None:
-            return Tokens(seen, parts.masked + 1)  # after the class token
-        return Tokens(seen, parts.masked, self.mask_token[0].to(x.dtype) + positions)
+            return Tokens(seen, slice(1, None) if parts is None else parts.masked + 1)  # after the class token
+        blanks = self.mask_token[0].to(x.dtype) + positions
+        return Tokens(seen, slice(1, None) if parts is None else parts.masked, blanks)
 
 
 class Decoder(nn.Module):
@@ -96,10 +95,12 @@ class Decoder(nn.Module):
     Args:
         width, depth, heads: of the Transformer.
         outputs: numbers predicted for each patch.
+        cross: mask tokens look at the tokens that are seen, and not at each other (Fu et al. 2024, CrossMAE).
     """
 
-    def __init__(self, *, width: int, depth: int, heads: int, outputs: int) -> None:
+    def __init__(self, *, width: int, depth: int, heads: int, outputs: int, cross: bool = False) -> None:
         super().__init__()
+        self.cross = cross
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, outputs)
@@ -122,15 +123,18 @@ class Decoder(nn.Module):
         ).squeeze(-1)
 
     def _features(self, tokens: Tokens) -> Tensor:
-        *blocks, last = self.blocks
-        if blocks:
-            tokens = through(blocks, tokens)
-        return self.norm(last_block(cast(Block, last), tokens))
+        blocks = cast(Sequence[Block], self.blocks)
+        if self.cross:
+            return self.norm(looking(blocks, tokens))
+        *others, last = blocks
+        if others:
+            tokens = through(others, tokens)
+        return self.norm(last_block(last, tokens))
 
 
-def through(blocks: Sequence[nn.Module], tokens: Tokens) -> Tokens:
+def through(blocks: Sequence[Block], tokens: Tokens) -> Tokens:
     """All tokens after some ``blocks``, at least one."""
-    tokens = first_block(cast(Block, blocks[0]), tokens)
+    tokens = first_block(blocks[0], tokens)
     for block in blocks[1:]:
         tokens = tokens._replace(seen=block(tokens.seen))
     return tokens
@@ -158,3 +162,19 @@ def last_block(block: Block, tokens: Tokens) -> Tensor:
         return block.after_attention(tokens.of_asked(tokens.parts[1]), block.attn.attend(q, k, v))
     seen, places = tokens.seen, tokens.asked
     return block(seen[:, places] if isinstance(places, slice) else gather(seen, places), context=seen)
+
+
+def looking(blocks: Sequence[Block], tokens: Tokens) -> Tensor:
+    """What is asked for after blocks in which mask tokens look at the tokens that are seen, ``[B, M, W]``.
+
+    The weights are those of any block, put to another use: queries are of mask tokens only, keys and values of the
+    others, which stay as they are. As in :func:`first_block`, the first queries are computed once for each position.
+    """
+    first, *others = blocks
+    seen, blanks = tokens.parts
+    k, v = first.attn.keys_values(first.norm1(seen)).chunk(2, dim=-1)
+    q = tokens.of_asked(first.attn.queries(first.norm1(blanks)))
+    x = first.after_attention(tokens.of_asked(blanks), first.attn.attend(q, k, v))
+    for block in others:
+        x = block(x, context=seen)
+    return x

@@ -110,10 +110,12 @@ class Encoder(nn.Module):
             After the last norm, class token first: ``[B, 1 + V, D]`` with the visible patches in increasing order, or
             ``[B, 1 + N, D]`` where masked patches stay.
         """
-        x, bias = self._tokens(images, mask)
-        for block in self.blocks:
-            x = block(x, bias)
-        return self.norm(x)
+        return self.latents(images, mask, (len(self.blocks),))[0]
+
+    def latents(self, images: Tensor, mask: Tensor | Split | None, blocks: Sequence[int]) -> list[Tensor]:
+        """What :meth:`forward` gives if the encoder ends after so many blocks, for some such numbers; see
+        :meth:`intermediates`."""
+        return [self.norm(x) for x in self._after(images, mask, blocks)]
 
     def attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The latent ``[B, 1 + N, D]`` of whole images, and where the class token looks in the last block: ``[B, N]``,
@@ -138,12 +140,15 @@ class Encoder(nn.Module):
         """
         if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] > len(self.blocks):
             raise ValueError(f"blocks: expected increasing numbers from 1 to {len(self.blocks)}, got {list(blocks)}")
-        x, bias = self._tokens(images, None)
-        found = []
+        return [x[:, 1:] for x in self._after(images, None, blocks)]
+
+    def _after(self, images: Tensor, mask: Tensor | Split | None, blocks: Sequence[int]) -> list[Tensor]:
+        x, bias = self._tokens(images, mask)
+        found = [x] if 0 in blocks else []
         for number, block in enumerate(self.blocks[: blocks[-1]], 1):
             x = block(x, bias)
             if number in blocks:
-                found.append(x[:, 1:])
+                found.append(x)
         return found
 
     def _tokens(self, images: Tensor, mask: Tensor | Split | None) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.schedules import half_cosine, ramp
@@ -28,12 +29,14 @@ class Teacher(nn.Module):
 
     Args:
         student: a :class:`~hardpatch.methods.hpm.HPM`; copied as it is now.
+        resolution: it looks at images smaller by this factor, in (0, 1]; the map is enlarged again.
     """
 
     network: Any
 
-    def __init__(self, student: Any) -> None:
+    def __init__(self, student: Any, resolution: float = 1.0) -> None:
         super().__init__()
+        self.resolution = resolution
         unused = {id(getattr(student.host, name)): None for name in student.host.reconstruction_only}
         self.network = copy.deepcopy(student, unused)  # whatever deepcopy finds in its memo it does not copy
         self.network.requires_grad_(False).eval()
@@ -41,7 +44,17 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
         """See :meth:`HPM.look <hardpatch.methods.hpm.HPM.look>`."""
-        return self.network.look(images, difficulty=difficulty, attention=attention)
+        if self.resolution == 1.0:
+            return self.network.look(images, difficulty=difficulty, attention=attention)
+        size = self.network.patch_size
+        grid = images.shape[-2] // size, images.shape[-1] // size
+        small = [max(1, round(side * self.resolution)) for side in grid]
+        images = F.interpolate(images, size=[side * size for side in small], mode="area")
+        sight = self.network.look(images, difficulty=difficulty)
+        if sight.difficulty is None:
+            return sight
+        found = sight.difficulty.unflatten(1, (1, *small))
+        return sight._replace(difficulty=F.interpolate(found, size=grid, mode="bilinear").flatten(1))
 
     @torch.no_grad()
     def predict_loss(self, images: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def initial_model(
     Raises:
         UserError: if sizes do not fit each other: one line from the part that found it.
     """
-    model, method, ibot = run.model, run.method, run.ibot
+    model, method, ibot, fast = run.model, run.method, run.ibot, run.fast
     shape = SIZES[model.size] | {
         name: value for name in ("width", "depth", "heads") if (value := getattr(model, name)) is not None
     }
@@ -67,6 +67,8 @@ def initial_model(
         **shape,
     }
     decoder: dict[str, int] = {name: getattr(model, f"decoder_{name}") for name in ("width", "depth", "heads")}
+    decoder["depth"] = fast.predictor_depth or model.decoder_depth - fast.shared_blocks
+    cross = fast.decoder == "cross"
     predicts = method.predicting_loss != "none"
     tokens: dict[str, Any] = {"positions": model.positions, "decoder_width": model.decoder_width if predicts else None}
     if method.target == "teacher":
@@ -78,6 +80,8 @@ def initial_model(
             decoder_width=model.decoder_width,
             decoder_depth=model.decoder_depth,
             decoder_heads=model.decoder_heads,
+            shared_blocks=fast.shared_blocks,
+            cross=cross,
             **rebuilt,
             loss=_loss(run),
             mask_token=method.secondary_ratio > 0.0,
@@ -98,19 +102,35 @@ def initial_model(
         torch.manual_seed(run.seed)
         try:
             host = hosts[method.host]()
-            predictor = Decoder(**decoder, outputs=model.patch_size**2 * run.data.channels) if predicts else None
+            outputs_of_predictor = model.patch_size**2 * run.data.channels
+            predictor = Decoder(**decoder, outputs=outputs_of_predictor, cross=cross) if predicts else None
         except ValueError as error:
             raise UserError(str(error)) from None
     if method.predicting_loss == "none":
         return HPM(host, None, mean=mean, std=std)
-    return HPM(host, predictor, predicting_loss=method.predicting_loss, mean=mean, std=std)
+    return HPM(
+        host,
+        predictor,
+        predicting_loss=method.predicting_loss,
+        predictor_reads=_predictor_reads(run, shape["depth"]),
+        mean=mean,
+        std=std,
+    )
+
+
+def _predictor_reads(run: RunConfig, depth: int) -> int | None:
+    """Blocks of the encoder that the loss predictor waits for; None is all."""
+    blocks = run.fast.teacher_blocks
+    if blocks is not None and blocks > depth:
+        raise UserError(f"fast.teacher_blocks: expected at most the encoder's {depth} blocks, got {blocks}")
+    return None if blocks == depth else blocks
 
 
 def masking_of(run: RunConfig) -> Masking:
     """How the run's masks are drawn."""
     method = run.method
     unit = 1 if method.mask_unit is None else method.mask_unit // run.model.patch_size
-    return Masking(method.mask, method.mining, unit, method.secondary_ratio)
+    return Masking(method.mask, method.mining, unit, method.secondary_ratio, run.fast.asked_share)
 
 
 def check_masks(run: RunConfig) -> None:
@@ -139,7 +159,12 @@ def needs_teacher(run: RunConfig) -> bool:
     """Whether a moving average of the student has something to do."""
     method = run.method
     predicts = method.predicting_loss != "none"
-    return predicts or method.host == "ibot" or method.target == "teacher" or masking_of(run).guided
+    return (
+        (predicts and not run.fast.remember)
+        or method.host == "ibot"
+        or method.target == "teacher"
+        or masking_of(run).guided
+    )
 
 
 def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | None, int | None]:
