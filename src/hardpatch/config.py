@@ -49,6 +49,10 @@ class DataConfig:
     """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
     device_side: int | None = None
     """Side of the squares that images of several sizes are held as on the device; null is what a mean crop needs."""
+    in_memory: Literal["no", "host", "device"] = "no"
+    """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
+    device_side: int | None = None
+    """Side of the squares that images of several sizes are held as on the device; null is what a mean crop needs."""
     max_bad_fraction: float = 0.1
     """Files that cannot be decoded are named and skipped; past this share of the set the run stops."""
 
@@ -337,6 +341,14 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
     if data.shrink_on_decode is not None and data.shrink_on_decode < 1:
         raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
+    if data.device_side is not None and data.device_side < 1:
+        raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
+    if data.in_memory == "device" and data.colour_jitter:
+        raise UserError(
+            f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"
+        )
+    if data.in_memory == "device" and method.host == "ibot":
+        raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
     if data.device_side is not None and data.device_side < 1:
         raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
     if data.in_memory == "device" and data.colour_jitter:

@@ -2,11 +2,17 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hardpatch.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 # Pillow knows many more formats, some of which start other programs; only these are ever tried on foreign bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -68,24 +74,50 @@ def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
 def open_image(data: bytes, channels: int = 3) -> Jpeg | npt.NDArray[np.uint8]:
     """As :func:`decode`, but of a JPEG only the header is read."""
     check_channels(channels)
+    size = _jpeg_size(data)
+    return _decode_with_pillow(data, channels) if size is None else Jpeg(data, (*size, channels))
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width, from the header alone; UndecodableImage as :func:`decode` raises it where that cannot be."""
+    size = _jpeg_size(data)
+    if size is None:
+        with _opened_with_pillow(data) as file:
+            size = file.height, file.width
+    return size
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """None for what simplejpeg does not read, which is left to Pillow."""
     if not data:
         raise UndecodableImage("empty file")
-    if data[:3] == b"\xff\xd8\xff":
-        import simplejpeg
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    import simplejpeg
 
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError as error:
-            if "remature end" in str(error):
-                raise UndecodableImage(f"truncated JPEG ({error})") from None
-        else:
-            if height * width > MOST_PIXELS:
-                raise UndecodableImage(f"{height} x {width} pixels; expected at most {MOST_PIXELS:,}")
-            return Jpeg(data, (height, width, channels))
-    return _decode_with_pillow(data, channels)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        if "remature end" in str(error):
+            raise UndecodableImage(f"truncated JPEG ({error})") from None
+        return None
+    if height * width > MOST_PIXELS:
+        raise UndecodableImage(f"{height} x {width} pixels; expected at most {MOST_PIXELS:,}")
+    return height, width
 
 
 def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
+    with _opened_with_pillow(data) as file:
+        if file.mode == "F":
+            raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit grey")
+        if file.mode.startswith("I"):
+            return np.repeat(_eight_bits(np.asarray(file))[:, :, None], channels, axis=2)
+        # np.array, not np.asarray: torch warns of Pillow's read-only memory
+        return np.array(file.convert(MODES[channels])).reshape(file.height, file.width, channels)
+
+
+@contextmanager
+def _opened_with_pillow(data: bytes) -> "Iterator[ImageFile]":
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -93,12 +125,7 @@ def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                if file.mode == "F":
-                    raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit grey")
-                if file.mode.startswith("I"):
-                    return np.repeat(_eight_bits(np.asarray(file))[:, :, None], channels, axis=2)
-                # np.array, not np.asarray: torch warns of Pillow's read-only memory
-                return np.array(file.convert(MODES[channels])).reshape(file.height, file.width, channels)
+                yield file
     except UndecodableImage:
         raise
     except UnidentifiedImageError:

@@ -251,7 +251,7 @@ def _ignore_interrupt(worker: int) -> None:
 def _stream(loader: DataLoader[Batch], n: int) -> Generator[Batch, None, None]:
     for batch in loader:
         if not len(batch.images):
-            raise _nothing_decodes(n, batch.bad)
+            raise nothing_decodes(n, batch.bad)
         yield batch
 
 
@@ -268,11 +268,12 @@ def _without_empty(loader: DataLoader[Batch], n: int) -> Iterator[Batch]:
             bad = []
         held = batch
     if held is None:
-        raise _nothing_decodes(n, bad)
+        raise nothing_decodes(n, bad)
     yield held._replace(bad=held.bad + bad)
 
 
-def _nothing_decodes(n: int, bad: list[str]) -> UserError:
+def nothing_decodes(n: int, bad: list[str]) -> UserError:
+    """What to say of n images that are all broken."""
     return UserError(f"data: none of the {n} images can be decoded; the last was {bad[-1]}")
 
 
@@ -301,11 +302,15 @@ class BadFiles:
             )
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def resolve_workers(workers: int | str) -> int:
     """The number of loader processes: as given, or for "auto" one fewer than the cores this process has, at most 8."""
     if workers == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores - 1, MOST_WORKERS)
+        return min(cores() - 1, MOST_WORKERS)
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise UserError(f'data.workers: expected "auto" or a number of processes, 0 or more, got {workers!r}')
     return workers

@@ -8,6 +8,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -253,9 +254,11 @@ class ParquetSource:
 
     def _row_group(self, group: int) -> "tuple[pa.Array, pa.Array | None]":
         """The bytes and, where there are any, the stored paths of one row group."""
-        if group in self._held:
-            self._held.move_to_end(group)
-            return self._held[group]
+        held = self._held.get(group)
+        if held is not None:
+            with suppress(KeyError):  # another thread has just let go of it
+                self._held.move_to_end(group)
+            return held
         file, group_in_file = self._groups[group]
         # Opened anew each time: the footer is little beside the row group, and no handle crosses a fork.
         with _open_parquet(self._paths[file]) as table:
@@ -264,10 +267,11 @@ class ParquetSource:
         is_struct = hasattr(array, "field")
         data = array.field("bytes") if is_struct else array
         has_path = is_struct and array.type.get_field_index("path") >= 0
-        self._held[group] = (data, array.field("path") if has_path else None)
+        held = (data, array.field("path") if has_path else None)
+        self._held[group] = held
         if not self._resident and len(self._held) > ROW_GROUPS_HELD:
             self._held.popitem(last=False)
-        return self._held[group]
+        return held
 
 
 def _open_parquet(path: str) -> Any:

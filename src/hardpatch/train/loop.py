@@ -18,12 +18,14 @@ from hardpatch import __version__
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
 from hardpatch.data.augment import MultiCropTransform, TrainTransform, channel_statistics
 from hardpatch.data.loader import BadFiles, Batch, resolve_workers, train_batches
+from hardpatch.data.memory import HeldSource
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.knn import knn_accuracy
 from hardpatch.evaluate.labelled import labelled_features
 from hardpatch.train import checkpoint
 from hardpatch.train.build import image_size, initial_model, target_of
+from hardpatch.train.device_set import DeviceSet
 from hardpatch.train.memory import keep_buffers
 from hardpatch.train.monitor import MetricsLog, diverged, vital_signs
 from hardpatch.train.optim import Schedule, schedule
@@ -92,15 +94,20 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
         raise UserError(f"--data: {error}") from None
     total = total_steps(run, len(source))
     newest = checkpoint.newest(folder)
+    if run.data.in_memory == "host":
+        source = HeldSource(source, run.data.channels)
     mean, std = _statistics(run, source, newest)
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, mean, std, outputs)
+    held = None
+    if run.data.in_memory == "device":
+        held = DeviceSet(source, _transform(run), fabric.device, run.data.device_side)
     prepare()
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
-    trainer = Trainer(run, folder, source, Learner(run, model, fabric, total, target), outputs)
+    trainer = Trainer(run, folder, source, Learner(run, model, fabric, total, target, len(source)), outputs, held)
     if newest is not None:
         trainer.restore(newest)
     return trainer.fit(progress)
@@ -115,12 +122,20 @@ class Trainer:
         source: the images.
         learner: student, teacher and optimiser.
         outputs: numbers that another network's target takes for a patch; goes into the checkpoint.
+        held: the same images on the device, where batches are then made.
     """
 
     def __init__(
-        self, run: RunConfig, folder: Path, source: Source, learner: Learner, outputs: int | None = None
+        self,
+        run: RunConfig,
+        folder: Path,
+        source: Source,
+        learner: Learner,
+        outputs: int | None = None,
+        held: DeviceSet | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
+        self.held = held
         self.epoch_steps = len(source) / run.batch_size
 
     def fit(self, progress: Progress) -> Outcome:
@@ -176,6 +191,7 @@ class Trainer:
             student=learner.model,
             teacher=learner.teacher and learner.teacher.network,
             optimizer=learner.adamw,
+            memory=learner.memory,
             metadata={
                 "hardpatch": __version__,
                 "config": to_dict(self.run),
@@ -208,12 +224,15 @@ class Trainer:
             student=learner.model,
             teacher=learner.teacher and learner.teacher.network,
             optimizer=learner.adamw,
+            memory=learner.memory,
         )
         if scaler:
             learner.fabric.strategy.precision.load_state_dict(scaler)
 
     def _batches(self) -> Generator[Batch, None, None]:
         run = self.run
+        if self.held is not None:
+            return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.learner.step)
         data, size = run.data, image_size(run)
         transform: TrainTransform | MultiCropTransform
         if self.learner.ibot:
@@ -229,15 +248,7 @@ class Trainer:
                 colour=run.ibot.colour,
             )
         else:
-            transform = TrainTransform(
-                size,
-                data.channels,
-                data.crop_scale,
-                data.crop_ratio,
-                data.flip,
-                colour_jitter=data.colour_jitter,
-                shrink_on_decode=data.shrink_on_decode,
-            )
+            transform = _transform(run)
         return train_batches(
             self.source,
             transform,
@@ -288,6 +299,19 @@ class Trainer:
         )
         learner.model.train()
         return knn_accuracy(found.train, found.val, classes=len(found.classes), device=learner.fabric.device).top1
+
+
+def _transform(run: RunConfig) -> TrainTransform:
+    data = run.data
+    return TrainTransform(
+        image_size(run),
+        data.channels,
+        data.crop_scale,
+        data.crop_ratio,
+        data.flip,
+        colour_jitter=data.colour_jitter,
+        shrink_on_decode=data.shrink_on_decode,
+    )
 
 
 def total_steps(run: RunConfig, images: int) -> int:

@@ -1,0 +1,69 @@
+"""Where the images of a run are held changes how fast it is fed, and nothing or only the crops of what it learns."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hardpatch.cli import main
+from tests.end_to_end.conftest import SMALL
+
+Fails = Callable[..., str]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (newest,) = sorted((folder / "checkpoints").iterdir())[-1:]
+    return load_file(newest / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_held_in_memory_a_run_is_the_same(run: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "host"
+    pretrain = ["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(out)]
+    assert main([*pretrain, "--data.in_memory", "host"]) == 0
+    assert losses(out) == losses(run)
+    theirs = weights(run)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_held_on_the_device_a_run_resumes_exactly(images: Path, tmp_path: Path) -> None:
+    (images.parent / "with_broken").mkdir(exist_ok=True)
+    (images.parent / "with_broken" / "broken.jpg").write_bytes(b"no picture")
+    for k, path in enumerate(sorted(images.rglob("*.jpg"))):
+        (images.parent / "with_broken" / f"{k}.jpg").write_bytes(path.read_bytes())
+    pretrain = ["pretrain", *SMALL, "--data", str(images.parent / "with_broken"), "--data.in_memory", "device"]
+    pretrain += ["--train.checkpoint_steps", "4", "--train.keep_checkpoints", "9", "--steps", "8"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert main([*pretrain, "--out", str(whole)]) == 0
+    assert main([*pretrain, "--out", str(halves)]) == 0
+    for path in sorted((halves / "checkpoints").iterdir())[1:]:  # as if it had been killed after four steps
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert main([*pretrain, "--out", str(halves), "--resume"]) == 0
+    theirs = weights(whole)
+    for name, tensor in weights(halves).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.in_memory", "device", "--data.colour_jitter", "0.4"], "data.colour_jitter: in_memory device only"),
+        (["--data.in_memory", "device", "--method.host", "ibot"], "data.in_memory: device gives one crop"),
+        (["--data.in_memory", "disk"], "data.in_memory: .*'no', 'host', 'device'"),
+        (["--data.device_side", "0"], "data.device_side: expected at least 1 pixel, got 0"),
+    ],
+)
+def test_what_does_not_go_together(fails: Fails, tmp_path: Path, arguments: list[str], message: str) -> None:
+    line = fails("pretrain", *SMALL, "--steps", 1, "--out", tmp_path / "run", *arguments)
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
