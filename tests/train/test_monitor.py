@@ -43,7 +43,7 @@ def test_vital_signs_by_hand() -> None:
     made = Losses(torch.tensor(0.0), true, torch.tensor(0.0), predicted)
 
     def problem(difficulty: torch.Tensor | None) -> Problem:
-        return Problem(split(mask), Sight(torch.zeros(2, 7, 1), difficulty, None))
+        return Problem(split(mask), Sight(torch.zeros(2, 7, 1), difficulty, None), difficulty)
 
     signs = vital_signs(problem(difficulty), made, noise, 0.5, 0.6, (2, 3), Masking())
     # Five untied pairs an image; in the second one of them is the wrong way round.

@@ -244,11 +244,8 @@ class Problem(NamedTuple):
     """the patches to rebuild, index lists of ``[B, M]`` and ``[B, V]``"""
     sight: Sight | None
     """what the teacher saw; None where it was not needed"""
-
-    @property
-    def difficulty(self) -> Tensor | None:
-        """Predicted loss of every patch, ``[B, N]``; None where nothing was mined."""
-        return None if self.sight is None else self.sight.difficulty
+    difficulty: Tensor | None
+    """predicted loss of every patch, ``[B, N]``; None where nothing was mined"""
 
 
 def mine(
@@ -262,6 +259,7 @@ def mine(
     masking: Masking = Masking(),
     look: bool = False,
     images_masked: int | None = None,
+    known: Tensor | None = None,
 ) -> Problem:
     """The teacher's half of a training step: look at the whole images, mask what will be hard.
 
@@ -275,6 +273,8 @@ def mine(
         masking: how masks are drawn.
         look: run the teacher in any case, since the target is made of what it sees.
         images_masked: mask only so many of the images, the first (iBOT); None masks all.
+        known: the difficulty ``[B, N]`` where it comes from elsewhere than the teacher
+            (:class:`~hardpatch.methods.remembered.Remembered`).
     """
     units = grid[0] // masking.unit, grid[1] // masking.unit
     masked = masked_count(units[0] * units[1], mask_ratio)
@@ -282,9 +282,11 @@ def mine(
     sight = None
     if teacher is not None and (mined or masking.guided or look):
         sight = teacher.look(images, difficulty=mined > 0, attention=masking.guided)  # no gradient
+    seen = (None, None) if sight is None else (sight.difficulty, sight.attention)
+    predicted = seen[0] if known is None or not mined else known
     difficulty, attention = (
         None if values is None else pool_units(values[:images_masked], grid, masking.unit)
-        for values in ((None, None) if sight is None else (sight.difficulty, sight.attention))
+        for values in (predicted, seen[1])
     )  # [B, units]
     noise = noise[:images_masked]
     mask = hard_patches(
@@ -300,4 +302,4 @@ def mine(
         noise = noise[:, :-patches]
     if masking.asked < 1.0:
         parts = parts._replace(masked=some(parts.masked, noise[:, -patches:], masking.asked))
-    return Problem(parts, sight)
+    return Problem(parts, sight, predicted)

@@ -21,6 +21,7 @@ from hardpatch.errors import UserError
 from hardpatch.safe import save_tensors
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
+MEMORY = "memory/"
 
 
 def save(
@@ -30,6 +31,7 @@ def save(
     student: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
+    memory: nn.Module | None = None,
     metadata: Mapping[str, Any],
     scaler: Mapping[str, Any],
     keep: int,
@@ -44,6 +46,7 @@ def save(
         step: optimiser steps done.
         student, teacher: the weights; no teacher where the run has none.
         optimizer: of the student.
+        memory: difficulty that is remembered from earlier epochs, where it is.
         metadata: plain values that go into the weights file as JSON.
         scaler: state of the float16 loss scaler, empty otherwise.
         keep: at least 1.
@@ -59,7 +62,10 @@ def save(
     if teacher is not None:
         weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
     _write(partial / WEIGHTS, weights, metadata)
-    _write(partial / TRAINING, _optimizer_tensors(student, optimizer), {"step": step, "scaler": dict(scaler)})
+    state = _optimizer_tensors(student, optimizer)
+    if memory is not None:
+        state |= {f"{MEMORY}{name}": value for name, value in memory.state_dict().items()}
+    _write(partial / TRAINING, state, {"step": step, "scaler": dict(scaler)})
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
@@ -80,14 +86,24 @@ def newest(run: Path) -> Path | None:
 
 
 def restore(
-    checkpoint: Path, *, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+    checkpoint: Path,
+    *,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    memory: nn.Module | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Put back what :func:`save` wrote, in place. Returns the step and the scaler's state."""
     weights = load_file(checkpoint / WEIGHTS)
     student.load_state_dict(with_prefix(weights, "student."))
     if teacher is not None:
         teacher.load_state_dict(with_prefix(weights, "teacher."))
-    _load_optimizer(student, optimizer, load_file(checkpoint / TRAINING))
+    training = load_file(checkpoint / TRAINING)
+    if memory is not None:
+        memory.load_state_dict(with_prefix(training, MEMORY))
+    _load_optimizer(
+        student, optimizer, {name: value for name, value in training.items() if not name.startswith(MEMORY)}
+    )
     with safe_open(checkpoint / TRAINING, "pt") as file:
         state = json.loads(file.metadata()["hardpatch"])
     return state["step"], state["scaler"]

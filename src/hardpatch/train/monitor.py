@@ -91,12 +91,11 @@ def vital_signs(
         signs["pair_accuracy"] = pair_accuracy(predicted, true)
         signs["spearman"] = rank_correlation(predicted, true).mean()
     if problem.difficulty is not None:
-        assert problem.sight is not None
         masked_at = problem.mask.masked
         rows, unit = len(masked_at), masking.unit
         units = grid[0] // unit, grid[1] // unit
         count = masked_count(units[0] * units[1], mask_ratio)
-        attention = problem.sight.attention
+        attention = None if problem.sight is None else problem.sight.attention
         difficulty, attention = (
             None if values is None else pool_units(values[:rows], grid, unit)
             for values in (problem.difficulty, attention)

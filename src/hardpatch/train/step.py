@@ -11,6 +11,7 @@ from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
 from hardpatch.methods.ibot import IBOT, Views
+from hardpatch.methods.remembered import Remembered
 from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
 from hardpatch.targets import Target
@@ -18,6 +19,20 @@ from hardpatch.train.build import masking_of, needs_teacher
 from hardpatch.train.monitor import RunningMeans
 from hardpatch.train.optim import Schedule, parameter_groups
 from hardpatch.train.supervised import seed_step
+
+SAMPLES = 1 << 40
+"""More than any data set has; above it, the index of a sample tells which crop of the image it is."""
+
+
+class Place(NamedTuple):
+    """What part of which image each of a piece's crops shows."""
+
+    indices: Tensor
+    """int64 ``[B]``, of the images"""
+    boxes: Tensor
+    """``[B, 4]``: top, left, height and width as shares of the image"""
+    flipped: Tensor
+    """bool ``[B]``"""
 
 
 class Piece(NamedTuple):
@@ -33,6 +48,8 @@ class Piece(NamedTuple):
     """host ibot's small crops, normalised, view by view"""
     back: Tensor
     """puts the images in the order of the views"""
+    place: Place | None
+    """where the crops come from; for difficulty that is remembered"""
 
 
 class Step(NamedTuple):
@@ -53,13 +70,23 @@ class Learner:
         fabric: device and precision.
         total: optimiser steps of the run.
         target: what is reconstructed where it is another network's; None is the host's own.
+        images: in the data set; only for difficulty that is remembered.
     """
 
-    def __init__(self, run: RunConfig, model: HPM, fabric: Fabric, total: int, target: Target | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        model: HPM,
+        fabric: Fabric,
+        total: int,
+        target: Target | None = None,
+        images: int = 0,
+    ) -> None:
         self.run, self.fabric, self.total, self.target = run, fabric, total, target
         self.step = 0
         self.model = model.to(fabric.device)
-        self.teacher = Teacher(self.model) if needs_teacher(run) else None
+        self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
+        self.memory = Remembered(images, model.grid).to(fabric.device) if run.fast.remember else None
         self.ibot = isinstance(model.host, IBOT)
         groups = parameter_groups(self.model, run.optim.weight_decay)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
@@ -80,16 +107,18 @@ class Learner:
                     piece.images,
                     piece.noise,
                     mask_ratio=now.mask_ratio,
-                    alpha=now.alpha,
+                    alpha=now.alpha if (self.step + 1) % self.run.fast.teacher_every == 0 else 0.0,
                     grid=self.grid,
                     masking=self.masking,
                     look=self.ibot or self.run.method.target == "teacher",
                     images_masked=max(1, round(len(piece.images) * self.run.ibot.masked_share)) if self.ibot else None,
+                    known=self._recall(piece),
                 )
                 target, views = self._teach(piece, problem, now)
             losses = self.student(piece.images, problem.mask, target, views, observe=observe)
             self.fabric.backward(losses.loss / pieces)
             self.means.add(losses)
+            self._remember(piece, problem, losses)
         for group in self.adamw.param_groups:
             group["lr"] = now.lr
         self.adamw.param_groups[1]["weight_decay"] = now.weight_decay  # the first group is the one without
@@ -110,7 +139,8 @@ class Learner:
         samples = batch.indices.to(device, non_blocking=True)
         crops = len(pixels) // len(samples)
         count = self.masking.noise_count(self.grid)
-        noise = torch.cat([patch_noise(self.run.seed, self.step, samples + (k << 40), count + 1) for k in range(crops)])
+        of_crops = torch.cat([samples + k * SAMPLES for k in range(crops)])
+        noise = patch_noise(self.run.seed, self.step, of_crops, count + 1)
         back = torch.arange(len(pixels), device=device)
         if self.ibot:  # the first so many are masked, so that which crops these are must be left to chance
             order = noise[:, -1].argsort()
@@ -118,7 +148,25 @@ class Learner:
         local = None
         if batch.local is not None:
             local = self.model.normalise(batch.local.to(device, non_blocking=True))
-        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back)
+        place = None
+        if self.memory is not None:
+            assert batch.boxes is not None
+            assert batch.flipped is not None
+            boxes, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
+            place = Place(samples % SAMPLES, boxes, flipped)
+        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back, place)
+
+    def _recall(self, piece: Piece) -> Tensor | None:
+        """The difficulty that is remembered; at random where nothing is, which is what the noise is for."""
+        if self.memory is None or piece.place is None:
+            return None
+        known = self.memory.recall(*piece.place, self.grid)
+        return known + 1e-3 * piece.noise[:, : known.shape[1]]
+
+    def _remember(self, piece: Piece, problem: Problem, losses: Losses) -> None:
+        if self.memory is not None and piece.place is not None:
+            assert losses.predicted is not None
+            self.memory.write(*piece.place, problem.mask, losses.predicted, self.grid)
 
     def _teach(self, piece: Piece, problem: Problem, now: Schedule) -> tuple[Tensor | None, Views | None]:
         """The target of the masked patches where it is not the host's own, and what iBOT's class tokens learn."""
@@ -146,15 +194,16 @@ def split_batch(batch: Batch, pieces: int) -> Iterator[Batch]:
     """The batch in so many equal parts, all crops of an image in the same one."""
     size = len(batch.indices) // pieces
     for k in range(pieces):
+        here = slice(k * size, (k + 1) * size)
         images, local = (
-            None if crops is None else crops.unflatten(0, (-1, len(batch.indices)))[:, k * size : (k + 1) * size]
+            None if crops is None else crops.unflatten(0, (-1, len(batch.indices)))[:, here].flatten(0, 1)
             for crops in (batch.images, batch.local)
         )
-        assert images is not None
-        yield Batch(
-            images.flatten(0, 1),
-            batch.indices[k * size : (k + 1) * size],
-            batch.labels[k * size : (k + 1) * size],
-            [],
-            None if local is None else local.flatten(0, 1),
+        indices, labels, boxes, flipped = (
+            None if values is None else values[here]
+            for values in (batch.indices, batch.labels, batch.boxes, batch.flipped)
         )
+        assert images is not None
+        assert indices is not None
+        assert labels is not None
+        yield Batch(images, indices, labels, [], local, boxes, flipped)
