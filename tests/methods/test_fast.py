@@ -1,0 +1,214 @@
+"""Mining at a lower price: each saving does what it says, and only that."""
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.testing import assert_close
+
+from hardpatch import config
+from hardpatch.config import RunConfig
+from hardpatch.data.loader import Batch
+from hardpatch.errors import UserError
+from hardpatch.masking import random_mask, some
+from hardpatch.methods.hpm import HPM, Masking, mine
+from hardpatch.models.block import Block
+from hardpatch.models.decoder import Decoder, DecoderEmbed
+from hardpatch.models.teacher import Teacher
+from hardpatch.patches import split
+from hardpatch.train.build import initial_model
+from hardpatch.train.optim import schedule
+from hardpatch.train.step import Learner, Step
+from tests.small import mae_of
+
+STEPS, GRID = 4, (6, 6)
+SMALL = [f"--model.{name}=2" for name in ("heads", "decoder_heads", "decoder_depth")] + [
+    "--data.image_size=24",
+    "--model.patch_size=4",
+    "--model.width=32",
+    "--model.depth=3",
+    "--model.decoder_width=16",
+    "--method.alpha_start=0.5",
+]
+
+
+def small_run(*more: str) -> RunConfig:
+    """36 patches, 27 of them masked, 13 of those mined."""
+    return config.build({"steps": STEPS, "batch_size": 6}, [*SMALL, *more])
+
+
+def learner_of(run: RunConfig, images: int = 6) -> Learner:
+    return Learner(run, initial_model(run), Fabric(accelerator="cpu", devices=1), STEPS, images=images)
+
+
+def steps_of(learner: Learner, count: int = STEPS) -> list[Step]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(6, -1)
+    labels, flipped = torch.full((6,), -1), torch.zeros(6, dtype=torch.bool)
+    batch = Batch(images, torch.arange(6), labels, [], boxes=boxes, flipped=flipped)
+    return [learner.train_step(batch, schedule(learner.run, learner.step, STEPS)) for _ in range(count)]
+
+
+def images() -> Tensor:
+    return torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+OPTIONS = [
+    ["--fast.decoder=cross"],
+    ["--fast.asked_share=0.34"],
+    ["--fast.predictor_depth=1"],
+    ["--fast.shared_blocks=1"],
+    ["--fast.teacher_resolution=0.5"],
+    ["--fast.teacher_blocks=2"],
+    ["--fast.teacher_every=2"],
+    ["--fast.remember=true"],
+    ["--fast.decoder=cross", "--fast.asked_share=0.34", "--fast.teacher_resolution=0.5", "--fast.teacher_blocks=2"],
+    ["--fast.decoder=cross", "--fast.asked_share=0.5", "--fast.remember=true", "--optim.accumulate=2"],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_every_weight_learns(options: list[str]) -> None:
+    learner = learner_of(small_run(*options))
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    losses = [step.losses.loss.item() for step in steps_of(learner)]
+    assert all(0.0 < loss < 10.0 for loss in losses)
+    still = [name for name, p in learner.model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
+@torch.no_grad()
+def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
+    torch.manual_seed(0)
+    embed = DecoderEmbed(latent_width=32, width=16, grid=GRID)
+    decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
+    mask = split(random_mask(torch.rand(3, 36), 27))
+    tokens = embed(torch.randn(3, 10, 32), mask)
+    x = tokens.of_asked(tokens.parts[1])
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        # the block's own attention over both kinds of tokens, with all but the visible ones hidden from it
+        both = torch.cat([tokens.seen, x], dim=1)
+        bias = torch.zeros(1, 1, 37, 37)
+        bias[..., 10:] = -torch.inf
+        x = block(both, bias)[:, 10:]
+    assert_close(decoder(tokens), decoder.head(decoder.norm(x)))
+    everything = decoder(embed(torch.randn(3, 37, 32)))  # as the teacher asks: every patch, all of them visible
+    assert everything.shape == (3, 36, 48)
+
+
+def test_some_of_the_masked_patches_are_asked_for() -> None:
+    noise = torch.rand(200, 72, generator=torch.Generator().manual_seed(0))
+    masking = Masking(asked=1 / 3)
+    assert masking.noise_count(GRID) == 72
+    everything = mine(None, images(), noise[:, :36], mask_ratio=0.75, alpha=0.0, grid=GRID).mask
+    asked = mine(None, images(), noise, mask_ratio=0.75, alpha=0.0, grid=GRID, masking=masking).mask
+    assert torch.equal(asked.visible, everything.visible)  # what the encoder sees stays the same
+    assert asked.masked.shape == (200, 9)
+    assert (asked.masked.diff(dim=1) > 0).all()
+    assert all(
+        set(some) <= set(all) for some, all in zip(asked.masked.tolist(), everything.masked.tolist(), strict=True)
+    )
+    places = (everything.masked.unsqueeze(2) == asked.masked.unsqueeze(1)).any(2).float().mean(0)  # [27]
+    assert ((places - 1 / 3).abs() < 0.15).all()  # each place is as likely: 200 draws, 0.15 is 4.5 deviations
+    assert some(everything.masked, noise, 0.001).shape == (200, 1)
+
+
+@torch.no_grad()
+def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it() -> None:
+    learner = learner_of(small_run("--fast.shared_blocks=1"))
+    model = learner.model
+    assert learner.teacher is not None
+    assert model.predictor is not None
+    host = mae_of(model)
+    assert (len(host.shared), len(host.reconstructor.blocks), len(model.predictor.blocks)) == (1, 1, 1)
+    names = {name for name, _ in learner.teacher.network.named_parameters()}
+    assert any(name.startswith("host.shared.0.") for name in names)
+    assert not any(name.startswith("host.reconstructor.") for name in names)
+    # one trunk and one branch are a decoder of two blocks
+    mask = split(random_mask(torch.rand(6, 36), 27))
+    latent = model.encode(images(), mask)
+    whole = Decoder(width=16, depth=2, heads=2, outputs=48)
+    whole.load_state_dict(
+        {f"blocks.0.{name}": value for name, value in host.shared[0].state_dict().items()}
+        | {f"blocks.1.{name}": value for name, value in host.reconstructor.blocks[0].state_dict().items()}
+        | {name: value for name, value in host.reconstructor.state_dict().items() if not name.startswith("blocks")}
+    )
+    assert_close(model.reconstruct(latent, mask), whole(host.decoder_embed(latent, mask)))
+
+
+@torch.no_grad()
+def test_a_teacher_at_half_resolution_gives_a_map_of_the_whole() -> None:
+    model = initial_model(small_run())
+    half, whole = Teacher(model, 0.5), Teacher(model)
+    flat = torch.ones(2, 3, 24, 24) * torch.tensor([0.3, -1.0]).view(2, 1, 1, 1)
+    small = whole.predict_loss(flat[:, :, :12, :12])  # [B, 9]: the mean over 2 x 2 pixels changes nothing here
+    found = half.look(flat).difficulty
+    assert found is not None
+    assert found.shape == (2, 36)
+    # the corners of the map are the corners of the small one
+    assert_close(found.view(2, 6, 6)[:, ::5, ::5], small.view(2, 3, 3)[:, ::2, ::2])
+    assert_close(found.mean(1), small.mean(1), atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_a_teacher_that_stops_early_runs_no_further_block() -> None:
+    learner = learner_of(small_run("--fast.teacher_blocks=2"))
+    assert learner.teacher is not None
+    network = learner.teacher.network
+    ran: list[int] = []
+    for number, block in enumerate(network.host.encoder.blocks, 1):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    difficulty = learner.teacher.predict_loss(images())
+    assert ran == [1, 2]
+    model: HPM = learner.model  # the weights are still the same
+    (latent,) = model.host.encoder.latents(images(), None, (2,))
+    assert_close(difficulty, model._predictor().mean_output(model.host.decoder_tokens(latent)))
+    # the student's predictor learns from the same depth
+    mask = split(random_mask(torch.rand(6, 36), 27))
+    (early,) = model.host.encoder.latents(images(), mask, (2,))
+    predicted = model._predictor().mean_output(model.host.decoder_tokens(early, mask))
+    found = model(images(), mask).predicted
+    assert found is not None
+    assert_close(found, predicted)
+
+
+def test_a_teacher_at_every_second_step_leaves_the_others_to_chance() -> None:
+    steps = steps_of(learner_of(small_run("--fast.teacher_every=2")))
+    assert [step.problem.difficulty is not None for step in steps] == [False, True, False, True]
+    noise = steps[0].noise
+    assert torch.equal(steps[0].problem.mask.masked, split(random_mask(noise, 27)).masked)
+
+
+def test_what_is_remembered_is_mined_without_a_teacher() -> None:
+    learner = learner_of(small_run("--fast.remember=true"))
+    assert learner.teacher is None
+    assert learner.memory is not None
+    first, second, *_ = steps_of(learner, 2)
+    assert torch.equal(first.problem.mask.masked, split(random_mask(first.noise, 27)).masked)  # nothing is known yet
+    assert second.problem.difficulty is not None
+    assert first.losses.predicted is not None
+    # the hardest of those that were masked in the first step are masked again
+    hardest = first.problem.mask.masked.gather(1, first.losses.predicted.topk(13, dim=1).indices)
+    again = (second.problem.mask.masked.unsqueeze(1) == hardest.unsqueeze(2)).any(2)
+    assert again.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--method.host=simmim", "--fast.decoder=cross"], "fast.decoder: only with host mae"),
+        (["--method.predicting_loss=none", "--fast.teacher_every=2"], "fast.teacher_every: there is no loss predictor"),
+        (["--fast.shared_blocks=2"], "fast.shared_blocks: expected 0 to 1"),
+        (["--fast.shared_blocks=1", "--fast.decoder=cross"], "fast.shared_blocks: not with fast.decoder cross"),
+        (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a factor up to 1"),
+        (["--fast.teacher_blocks=4"], "fast.teacher_blocks: expected at most the encoder's 3 blocks, got 4"),
+        (["--method.target=teacher", "--fast.teacher_blocks=2"], "fast.teacher_blocks: target teacher"),
+        (["--fast.remember=true", "--fast.teacher_every=2"], "fast.remember: there is no teacher"),
+        (["--fast.asked_share=0"], "fast.asked_share: expected a number above 0"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        learner_of(small_run(*options))
