@@ -178,7 +178,7 @@ def _view(
 ) -> Crop:
     """Crop, flip, colour of an image, uint8 [H, W, C], or of a JPEG that would be that."""
     box = crop_box(image.shape[0], image.shape[1], scale, ratio, rng)
-    cut, share = _cut(image, box, size, shrink_on_decode)
+    cut, share = cut_box(image, box, size, shrink_on_decode)
     pixels = resize(cut, size)
     flipped = rng.random() < flip
     if colour is not None:
@@ -188,7 +188,7 @@ def _view(
     return Crop(torch.from_numpy(planes), share, flipped)
 
 
-def _cut(
+def cut_box(
     image: Image | Jpeg, box: Box, size: tuple[int, int], margin: float | None
 ) -> tuple[Image, tuple[float, float, float, float]]:
     """The pixels of a box, those of a JPEG perhaps shrunken, and its place as shares of the image."""

@@ -36,9 +36,8 @@ log = logging.getLogger("hardpatch")
 class DeviceSet:
     """Every image of a source on a device, as uint8.
 
-    Images of one size are held as they are. Of several sizes each is resized to a square of `side` pixels (None: the
-    output's side over the root of a crop's mean share of the area, so that a mean crop is neither enlarged nor
-    shrunken); their crops are still drawn by the images' own height and width.
+    Images of one size are held as they are. Of several sizes each is resized to a square of `side` pixels (None:
+    :func:`held_side`); their crops are still drawn by the images' own height and width.
 
     Raises UserError, before anything is decoded, if the set takes too much of the device's free memory, and if none of
     it can be decoded.
@@ -55,9 +54,8 @@ class DeviceSet:
         if len(held) == 1:
             height, width = held.pop()
         else:
-            wanted = max(transform.image_size) / math.sqrt(sum(transform.scale) / 2)
-            height = width = side or min(math.ceil(wanted), int(sizes.max(initial=1)))
-        needed, free = n * height * width * channels, _free_memory(device)
+            height = width = side or min(held_side(transform), int(sizes.max(initial=1)))
+        needed, free = n * height * width * channels, free_memory(device)
         if free is not None and needed > SHARE * free:
             raise UserError(
                 f"data.in_memory: {n} images of {height} x {width} take {needed / 1e9:.1f} GB, and {SHARE:.0%} of the "
@@ -194,7 +192,13 @@ def resize_weights(start: Tensor, length: Tensor, inputs: int, outputs: int) -> 
     return weights / weights.sum(2, keepdim=True)
 
 
-def _free_memory(device: torch.device) -> int | None:
+def held_side(transform: TrainTransform) -> int:
+    """Pixels: at this side a crop of mean area is neither enlarged nor shrunken."""
+    return math.ceil(max(transform.image_size) / math.sqrt(sum(transform.scale) / 2))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that the device has left; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory() if device.type == "cpu" else None
