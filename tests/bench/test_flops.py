@@ -9,10 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hardpatch import config
+from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.config import RunConfig
-from hardpatch.data.loader import Batch
-from hardpatch.train.build import image_size, initial_model, target_of
+from hardpatch.train.build import initial_model, target_of
 from hardpatch.train.optim import schedule
 from hardpatch.train.step import Learner
 
@@ -25,27 +25,39 @@ SHAPES = {
 }
 
 
+FAST = {
+    "cross": ["decoder=cross"],
+    "a share": ["asked_share=0.4"],
+    "cross, a share": ["decoder=cross", "asked_share=0.4"],
+    "shallow predictor": ["predictor_depth=1"],
+    "shared trunk": ["shared_blocks=2"],
+    "shared trunk, deeper predictor": ["shared_blocks=1", "predictor_depth=3"],
+    "small teacher": ["teacher_resolution=0.5"],
+    "early teacher": ["teacher_blocks=1"],
+    "early teacher, trunk": ["teacher_blocks=1", "shared_blocks=1"],
+    "late teacher": ["teacher_blocks=2"],
+    "seldom": ["teacher_every=2"],
+    "memory": ["remember=true"],
+    "all": ["decoder=cross", "asked_share=0.4", "predictor_depth=1", "teacher_resolution=0.5", "teacher_blocks=1"],
+}
+
+
 def run_of(*settings: str) -> RunConfig:
     base = ["--data.image_size=16", "--model.patch_size=4", "--model.width=32", "--model.depth=2", "--model.heads=2"]
     base += ["--model.decoder_width=16", "--model.decoder_depth=2", "--model.decoder_heads=2"]
     return config.build({"steps": 4, "batch_size": 4}, [*base, "--method.alpha_start=0.4", *settings])
 
 
-def batch_of(run: RunConfig) -> Batch:
-    images = torch.randint(0, 256, (run.batch_size, run.data.channels, *image_size(run)), dtype=torch.uint8)
-    return Batch(images, torch.arange(run.batch_size), -torch.ones(run.batch_size, dtype=torch.int64), [])
-
-
 def learner_of(run: RunConfig) -> Learner:
     channels = run.data.channels
     fabric = Fabric(accelerator="cpu", devices=1)
     target, _ = target_of(run, fabric.device)
-    return Learner(run, initial_model(run, [0.5] * channels, [0.2] * channels), fabric, 4, target)
+    return Learner(run, initial_model(run, [0.5] * channels, [0.2] * channels), fabric, 4, target, images=4)
 
 
 def counted(trainer: Any, run: RunConfig, **now: float) -> int:
     """FLOPs of a step as torch counts them. Plain attention: the fused one computes its scores twice."""
-    batch = batch_of(run)
+    batch = synthetic_batch(run, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.train_step(batch, schedule(run, 0, 4)._replace(**now))
     return counter.get_total_flops()
@@ -60,6 +72,20 @@ def total(parts: dict[str, float] | None, run: RunConfig) -> float:
 @pytest.mark.parametrize("loss", ["relative", "none"])
 def test_a_step_takes_what_the_formula_says(name: str, loss: str) -> None:
     run = run_of(*SHAPES[name], f"--method.predicting_loss={loss}")
+    assert counted(learner_of(run), run) == total(step_flops(run), run)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_at_a_lower_price(name: str) -> None:
+    run = run_of("--model.decoder_depth=3", *(f"--fast.{setting}" for setting in FAST[name]))
+    learner = learner_of(run)
+    found = sum(counted(learner, run) for _ in range(run.fast.teacher_every)) / run.fast.teacher_every
+    assert found == pytest.approx(total(step_flops(run), run), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cross", "a share", "cross, a share"])
+def test_a_cheaper_host(name: str) -> None:
+    run = run_of("--method.predicting_loss=none", *(f"--fast.{setting}" for setting in FAST[name]))
     assert counted(learner_of(run), run) == total(step_flops(run), run)
 
 
@@ -95,6 +121,23 @@ def test_at_the_papers_sizes(size: str, loss: str, literal: int, least: int) -> 
     run = config.build({"steps": 1, "batch_size": 4096}, [f"--model.size={size}", f"--method.predicting_loss={loss}"])
     assert round(total(step_flops(run, literal=True), run) / 4096e9) == literal
     assert round(total(step_flops(run), run) / 4096e9) == least
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        (["teacher_resolution=0.5"], 26),
+        (["predictor_depth=2"], 24),
+        (["remember=true"], 35),
+        (["decoder=cross", "asked_share=0.3333", "teacher_resolution=0.5"], 61),
+    ],
+)
+def test_savings_of_the_exact_step(settings: list[str], saved: int) -> None:
+    """Percent, ViT-B/16 at 224 px."""
+    exact, cheap = (
+        config.build({"steps": 1, "batch_size": 4096}, given) for given in ([], [f"--fast.{s}" for s in settings])
+    )
+    assert round(100 - 100 * total(step_flops(cheap), cheap) / total(step_flops(exact), exact)) == saved
 
 
 @pytest.mark.parametrize("setting", ["--method.host=simmim", "--method.mask=attention_high"])

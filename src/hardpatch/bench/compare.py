@@ -62,7 +62,7 @@ def compare(
         fabric: the device.
         bases: names of those that the others are held against; those that are not there are left out.
         turns: of each contender.
-        steps: of a turn; more than one lets a device's queue fill as it does in training.
+        steps: of a turn, made a multiple of ``fast.teacher_every``; several let a device's queue fill as in training.
         told: hears of every round.
 
     Raises:
@@ -81,7 +81,8 @@ def compare(
             missing[name] = str(error)
             continue
         made[name] = ready.name, ready.run
-        lanes[name] = open_lane(ready.step, device, held, steps)
+        every = ready.run.fast.teacher_every  # a turn holds as many dear steps as cheap ones
+        lanes[name] = open_lane(ready.step, device, held, every * -(-steps // every))
         del ready  # what does not fit leaves its place to the next
     product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     yardstick = Lane(product)

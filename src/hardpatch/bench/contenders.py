@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import hardpatch
 from hardpatch import config, recipes
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig
+from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, FastConfig, RunConfig
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
@@ -59,7 +59,7 @@ def contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Conten
         NotHereError: where it is not installed, or does not know such sizes.
         UserError: for a name that is none.
     """
-    host = replace(run, method=replace(run.method, predicting_loss="none"))
+    host = replace(run, method=replace(run.method, predicting_loss="none"), fast=FastConfig())
     if name == "hpm":
         return _ours(name, run, fabric, batch)
     if name == "mae":
@@ -107,7 +107,7 @@ def values_of_a_step(run: RunConfig) -> Schedule:
 def _ours(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, *_statistics(run), outputs)
-    learner, now = Learner(run, model, fabric, STEPS, target), values_of_a_step(run)
+    learner, now = Learner(run, model, fabric, STEPS, target, images=run.batch_size), values_of_a_step(run)
     return Contender(name, run, lambda: learner.train_step(batch, now))
 
 

@@ -14,12 +14,12 @@ MLP_RATIO = 4
 
 
 def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> dict[str, float] | None:
-    """Operations an image, by part of the step; their sum is that of the step.
+    """Operations an image, by part of the step; their sum is that of the step, the mean one with ``teacher_every``.
 
     Args:
         run: its configuration.
         literal: of Algorithm 1 taken at its word (``benchmarks/literal.py``), in place of the least that gives the same
-            numbers, which is what :class:`~hardpatch.train.step.Learner` computes.
+            numbers, which is what :class:`~hardpatch.train.step.Learner` computes; section ``fast`` does not count.
         mined: whether patches are mined at that step; the teacher rests where there are none.
 
     Returns:
@@ -42,43 +42,69 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
         return depth * block(width, length)
 
     if literal:
-        decoder = deep * block(wide, tokens)
+        every_block = deep * block(wide, tokens)
         parts = {
             "student patches": 2 * linear(patches, pixels, width),
             "student encoder": 3 * encoder(1 + visible),
             "student latent": 3 * linear(1 + visible, width, wide),
-            "reconstructor": 3 * (decoder + linear(tokens, wide, outputs)),
+            "reconstructor": 3 * (every_block + linear(tokens, wide, outputs)),
         }
         if predicts:
             parts |= {
-                "predictor": 3 * (decoder + linear(tokens, wide, pixels)),
+                "predictor": 3 * (every_block + linear(tokens, wide, pixels)),
                 "teacher patches": linear(patches, pixels, width),
                 "teacher encoder": encoder(tokens),
                 "teacher latent": linear(tokens, width, wide),
-                "teacher reconstructor": decoder + linear(tokens, wide, outputs),
-                "teacher predictor": decoder + linear(tokens, wide, pixels),
+                "teacher reconstructor": every_block + linear(tokens, wide, outputs),
+                "teacher predictor": every_block + linear(tokens, wide, pixels),
             }
         return parts
-    # The mask tokens of all images are the same before the first block, a set for each piece of the batch.
-    again = linear(masked, wide, 3 * wide) - linear(patches, wide, 3 * wide) / (run.batch_size // run.optim.accumulate)
-    decoder = (deep - 1) * block(wide, tokens) + block(wide, tokens, masked) - again
+    fast, images = run.fast, run.batch_size // run.optim.accumulate
+    cross, trunk = fast.decoder == "cross", fast.shared_blocks
+    predicting = fast.predictor_depth or deep - trunk
+    asked, seen = max(1, int(masked * fast.asked_share)), 1 + visible
+    tokens = seen if cross else seen + asked
+
+    def once(rows: int, positions: int) -> float:
+        """Saved where the first projections of mask tokens are made for each position, not for each image."""
+        outputs = wide if cross else 3 * wide
+        return linear(rows, wide, outputs) - linear(positions, wide, outputs) / images
+
+    def decoder(blocks: int) -> float:
+        if cross:
+            return blocks * block(wide, seen, asked) - once(asked, patches)
+        return (blocks - 1) * block(wide, tokens) + block(wide, tokens, asked) - (0 if trunk else once(asked, patches))
+
+    latents = 2 if predicts and fast.teacher_blocks not in (None, depth) else 1  # of reconstructor and predictor
     parts = {
         "student patches": 2 * linear(visible, pixels, width),
-        "student encoder": 3 * encoder(1 + visible),
-        "student latent": 3 * linear(1 + visible, width, wide),
-        "reconstructor": 3 * (decoder + linear(masked, wide, outputs)),
+        "student encoder": 3 * encoder(seen),
+        "student latent": latents * 3 * linear(seen, width, wide),
+        "reconstructor": 3 * (decoder(deep - trunk) + linear(asked, wide, outputs)),
     }
+    if trunk:
+        parts["shared blocks"] = latents * 3 * (trunk * block(wide, tokens) - once(asked, patches))
     if predicts:
-        parts["predictor"] = 3 * (decoder + linear(masked, wide, 1))
-    if (predicts and mined) or method.target == "teacher":
-        parts |= {"teacher patches": linear(patches, pixels, width), "teacher encoder": encoder(tokens)}
-    if predicts and mined:
-        decoder = (deep - 1) * block(wide, tokens) + block(wide, tokens, patches)
-        parts |= {
-            "teacher latent": linear(tokens, width, wide),
-            "teacher predictor": decoder + linear(patches, wide, 1),
-        }
-    return parts
+        parts["predictor"] = 3 * (decoder(predicting) + linear(asked, wide, 1))
+    if method.target == "teacher":
+        parts |= {"teacher patches": linear(patches, pixels, width), "teacher encoder": encoder(1 + patches)}
+    if not predicts or not mined or fast.remember:
+        return parts
+
+    sides = [max(1, round(side * fast.teacher_resolution)) for side in grid]
+    patches = sides[0] * sides[1]
+    tokens = 1 + patches
+    if cross:
+        answers = predicting * block(wide, tokens, patches) - once(patches, patches)
+    else:
+        answers = (trunk + predicting - 1) * block(wide, tokens) + block(wide, tokens, patches)
+    teacher = {
+        "teacher patches": linear(patches, pixels, width),
+        "teacher encoder": (fast.teacher_blocks or depth) * block(width, tokens),
+        "teacher latent": linear(tokens, width, wide),
+        "teacher predictor": answers + linear(patches, wide, 1),
+    }
+    return {name: number / fast.teacher_every for name, number in teacher.items()} | parts
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> float:
