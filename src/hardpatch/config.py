@@ -207,8 +207,8 @@ class OptimConfig:
     """AdamW's decay rates."""
     clip: float | None = 5.0
     """Largest norm of the gradient; null does not clip."""
-    accumulate: int = 1
-    """Pieces in which a batch is computed, to fit into memory; the result is that of the whole batch."""
+    accumulate: int | Literal["auto"] = 1
+    """Pieces in which a batch is computed, the result is that of the whole; auto is the fewest a GPU has memory for."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,8 @@ class TrainConfig:
     """Accelerator."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Auto is bf16 on a GPU that has it, else fp32. Weights and losses stay in float32."""
+    compile: Literal["no", "yes", "cuda_graphs"] = "no"
+    """Compile student and teacher (torch.compile); cuda_graphs replays their kernels too, where these are short."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = 5.0
@@ -308,7 +310,7 @@ def _check(run: RunConfig) -> None:
         "fast.predictor_depth": run.fast.predictor_depth,
         "fast.teacher_every": run.fast.teacher_every,
         "fast.teacher_blocks": run.fast.teacher_blocks,
-        "optim.accumulate": optim.accumulate,
+        "optim.accumulate": 1 if optim.accumulate == "auto" else optim.accumulate,
         "ibot.outputs": run.ibot.outputs,
         "ibot.head_hidden": run.ibot.head_hidden,
         "ibot.head_bottleneck": run.ibot.head_bottleneck,
@@ -368,8 +370,15 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
     if isinstance(data.workers, int) and data.workers < 0:
         raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
-    if run.batch_size % optim.accumulate:
+    if optim.accumulate != "auto" and run.batch_size % optim.accumulate:
         raise UserError(f"optim.accumulate: expected a divisor of batch_size={run.batch_size}, got {optim.accumulate}")
+    if optim.accumulate == "auto" and train.compile == "cuda_graphs":
+        raise UserError("optim.accumulate: auto cannot try out what train.compile cuda_graphs takes; give a number")
+    if train.compile != "no" and method.mask_ratio_spread:
+        raise UserError(
+            f"train.compile: needs as many masked patches in every step, and with method.mask_ratio_spread "
+            f"{method.mask_ratio_spread} they change; set that to 0 or leave train.compile no"
+        )
     if (run.epochs is None) == (run.steps is None):
         given = "neither" if run.epochs is None else "both"
         raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
