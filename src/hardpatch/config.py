@@ -45,10 +45,8 @@ class DataConfig:
     """Standard deviation of each channel, likewise."""
     workers: Literal["auto"] | int = "auto"
     """Processes that decode images; 0 decodes in the training process."""
-    in_memory: Literal["no", "host", "device"] = "no"
-    """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
-    device_side: int | None = None
-    """Side of the squares that images of several sizes are held as on the device; null is what a mean crop needs."""
+    crops: int = 1
+    """Crops of each image that is read, all in one batch; an epoch is then one crop of every image, on average."""
     in_memory: Literal["no", "host", "device"] = "no"
     """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
     device_side: int | None = None
@@ -345,14 +343,10 @@ def _check(run: RunConfig) -> None:
         raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
     if data.device_side is not None and data.device_side < 1:
         raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
-    if data.in_memory == "device" and data.colour_jitter:
-        raise UserError(
-            f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"
-        )
-    if data.in_memory == "device" and method.host == "ibot":
-        raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
-    if data.device_side is not None and data.device_side < 1:
-        raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
+    if data.crops < 1 or run.batch_size % data.crops:
+        raise UserError(f"data.crops: expected a divisor of batch_size={run.batch_size}, got {data.crops}")
+    if data.crops > 1 and method.host == "ibot":
+        raise UserError(f"data.crops: host ibot has its own crops of each image, expected 1, got {data.crops}")
     if data.in_memory == "device" and data.colour_jitter:
         raise UserError(
             f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"

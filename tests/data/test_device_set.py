@@ -193,6 +193,22 @@ def test_an_image_looks_different_in_each_epoch(source: Source) -> None:
         assert not torch.equal(first.images[first.indices == i], second.images[second.indices == i])
 
 
+def test_several_crops_of_an_image(source: Source) -> None:
+    transform = TrainTransform((16, 16))
+    held = DeviceSet(source, transform, CPU)
+    single = take(held.batches(batch_size=4, seed=3), 6)
+    several = take(held.batches(batch_size=12, seed=3, crops=3), 6)
+    loaders = take(train_batches(source, transform, batch_size=12, seed=3, crops=3), 6)
+    for one, three, other in zip(single, several, loaders, strict=True):
+        assert torch.equal(three.indices, other.indices)
+        assert torch.equal(three.labels, other.labels)
+        assert torch.equal(three.images[:4], one.images)
+        assert three.boxes is not None
+        assert len(three.boxes.unique(dim=0)) > 8
+    with pytest.raises(UserError, match=r"data\.crops"):
+        next(held.batches(batch_size=10, seed=0, crops=3))
+
+
 def test_chunks_change_nothing(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     held = DeviceSet(source, TrainTransform((16, 16)), CPU)
     (whole,) = take(held.batches(batch_size=22, seed=0), 1)

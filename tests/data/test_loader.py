@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hardpatch.data.augment import EvalTransform, TrainTransform, resize
-from hardpatch.data.loader import BadFiles, Batch, TrainingOrder, eval_batches, resolve_workers, train_batches
+from hardpatch.data.loader import (
+    SAMPLES,
+    BadFiles,
+    Batch,
+    TrainingOrder,
+    eval_batches,
+    resolve_workers,
+    train_batches,
+)
 from hardpatch.data.sources import Source, open_images, open_source
 from hardpatch.errors import UserError
 
@@ -182,6 +190,60 @@ def test_order_of_any_run(n: int, share: int, world_size: int, start: int, seed:
 def test_starting_far_into_a_run_is_instant() -> None:
     order = iter(TrainingOrder(1_000_000, 4096, 0, 10**9, 0, 1))
     assert next(order).shape == (4096, 2)
+
+
+# several crops of an image
+
+
+def test_crops_of_an_image_come_in_one_batch(source: Source) -> None:
+    single = take(train_batches(source, TRAIN, batch_size=4, seed=3), 11)
+    several = take(train_batches(source, TRAIN, batch_size=12, seed=3, crops=3), 11)
+    for one, three in zip(single, several, strict=True):
+        assert three.images.shape == (12, 3, 16, 16)
+        assert torch.equal(three.images[:4], one.images), "the first crops are those that there are without more"
+        assert torch.equal(three.indices % SAMPLES, one.indices.repeat(3))
+        assert (three.indices // SAMPLES).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert torch.equal(three.labels, one.labels.repeat(3))
+        assert three.boxes is not None
+        assert three.flipped is not None
+        assert len(three.boxes.unique(dim=0)) > 8
+        for k, (top, left, h, w) in enumerate((three.boxes * torch.tensor([20, 24, 20, 24])).round().int().tolist()):
+            image = source.image(int(three.indices[k] % SAMPLES), 3)[top : top + h, left : left + w]
+            expected = resize(image, (16, 16))
+            expected = expected[:, ::-1] if three.flipped[k] else expected
+            assert np.array_equal(three.images[k].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(("start", "workers"), [(0, 2), (4, 0), (5, 1)])
+def test_crops_resume_and_do_not_depend_on_workers(source: Source, start: int, workers: int) -> None:
+    whole = take(train_batches(source, TRAIN, batch_size=10, seed=1, crops=2), 9)
+    rest = train_batches(source, TRAIN, batch_size=10, seed=1, crops=2, start=start, workers=workers)
+    assert_same(whole[start:], take(rest, 9 - start))
+
+
+def test_every_image_gives_equally_many_crops(source: Source) -> None:
+    batches = take(train_batches(source, TRAIN, batch_size=8, seed=0, crops=4), 11)  # 88 crops of 22 images
+    counts = torch.bincount(torch.cat([batch.indices for batch in batches]) % SAMPLES)
+    assert counts.tolist() == [4] * 22
+
+
+def test_an_image_is_decoded_once_for_its_crops(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def image(i: int, channels: int) -> np.ndarray:
+        decoded.append(i)
+        return original(i, channels)
+
+    original = source.image
+    monkeypatch.setattr(source, "image", image)
+    take(train_batches(source, TRAIN, batch_size=22, seed=0, crops=2), 2)
+    assert sorted(decoded) == list(range(22))
+
+
+@pytest.mark.parametrize(("batch_size", "crops", "world_size"), [(10, 3, 1), (8, 0, 1), (12, 4, 2)])
+def test_crops_must_divide_the_batch(source: Source, batch_size: int, crops: int, world_size: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.crops: expected a divisor of .*, got {crops}"):
+        train_batches(source, TRAIN, batch_size=batch_size, seed=0, crops=crops, world_size=world_size)
 
 
 # files that cannot be decoded

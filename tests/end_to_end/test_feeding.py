@@ -54,11 +54,22 @@ def test_held_on_the_device_a_run_resumes_exactly(images: Path, tmp_path: Path) 
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.parametrize("held", ["no", "device"])
+def test_several_crops_of_an_image(images: Path, tmp_path: Path, held: str) -> None:
+    pretrain = ["pretrain", *SMALL, "--data", str(images), "--data.crops", "4", "--data.in_memory", held]
+    assert main([*pretrain, "--epochs", "8", "--out", str(tmp_path / "run")]) == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 15  # 8 epochs of 30 images in batches of 16 crops
+    assert last["epoch"] == 8.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data.in_memory", "device", "--data.colour_jitter", "0.4"], "data.colour_jitter: in_memory device only"),
         (["--data.in_memory", "device", "--method.host", "ibot"], "data.in_memory: device gives one crop"),
+        (["--data.crops", "3"], "data.crops: expected a divisor of batch_size=16, got 3"),
+        (["--data.crops", "2", "--method.host", "ibot"], "data.crops: host ibot has its own crops"),
         (["--data.in_memory", "disk"], "data.in_memory: .*'no', 'host', 'device'"),
         (["--data.device_side", "0"], "data.device_side: expected at least 1 pixel, got 0"),
     ],

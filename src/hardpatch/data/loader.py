@@ -21,6 +21,8 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
 MOST_WORKERS = 8
+SAMPLES = 1 << 40
+"""More than any set has; `Batch.indices` of an image's second crop is its index plus this, of its third plus twice."""
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ class Batch(NamedTuple):
     """
 
     images: torch.Tensor  # uint8 [B, C, H, W], or [2 * B, C, H, W]
-    indices: torch.Tensor  # int64 [B], what was asked of the source
+    indices: torch.Tensor  # int64 [B], what was asked of the source, plus SAMPLES for each crop of it before this one
     labels: torch.Tensor  # int64 [B], of the image that is there, -1 = none
     bad: list[str]
     local: torch.Tensor | None = None  # uint8 [L * B, C, h, w]
@@ -55,6 +57,7 @@ def train_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    crops: int = 1,
 ) -> Generator[Batch, None, None]:
     """Endless training batches, from batch number `start` on; this rank's `batch_size / world_size` images of each.
 
@@ -62,15 +65,38 @@ def train_batches(
     batches run across the ends of epochs. An image that cannot be decoded gives its place to the next one in the source
     that can be (`indices` still says the one that was asked for). Close the iterator to stop the workers early.
 
-    Raises UserError on a batch size that the ranks cannot share evenly and, from the iterator, if nothing decodes.
+    With several `crops` a batch reads `batch_size / crops` images, so many places of the stream, and each gives its
+    crops at once: the first ones of all images of the share, then the second ones, and so on. The first ones are those
+    of a batch of that size with one crop.
+
+    Raises UserError on a batch size that the ranks and the crops cannot share evenly and, from the iterator, if nothing
+    decodes.
     """
-    if batch_size < 1 or batch_size % world_size:
-        raise UserError(f"batch_size: expected a positive multiple of the {world_size} processes, got {batch_size}")
+    reads = images_read(batch_size, crops, world_size)
     if seed < 0:
         raise UserError(f"seed: expected 0 or more, got {seed}")
     check_channels(transform.channels)
-    positions = TrainingOrder(len(source), batch_size, seed, start, rank, world_size)
-    return _stream(batch_loader(_TrainingSet(source, transform, seed), positions, workers, pin_memory), len(source))
+    if crops > 1 and isinstance(transform, MultiCropTransform):
+        raise ValueError(f"crops: expected 1 with multi-crop, which has its own, got {crops}")
+    positions = TrainingOrder(len(source), reads, seed, start, rank, world_size)
+    dataset = _TrainingSet(source, transform, seed, crops)
+    return _stream(batch_loader(dataset, positions, workers, pin_memory), len(source))
+
+
+def images_read(batch_size: int, crops: int, world_size: int = 1) -> int:
+    """Images that all processes read for a batch; UserError where they cannot share it evenly."""
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(f"batch_size: expected a positive multiple of the {world_size} processes, got {batch_size}")
+    if crops < 1 or batch_size // world_size % crops:
+        raise UserError(
+            f"data.crops: expected a divisor of the {batch_size // world_size} crops of a process's batch, got {crops}"
+        )
+    return batch_size // crops
+
+
+def crop_indices(indices: npt.NDArray[np.int64], crops: int) -> npt.NDArray[np.int64]:
+    """`Batch.indices` of several crops of each image, int64 [crops * n]."""
+    return (np.arange(crops)[:, None] * SAMPLES + indices).ravel()
 
 
 def eval_batches(
@@ -128,45 +154,48 @@ class _InOrder(Sampler[npt.NDArray[np.int64]]):
 class _TrainingSet(Dataset[Batch]):
     """Makes a whole batch at once, into one tensor a size. If nothing can be decoded the batch is empty."""
 
-    def __init__(self, source: Source, transform: TrainTransform | MultiCropTransform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(
+        self, source: Source, transform: TrainTransform | MultiCropTransform, seed: int, crops: int = 1
+    ) -> None:
+        self.source, self.transform, self.seed, self.crops = source, transform, seed, crops
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
-        sizes = [(1, self.transform.image_size)]
+        sizes = [(self.crops, self.transform.image_size)]
         if isinstance(self.transform, MultiCropTransform):
             sizes = [(GLOBAL_CROPS, self.transform.image_size), (self.transform.local_crops, self.transform.local_size)]
         views = [_empty(self.transform.channels, size, count, len(samples)) for count, size in sizes]
         labels = torch.full((len(samples),), -1)
-        boxes: list[tuple[float, float, float, float]] = []
-        flipped: list[bool] = []
+        boxes = np.zeros((self.crops, len(samples), 4), dtype=np.float32)
+        flipped = np.zeros((self.crops, len(samples)), dtype=np.bool_)
         bad: dict[str, None] = {}
         for k, (epoch, index) in enumerate(samples.tolist()):
             found = self._next_decodable(epoch, index, bad)
             if found is None:
                 return Batch(views[0][0, :0], torch.empty(0, dtype=torch.int64), labels[:0], list(bad))
             made, at = found
-            if isinstance(made, Crop):
-                views[0][0, k] = made.pixels
-                boxes.append(made.box)
-                flipped.append(made.flipped)
+            if isinstance(made, list):
+                for crop, (pixels, box, flip) in enumerate(made):
+                    views[0][crop, k] = pixels
+                    boxes[crop, k], flipped[crop, k] = box, flip
             else:
                 for view, crops in zip(views, made, strict=True):
                     view[:, k] = crops
             labels[k] = _label(self.source, at)
         images, *local = [view.flatten(0, 1) for view in views]
+        single = isinstance(self.transform, TrainTransform)
         return Batch(
             images,
-            torch.from_numpy(samples[:, 1].copy()),
-            labels,
+            torch.from_numpy(crop_indices(samples[:, 1], self.crops)),
+            labels.repeat(self.crops),
             list(bad),
             local[0] if local and len(local[0]) else None,
-            torch.tensor(boxes) if boxes else None,
-            torch.tensor(flipped) if boxes else None,
+            torch.from_numpy(boxes.reshape(-1, 4)) if single else None,
+            torch.from_numpy(flipped.ravel()) if single else None,
         )
 
     def _next_decodable(
         self, epoch: int, index: int, bad: dict[str, None]
-    ) -> tuple[Crop | tuple[torch.Tensor, torch.Tensor], int] | None:
+    ) -> tuple[list[Crop] | tuple[torch.Tensor, torch.Tensor], int] | None:
         """The views of an image, or of the next one that can be decoded, and its place in the source."""
         n = len(self.source)
         for step in range(n):
@@ -174,18 +203,21 @@ class _TrainingSet(Dataset[Batch]):
             rng = np.random.default_rng((self.seed, epoch, index))
             try:
                 if isinstance(self.transform, TrainTransform):
-                    return self._crop(self.transform, at, rng), at
+                    return self._crops(self.transform, at, rng), at
                 return self.transform(self.source.image(at, self.transform.channels), rng), at
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
 
-    def _crop(self, transform: TrainTransform, at: int, rng: np.random.Generator) -> Crop:
+    def _crops(self, transform: TrainTransform, at: int, rng: np.random.Generator) -> list[Crop]:
+        if self.crops > 1:  # all of them from one decode, which cannot be at the scale of each
+            image = self.source.image(at, transform.channels)
+            return [transform.crop(image, rng) for _ in range(self.crops)]
         data = self.source.encoded(at)
         if data is None:
-            return transform.crop(self.source.image(at, transform.channels), rng)
+            return [transform.crop(self.source.image(at, transform.channels), rng)]
         try:
-            return transform.crop(open_image(data, transform.channels), rng)
+            return [transform.crop(open_image(data, transform.channels), rng)]
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.source.name(at)}: {error}") from None
 

@@ -66,7 +66,7 @@ class HeldSource:
             return self.source.image(i, channels)
         return self._view(self._pixels, i)
 
-    def encoded(self, i: int) -> None:
+    def encoded(self, i: int) -> bytes | None:
         return None
 
     def label(self, i: int) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.data.augment import TrainTransform, resize
-from hardpatch.data.loader import Batch, TrainingOrder, nothing_decodes
+from hardpatch.data.loader import SAMPLES, Batch, TrainingOrder, crop_indices, images_read, nothing_decodes
 from hardpatch.data.memory import available_memory, each, image_sizes
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
@@ -86,24 +86,27 @@ class DeviceSet:
         return len(self.images)
 
     def batches(
-        self, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1
+        self, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1, crops: int = 1
     ) -> Generator[Batch, None, None]:
         """As :func:`hardpatch.data.loader.train_batches`, in the same order, but on the device and with other boxes."""
-        for samples in TrainingOrder(len(self), batch_size, seed, start, rank, world_size):
+        reads = images_read(batch_size, crops, world_size)
+        for samples in TrainingOrder(len(self), reads, seed, start, rank, world_size):
             epochs, indices = samples.T
             bad: dict[str, None] = {}
             for at in indices[self.shown[indices] != indices].tolist():
                 while at in self.broken:
                     bad[self.broken[at]] = None
                     at = (at + 1) % len(self)
-            asked, shown = self._sent(indices), self._sent(self.shown[indices])
-            images, boxes, flipped = self.crops(self._sent(epochs), asked, shown, seed)
+            asked = self._sent(crop_indices(indices, crops))
+            shown = self._sent(self.shown[indices]).repeat(crops)
+            images, boxes, flipped = self.crops(self._sent(epochs).repeat(crops), asked, shown, seed)
             yield Batch(images, asked, self.labels[shown], [*bad], None, boxes, flipped)
 
     def crops(self, epochs: Tensor, indices: Tensor, shown: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Crops uint8 [B, C, h, w], boxes as shares float32 [B, 4], flips bool [B] of the images `shown`, int64 [B]."""
         transform = self.transform
-        noise = patch_noise(seed ^ CROPS, 0, indices + (epochs << 32), 2 * TRIES + 3)
+        keys = (indices // SAMPLES << 56) + (epochs << 32) + indices % SAMPLES  # crop, epoch and image
+        noise = patch_noise(seed ^ CROPS, 0, keys, 2 * TRIES + 3)
         flipped = noise[:, 0] < transform.flip
         sizes = self.sizes[shown].repeat(1, 2)  # height, width, height, width
         boxes = crop_boxes(noise[:, 1:], sizes[:, 0], sizes[:, 1], transform.scale, transform.ratio)

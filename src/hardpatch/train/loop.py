@@ -232,7 +232,9 @@ class Trainer:
     def _batches(self) -> Generator[Batch, None, None]:
         run = self.run
         if self.held is not None:
-            return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.learner.step)
+            return self.held.batches(
+                batch_size=run.batch_size, seed=run.seed, start=self.learner.step, crops=run.data.crops
+            )
         data, size = run.data, image_size(run)
         transform: TrainTransform | MultiCropTransform
         if self.learner.ibot:
@@ -257,6 +259,7 @@ class Trainer:
             start=self.learner.step,
             workers=resolve_workers(run.data.workers),
             pin_memory=self.learner.fabric.device.type == "cuda",
+            crops=data.crops,
         )
 
     def _metrics(self, step: Step, now: Schedule, logged: int, seconds: float) -> dict[str, float]:
