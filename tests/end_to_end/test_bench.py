@@ -50,10 +50,21 @@ def test_other_hosts_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GFLOP" not in told  # which are counted for MAE alone
 
 
+def test_a_recipe_brings_its_price_and_not_its_size(tmp_path: Path) -> None:
+    cheap = ["--fast.decoder", "cross", "--fast.teacher_every", "2"]
+    arguments = ["--contenders", "hpm,mae,demo", *cheap, "--repeats", "1", "--json", str(tmp_path / "bench.json")]
+    assert main(["bench", *TINY, *arguments]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())["contenders"]}
+    flops = {name: sum(row["flops"].values()) for name, row in rows.items()}
+    assert flops["hpm"] < flops["demo"]  # the recipe has no such settings: it is the exact step, at these sizes
+    assert flops["mae"] == sum(rows["demo"]["flops"][part] for part in rows["mae"]["flops"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--contenders", "hpn"], "--contenders: hpn is none of hpm, mae, hpm_fast, transformers, lightly, literal"),
+        (["--contenders", "hpm,mae", "--base", "maes"], "--base: expected some of --contenders hpm,mae, got maes"),
         (["--contenders", "hpm,hpm"], "--contenders: expected each once, got hpm,hpm"),
         (["--contenders", "hpm", "--model.widht", "3"], "--model.widht: unknown argument; did you mean"),
         (["--repeats", "0"], "argument --repeats: expected a whole number from 1, got 0"),

@@ -82,20 +82,22 @@ def synthetic_batch(run: RunConfig, device: torch.device) -> Batch:
 
     def pixels(images: int, size: tuple[int, int]) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        made = torch.randint(0, 256, (images, run.data.channels, *size), dtype=torch.uint8, generator=generator)
-        return made.pin_memory() if device.type == "cuda" else made
+        return torch.randint(0, 256, (images, run.data.channels, *size), dtype=torch.uint8, generator=generator)
 
     count, ibot = run.batch_size, run.method.host == "ibot"
     local = (run.ibot.local_size, run.ibot.local_size)
-    return Batch(
+    batch = Batch(
         images=pixels(GLOBAL_CROPS * count if ibot else count, image_size(run)),
         indices=torch.arange(count),
         labels=torch.full((count,), -1),
         bad=[],
         local=pixels(run.ibot.local_crops * count, local) if ibot and run.ibot.local_crops else None,
-        boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(count, -1),
+        boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(count, 1),
         flipped=torch.zeros(count, dtype=torch.bool),
     )
+    if device.type != "cuda":
+        return batch
+    return Batch._make(part.pin_memory() if isinstance(part, Tensor) else part for part in batch)
 
 
 def values_of_a_step(run: RunConfig) -> Schedule:
@@ -115,6 +117,7 @@ def _literal(run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     module = find_literal()
     if module is None:
         raise NotHereError("only in the repository: benchmarks/literal.py")
+    run = replace(run, fast=FastConfig())
     try:
         model = initial_model(run, *_statistics(run))
         literal = module.Literal(run, model, fabric.device, autocast=run.train.precision == "bf16")
@@ -147,6 +150,8 @@ def _peer(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
         network = PEERS[name](run, size[0]).to(fabric.device)
     except ModuleNotFoundError as error:
         raise NotHereError(f"not installed ({error.name}): pip install 'hardpatch[bench]'") from None
+    if run.train.compile != "no":
+        network.compile(dynamic=False, mode="reduce-overhead" if run.train.compile == "cuda_graphs" else None)
     groups = parameter_groups(network, run.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=values_of_a_step(run).lr, betas=run.optim.betas, fused=True)
     parameters = [parameter for group in groups for parameter in group["params"]]

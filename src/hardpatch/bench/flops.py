@@ -59,7 +59,8 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
                 "teacher predictor": every_block + linear(tokens, wide, pixels),
             }
         return parts
-    fast, images = run.fast, run.batch_size // run.optim.accumulate
+    fast, pieces = run.fast, run.optim.accumulate
+    images = run.batch_size // (1 if pieces == "auto" else pieces)
     cross, trunk = fast.decoder == "cross", fast.shared_blocks
     predicting = fast.predictor_depth or deep - trunk
     asked, seen = max(1, int(masked * fast.asked_share)), 1 + visible

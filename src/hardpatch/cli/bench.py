@@ -38,7 +38,7 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument(
         "--contenders", default=NAMES, metavar="A,B,...", help="of %(default)s and recipes; default all"
     )
-    parser.add_argument("--base", default="literal,mae", metavar="A,...", help="what the others are held against")
+    parser.add_argument("--base", metavar="A,...", help="what the others are held against (literal,mae)")
     parser.add_argument("--recipe", metavar="NAME", help="sizes of a named run; default: ViT-tiny, 32 px, patches of 4")
     for name, setting in SIZES.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"short for --{setting}")
@@ -47,6 +47,13 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=at_least_one, metavar="N", help="steps of a turn; default: 1, on a GPU 5")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="yes",
+        choices=("yes", "cuda_graphs"),
+        help="torch.compile, of all but literal; cuda_graphs: with these too",
+    )
     parser.add_argument("--threads", type=at_least_one, metavar="N", help="of the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured here too")
     options, settings = parser.parse_known_args(arguments)
@@ -67,10 +74,14 @@ def bench(arguments: list[str]) -> int:
     precision = next(name for name, value in PRECISIONS.items() if value == fabric.strategy.precision.precision)
     fixed = [f"--batch_size={options.batch_size}", "--steps=1000", "--optim.accumulate=1"]
     fixed += [f"--train.device={options.device}", f"--train.precision={precision}"]
+    if options.compile:
+        fixed.append(f"--train.compile={options.compile}")
     run = config.build(values, [*fixed, *short, *settings])
-    names, bases = options.contenders.split(","), options.base.split(",")
+    names, bases = options.contenders.split(","), (options.base or "literal,mae").split(",")
     if len(set(names)) < len(names):
         raise UserError(f"--contenders: expected each once, got {options.contenders}")
+    if options.base and not set(bases) <= set(names):
+        raise UserError(f"--base: expected some of --contenders {options.contenders}, got {options.base}")
     with counting("rounds") as told:
         report = compare(
             run,
