@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from hardpatch import __version__
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
 from hardpatch.data.augment import MultiCropTransform, TrainTransform, channel_statistics
-from hardpatch.data.loader import BadFiles, Batch, resolve_workers, train_batches
+from hardpatch.data.loader import BadFiles, Batch, on_device, resolve_workers, train_batches
 from hardpatch.data.memory import HeldSource
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
@@ -100,6 +100,9 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, mean, std, outputs)
+    if run.train.compile != "no":
+        torch.compiler.reset()  # what earlier runs of this process have compiled is of no use any more
+    learner = Learner(run, model, fabric, total, target, len(source))
     held = None
     if run.data.in_memory == "device":
         held = DeviceSet(source, _transform(run), fabric.device, run.data.device_side)
@@ -107,7 +110,7 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
-    trainer = Trainer(run, folder, source, Learner(run, model, fabric, total, target, len(source)), outputs, held)
+    trainer = Trainer(run, folder, source, learner, outputs, held)
     if newest is not None:
         trainer.restore(newest)
     return trainer.fit(progress)
@@ -251,16 +254,18 @@ class Trainer:
             )
         else:
             transform = _transform(run)
-        return train_batches(
+        device = self.learner.fabric.device
+        batches = train_batches(
             self.source,
             transform,
             batch_size=run.batch_size,
             seed=run.seed,
             start=self.learner.step,
             workers=resolve_workers(run.data.workers),
-            pin_memory=self.learner.fabric.device.type == "cuda",
+            pin_memory=device.type == "cuda",
             crops=data.crops,
         )
+        return on_device(batches, device)
 
     def _metrics(self, step: Step, now: Schedule, logged: int, seconds: float) -> dict[str, float]:
         """A line of metrics: means over the steps since ``logged``, the rest as of ``step``. Waits for the device."""

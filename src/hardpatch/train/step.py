@@ -16,6 +16,7 @@ from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
 from hardpatch.targets import Target
 from hardpatch.train.build import masking_of, needs_teacher
+from hardpatch.train.compile import begin_step, compile_parts
 from hardpatch.train.monitor import RunningMeans
 from hardpatch.train.optim import Schedule, parameter_groups
 from hardpatch.train.supervised import seed_step
@@ -71,6 +72,9 @@ class Learner:
         total: optimiser steps of the run.
         target: what is reconstructed where it is another network's; None is the host's own.
         images: in the data set; only for difficulty that is remembered.
+
+    Raises:
+        UserError: if it is to be compiled, and cannot be here.
     """
 
     def __init__(
@@ -83,7 +87,9 @@ class Learner:
         images: int = 0,
     ) -> None:
         self.run, self.fabric, self.total, self.target = run, fabric, total, target
+        self.cuda_graphs = run.train.compile == "cuda_graphs"
         self.step = 0
+        self.pieces = 1 if run.optim.accumulate == "auto" else run.optim.accumulate
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         self.memory = Remembered(images, model.grid).to(fabric.device) if run.fast.remember else None
@@ -95,10 +101,36 @@ class Learner:
         self.student, self.optimizer = fabric.setup(self.model, self.adamw)
         self.grid, self.masking = model.grid, masking_of(run)
         self.means = RunningMeans(fabric.device)
+        if run.train.compile != "no":
+            compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
 
     def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
-        """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student."""
-        pieces = self.run.optim.accumulate
+        """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student.
+
+        With CUDA graphs what is returned holds until the next step begins.
+        """
+        if self.cuda_graphs:
+            begin_step()
+        problem, losses, noise = self.gradients(batch, now, self.pieces, observe=observe)
+        for group in self.adamw.param_groups:
+            group["lr"] = now.lr
+        self.adamw.param_groups[1]["weight_decay"] = now.weight_decay  # the first group is the one without
+        if self.ibot and self.step < self.run.ibot.frozen_last_layer * self.total:
+            self.model.get_parameter("host.head.last.weight").grad = None
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.teacher is not None:
+            self.teacher.update(self.model, now.momentum)
+        self.step += 1
+        return Step(problem, losses, noise, norm)
+
+    def gradients(
+        self, batch: Batch, now: Schedule, pieces: int, *, observe: bool = False
+    ) -> tuple[Problem, Losses, Tensor]:
+        """What comes before the optimiser: leaves gradients; returns problem, losses and noise of the last piece."""
+        # asked for where there is something to observe only, so that other hosts are compiled once
+        observe = observe and hasattr(self.model.host, "token_use")
         seed_step(self.run.seed, self.step)
         for piece in map(self._on_device, split_batch(batch, pieces)):
             with self.fabric.autocast():
@@ -119,18 +151,7 @@ class Learner:
             self.fabric.backward(losses.loss / pieces)
             self.means.add(losses)
             self._remember(piece, problem, losses)
-        for group in self.adamw.param_groups:
-            group["lr"] = now.lr
-        self.adamw.param_groups[1]["weight_decay"] = now.weight_decay  # the first group is the one without
-        if self.ibot and self.step < self.run.ibot.frozen_last_layer * self.total:
-            self.model.get_parameter("host.head.last.weight").grad = None
-        norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.teacher is not None:
-            self.teacher.update(self.model, now.momentum)
-        self.step += 1
-        return Step(problem, losses, piece.noise, norm)
+        return problem, losses, piece.noise
 
     def _on_device(self, batch: Batch) -> Piece:
         """Move a batch, and draw the random numbers of its masks."""
