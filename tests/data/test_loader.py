@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hardpatch.data.augment import EvalTransform, TrainTransform, resize
+from hardpatch.data.augment import EvalTransform, MultiCropTransform, TrainTransform, resize
 from hardpatch.data.loader import (
     SAMPLES,
     BadFiles,
     Batch,
     TrainingOrder,
+    batches_ahead,
     eval_batches,
+    on_device,
     resolve_workers,
     train_batches,
 )
@@ -190,6 +192,42 @@ def test_order_of_any_run(n: int, share: int, world_size: int, start: int, seed:
 def test_starting_far_into_a_run_is_instant() -> None:
     order = iter(TrainingOrder(1_000_000, 4096, 0, 10**9, 0, 1))
     assert next(order).shape == (4096, 2)
+
+
+# on the way to the device
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_on_the_device_are_the_batches(source: Source, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    for transform in (TRAIN, MultiCropTransform((16, 16), (8, 8), local_crops=2)):
+        alone = take(train_batches(source, transform, batch_size=5, seed=3), 9)
+        options = {"batch_size": 5, "seed": 3, "workers": 1, "pin_memory": device == "cuda"}
+        batches = train_batches(source, transform, **options)  # type: ignore[arg-type]
+        there = take(on_device(batches, torch.device(device)), 9)
+        assert all(batch.images.device.type == device for batch in there)
+        parts = ([part.cpu() if isinstance(part, torch.Tensor) else part for part in batch] for batch in there)
+        back = [Batch(*each) for each in parts]  # type: ignore[arg-type]
+        assert_same(alone, back)
+        assert all(torch.equal(a.local, b.local) for a, b in zip(alone, back, strict=True) if a.local is not None)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to count processes")
+def test_closing_what_is_on_the_device_stops_the_workers(source: Source) -> None:
+    before = children()
+    stream = on_device(train_batches(source, TRAIN, batch_size=4, seed=0, workers=2), torch.device("cpu"))
+    next(stream)
+    assert len(children() - before) >= 2
+    stream.close()
+    assert children() - before == set()
+
+
+def test_workers_make_no_more_ahead_than_fits() -> None:
+    assert batches_ahead(256 * 3 * 224 * 224, workers=8) == 4
+    assert batches_ahead(4096 * 3 * 224 * 224, workers=1) == 3
+    assert batches_ahead(4096 * 3 * 224 * 224, workers=8) == 1
+    assert batches_ahead(1, workers=0) == 4
 
 
 # several crops of an image

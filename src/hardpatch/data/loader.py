@@ -5,9 +5,11 @@ ranks: what a sample looks like depends only on (seed, epoch, index).
 """
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +23,10 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
 MOST_WORKERS = 8
+AHEAD_BYTES = 2 << 30
+"""All batches that workers make ahead take about this much, as long as each makes one."""
+MOST_AHEAD = 4
+"""Batches that a worker makes ahead: enough to even out slow files."""
 SAMPLES = 1 << 40
 """More than any set has; `Batch.indices` of an image's second crop is its index plus this, of its third plus twice."""
 
@@ -80,7 +86,13 @@ def train_batches(
         raise ValueError(f"crops: expected 1 with multi-crop, which has its own, got {crops}")
     positions = TrainingOrder(len(source), reads, seed, start, rank, world_size)
     dataset = _TrainingSet(source, transform, seed, crops)
-    return _stream(batch_loader(dataset, positions, workers, pin_memory), len(source))
+    ahead = batches_ahead(batch_size // world_size * transform.channels * math.prod(transform.image_size), workers)
+    return _stream(batch_loader(dataset, positions, workers, pin_memory, ahead), len(source))
+
+
+def batches_ahead(size: int, workers: int) -> int:
+    """How many batches of `size` bytes each of the workers makes ahead."""
+    return min(MOST_AHEAD, max(1, AHEAD_BYTES // (size * max(1, workers))))
 
 
 def images_read(batch_size: int, crops: int, world_size: int = 1) -> int:
@@ -97,6 +109,35 @@ def images_read(batch_size: int, crops: int, world_size: int = 1) -> int:
 def crop_indices(indices: npt.NDArray[np.int64], crops: int) -> npt.NDArray[np.int64]:
     """`Batch.indices` of several crops of each image, int64 [crops * n]."""
     return (np.arange(crops)[:, None] * SAMPLES + indices).ravel()
+
+
+def on_device(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
+    """The same batches on the device; with CUDA each is copied while the device still computes the step before.
+
+    The host runs ahead of the device. What it asks for on a stream beside that of the step need not wait for the step;
+    only the next step waits for it. Batches must be pinned, or the host waits too. Closing this closes `batches`.
+    """
+    with closing(batches):
+        if device.type != "cuda":
+            yield from (_moved(batch, device) for batch in batches)
+            return
+        beside = torch.cuda.Stream(device)
+        for batch in batches:
+            with torch.cuda.stream(beside):
+                there = _moved(batch, device)
+            now = torch.cuda.current_stream(device)
+            now.wait_stream(beside)
+            for part in there:
+                if isinstance(part, torch.Tensor):
+                    part.record_stream(now)  # or its memory would be given away once `beside` is done with it
+            yield there
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    moved: dict[str, Any] = batch._asdict()
+    for name, part in moved.items():
+        moved[name] = part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part
+    return Batch(**moved)
 
 
 def eval_batches(
@@ -253,9 +294,12 @@ def _label(source: Source, index: int) -> int:
 
 
 def batch_loader(
-    dataset: Dataset[T], order: Sampler[Any] | None, workers: int, pin_memory: bool = False
+    dataset: Dataset[T], order: Sampler[Any] | None, workers: int, pin_memory: bool = False, ahead: int = 2
 ) -> DataLoader[T]:
-    """What a dataset gives for each key of `order` (None: 0, 1, 2, ...), as it is, made by so many `workers`."""
+    """What a dataset gives for each key of `order` (None: 0, 1, 2, ...), as it is, made by so many `workers`.
+
+    Each of them makes so many `ahead`.
+    """
     return DataLoader(
         dataset,
         sampler=order,
@@ -263,6 +307,7 @@ def batch_loader(
         collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=_ignore_interrupt,
+        prefetch_factor=ahead if workers else None,
         pin_memory=pin_memory,
     )
 
