@@ -29,6 +29,7 @@ from hardpatch.train.device_set import DeviceSet
 from hardpatch.train.memory import keep_buffers
 from hardpatch.train.monitor import MetricsLog, diverged, vital_signs
 from hardpatch.train.optim import Schedule, schedule
+from hardpatch.train.pieces import fewest_pieces
 from hardpatch.train.step import Learner, Step
 
 log = logging.getLogger("hardpatch")
@@ -106,7 +107,13 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     held = None
     if run.data.in_memory == "device":
         held = DeviceSet(source, _transform(run), fabric.device, run.data.device_side)
+    if run.optim.accumulate == "auto" and fabric.device.type == "cuda":
+        learner.pieces = fewest_pieces(learner)
+        torch.cuda.reset_peak_memory_stats(fabric.device)
     prepare()
+    if run.optim.accumulate == "auto":
+        size = run.batch_size // learner.pieces
+        log.info("optim.accumulate auto: %d, pieces of %d images on %s", learner.pieces, size, fabric.device)
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)
@@ -285,8 +292,13 @@ class Trainer:
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
             "images_per_second": (learner.step - logged) * self.run.batch_size / seconds,
         }
+        device = learner.fabric.device
+        if device.type == "cuda":  # of tensors, at the most since the last line
+            row["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         if self._knn_is_due(learner.step):
             row["knn_top1"] = self._knn()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         return row
 
     def _knn_is_due(self, step: int) -> bool:
