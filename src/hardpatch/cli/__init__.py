@@ -25,6 +25,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   detect     boxes and masks of objects, Mask R-CNN    hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
   evaluate   several of these, as one table            hardpatch evaluate RUN --suite FILE --out DIR
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
+  shrink     a set made smaller, as Parquet            hardpatch shrink IMAGES... --side 256 --out DIR
   bench      how fast a step is, beside others         hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     weights for timm or Hugging Face          hardpatch export RUN --to timm --out FILE.safetensors
@@ -46,6 +47,7 @@ VERBS = {
     "detect": "detect",
     "evaluate": "suite",
     "score": "score",
+    "shrink": "shrink",
     "bench": "bench",
     "study": "study",
     "export": "export",

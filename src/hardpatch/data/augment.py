@@ -197,8 +197,7 @@ def cut_box(
     shrink = 1
     if isinstance(image, Jpeg):
         if margin is not None:
-            zoom = min(height / size[0], width / size[1]) / margin
-            shrink = next((factor for factor in SHRINKS if factor <= zoom), 1)
+            shrink = shrink_factor(height, width, size, margin)
         image = image.pixels(shrink)
         if image.shape[:2] == (all_height, all_width):  # Pillow does not shrink
             shrink = 1
@@ -212,6 +211,12 @@ def cut_box(
         (right - left) * shrink / all_width,
     )
     return image[top:bottom, left:right], share
+
+
+def shrink_factor(height: int, width: int, size: tuple[int, int], margin: float) -> int:
+    """By how much a part of a JPEG of this height and width may shrink and still have `margin` times the size."""
+    zoom = min(height / size[0], width / size[1]) / margin
+    return next((factor for factor in SHRINKS if factor <= zoom), 1)
 
 
 @dataclass(frozen=True)

@@ -178,11 +178,12 @@ class ParquetSource:
     """Parquet files in the Hugging Face layout: `image` is {bytes, path} or plain binary, `label` an integer or absent.
 
     Small files are held in memory as they are stored (undecoded); of large ones the last few row groups are, so that
-    there random access costs the reading of a row group: best written with small ones.
+    there random access costs the reading of a row group: best written with small ones, as ``hardpatch shrink`` does.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = [str(path) for path in paths]
+        self._metadata: list[Any] = []  # the files' footers, None before they are read
         self._groups: list[tuple[int, int]] = []  # (file, row group within it)
         self._columns: list[str] = []
         rows: list[int] = []
@@ -190,6 +191,7 @@ class ParquetSource:
         names: tuple[str, ...] | None = None
         for k, path in enumerate(self._paths):
             with _open_parquet(path) as file:
+                self._metadata.append(file.metadata)
                 self._columns.append(_image_column(path, file.schema_arrow))
                 for group in range(file.num_row_groups):
                     self._groups.append((k, group))
@@ -214,7 +216,7 @@ class ParquetSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker reads the files again instead of having them sent through a pipe."""
-        return {**self.__dict__, "_held": OrderedDict()}
+        return {**self.__dict__, "_held": OrderedDict(), "_metadata": [None] * len(self._paths)}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -260,8 +262,9 @@ class ParquetSource:
                 self._held.move_to_end(group)
             return held
         file, group_in_file = self._groups[group]
-        # Opened anew each time: the footer is little beside the row group, and no handle crosses a fork.
-        with _open_parquet(self._paths[file]) as table:
+        # Opened anew each time, so that no handle crosses a fork; but reading the footer costs more than a row group.
+        with _open_parquet(self._paths[file], self._metadata[file]) as table:
+            self._metadata[file] = table.metadata
             column = table.read_row_group(group_in_file, columns=[self._columns[file]], use_threads=False)
         array = column.column(0).combine_chunks()
         is_struct = hasattr(array, "field")
@@ -274,12 +277,12 @@ class ParquetSource:
         return held
 
 
-def _open_parquet(path: str) -> Any:
+def _open_parquet(path: str, metadata: Any = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
