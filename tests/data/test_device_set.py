@@ -280,3 +280,24 @@ def test_the_stream_does_not_end(source: Source) -> None:
         torch.cat([batch.indices for batch in itertools.islice(held.batches(batch_size=50, seed=0), 11)]), minlength=22
     )
     assert counts.tolist() == [25] * 22
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_crops_are_those_of_the_cpu_and_nothing_waits(source: Source) -> None:
+    transform = TrainTransform((16, 16))
+    alone = take(DeviceSet(source, transform, CPU).batches(batch_size=10, seed=0, crops=2), 5)
+    stream = DeviceSet(source, transform, torch.device("cuda")).batches(batch_size=10, seed=0, crops=2)
+    there = [next(stream)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there += [next(stream) for _ in range(4)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for cpu, gpu in zip(alone, there, strict=True):
+        assert torch.equal(cpu.indices, gpu.indices.cpu())
+        assert torch.equal(cpu.labels, gpu.labels.cpu())
+        assert cpu.boxes is not None
+        assert gpu.boxes is not None
+        same = (cpu.boxes == gpu.boxes.cpu()).all(dim=1)  # a side that is rounded the other way may differ
+        assert same.float().mean() > 0.8
+        assert (cpu.images[same].int() - gpu.images.cpu()[same].int()).abs().max() <= 1
