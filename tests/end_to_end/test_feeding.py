@@ -54,9 +54,8 @@ def test_held_on_the_device_a_run_resumes_exactly(images: Path, tmp_path: Path) 
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("held", ["no", "device"])
-def test_several_crops_of_an_image(images: Path, tmp_path: Path, held: str) -> None:
-    pretrain = ["pretrain", *SMALL, "--data", str(images), "--data.crops", "4", "--data.in_memory", held]
+def test_several_crops_of_an_image(images: Path, tmp_path: Path) -> None:
+    pretrain = ["pretrain", *SMALL, "--data", str(images), "--data.crops", "4"]
     assert main([*pretrain, "--epochs", "8", "--out", str(tmp_path / "run")]) == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 15  # 8 epochs of 30 images in batches of 16 crops
