@@ -254,7 +254,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     epochs: float | None = None
-    """Times every image is seen. Give this or steps."""
+    """Crops that are seen for each image of the set. Give this or steps."""
     steps: int | None = None
     """Optimiser steps. Give this or epochs."""
     batch_size: int = 256

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import losses
+from hardpatch import losses, masking
 from hardpatch.methods import hpm
 from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
@@ -103,7 +103,7 @@ def a_teacher_that_always_looks(patch: Patch) -> None:
 
 
 def masks_image_by_image(patch: Patch) -> None:
-    together = hpm.hard_patches
+    together = masking.hard_patches
 
     def one_by_one(difficulty: Tensor | None, noise: Tensor, *counts: int | str, **options: object) -> Tensor:
         rows = [None] * len(noise) if difficulty is None else list(difficulty.split(1))

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.config import RunConfig
-from hardpatch.data.loader import Batch
+from hardpatch.data.loader import SAMPLES, Batch
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
 from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.methods.remembered import Remembered
@@ -20,9 +20,6 @@ from hardpatch.train.compile import begin_step, compile_parts
 from hardpatch.train.monitor import RunningMeans
 from hardpatch.train.optim import Schedule, parameter_groups
 from hardpatch.train.supervised import seed_step
-
-SAMPLES = 1 << 40
-"""More than any data set has; above it, the index of a sample tells which crop of the image it is."""
 
 
 class Place(NamedTuple):
