@@ -1,0 +1,114 @@
+"""Compiled steps: one graph each for student and teacher, and the numbers of uncompiled ones.
+
+Generating code takes most of the time and happens in tests/end_to_end/test_compile.py. Here backends without it stand
+in: what is a graph, and what must be compiled again, is decided before that.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch._dynamo.utils import counters
+
+from hardpatch import config
+from hardpatch.bench.contenders import synthetic_batch
+from hardpatch.errors import UserError
+from hardpatch.models.tokenizer import DiscreteVAE
+from hardpatch.patches import split
+from hardpatch.targets import Target, VisualTokens
+from hardpatch.train.build import initial_model, target_of
+from hardpatch.train.compile import compile_parts
+from hardpatch.train.optim import schedule
+from hardpatch.train.step import Learner
+
+CPU = torch.device("cpu")
+STEPS = 10
+RUNS: dict[str, list[str]] = {
+    "mae": [],
+    "guided": ["--method.target=teacher", "--method.mask=attention_hint", "--method.secondary_ratio=0.25"],
+    "cheap": ["--fast.decoder=cross", "--fast.asked_share=0.5", "--fast.teacher_resolution=0.5"],
+    "simmim": ["--method.host=simmim", "--method.mask_unit=8", "--model.positions=relative", "--model.drop_path=0.5"],
+    "beit": ["--method.host=beit", "--model.layer_scale=0.1"],
+    "ibot": ["--method.host=ibot", "--ibot.local_size=8", "--ibot.local_crops=1", "--ibot.outputs=16"],
+}
+
+
+def learner(name: str, precision: str = "32-true", backend: str | None = "eager", *more: str) -> Learner:
+    settings = ["--data.image_size=16", "--model.patch_size=4", "--model.width=16", "--model.depth=1"]
+    settings += ["--model.heads=2", "--model.decoder_width=8", "--model.decoder_depth=2", "--model.decoder_heads=2"]
+    settings += ["--method.alpha_start=0.3", "--method.alpha_end=1.0", "--optim.lr=1e-3"]
+    settings += ["--ibot.head_hidden=8", "--ibot.head_bottleneck=8"]
+    run = config.build({"steps": STEPS, "batch_size": 4}, [*settings, *RUNS[name], *more])
+    target: Target | None
+    if name == "beit":
+        torch.manual_seed(0)
+        target, outputs = VisualTokens(DiscreteVAE(patch_size=4, vocabulary=16, width=16).eval(), (4, 4)), 16
+    else:
+        target, outputs = target_of(run, CPU)  # type: ignore[assignment]
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+    made = Learner(run, initial_model(run, outputs=outputs), fabric, STEPS, target)
+    if backend is not None:
+        compile_parts(made.model, made.teacher, CPU, backend=backend)
+    return made
+
+
+def train(made: Learner, steps: int = STEPS) -> list[float]:
+    """Losses of the first steps; every third is observed."""
+    batch, losses = synthetic_batch(made.run, CPU), []
+    for step in range(steps):
+        now = schedule(made.run, step, STEPS)
+        losses.append(made.train_step(batch, now, observe=step % 3 == 2).losses.loss.item())
+    return losses
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_graph_each_while_ever_more_is_mined(name: str) -> None:
+    made, plain = learner(name), learner(name, backend=None)
+    steps = STEPS if name == "mae" else 3
+    losses = train(made, steps)
+    # hosts with tokens to observe have a second one for the steps that are
+    assert counters["stats"]["unique_graphs"] == (3 if name in ("beit", "ibot") else 2)
+    assert not counters["graph_break"]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(train(plain, steps)), rtol=1e-5, atol=0)
+    for one, other in ((made.model, plain.model), (made.teacher, plain.teacher)):
+        assert one is not None
+        assert other is not None
+        assert list(one.state_dict()) == list(other.state_dict())  # the names of weights stay
+
+
+def test_a_teacher_that_begins_to_look_later_is_compiled_then() -> None:
+    made = learner("mae", "32-true", "eager", "--method.alpha_start=0")
+    train(made, 1)
+    assert counters["stats"]["unique_graphs"] == 1
+    train(made)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_half_precision_with_losses_in_float32() -> None:
+    made, plain = learner("mae", "bf16-mixed", "aot_eager"), learner("mae", "bf16-mixed", None)
+    torch.testing.assert_close(torch.tensor(train(made, 5)), torch.tensor(train(plain, 5)), rtol=4e-3, atol=0)
+    assert counters["stats"]["unique_graphs"] == 2
+    images = made.model.normalise(synthetic_batch(made.run, CPU).images)
+    with made.fabric.autocast():
+        losses = made.model(images.bfloat16(), split(torch.arange(16).expand(4, -1) < 12, 12))
+    assert counters["stats"]["unique_graphs"] == 2  # the same graph
+    assert losses.predicted.dtype == torch.bfloat16
+    assert losses.loss.dtype == losses.reconstruction.dtype == losses.predicting.dtype == torch.float32
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^train\.compile: needs as many masked patches in every step.*0\.1"):
+        learner("ibot", "32-true", None, "--method.mask_ratio_spread=0.1", "--train.compile=yes")
+    with pytest.raises(UserError, match=r"^optim\.accumulate: auto cannot try out"):
+        learner("mae", "32-true", None, "--optim.accumulate=auto", "--train.compile=cuda_graphs")
+    with pytest.raises(UserError, match=r"^train\.compile: cuda_graphs needs a CUDA device, got cpu; use yes or no$"):
+        learner("mae", "32-true", None, "--train.compile=cuda_graphs")
