@@ -219,6 +219,8 @@ class TrainConfig:
     """Auto is bf16 on a GPU that has it, else fp32. Weights and losses stay in float32."""
     compile: Literal["no", "yes", "cuda_graphs"] = "no"
     """Compile student and teacher (torch.compile); cuda_graphs replays their kernels too, where these are short."""
+    checkpoint_activations: bool = False
+    """Compute the student's blocks again in the backward pass and keep nothing of them: less memory, more time."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = 5.0

@@ -1,8 +1,12 @@
 """The Transformer block of encoder and decoders: pre-norm attention and MLP (Dosovitskiy et al. 2021)."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 
@@ -90,6 +94,9 @@ class Block(nn.Module):
         drop_path: probability of leaving a branch out in training, image by image (Huang et al. 2016).
     """
 
+    recompute = False
+    """keep nothing but its inputs for the backward pass, which then computes the block again"""
+
     def __init__(
         self,
         width: int,
@@ -117,6 +124,9 @@ class Block(nn.Module):
             context: ``[B, L, D]``, what they look at; None is themselves. In a last block the tokens that nobody asks
                 for are context only.
         """
+        return sparing(Block._forward, self, x, bias, context)
+
+    def _forward(self, x: Tensor, bias: Tensor | None, context: Tensor | None) -> Tensor:
         context = None if context is None else self.norm1(context)
         return self.after_attention(x, self.attn(self.norm1(x), bias, context))
 
@@ -129,6 +139,16 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return branch
         return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
+
+
+T = TypeVar("T")
+
+
+def sparing(compute: Callable[..., T], block: Block, *inputs: Any) -> T:
+    """``compute(block, *inputs)``, with nothing but the inputs kept where the block is to be computed again."""
+    if block.recompute and torch.is_grad_enabled():
+        return checkpoint(compute, block, *inputs, use_reentrant=False)
+    return compute(block, *inputs)
 
 
 def initialise(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.models.block import NORM_EPS, Block, initialise
+from hardpatch.models.block import NORM_EPS, Block, initialise, sparing
 from hardpatch.models.positions import resample_positions, sincos_positions
 from hardpatch.patches import Split, gather, split
 
@@ -148,9 +148,12 @@ def first_block(block: Block, tokens: Tokens) -> Tokens:
     """
     if not tokens.has_mask_tokens:
         return tokens._replace(seen=block(tokens.seen))
+    return Tokens(sparing(_all_after, block, tokens), slice(tokens.seen.shape[1], None))
+
+
+def _all_after(block: Block, tokens: Tokens) -> Tensor:
     q, k, v = tokens.joined(*(block.attn.qkv(block.norm1(part)) for part in tokens.parts)).chunk(3, dim=-1)
-    x = block.after_attention(tokens.joined(*tokens.parts), block.attn.attend(q, k, v))
-    return Tokens(x, slice(tokens.seen.shape[1], None))
+    return block.after_attention(tokens.joined(*tokens.parts), block.attn.attend(q, k, v))
 
 
 def last_block(block: Block, tokens: Tokens) -> Tensor:
@@ -171,10 +174,14 @@ def looking(blocks: Sequence[Block], tokens: Tokens) -> Tensor:
     others, which stay as they are. As in :func:`first_block`, the first queries are computed once for each position.
     """
     first, *others = blocks
-    seen, blanks = tokens.parts
-    k, v = first.attn.keys_values(first.norm1(seen)).chunk(2, dim=-1)
-    q = tokens.of_asked(first.attn.queries(first.norm1(blanks)))
-    x = first.after_attention(tokens.of_asked(blanks), first.attn.attend(q, k, v))
+    x = sparing(_asked_after, first, tokens)
     for block in others:
-        x = block(x, context=seen)
+        x = block(x, context=tokens.seen)
     return x
+
+
+def _asked_after(block: Block, tokens: Tokens) -> Tensor:
+    seen, blanks = tokens.parts
+    k, v = block.attn.keys_values(block.norm1(seen)).chunk(2, dim=-1)
+    q = tokens.of_asked(block.attn.queries(block.norm1(blanks)))
+    return block.after_attention(tokens.of_asked(blanks), block.attn.attend(q, k, v))

@@ -12,6 +12,7 @@ from hardpatch.data.loader import SAMPLES, Batch
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
 from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.methods.remembered import Remembered
+from hardpatch.models.block import Block
 from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
 from hardpatch.targets import Target
@@ -90,6 +91,9 @@ class Learner:
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         self.memory = Remembered(images, model.grid).to(fabric.device) if run.fast.remember else None
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.recompute = run.train.checkpoint_activations
         self.ibot = isinstance(model.host, IBOT)
         groups = parameter_groups(self.model, run.optim.weight_decay)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
