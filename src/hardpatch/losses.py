@@ -70,7 +70,7 @@ def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tenso
     difference, order = pair_differences(predicted.float()), pair_differences(losses.detach().float()).sign()
     weights = torch.ones(difference.shape[-1], device=predicted.device)
     if predicted.shape[1] % 2 == 0:
-        weights[-1] = 0.5  # these pairs are there in both orders
+        weights[-1].fill_(0.5)  # these pairs are there in both orders; "= 0.5" may wait for the device
     pairs = torch.where(order == 0, 0.0, -((difference * order).sigmoid() + eps).log())
     return (pairs * weights).sum() / ((order != 0) * weights).sum().clamp(min=1)
 

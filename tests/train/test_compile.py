@@ -29,7 +29,12 @@ RUNS: dict[str, list[str]] = {
     "guided": ["--method.target=teacher", "--method.mask=attention_hint", "--method.secondary_ratio=0.25"],
     "cheap": ["--fast.decoder=cross", "--fast.asked_share=0.5", "--fast.teacher_resolution=0.5"],
     "simmim": ["--method.host=simmim", "--method.mask_unit=8", "--model.positions=relative"],
-    "recompute": ["--train.checkpoint_activations=true", "--model.depth=2", "--model.drop_path=0.5"],
+    "recompute": [
+        "--train.checkpoint_activations=true",
+        "--method.host=simmim",
+        "--model.drop_path=0.5",
+        "--model.depth=2",
+    ],
     "beit": ["--method.host=beit", "--model.layer_scale=0.1"],
     "ibot": ["--method.host=ibot", "--ibot.local_size=8", "--ibot.local_crops=1", "--ibot.outputs=16"],
 }

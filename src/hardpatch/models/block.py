@@ -147,7 +147,7 @@ T = TypeVar("T")
 def sparing(compute: Callable[..., T], block: Block, *inputs: Any) -> T:
     """``compute(block, *inputs)``, with nothing but the inputs kept where the block is to be computed again."""
     if block.recompute and torch.is_grad_enabled():
-        return checkpoint(compute, block, *inputs, use_reentrant=False)
+        return checkpoint(compute, block, *inputs, use_reentrant=False, preserve_rng_state=block.drop_path > 0.0)
     return compute(block, *inputs)
 
 
