@@ -1,6 +1,8 @@
-"""A training step on a CUDA device: it does not wait for the device, and it computes what the CPU computes."""
+"""A training step on a CUDA device: it does not wait for the device, it computes what the CPU computes, and it is the
+same compiled, with CUDA graphs, and where it must fit into less memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +11,20 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch import config
+from hardpatch.cli import main
 from hardpatch.data.loader import Batch
 from hardpatch.models.tokenizer import DiscreteVAE
 from hardpatch.targets import Target, VisualTokens
 from hardpatch.train.build import initial_model, target_of
+from hardpatch.train.monitor import read_metrics
 from hardpatch.train.optim import schedule
+from hardpatch.train.pieces import MARGIN, fewest_pieces
 from hardpatch.train.step import Learner
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),  # float32 is compared in full
+]
 
 RUNS: dict[str, list[str]] = {
     "mae": [],
@@ -31,13 +39,13 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def learner(name: str, device: str, precision: str) -> Learner:
+def learner(name: str, device: str, precision: str, *more: str) -> Learner:
     settings = ["--method.alpha_start=0.3", "--data.image_size=32", "--model.patch_size=4", "--model.width=64"]
     settings += ["--model.depth=2", "--model.heads=2", "--model.decoder_width=32", "--model.decoder_depth=1"]
     settings += ["--model.decoder_heads=2", "--method.mask_ratio=0.5", "--optim.lr=1e-3", "--data.path=demo:train"]
     if name == "grid":
         settings += ["--method.mask_ratio=0.75"]
-    run = config.build({"steps": 8, "batch_size": 8}, [*settings, *RUNS[name]])
+    run = config.build({"steps": 8, "batch_size": 8}, [*settings, *RUNS[name], *more])
     fabric = Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
     target: Target | None = None
     outputs = None
@@ -101,3 +109,112 @@ def test_half_precision_learns(precision: str) -> None:
     losses = [train.train_step(batch("mae", 0), schedule(train.run, step, 8)).losses.loss for step in range(8)]
     assert torch.stack(losses).isfinite().all()
     assert losses[-1] < losses[0]
+
+
+def compiled(name: str, precision: str, how: str, *more: str) -> Learner:
+    torch.compiler.reset()
+    return learner(name, "cuda", precision, f"--train.compile={how}", *more)
+
+
+def losses_of(train: Learner, name: str, steps: int = 5) -> list[float]:
+    """Read after each step: what CUDA graphs gave holds no longer than that."""
+
+    def loss(step: int) -> float:
+        return train.train_step(batch(name, step), schedule(train.run, step, 8)).losses.loss.item()
+
+    return [loss(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
+@pytest.mark.parametrize("name", ["mae", "teacher", "attention", "simmim", "beit", "ibot"])
+def test_compiled_steps_are_the_plain_ones(name: str, how: str) -> None:
+    more = ["--method.mask_ratio_spread=0", "--model.drop_path=0"]
+    plain = losses_of(learner(name, "cuda", "32-true", *more), name)
+    assert losses_of(compiled(name, "32-true", how, *more), name) == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
+def test_compiled_steps_in_half_precision(how: str) -> None:
+    plain = losses_of(learner("mae", "cuda", "bf16-mixed"), "mae")
+    assert losses_of(compiled("mae", "bf16-mixed", how), "mae") == pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
+def test_compiled_steps_in_pieces(how: str) -> None:
+    plain = losses_of(learner("mae", "cuda", "32-true"), "mae")
+    in_pieces = compiled("mae", "32-true", how, "--optim.accumulate=4")
+    assert losses_of(in_pieces, "mae") == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
+@pytest.mark.usefixtures("sync_is_an_error")
+def test_a_compiled_step_never_waits_for_the_device(how: str) -> None:
+    train = compiled("mae", "bf16-mixed", how)
+    for step in range(6):
+        made = batch("mae", step)
+        if step == 5:  # compiled, warmed up and recorded by then
+            torch.cuda.set_sync_debug_mode("error")
+        train.train_step(made, schedule(train.run, step, 8))
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def blank(images: int) -> Batch:
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    return Batch(pixels, torch.arange(images), -torch.ones(images, dtype=torch.int64), [])
+
+
+@pytest.mark.parametrize("how", ["no", "yes"])
+def test_blocks_that_are_computed_again_take_less_memory(how: str) -> None:
+    """At a batch at which activations are far larger than gradients."""
+    deep = ["--batch_size=256", "--model.depth=12", "--model.width=256", "--method.predicting_loss=none"]
+    peaks = []
+    for again in ("false", "true"):
+        torch.compiler.reset()
+        more = [f"--train.compile={how}", f"--train.checkpoint_activations={again}"]
+        train = learner("mae", "cuda", "bf16-mixed", *deep, *more)
+        train.train_step(blank(256), schedule(train.run, 0, 8))  # compiled, and the optimiser has its state
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        train.train_step(blank(256), schedule(train.run, 1, 8))
+        peaks.append(torch.cuda.max_memory_allocated() - held)
+        del train
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_auto_finds_pieces_that_fit() -> None:
+    """512 images take some 1.7 GiB at once; their step, optimiser included, runs within 1 GiB in the pieces found."""
+    train = learner("mae", "cuda", "32-true", "--batch_size=512", "--model.width=256", "--model.depth=6")
+    assert fewest_pieces(train) == 1
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    allowed = torch.cuda.memory_reserved() + int(MARGIN * total) + 2**30  # the margin stays free
+    try:
+        torch.cuda.set_per_process_memory_fraction(allowed / total)
+        train.pieces = fewest_pieces(train)
+        assert 1 < train.pieces < 512
+        assert 512 % train.pieces == 0
+        for step in range(2):
+            train.train_step(blank(512), schedule(train.run, step, 8))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_peak_memory_is_in_the_metrics(tmp_path: Path) -> None:
+    settings = [
+        "--recipe",
+        "demo",
+        "--steps",
+        "2",
+        "--model.width",
+        "32",
+        "--model.depth",
+        "1",
+        "--train.device",
+        "cuda",
+    ]
+    settings += ["--model.heads", "2", "--data.workers", "0"]
+    assert main(["pretrain", *settings, "--optim.accumulate", "auto", "--out", str(tmp_path / "run")]) == 0
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0.0 < row["memory_gib"] < 8.0
+    assert "optim.accumulate auto: 1, pieces of 128 images on cuda:0" in (tmp_path / "run" / "log.txt").read_text()
+    assert "accumulate: auto" in (tmp_path / "run" / "config.yaml").read_text()
