@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +74,10 @@ def test_a_recipe_brings_its_price_and_not_its_size(tmp_path: Path) -> None:
 )
 def test_mistakes(fails: Callable[..., str], arguments: list[str], line: str) -> None:
     assert fails("bench", *TINY, *arguments).startswith(f"hardpatch bench: {line}")
+
+
+def test_contenders_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *TINY, "--contenders", "literal", "--repeats", "1", "--apart"]) == 0
+    told = capsys.readouterr().out
+    assert "| literal | " in told
+    assert multiprocessing.active_children() == []

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.bench.contenders import NotHereError, contender, synthetic_batch
+from hardpatch.bench.apart import Apart
+from hardpatch.bench.contenders import Contender, NotHereError, contender, synthetic_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
 from hardpatch.config import RunConfig
@@ -52,6 +53,7 @@ def compare(
     bases: Sequence[str],
     turns: int,
     steps: int = 1,
+    apart: bool = False,
     told: Callable[[int, int], object] = lambda done, of: None,
 ) -> Report:
     """Time one optimiser step of each.
@@ -63,6 +65,7 @@ def compare(
         bases: names of those that the others are held against; those that are not there are left out.
         turns: of each contender.
         steps: of a turn, made a multiple of ``fast.teacher_every``; several let a device's queue fill as in training.
+        apart: each in a process of its own, see :class:`~hardpatch.bench.apart.Apart`.
         told: hears of every round.
 
     Raises:
@@ -73,10 +76,16 @@ def compare(
     lanes: dict[str, Lane] = {}
     made: dict[str, tuple[str, RunConfig]] = {}
     missing: dict[str, str] = {}
+    elsewhere: list[Apart] = []
     for name in names:
         held = allocated(device)
+        ready: Contender | Apart
         try:
-            ready = contender(name, run, fabric, batch)
+            if apart:
+                ready = Apart(name, run)
+                elsewhere.append(ready)
+            else:
+                ready = contender(name, run, fabric, batch)
         except NotHereError as error:
             missing[name] = str(error)
             continue
@@ -87,6 +96,8 @@ def compare(
     product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     yardstick = Lane(product)
     take_turns([*lanes.values(), yardstick], turns, device, told)
+    for process in elsewhere:
+        process.close()
     rates = [operations / seconds for seconds in yardstick.seconds]
     for name, lane in list(lanes.items()):
         if lane.out_of_memory:

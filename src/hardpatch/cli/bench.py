@@ -54,6 +54,9 @@ def bench(arguments: list[str]) -> int:
         choices=("yes", "cuda_graphs"),
         help="torch.compile, of all but literal; cuda_graphs: with these too",
     )
+    parser.add_argument(
+        "--apart", action="store_true", help="each in a process of its own, other libraries with glibc's own allocator"
+    )
     parser.add_argument("--threads", type=at_least_one, metavar="N", help="of the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured here too")
     options, settings = parser.parse_known_args(arguments)
@@ -77,6 +80,8 @@ def bench(arguments: list[str]) -> int:
     if options.compile:
         fixed.append(f"--train.compile={options.compile}")
     run = config.build(values, [*fixed, *short, *settings])
+    if options.apart and fabric.device.type != "cpu":
+        raise UserError(f"--apart: for a CPU, whose allocator it is about; leave it out on {fabric.device.type}")
     names, bases = options.contenders.split(","), (options.base or "literal,mae").split(",")
     if len(set(names)) < len(names):
         raise UserError(f"--contenders: expected each once, got {options.contenders}")
@@ -89,6 +94,7 @@ def bench(arguments: list[str]) -> int:
             fabric,
             bases=bases,
             turns=options.repeats,
+            apart=options.apart,
             steps=options.steps or (5 if fabric.device.type == "cuda" else 1),
             told=told,
         )
