@@ -3,7 +3,7 @@
 #
 #     benchmarks/gpu.sh [OUT]            default: runs/gpu
 #     DATA=imagenet/train benchmarks/gpu.sh OUT
-#     PARTS="tests base" benchmarks/gpu.sh OUT      some of: tests base large compiled graphs data feed
+#     PARTS="tests base" benchmarks/gpu.sh OUT      some of: tests base large compiled graphs fit data feed
 #
 # Nothing is installed: PYTHON (default: .venv's, else python3) has what it has, and what a table lacks it says itself.
 # DATA are photographs; without them some 3000 JPEGs of 500 x 375 are made of scikit-image's. A part that fails does not
@@ -14,7 +14,7 @@ OUT=${1:-runs/gpu}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-PARTS=${PARTS:-tests base large compiled graphs data feed}
+PARTS=${PARTS:-tests base large compiled graphs fit data feed}
 REPEATS=${REPEATS:-10}
 BATCHES_BASE=${BATCHES_BASE:-"128 256 512"}
 BATCHES_LARGE=${BATCHES_LARGE:-"64 128 256"}
@@ -73,6 +73,15 @@ if wants graphs; then
     # Graphs spare the launches of kernels, which count where these are short: small models, small batches.
     against tiny_graphs cifar10_tiny 256 hpm,mae,transformers,lightly --compile cuda_graphs
     against base_graphs imagenet_base_200 "${BATCHES_BASE%% *}" hpm,mae,transformers,lightly --compile cuda_graphs
+fi
+if wants fit; then
+    # ViT-L at the paper's batch of 4096: the pieces that are found, and peak memory, blocks kept or computed again.
+    for again in false true; do
+        save "fit_$again" hardpatch pretrain --recipe imagenet_large_200 --data demo:train --out "$WORK/fit_$again" \
+            --steps 3 --train.log_every 1 --optim.accumulate auto --train.checkpoint_activations "$again" \
+            --method.alpha_start 0.5 --train.device cuda --train.precision bf16
+        tail -n 1 "$WORK/fit_$again/metrics.jsonl" | tee -a "$OUT/fit_$again.md"
+    done
 fi
 if wants data || wants feed; then
     if [ -z "${DATA:-}" ]; then
