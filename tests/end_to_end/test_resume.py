@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from hardpatch.cli import main
 from hardpatch.train.monitor import read_metrics
@@ -88,3 +90,20 @@ def test_resume_alone_takes_the_settings_of_the_run(run: Path, capsys: pytest.Ca
     assert "12 steps done" in capsys.readouterr().out
     assert newest.stat().st_mtime == changed
     assert before["torch"] == json.loads((run / "environment.json").read_text())["torch"]
+
+
+def test_what_is_remembered_survives(images: Path, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = ["--data", str(images), "--data.workers", "0", "--steps", "8", "--fast.remember", "true"]
+    arguments += ["--method.alpha_start", "0.5", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
+    assert main(["pretrain", *SMALL, *arguments, "--out", str(run)]) == 0
+    shutil.copytree(run, other)
+    last = Path("checkpoints", "step_00000008")
+    shutil.rmtree(other / last)  # as if it had been killed after the fourth step
+    assert main(["pretrain", *SMALL, *arguments, "--out", str(other), "--resume"]) == 0
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (other / last / name).read_bytes() == (run / last / name).read_bytes()
+    assert metrics(other) == metrics(run)
+    with safe_open(run / last / "training.safetensors", "pt") as file:
+        maps = file.get_tensor("memory/maps")
+    assert not maps.isnan().all()
