@@ -70,6 +70,15 @@ def test_a_file_may_build_on_a_recipe(tmp_path: Path) -> None:
     assert config.differences(demo, run) == {"steps": (None, 3), "epochs": (demo.epochs, None), "model.depth": (4, 1)}
 
 
+def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: demo\nsteps: 3\ntrain: {compile: yes, checkpoint_activations: true}\ndata: {in_memory: no}\n"
+    )
+    run = config.build(recipes.read_file(path))
+    assert (run.train.compile, run.train.checkpoint_activations, run.data.in_memory) == ("yes", True, "no")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

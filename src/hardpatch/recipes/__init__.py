@@ -34,7 +34,7 @@ def text(name: str) -> str:
 
 def read(name: str) -> dict[str, Any]:
     """Settings of a recipe, on top of those of the recipe that its ``base`` names."""
-    return _on_base(yaml.safe_load(text(name)), f"recipe {name}")
+    return _on_base(yaml.load(text(name), _Loader), f"recipe {name}")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         UserError: if it is not there, is not YAML or has unknown settings.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -52,6 +52,16 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} holds no settings")
     return _on_base(values, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """As in YAML 1.2, yes, no, on and off are words: only true and false are truth values."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _on_base(values: dict[str, Any], source: str) -> dict[str, Any]:
