@@ -35,10 +35,15 @@ def test_a_baseline_differs_in_the_predicting_loss_only(name: str) -> None:
     assert config.differences(run, baseline) == {"method.predicting_loss": ("relative", "none")}
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.names() if name.startswith("hpm_")])
+@pytest.mark.parametrize("name", [n for n in recipes.names() if n.startswith("hpm_") and n != "hpm_fast"])
 def test_mining_on_a_host_differs_from_the_host_in_the_predicting_loss_only(name: str) -> None:
     host, mined = (config.build(recipes.read(n)) for n in (name.removeprefix("hpm_"), name))
     assert config.differences(host, mined) == {"method.predicting_loss": ("none", "relative")}
+
+
+def test_hpm_fast_is_hpm_made_cheaper_and_nothing_else() -> None:
+    exact, fast = (config.build(recipes.read(name)) for name in ("imagenet_base_200", "hpm_fast"))
+    assert {name.split(".")[0] for name in config.differences(exact, fast)} == {"fast"}
 
 
 @pytest.mark.parametrize(("name", "epochs", "warmup"), [(n, int(n[-3:]), 10 if "base" in n else 40) for n in PAPER])
