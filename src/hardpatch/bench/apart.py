@@ -56,16 +56,12 @@ class Apart:
 
 
 def _serve(connection: Connection, name: str, run: RunConfig, threads: int) -> None:
-    from lightning_fabric import Fabric
-
     from hardpatch.bench.contenders import PEERS, NotHereError, contender, synthetic_batch
-    from hardpatch.train.loop import PRECISIONS
-    from hardpatch.train.memory import keep_buffers
+    from hardpatch.train.loop import start_fabric
 
     torch.set_num_threads(threads)
-    if name not in PEERS and name != "literal":
-        keep_buffers()
-    fabric = Fabric(accelerator="cpu", devices=1, precision=PRECISIONS[run.train.precision])
+    ours = name not in PEERS and name != "literal"
+    fabric = start_fabric("cpu", run.train.precision, "--", settle=ours)
     try:
         ready = contender(name, run, fabric, synthetic_batch(run, fabric.device))
     except (NotHereError, UserError) as error:

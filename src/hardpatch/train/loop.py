@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from hardpatch import __version__
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
@@ -36,6 +37,15 @@ log = logging.getLogger("hardpatch")
 
 SKIPPED_SHOWN = 20
 """Names of files that are no images that are put into the log; a folder may hold a million of them."""
+
+
+class InputsAsTheyAre(MixedPrecision):
+    """Autocast gives each layer the precision that it wants; pixels are not rounded before, since the losses are of
+    them."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -341,8 +351,10 @@ def total_steps(run: RunConfig, images: int) -> int:
     return max(1, round((run.epochs or 0.0) * images / run.batch_size))
 
 
-def start_fabric(device: str, precision: str, prefix: str) -> Fabric:
+def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = True) -> Fabric:
     """Device and precision of a run, as :class:`~hardpatch.config.TrainConfig` names them.
+
+    On a CPU the process keeps its memory from then on (:mod:`hardpatch.train.memory`), unless ``settle`` is False.
 
     Raises:
         UserError: if they do not exist here; says ``prefix`` before the name of the setting.
@@ -355,8 +367,11 @@ def start_fabric(device: str, precision: str, prefix: str) -> Fabric:
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
         raise UserError(f"{prefix}precision: fp16 needs a CUDA device; use bf16 or fp32")
-    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
-    if fabric.device.type == "cpu":
+    if device == "auto":
+        device = next((name for name, there in available.items() if there), "cpu")
+    mixed = None if precision == "fp32" else InputsAsTheyAre(PRECISIONS[precision], device)
+    fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
+    if settle and fabric.device.type == "cpu":
         keep_buffers()
     return fabric
 
