@@ -367,7 +367,7 @@ def test_eight_images_are_learnt_by_heart(shared: Path, tmp_path: Path) -> None:
         "flip": 0.0,
         "photometric": False,
         "drop_path": 0.0,
-        "steps": 400,
+        "steps": 600,
         "batch_size": 4,
         "crop": (32, 48),
         "stride": (32, 48),
@@ -376,7 +376,7 @@ def test_eight_images_are_learnt_by_heart(shared: Path, tmp_path: Path) -> None:
         "layer_decay": 1.0,
         "weight_decay": 0.0,
         "warmup_steps": 20,
-        "val_every": 400,
+        "val_every": 600,
         "log_every": 100,
     }
     judged = train(model, pairs, tmp_path / "run", **settings)

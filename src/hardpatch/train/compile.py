@@ -33,7 +33,8 @@ def compile_parts(
     Raises:
         UserError: if something is missing for it here.
     """
-    _check(device, cuda_graphs)
+    if backend == "inductor":
+        check_compiler(device, cuda_graphs)
     how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
     if backend == "inductor":
         # Drop path draws the same numbers as uncompiled; graphs are what mode "reduce-overhead" stands for.
@@ -48,7 +49,7 @@ def begin_step() -> None:
     torch.compiler.cudagraph_mark_step_begin()
 
 
-def _check(device: torch.device, cuda_graphs: bool) -> None:
+def check_compiler(device: torch.device, cuda_graphs: bool = False) -> None:
     """Refuse what cannot be compiled here.
 
     Raises:
