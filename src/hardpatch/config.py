@@ -452,6 +452,11 @@ def _check_fast(run: RunConfig) -> None:
     if looks and (fast.teacher_resolution, fast.teacher_blocks, fast.remember) != (1.0, None, False):
         name = next(name for name in ("teacher_resolution", "teacher_blocks", "remember") if name in changed)
         raise UserError(f"fast.{name}: target teacher and masks by attention need all that the teacher sees")
+    if fast.remember and run.data.crops > 1:
+        raise UserError(
+            f"fast.remember: two crops of an image in one batch would write to one map; set data.crops 1, got "
+            f"{run.data.crops}"
+        )
     if fast.remember and fast.teacher_every != 1:
         raise UserError("fast.remember: there is no teacher to run with fast.teacher_every; leave one of them out")
 

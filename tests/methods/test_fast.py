@@ -205,6 +205,7 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
         (["--fast.teacher_blocks=4"], "fast.teacher_blocks: expected at most the encoder's 3 blocks, got 4"),
         (["--method.target=teacher", "--fast.teacher_blocks=2"], "fast.teacher_blocks: target teacher"),
         (["--fast.remember=true", "--fast.teacher_every=2"], "fast.remember: there is no teacher"),
+        (["--fast.remember=true", "--data.crops=2"], "fast.remember: two crops of an image"),
         (["--fast.asked_share=0"], "fast.asked_share: expected a number above 0"),
     ],
 )
