@@ -115,11 +115,7 @@ class FileSource:
         return os.path.join(self._root, os.fsdecode(self._paths[start : self._ends[i]]))
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        data = self.encoded(i)
-        try:
-            return decode(data, channels)
-        except UndecodableImage as error:
-            raise UndecodableImage(f"{self.name(i)}: {error}") from None
+        return _decoded(self, i, channels)
 
     def encoded(self, i: int) -> bytes:
         name = self.name(i)
@@ -131,6 +127,15 @@ class FileSource:
 
     def label(self, i: int) -> int | None:
         return None if self._labels is None else int(self._labels[i])
+
+
+def _decoded(source: "FileSource | ParquetSource", i: int, channels: int) -> npt.NDArray[np.uint8]:
+    """What the bytes of image i are; a complaint begins with its name."""
+    data = source.encoded(i)
+    try:
+        return decode(data, channels)
+    except UndecodableImage as error:
+        raise UndecodableImage(f"{source.name(i)}: {error}") from None
 
 
 def _open_folder(folder: Path) -> Source:
@@ -231,11 +236,7 @@ class ParquetSource:
         return f"{self._paths[file]} row {in_file}" + (f" ({path})" if path else "")
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        data = self.encoded(i)
-        try:
-            return decode(data, channels)
-        except UndecodableImage as error:
-            raise UndecodableImage(f"{self.name(i)}: {error}") from None
+        return _decoded(self, i, channels)
 
     def encoded(self, i: int) -> bytes:
         group, row = self._locate(i)

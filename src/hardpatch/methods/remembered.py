@@ -77,4 +77,5 @@ def centres(count: int, device: torch.device) -> Tensor:
 
 
 def within(share: Tensor) -> Tensor:
+    """Whether each number lies in [0, 1): bool of the same shape."""
     return (share >= 0.0) & (share < 1.0)
