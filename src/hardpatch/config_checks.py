@@ -1,0 +1,199 @@
+"""What a run's configuration cannot be; sizes of model and mask are checked by those who know them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from hardpatch.errors import UserError
+
+if TYPE_CHECKING:
+    from hardpatch.config import RunConfig
+
+
+def check(run: "RunConfig") -> None:
+    """One clear line for each value that cannot work; sizes of model and mask are checked by those who know them."""
+    data, method, optim, train = run.data, run.method, run.optim, run.train
+    shares = {
+        "method.alpha_start": method.alpha_start,
+        "method.alpha_end": method.alpha_end,
+        "method.momentum_start": method.momentum_start,
+        "method.momentum_end": method.momentum_end,
+        "method.momentum_warmup": method.momentum_warmup,
+        "method.secondary_ratio": method.secondary_ratio,
+        "model.drop_path": run.model.drop_path,
+        "ibot.masked_share": run.ibot.masked_share,
+        "ibot.teacher_temperature_warmup": run.ibot.teacher_temperature_warmup,
+        "ibot.centre_momentum": run.ibot.centre_momentum,
+        "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
+        "optim.warmup": optim.warmup,
+        "data.flip": data.flip,
+        "fast.asked_share": run.fast.asked_share,
+        "data.max_bad_fraction": data.max_bad_fraction,
+    }
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise UserError(f"{name}: expected a number in [0, 1], got {share}")
+    if not 0.0 < method.mask_ratio < 1.0:
+        raise UserError(f"method.mask_ratio: expected a number between 0 and 1, got {method.mask_ratio}")
+    if not 0.0 <= method.mask_ratio_spread < min(method.mask_ratio, 1.0 - method.mask_ratio):
+        raise UserError(
+            f"method.mask_ratio_spread: expected a number that keeps the ratio {method.mask_ratio} between 0 and 1, "
+            f"got {method.mask_ratio_spread}"
+        )
+    at_least_one: dict[str, float | None] = {
+        "batch_size": run.batch_size,
+        "steps": run.steps,
+        "model.patch_size": run.model.patch_size,
+        "model.decoder_depth": run.model.decoder_depth,
+        "fast.predictor_depth": run.fast.predictor_depth,
+        "fast.teacher_every": run.fast.teacher_every,
+        "fast.teacher_blocks": run.fast.teacher_blocks,
+        "optim.accumulate": 1 if optim.accumulate == "auto" else optim.accumulate,
+        "ibot.outputs": run.ibot.outputs,
+        "ibot.head_hidden": run.ibot.head_hidden,
+        "ibot.head_bottleneck": run.ibot.head_bottleneck,
+        "ibot.local_size": run.ibot.local_size,
+        "train.log_every": train.log_every,
+        "train.checkpoint_steps": train.checkpoint_steps,
+        "train.keep_checkpoints": train.keep_checkpoints,
+    }
+    for name, number in at_least_one.items():
+        if number is not None and number < 1:
+            raise UserError(f"{name}: expected at least 1, got {number}")
+    positive = {
+        "epochs": run.epochs,
+        "fast.asked_share": run.fast.asked_share,
+        "fast.teacher_resolution": run.fast.teacher_resolution,
+        "optim.clip": optim.clip,
+        "optim.lr": optim.lr,
+        "optim.base_lr": optim.base_lr,
+        "ibot.student_temperature": run.ibot.student_temperature,
+        "ibot.teacher_temperature_start": run.ibot.teacher_temperature_start,
+        "ibot.teacher_temperature_end": run.ibot.teacher_temperature_end,
+    }
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name}: expected a number above 0, got {value}")
+    for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
+        if not 0.0 < low <= high <= 1.0:
+            raise UserError(f"{name}: expected 0 < smallest <= largest <= 1, got {[low, high]}")
+    if not 0.0 < data.crop_ratio[0] <= data.crop_ratio[1]:
+        raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
+    if data.shrink_on_decode is not None and data.shrink_on_decode < 1:
+        raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
+    if data.device_side is not None and data.device_side < 1:
+        raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
+    if data.crops < 1 or run.batch_size % data.crops:
+        raise UserError(f"data.crops: expected a divisor of batch_size={run.batch_size}, got {data.crops}")
+    if data.crops > 1 and method.host == "ibot":
+        raise UserError(f"data.crops: host ibot has its own crops of each image, expected 1, got {data.crops}")
+    if data.in_memory == "device" and data.colour_jitter:
+        raise UserError(
+            f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"
+        )
+    if data.in_memory == "device" and method.host == "ibot":
+        raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
+    if data.channels not in (1, 3):
+        raise UserError(f"data.channels: expected 3 (RGB) or 1 (grey), got {data.channels}")
+    for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
+        if isinstance(statistics, Sequence) and not isinstance(statistics, str) and len(statistics) != data.channels:
+            raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")
+        if statistics == "imagenet" and data.channels != 3:
+            raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channels}; use computed")
+    if not 0 <= run.seed < 2**63:
+        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
+    if isinstance(data.workers, int) and data.workers < 0:
+        raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
+    if optim.accumulate != "auto" and run.batch_size % optim.accumulate:
+        raise UserError(f"optim.accumulate: expected a divisor of batch_size={run.batch_size}, got {optim.accumulate}")
+    if optim.accumulate == "auto" and train.compile == "cuda_graphs":
+        raise UserError("optim.accumulate: auto cannot try out what train.compile cuda_graphs takes; give a number")
+    if train.compile != "no" and method.mask_ratio_spread:
+        raise UserError(
+            f"train.compile: needs as many masked patches in every step, and with method.mask_ratio_spread "
+            f"{method.mask_ratio_spread} they change; set that to 0 or leave train.compile no"
+        )
+    if (run.epochs is None) == (run.steps is None):
+        given = "neither" if run.epochs is None else "both"
+        raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
+    _check_method(run)
+    _check_fast(run)
+    if (run.knn.train is None) != (run.knn.val is None):
+        raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
+
+
+def _check_method(run: "RunConfig") -> None:
+    """Parts of a method that do not go together."""
+    method, model = run.method, run.model
+    if (method.target == "frozen") != (method.frozen is not None):
+        raise UserError(
+            f"method.frozen: expected a network with method.target frozen and none without, got {method.frozen!r} with "
+            f"target {method.target}"
+        )
+    if method.frozen_weights is not None and method.frozen is None:
+        raise UserError("method.frozen_weights: expected with method.frozen, which says what network they are of")
+    if method.host in ("beit", "ibot") and (method.target, method.reconstruction_loss) != ("auto", "auto"):
+        raise UserError(
+            f"method.target, method.reconstruction_loss: host {method.host} has its own, expected auto, got "
+            f"{method.target} and {method.reconstruction_loss}"
+        )
+    if method.host != "beit" and method.tokenizer is not None:
+        raise UserError(f"method.tokenizer: only host beit has visual tokens, got host {method.host}; leave it out")
+    if method.host == "beit" and run.data.channels != 3:
+        raise UserError(f"data.channels: the tokenizer of host beit reads 3 channels, got {run.data.channels}")
+    if method.host == "mae" and model.positions == "relative":
+        raise UserError("model.positions: host mae drops patches and needs sincos, got relative")
+    if method.host != "mae" and method.secondary_ratio:
+        raise UserError(
+            f"method.secondary_ratio: only host mae has visible patches to hide, got host {method.host}; leave it 0"
+        )
+    if method.mask == "grid" and (method.mask_ratio, method.mask_ratio_spread) != (0.75, 0.0):
+        raise UserError(
+            "method.mask_ratio: mask grid leaves one of each four patches, expected 0.75 with mask_ratio_spread 0, "
+            f"got {method.mask_ratio} and {method.mask_ratio_spread}"
+        )
+    if method.mask_unit is not None and (method.mask_unit < 1 or method.mask_unit % model.patch_size):
+        raise UserError(
+            f"method.mask_unit: expected a multiple of the patch size {model.patch_size} in pixels, got "
+            f"{method.mask_unit}"
+        )
+    if method.host == "ibot":
+        if run.ibot.local_crops < 0:
+            raise UserError(f"ibot.local_crops: expected 0 or more, got {run.ibot.local_crops}")
+        if run.ibot.local_size % model.patch_size:
+            raise UserError(
+                f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
+            )
+        if run.ibot.masked_share == 0.0:
+            raise UserError("ibot.masked_share: expected above 0, there is nothing to reconstruct; got 0.0")
+
+
+def _check_fast(run: "RunConfig") -> None:
+    """What mining at a lower price cannot do."""
+    fast, method, model = run.fast, run.method, run.model
+    changed = [name for name, value in asdict(fast).items() if value != getattr(type(fast)(), name)]
+    if changed and method.host != "mae":
+        raise UserError(f"fast.{changed[0]}: only with host mae, got host {method.host}; leave it out")
+    for name in changed:
+        if method.predicting_loss == "none" and name not in ("decoder", "asked_share"):
+            raise UserError(f"fast.{name}: there is no loss predictor with method.predicting_loss none; leave it out")
+    if not 0 <= fast.shared_blocks < model.decoder_depth:
+        raise UserError(
+            f"fast.shared_blocks: expected 0 to {model.decoder_depth - 1}, fewer than the reconstructor's "
+            f"{model.decoder_depth} blocks, got {fast.shared_blocks}"
+        )
+    if fast.shared_blocks and fast.decoder == "cross":
+        raise UserError("fast.shared_blocks: not with fast.decoder cross; use fast.predictor_depth to save there")
+    if fast.teacher_resolution > 1.0:
+        raise UserError(f"fast.teacher_resolution: expected a factor up to 1, got {fast.teacher_resolution}")
+    looks = method.target == "teacher" or method.mask.startswith("attention")
+    if looks and (fast.teacher_resolution, fast.teacher_blocks, fast.remember) != (1.0, None, False):
+        name = next(name for name in ("teacher_resolution", "teacher_blocks", "remember") if name in changed)
+        raise UserError(f"fast.{name}: target teacher and masks by attention need all that the teacher sees")
+    if fast.remember and run.data.crops > 1:
+        raise UserError(
+            f"fast.remember: two crops of an image in one batch would write to one map; set data.crops 1, got "
+            f"{run.data.crops}"
+        )
+    if fast.remember and fast.teacher_every != 1:
+        raise UserError("fast.remember: there is no teacher to run with fast.teacher_every; leave one of them out")
