@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 def check(run: "RunConfig") -> None:
     """One clear line for each value that cannot work; sizes of model and mask are checked by those who know them."""
+    _check_ranges(run)
+    _check_data(run)
+    _check_training(run)
+    _check_method(run)
+    _check_fast(run)
+    if (run.knn.train is None) != (run.knn.val is None):
+        raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
+
+
+def _check_ranges(run: "RunConfig") -> None:
+    """What every number has to be, by itself."""
     data, method, optim, train = run.data, run.method, run.optim, run.train
     shares = {
         "method.alpha_start": method.alpha_start,
@@ -74,6 +85,13 @@ def check(run: "RunConfig") -> None:
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{name}: expected a number above 0, got {value}")
+    if not 0 <= run.seed < 2**63:
+        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
+
+
+def _check_data(run: "RunConfig") -> None:
+    """Crops, channels and how images are held."""
+    data, method = run.data, run.method
     for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
         if not 0.0 < low <= high <= 1.0:
             raise UserError(f"{name}: expected 0 < smallest <= largest <= 1, got {[low, high]}")
@@ -100,10 +118,13 @@ def check(run: "RunConfig") -> None:
             raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")
         if statistics == "imagenet" and data.channels != 3:
             raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channels}; use computed")
-    if not 0 <= run.seed < 2**63:
-        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
     if isinstance(data.workers, int) and data.workers < 0:
         raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
+
+
+def _check_training(run: "RunConfig") -> None:
+    """Length, pieces of a batch, compilation."""
+    method, optim, train = run.method, run.optim, run.train
     if optim.accumulate != "auto" and run.batch_size % optim.accumulate:
         raise UserError(f"optim.accumulate: expected a divisor of batch_size={run.batch_size}, got {optim.accumulate}")
     if optim.accumulate == "auto" and train.compile == "cuda_graphs":
@@ -116,10 +137,6 @@ def check(run: "RunConfig") -> None:
     if (run.epochs is None) == (run.steps is None):
         given = "neither" if run.epochs is None else "both"
         raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
-    _check_method(run)
-    _check_fast(run)
-    if (run.knn.train is None) != (run.knn.val is None):
-        raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
 
 
 def _check_method(run: "RunConfig") -> None:

@@ -1,7 +1,7 @@
 """Training steps of several contenders in turns, and the table that comes of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -99,42 +99,38 @@ def compare(
     for process in elsewhere:
         process.close()
     rates = [operations / seconds for seconds in yardstick.seconds]
-    for name, lane in list(lanes.items()):
+    for name, lane in lanes.items():
         if lane.out_of_memory:
             missing[name] = "out of memory"
-            del lanes[name]
+    timed = {name: lane.seconds for name, lane in lanes.items() if name not in missing}
 
-    rows = []
-    for name in names:
-        if name not in lanes:
-            rows.append(Row(made.get(name, (name,))[0], missing=missing[name]))
-            continue
-        lane, (title, does) = lanes[name], made[name]
-        against = {}
-        for base in bases:
-            if base in lanes and base != name:
-                pairs = zip(lanes[base].seconds, lane.seconds, strict=True)
-                against[base] = spread([theirs / ours for theirs, ours in pairs])
-        median = spread(lane.seconds).middle
-        flops = step_flops(does)
-        of_product, of_nominal = None, None
-        if flops is not None:
-            work, nominal = sum(flops.values()) * run.batch_size, nominal_rate(device, precision)
-            of_product = spread([work / s / rate for s, rate in zip(lane.seconds, rates, strict=True)])
-            of_nominal = None if nominal is None else work / median / nominal
-        rows.append(
-            Row(
-                title,
-                seconds=tuple(lane.seconds),
-                images_per_second=run.batch_size / median,
-                times_as_fast=against,
-                peak_bytes=lane.peak,
-                flops=flops,
-                share_of_product=of_product,
-                share_of_nominal=of_nominal,
-            )
+    def row(name: str) -> Row:
+        title, does = made.get(name, (name, run))
+        if name in missing:
+            return Row(title, missing=missing[name])
+        seconds, flops = timed[name], step_flops(does)
+        found = Row(
+            title,
+            seconds=tuple(seconds),
+            images_per_second=run.batch_size / spread(seconds).middle,
+            times_as_fast={
+                base: spread([theirs / ours for theirs, ours in zip(timed[base], seconds, strict=True)])
+                for base in bases
+                if base in timed and base != name
+            },
+            peak_bytes=lanes[name].peak,
+            flops=flops,
         )
-    return Report(rows, spread(rates))
+        if flops is None:
+            return found
+        work, nominal = sum(flops.values()) * run.batch_size, nominal_rate(device, precision)
+        return replace(
+            found,
+            share_of_product=spread([work / s / rate for s, rate in zip(seconds, rates, strict=True)]),
+            share_of_nominal=None if nominal is None else work / spread(seconds).middle / nominal,
+        )
+
+    return Report([row(name) for name in names], spread(rates))
 
 
 def markdown(report: Report, bases: Sequence[str]) -> str:

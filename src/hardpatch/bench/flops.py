@@ -5,12 +5,42 @@ defines model FLOPs utilisation (MFU): what the step asks for, not what a kernel
 two products for each of the forward pass, one where the input needs no gradient; the teacher has none.
 """
 
+from dataclasses import dataclass
+
 from hardpatch.config import RunConfig
 from hardpatch.masking import masked_count
 from hardpatch.models.encoder import SIZES
 from hardpatch.train.build import grid_of, masking_of
 
 MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the arithmetic of a step depends on."""
+
+    width: int
+    depth: int
+    wide: int
+    """width of the decoders"""
+    deep: int
+    """blocks of the reconstructor, shared ones too"""
+    grid: tuple[int, int]
+    masked: int
+    pixels: int
+    """numbers of a patch"""
+    outputs: int
+    """numbers to rebuild of a patch"""
+    predicts: bool
+    """has a loss predictor"""
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def visible(self) -> int:
+        return self.patches - self.masked
 
 
 def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> dict[str, float] | None:
@@ -25,87 +55,114 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
     Returns:
         None for what is not counted: other hosts than mae, targets of a frozen network, masks by attention.
     """
-    method, model = run.method, run.model
-    if method.host != "mae" or method.frozen is not None or masking_of(run).guided:
+    if run.method.host != "mae" or run.method.frozen is not None or masking_of(run).guided:
         return None
-    width, depth = model.width or SIZES[model.size]["width"], model.depth or SIZES[model.size]["depth"]
-    grid, unit = grid_of(run), masking_of(run).unit
-    patches = grid[0] * grid[1]
-    masked = masked_count(patches // unit**2, method.mask_ratio) * unit**2
-    visible, tokens = patches - masked, 1 + patches
-    pixels = model.patch_size**2 * run.data.channels
-    outputs = width if method.target == "teacher" else pixels
-    predicts = method.predicting_loss != "none"
-    wide, deep = model.decoder_width, model.decoder_depth
-
-    def encoder(length: int) -> float:
-        return depth * block(width, length)
-
+    sizes = _sizes(run)
     if literal:
-        every_block = deep * block(wide, tokens)
-        parts = {
-            "student patches": 2 * linear(patches, pixels, width),
-            "student encoder": 3 * encoder(1 + visible),
-            "student latent": 3 * linear(1 + visible, width, wide),
-            "reconstructor": 3 * (every_block + linear(tokens, wide, outputs)),
-        }
-        if predicts:
-            parts |= {
-                "predictor": 3 * (every_block + linear(tokens, wide, pixels)),
-                "teacher patches": linear(patches, pixels, width),
-                "teacher encoder": encoder(tokens),
-                "teacher latent": linear(tokens, width, wide),
-                "teacher reconstructor": every_block + linear(tokens, wide, outputs),
-                "teacher predictor": every_block + linear(tokens, wide, pixels),
-            }
-        return parts
-    fast, pieces = run.fast, run.optim.accumulate
-    images = run.batch_size // (1 if pieces == "auto" else pieces)
-    cross, trunk = fast.decoder == "cross", fast.shared_blocks
-    predicting = fast.predictor_depth or deep - trunk
-    asked, seen = max(1, int(masked * fast.asked_share)), 1 + visible
-    tokens = seen if cross else seen + asked
+        return _literal(sizes)
+    parts = _student(sizes, run)
+    if sizes.predicts and mined and not run.fast.remember:
+        parts |= {name: number / run.fast.teacher_every for name, number in _teacher(sizes, run).items()}
+    if run.method.target == "teacher":  # then it looks at every step
+        parts["teacher patches"] = linear(sizes.patches, sizes.pixels, sizes.width)
+        parts["teacher encoder"] = sizes.depth * block(sizes.width, 1 + sizes.patches)
+    return parts
 
-    def once(rows: int, positions: int) -> float:
-        """Saved where the first projections of mask tokens are made for each position, not for each image."""
-        outputs = wide if cross else 3 * wide
-        return linear(rows, wide, outputs) - linear(positions, wide, outputs) / images
+
+def _sizes(run: RunConfig) -> Sizes:
+    method, model, unit = run.method, run.model, masking_of(run).unit
+    width, depth = model.width or SIZES[model.size]["width"], model.depth or SIZES[model.size]["depth"]
+    grid, pixels = grid_of(run), model.patch_size**2 * run.data.channels
+    return Sizes(
+        width=width,
+        depth=depth,
+        wide=model.decoder_width,
+        deep=model.decoder_depth,
+        grid=grid,
+        masked=masked_count(grid[0] * grid[1] // unit**2, method.mask_ratio) * unit**2,
+        pixels=pixels,
+        outputs=width if method.target == "teacher" else pixels,
+        predicts=method.predicting_loss != "none",
+    )
+
+
+def _literal(of: Sizes) -> dict[str, float]:
+    """Every token through every layer."""
+    tokens = 1 + of.patches
+    embed, every_block = linear(of.patches, of.pixels, of.width), of.deep * block(of.wide, tokens)
+    rebuild = every_block + linear(tokens, of.wide, of.outputs)
+    predict = every_block + linear(tokens, of.wide, of.pixels)
+    parts = {
+        "student patches": 2 * embed,
+        "student encoder": 3 * of.depth * block(of.width, 1 + of.visible),
+        "student latent": 3 * linear(1 + of.visible, of.width, of.wide),
+        "reconstructor": 3 * rebuild,
+    }
+    if of.predicts:
+        parts |= {
+            "predictor": 3 * predict,
+            "teacher patches": embed,
+            "teacher encoder": of.depth * block(of.width, tokens),
+            "teacher latent": linear(tokens, of.width, of.wide),
+            "teacher reconstructor": rebuild,
+            "teacher predictor": predict,
+        }
+    return parts
+
+
+def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
+    fast = run.fast
+    cross, trunk = fast.decoder == "cross", fast.shared_blocks
+    asked, seen = max(1, int(of.masked * fast.asked_share)), 1 + of.visible
+    tokens = seen if cross else seen + asked
+    spared = _spared(of, run, asked, of.patches)
 
     def decoder(blocks: int) -> float:
         if cross:
-            return blocks * block(wide, seen, asked) - once(asked, patches)
-        return (blocks - 1) * block(wide, tokens) + block(wide, tokens, asked) - (0 if trunk else once(asked, patches))
+            return blocks * block(of.wide, seen, asked) - spared
+        return (blocks - 1) * block(of.wide, tokens) + block(of.wide, tokens, asked) - (0 if trunk else spared)
 
-    latents = 2 if predicts and fast.teacher_blocks not in (None, depth) else 1  # of reconstructor and predictor
+    # The reconstructor and the predictor may read the encoder after different blocks.
+    latents = 2 if of.predicts and fast.teacher_blocks not in (None, of.depth) else 1
     parts = {
-        "student patches": 2 * linear(visible, pixels, width),
-        "student encoder": 3 * encoder(seen),
-        "student latent": latents * 3 * linear(seen, width, wide),
-        "reconstructor": 3 * (decoder(deep - trunk) + linear(asked, wide, outputs)),
+        "student patches": 2 * linear(of.visible, of.pixels, of.width),
+        "student encoder": 3 * of.depth * block(of.width, seen),
+        "student latent": latents * 3 * linear(seen, of.width, of.wide),
+        "reconstructor": 3 * (decoder(of.deep - trunk) + linear(asked, of.wide, of.outputs)),
     }
     if trunk:
-        parts["shared blocks"] = latents * 3 * (trunk * block(wide, tokens) - once(asked, patches))
-    if predicts:
-        parts["predictor"] = 3 * (decoder(predicting) + linear(asked, wide, 1))
-    if method.target == "teacher":
-        parts |= {"teacher patches": linear(patches, pixels, width), "teacher encoder": encoder(1 + patches)}
-    if not predicts or not mined or fast.remember:
-        return parts
+        parts["shared blocks"] = latents * 3 * (trunk * block(of.wide, tokens) - spared)
+    if of.predicts:
+        predicting = fast.predictor_depth or of.deep - trunk
+        parts["predictor"] = 3 * (decoder(predicting) + linear(asked, of.wide, 1))
+    return parts
 
-    sides = [max(1, round(side * fast.teacher_resolution)) for side in grid]
-    patches = sides[0] * sides[1]
+
+def _teacher(of: Sizes, run: RunConfig) -> dict[str, float]:
+    """Of one look at whole images."""
+    fast = run.fast
+    rows, columns = (max(1, round(side * fast.teacher_resolution)) for side in of.grid)
+    patches = rows * columns
     tokens = 1 + patches
-    if cross:
-        answers = predicting * block(wide, tokens, patches) - once(patches, patches)
+    predicting = fast.predictor_depth or of.deep - fast.shared_blocks
+    if fast.decoder == "cross":
+        blocks = predicting * block(of.wide, tokens, patches) - _spared(of, run, patches, patches)
     else:
-        answers = (trunk + predicting - 1) * block(wide, tokens) + block(wide, tokens, patches)
-    teacher = {
-        "teacher patches": linear(patches, pixels, width),
-        "teacher encoder": (fast.teacher_blocks or depth) * block(width, tokens),
-        "teacher latent": linear(tokens, width, wide),
-        "teacher predictor": answers + linear(patches, wide, 1),
+        blocks = (fast.shared_blocks + predicting - 1) * block(of.wide, tokens) + block(of.wide, tokens, patches)
+    return {
+        "teacher patches": linear(patches, of.pixels, of.width),
+        "teacher encoder": (fast.teacher_blocks or of.depth) * block(of.width, tokens),
+        "teacher latent": linear(tokens, of.width, of.wide),
+        "teacher predictor": blocks + linear(patches, of.wide, 1),
     }
-    return {name: number / fast.teacher_every for name, number in teacher.items()} | parts
+
+
+def _spared(of: Sizes, run: RunConfig, rows: int, positions: int) -> float:
+    """What is spared where the first projections of mask tokens are made for each position, and not for each image."""
+    pieces = run.optim.accumulate
+    images = run.batch_size // (1 if pieces == "auto" else pieces)
+    outputs = of.wide if run.fast.decoder == "cross" else 3 * of.wide
+    return linear(rows, of.wide, outputs) - linear(positions, of.wide, outputs) / images
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> float:
