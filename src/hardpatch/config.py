@@ -141,7 +141,8 @@ class FastConfig:
     predictor_depth: int | None = None
     """Blocks of the loss predictor alone; null is model.decoder_depth less shared_blocks."""
     shared_blocks: int = 0
-    """First blocks of the reconstructor whose tokens the loss predictor reads, in place of blocks of its own."""
+    """First blocks of the reconstructor whose tokens the loss predictor reads, in place of blocks of its own; a
+    negative number counts from the last: -1 is all but one."""
     teacher_resolution: float = 1.0
     """The teacher looks at images that are smaller by this factor; its map is enlarged again."""
     teacher_blocks: int | None = None
@@ -150,6 +151,10 @@ class FastConfig:
     """Mine at every so many steps only; between them masks are drawn at random."""
     remember: bool = False
     """No teacher: mine by what the student predicted for the same image in earlier epochs."""
+
+    def trunk(self, decoder_depth: int) -> int:
+        """Blocks that a reconstructor of ``decoder_depth`` blocks shares with the loss predictor."""
+        return self.shared_blocks + (decoder_depth if self.shared_blocks < 0 else 0)
 
 
 @dataclass(frozen=True)

@@ -194,10 +194,10 @@ def _check_fast(run: "RunConfig") -> None:
     for name in changed:
         if method.predicting_loss == "none" and name not in ("decoder", "asked_share"):
             raise UserError(f"fast.{name}: there is no loss predictor with method.predicting_loss none; leave it out")
-    if not 0 <= fast.shared_blocks < model.decoder_depth:
+    if not 0 <= fast.trunk(model.decoder_depth) < model.decoder_depth:
         raise UserError(
-            f"fast.shared_blocks: expected 0 to {model.decoder_depth - 1}, fewer than the reconstructor's "
-            f"{model.decoder_depth} blocks, got {fast.shared_blocks}"
+            f"fast.shared_blocks: expected fewer than the reconstructor's {model.decoder_depth} blocks, 0 to "
+            f"{model.decoder_depth - 1} or -1 to -{model.decoder_depth} from the last, got {fast.shared_blocks}"
         )
     if fast.shared_blocks and fast.decoder == "cross":
         raise UserError("fast.shared_blocks: not with fast.decoder cross; use fast.predictor_depth to save there")

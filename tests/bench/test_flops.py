@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch import config
+from hardpatch import config, recipes
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.config import RunConfig
@@ -31,6 +31,7 @@ FAST = {
     "cross, a share": ["decoder=cross", "asked_share=0.4"],
     "shallow predictor": ["predictor_depth=1"],
     "shared trunk": ["shared_blocks=2"],
+    "shared trunk, but for one": ["shared_blocks=-1", "asked_share=0.4"],
     "shared trunk, deeper predictor": ["shared_blocks=1", "predictor_depth=3"],
     "small teacher": ["teacher_resolution=0.5"],
     "early teacher": ["teacher_blocks=1"],
@@ -121,6 +122,13 @@ def test_at_the_papers_sizes(size: str, loss: str, literal: int, least: int) -> 
     run = config.build({"steps": 1, "batch_size": 4096}, [f"--model.size={size}", f"--method.predicting_loss={loss}"])
     assert round(total(step_flops(run, literal=True), run) / 4096e9) == literal
     assert round(total(step_flops(run), run) / 4096e9) == least
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_hpm_fast_takes_no_more_than_mae(size: str) -> None:
+    fast = config.build(recipes.read("hpm_fast"), [f"--model.size={size}"])
+    mae = config.build(recipes.read("mae_imagenet_base_200"), [f"--model.size={size}"])
+    assert total(step_flops(fast), fast) < total(step_flops(mae), mae)
 
 
 @pytest.mark.parametrize(

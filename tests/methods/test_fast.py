@@ -59,6 +59,7 @@ OPTIONS = [
     ["--fast.asked_share=0.34"],
     ["--fast.predictor_depth=1"],
     ["--fast.shared_blocks=1"],
+    ["--fast.shared_blocks=-1", "--fast.asked_share=0.75", "--fast.remember=true"],
     ["--fast.teacher_resolution=0.5"],
     ["--fast.teacher_blocks=2"],
     ["--fast.teacher_every=2"],
@@ -114,9 +115,10 @@ def test_some_of_the_masked_patches_are_asked_for() -> None:
     assert some(everything.masked, noise, 0.001).shape == (200, 1)
 
 
+@pytest.mark.parametrize("shared", [1, -1])
 @torch.no_grad()
-def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it() -> None:
-    learner = learner_of(small_run("--fast.shared_blocks=1"))
+def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> None:
+    learner = learner_of(small_run(f"--fast.shared_blocks={shared}"))
     model = learner.model
     assert learner.teacher is not None
     assert model.predictor is not None
@@ -199,7 +201,8 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
     [
         (["--method.host=simmim", "--fast.decoder=cross"], "fast.decoder: only with host mae"),
         (["--method.predicting_loss=none", "--fast.teacher_every=2"], "fast.teacher_every: there is no loss predictor"),
-        (["--fast.shared_blocks=2"], "fast.shared_blocks: expected 0 to 1"),
+        (["--fast.shared_blocks=2"], "fast.shared_blocks: expected fewer than the reconstructor's 2 blocks, 0 to 1 or"),
+        (["--fast.shared_blocks=-3"], "-1 to -2 from the last, got -3"),
         (["--fast.shared_blocks=1", "--fast.decoder=cross"], "fast.shared_blocks: not with fast.decoder cross"),
         (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a factor up to 1"),
         (["--fast.teacher_blocks=4"], "fast.teacher_blocks: expected at most the encoder's 3 blocks, got 4"),

@@ -112,7 +112,7 @@ def _literal(of: Sizes) -> dict[str, float]:
 
 def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
     fast = run.fast
-    cross, trunk = fast.decoder == "cross", fast.shared_blocks
+    cross, trunk = fast.decoder == "cross", fast.trunk(of.deep)
     asked, seen = max(1, int(of.masked * fast.asked_share)), 1 + of.visible
     tokens = seen if cross else seen + asked
     spared = _spared(of, run, asked, of.patches)
@@ -140,15 +140,15 @@ def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
 
 def _teacher(of: Sizes, run: RunConfig) -> dict[str, float]:
     """Of one look at whole images."""
-    fast = run.fast
+    fast, trunk = run.fast, run.fast.trunk(of.deep)
     rows, columns = (max(1, round(side * fast.teacher_resolution)) for side in of.grid)
     patches = rows * columns
     tokens = 1 + patches
-    predicting = fast.predictor_depth or of.deep - fast.shared_blocks
+    predicting = fast.predictor_depth or of.deep - trunk
     if fast.decoder == "cross":
         blocks = predicting * block(of.wide, tokens, patches) - _spared(of, run, patches, patches)
     else:
-        blocks = (fast.shared_blocks + predicting - 1) * block(of.wide, tokens) + block(of.wide, tokens, patches)
+        blocks = (trunk + predicting - 1) * block(of.wide, tokens) + block(of.wide, tokens, patches)
     return {
         "teacher patches": linear(patches, of.pixels, of.width),
         "teacher encoder": (fast.teacher_blocks or of.depth) * block(of.width, tokens),

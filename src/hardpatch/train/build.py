@@ -67,7 +67,7 @@ def initial_model(
         **shape,
     }
     decoder: dict[str, int] = {name: getattr(model, f"decoder_{name}") for name in ("width", "depth", "heads")}
-    decoder["depth"] = fast.predictor_depth or model.decoder_depth - fast.shared_blocks
+    decoder["depth"] = fast.predictor_depth or model.decoder_depth - fast.trunk(model.decoder_depth)
     cross = fast.decoder == "cross"
     predicts = method.predicting_loss != "none"
     tokens: dict[str, Any] = {"positions": model.positions, "decoder_width": model.decoder_width if predicts else None}
@@ -80,7 +80,7 @@ def initial_model(
             decoder_width=model.decoder_width,
             decoder_depth=model.decoder_depth,
             decoder_heads=model.decoder_heads,
-            shared_blocks=fast.shared_blocks,
+            shared_blocks=fast.trunk(model.decoder_depth),
             cross=cross,
             **rebuilt,
             loss=_loss(run),
