@@ -86,7 +86,8 @@ def embedded_for_each_decoder(patch: Patch) -> None:
         reconstruction = self.reconstruction_loss(
             self.reconstruct(latent, mask), gather(self.target(images), mask.masked)
         )
-        predicted = self.predict_masked_loss(latent, mask)
+        assert self.predictor is not None
+        predicted = self.predictor.mean_output(self.host.decoder_tokens(latent, mask))
         predicting = self.predicting_loss(predicted, reconstruction.detach())
         return hpm.Losses(reconstruction.mean() + predicting, reconstruction, predicting, predicted)
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
@@ -107,3 +109,12 @@ def test_what_is_remembered_survives(images: Path, tmp_path: Path) -> None:
     with safe_open(run / last / "training.safetensors", "pt") as file:
         maps = file.get_tensor("memory/maps")
     assert not maps.isnan().all()
+
+    def scored(*options: str) -> list[dict[str, Any]]:
+        out = tmp_path / "score"
+        assert main(["score", str(run), str(images), "--out", str(out), "--pictures", "0", *options]) == 0
+        return pq.read_table(out / "scores.parquet").to_pylist()
+
+    # Such a run mines by what was foreseen of masked patches, and that is what is shown of it.
+    assert scored() == scored("--predict", "masked")
+    assert scored() != scored("--predict", "whole")

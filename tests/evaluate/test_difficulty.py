@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hardpatch import targets
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.difficulty import ScoreSummary, find_masks, score, true_loss
+from hardpatch.evaluate.difficulty import ScoreSummary, find_masks, over_masks, score
 from hardpatch.losses import pixel_loss
-from hardpatch.methods.hpm import HPM
+from hardpatch.methods.hpm import HPM, Answer
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.teacher import Sight, Teacher
@@ -40,8 +40,13 @@ class Bright(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def look(self, images: Tensor) -> Sight:
+    def look(self, images: Tensor, *, difficulty: bool = True) -> Sight:
         return Sight(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
+
+    def answer(self, images: Tensor, mask: Split, *, predict: bool = True) -> Answer:
+        latent = self.encode(images, mask)
+        predicted = -self.sign * patchify(images, 4).mean(dim=-1).gather(1, mask.masked)  # the reverse of look
+        return Answer(latent, self.reconstruct(latent, mask), predicted if predict else None)
 
     def encode(self, images: Tensor, mask: Tensor | Split) -> Tensor:
         self.masks.append(split(mask).masked)
@@ -142,11 +147,19 @@ def test_every_patch_is_masked_equally_often_and_its_loss_averaged(
     pictures = torch.rand(images, 3, 16, 16, generator=generator)
     model = Bright()
     goal = model.target(pictures)
-    losses = true_loss(
-        cast(HPM, model), pictures, torch.arange(images) + seed, goal, masked=masked, draws=draws, seed=seed
+    losses, foreseen = over_masks(
+        cast(HPM, model),
+        pictures,
+        torch.arange(images) + seed,
+        goal,
+        masked=masked,
+        draws=draws,
+        seed=seed,
+        predict=True,
     )
     # The model's loss does not depend on what is visible: the average over draws is the loss itself.
     torch.testing.assert_close(losses, patchify(pictures, 4).square().mean(dim=-1))
+    torch.testing.assert_close(foreseen, -patchify(pictures, 4).mean(dim=-1))
     times = torch.zeros(images, 16)
     for chosen in model.masks:
         assert chosen.shape == (images, masked)
@@ -161,7 +174,7 @@ def test_each_draw_by_itself_is_as_random_as_any() -> None:
     images = 4000
     pictures = torch.zeros(images, 3, 16, 16)
     goal = model.target(pictures)
-    true_loss(cast(HPM, model), pictures, torch.arange(images), goal, masked=12, draws=3, seed=0)
+    over_masks(cast(HPM, model), pictures, torch.arange(images), goal, masked=12, draws=3, seed=0)
     for chosen in model.masks:
         masked = torch.zeros(images, 16).scatter(1, chosen, 1.0)
         # Means of 4,000 draws with a standard deviation of at most 0.5: within 5 standard errors, 0.04.
@@ -188,6 +201,13 @@ def test_a_predictor_that_is_right_and_one_that_is_wrong(tmp_path: Path) -> None
     assert first["mean_difficulty"] == pytest.approx(-greys.mean())
     assert first["mean_true_loss"] == pytest.approx((greys**2).mean())
     assert first["spearman"] == pytest.approx(-1.0)
+
+
+def test_predicted_where_it_is_masked(tmp_path: Path) -> None:
+    source = open_source(folder_of(tmp_path / "in", {"a.png": steps(), "b.png": steps(seed=1)}))
+    summary = score(bright(), bright(), source, out=tmp_path / "out", predict="masked", pictures=1)
+    assert summary.spearman == pytest.approx(-1.0)  # of masked patches it says the reverse
+    np.testing.assert_allclose(table_of(summary)[0]["difficulty"], steps()[::4, ::4, 0].ravel() / -255, rtol=1e-5)
 
 
 def test_an_even_picture_has_no_ranks(tmp_path: Path) -> None:

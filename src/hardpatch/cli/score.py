@@ -16,6 +16,12 @@ def score(arguments: list[str]) -> int:
     parser.add_argument("--mask_ratio", type=float, metavar="R", help="share of masked patches (default: the run's)")
     parser.add_argument("--draws", type=at_least_one, default=10, metavar="N", help="random masks for the true loss")
     parser.add_argument(
+        "--predict",
+        choices=("whole", "masked"),
+        help="what the teacher says of the whole image, or the student of each patch where it is masked (default: what "
+        "the run mined by)",
+    )
+    parser.add_argument(
         "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -26,13 +32,14 @@ def score(arguments: list[str]) -> int:
     from hardpatch.data.loader import BadFiles, resolve_workers
     from hardpatch.data.sources import open_images
     from hardpatch.evaluate.difficulty import score
-    from hardpatch.interchange.load import load_pair, load_target, training_mask_ratio
+    from hardpatch.interchange.load import load_pair, load_target, training_masks
     from hardpatch.report.terminal import counting, show_log, use_device
 
     show_log()
     device = use_device(options.device)
     student, teacher = load_pair(options.run, device=device)
     source = open_images(options.images)
+    ratio, mined_by = training_masks(options.run)
     with counting("images scored") as progress:
         summary = score(
             student,
@@ -41,8 +48,9 @@ def score(arguments: list[str]) -> int:
             out=options.out,
             masks=options.masks,
             target=load_target(options.run, teacher, device=device),
-            mask_ratio=training_mask_ratio(options.run) if options.mask_ratio is None else options.mask_ratio,
+            mask_ratio=ratio if options.mask_ratio is None else options.mask_ratio,
             draws=options.draws,
+            predict=options.predict or mined_by,
             seed=options.seed,
             pictures=options.pictures,
             batch_size=options.batch_size,

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from hardpatch.models.teacher import Teacher
 from hardpatch.patches import all_masked, gather, split
 from hardpatch.randomness import patch_noise
 from hardpatch.targets import Target
+
+Predict = Literal["whole", "masked"]
 
 SHEET_ROWS = 8
 """Images on the contact sheet."""
@@ -68,6 +70,7 @@ def score(
     target: Target | None = None,
     mask_ratio: float = 0.75,
     draws: int = 10,
+    predict: Predict = "whole",
     seed: int = 0,
     pictures: int = 32,
     batch_size: int = 32,
@@ -90,6 +93,8 @@ def score(
         target: what is reconstructed where it is another network's; None asks the student.
         mask_ratio: share of the patches that is masked: at random for the true loss, the hardest to reconstruct.
         draws: random masks over which the true loss is averaged.
+        predict: ``whole``, what the teacher says of the whole image, which HPM mines; or ``masked``, what the student
+            says of each patch where it is masked, mean over the same random masks, which is what it has learnt to say.
         seed: of the random masks.
         pictures: how many images get a picture; all are in the table.
         batch_size, workers: of the loading.
@@ -126,12 +131,15 @@ def score(
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
         pixels, indices = batch.images.to(device), batch.indices.to(device)
         images = student.normalise(pixels)
-        sight = teacher.look(images)
-        assert sight.difficulty is not None
-        difficulty = sight.difficulty.float()  # [B, N]
+        sight = teacher.look(images, difficulty=predict == "whole")
         whole = all_masked(len(images), patches, images.device)
         goal = student.target(images) if target is None else target(pixels, sight, whole)  # [B, N, ...]
-        losses = true_loss(student, images, indices, goal, masked=masked, draws=draws, seed=seed)  # [B, N]
+        losses, difficulty = over_masks(
+            student, images, indices, goal, masked=masked, draws=draws, seed=seed, predict=predict == "masked"
+        )  # [B, N]
+        if difficulty is None:
+            assert sight.difficulty is not None
+            difficulty = sight.difficulty.float()
         if not bool((difficulty.isfinite() & losses.isfinite()).all()):
             raise UserError(
                 "model: expected finite losses, got NaN or infinity; its training diverged, take another one"
@@ -168,10 +176,19 @@ def score(
     )
 
 
-def true_loss(
-    model: HPM, images: Tensor, indices: Tensor, target: Tensor, *, masked: int, draws: int, seed: int
-) -> Tensor:
-    """The reconstruction loss of every patch, averaged over the random masks in which it was masked.
+def over_masks(
+    model: HPM,
+    images: Tensor,
+    indices: Tensor,
+    target: Tensor,
+    *,
+    masked: int,
+    draws: int,
+    seed: int,
+    predict: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The reconstruction loss of every patch and, where asked for, what the student foresaw of it: both averaged over
+    the random masks in which it was masked.
 
     A draw takes first the patches that were masked least often, and among those at random. Every single mask is thus
     as random as any, yet all patches are masked equally often, give or take one, and none never, as independent masks
@@ -185,20 +202,23 @@ def true_loss(
         masked: patches in a mask; ``draws * masked`` must reach N.
         draws: number of masks.
         seed: of the masks.
+        predict: foresee the loss, too.
 
     Returns:
-        float32 ``[B, N]``.
+        float32 ``[B, N]`` each; None for what was not asked for.
     """
     total = torch.zeros(target.shape[:2], device=images.device)
-    times = torch.zeros_like(total)
+    times, foreseen = torch.zeros_like(total), torch.zeros_like(total)
     for draw in range(draws):
         mask = random_mask(patch_noise(seed, draw, indices, total.shape[1]) - times, masked)
         parts = split(mask, masked)
-        prediction = model.reconstruct(model.encode(images, parts), parts)  # [B, M, T]
-        loss = model.reconstruction_loss(prediction, gather(target, parts.masked))  # [B, M]
+        answer = model.answer(images, parts, predict=predict)
+        loss = model.reconstruction_loss(answer.prediction, gather(target, parts.masked))  # [B, M]
         total.scatter_add_(1, parts.masked, loss.float())
+        if answer.predicted is not None:
+            foreseen.scatter_add_(1, parts.masked, answer.predicted.float())
         times += mask
-    return total / times
+    return total / times, foreseen / times if predict else None
 
 
 def find_masks(source: Source, folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from hardpatch.data.demo import demo_source
 from hardpatch.errors import UserError
 from hardpatch.interchange import to_hugging_face
 from hardpatch.interchange.backbone import EXPORTED, Backbone, encoder_settings, load_backbone
-from hardpatch.interchange.load import load, training_mask_ratio
+from hardpatch.interchange.load import load, training_masks
 from hardpatch.interchange.to_timm import timm_arguments, timm_state
 from hardpatch.masking import masked_count, random_mask
 from hardpatch.methods.mae import MAE
@@ -139,7 +139,7 @@ def export_hugging_face(
         if not isinstance(host, MAE):
             raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
         encoder, mean, std = host.encoder, _rounded(model.mean.tolist()), _rounded(model.std.tolist())
-        ratio = training_mask_ratio(run)
+        ratio, _ = training_masks(run)
         config, state = to_hugging_face.vit_mae(host, ratio)
         mask = _mask(encoder, ratio)
         ours, theirs = partial(_mae_outputs, host, mask), partial(_vit_mae_outputs, mask)

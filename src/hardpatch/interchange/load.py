@@ -97,10 +97,14 @@ def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "
     return target_of(settings, torch.device(device))[0]
 
 
-def training_mask_ratio(run: str | Path) -> float:
-    """The mask ratio of a run, MAE's 0.75 for other weights."""
+def training_masks(run: str | Path) -> tuple[float, Literal["whole", "masked"]]:
+    """The mask ratio of a run, and what it mined by: difficulty that was foreseen of whole images, or where a patch was
+    masked (``fast.remember``). MAE's 0.75, and whole images, for other weights."""
     metadata = read_metadata(weights_file(run))
-    return 0.75 if metadata is None else metadata["config"]["method"]["mask_ratio"]
+    if metadata is None:
+        return 0.75, "whole"
+    settings = config.build(metadata["config"])
+    return settings.method.mask_ratio, "masked" if settings.fast.remember else "whole"
 
 
 def weights_file(run: str | Path) -> Path:

@@ -49,6 +49,17 @@ class Losses(NamedTuple):
     """how evenly BEiT's and iBOT's tokens are used, from 0 (one token) to 1; where asked for"""
 
 
+class Answer(NamedTuple):
+    """What the student says of the masked patches of a batch."""
+
+    latent: Tensor
+    """``[B, 1 + V, D]``, of every image; with iBOT of those seen whole, too"""
+    prediction: Tensor
+    """``[B, M, T]``"""
+    predicted: Tensor | None
+    """its loss, as the student foresees it, ``[B, M]``; None where it is not asked for"""
+
+
 class HPM(nn.Module):
     """A host that also learns to foresee its own reconstruction loss.
 
@@ -104,20 +115,14 @@ class HPM(nn.Module):
             observe: measure the use of tokens, for the log.
         """
         mask = split(mask)
-        early, whole = self._early_and_whole(images, mask)  # [B, 1 + V, D]
-        latent = whole[: len(mask.masked)]
-        tokens = self.host.decoder_tokens(latent, mask)
-        prediction = self.host.reconstruct(latent, tokens, mask)  # [B, M, T]
+        whole, prediction, predicted = self.answer(images, mask, predict=self.has_predictor)
         if target is None:
             target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
         reconstruction = self.host.reconstruction_loss(prediction, target)  # [B, M], unreduced
         # iBOT's patch loss is a mean over all crops, in which those without masked patches count as 0.
-        mean = reconstruction.mean() * (len(latent) / len(whole))
+        mean = reconstruction.mean() * (len(mask.masked) / len(whole))
         losses = Losses(mean, reconstruction, None, None)
-        if self.predictor is not None:
-            predicted = self.predictor.mean_output(  # [B, M]
-                tokens if early is None else self.host.decoder_tokens(early, mask)
-            )
+        if predicted is not None:
             predicting = self.predicting_loss(predicted, reconstruction.detach())
             losses = losses._replace(loss=losses.loss + predicting, predicting=predicting, predicted=predicted)
         if views is not None:
@@ -127,9 +132,19 @@ class HPM(nn.Module):
             losses = losses._replace(token_use=self.host.token_use(prediction, target))
         return losses
 
-    def predict_masked_loss(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
-        """Predicted losses ``[B, M]`` of the masked patches from the latent of the visible ones."""
-        return self._predictor().mean_output(self.host.decoder_tokens(latent, mask))
+    def answer(self, images: Tensor, mask: Split, *, predict: bool = True) -> Answer:
+        """Rebuild the masked patches of images ``[B, C, H, W]`` and, unless ``predict`` is off, foresee the loss.
+
+        The mask may be of the first images only (iBOT).
+        """
+        early, whole = self._early_and_whole(images, mask, predict=predict)  # [B, 1 + V, D]
+        latent = whole[: len(mask.masked)]
+        tokens = self.host.decoder_tokens(latent, mask)
+        prediction = self.host.reconstruct(latent, tokens, mask)
+        if not predict:
+            return Answer(whole, prediction, None)
+        read = tokens if early is None else self.host.decoder_tokens(early, mask)
+        return Answer(whole, prediction, self._predictor().mean_output(read))
 
     def predict_loss(self, images: Tensor) -> Tensor:
         """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked: what the masks are mined
@@ -196,9 +211,9 @@ class HPM(nn.Module):
         """False for a plain host, which knows no difficulty."""
         return self.predictor is not None
 
-    def _early_and_whole(self, images: Tensor, mask: Split) -> tuple[Tensor | None, Tensor]:
-        """What the predictor reads, where it is not the latent, and the latent."""
-        if self.predictor is None or self.predictor_reads is None:
+    def _early_and_whole(self, images: Tensor, mask: Split, *, predict: bool) -> tuple[Tensor | None, Tensor]:
+        """What the predictor reads, where that is asked for and not the latent, and the latent."""
+        if not predict or self.predictor_reads is None:
             return None, self.host.encode(images, mask)
         encoder = self.host.encoder
         early, whole = encoder.latents(images, mask, (self.predictor_reads, len(encoder.blocks)))

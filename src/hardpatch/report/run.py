@@ -10,7 +10,7 @@ from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import score
 from hardpatch.figures import training_curves
-from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, weights_file
+from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, training_masks, weights_file
 from hardpatch.train.folder import read_config
 from hardpatch.train.monitor import read_metrics
 
@@ -32,8 +32,7 @@ def write_pictures(folder: Path) -> list[Path]:
         pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
     student, teacher = load_pair(folder)
     if student.has_predictor:
-        run = read_config(folder)
-        source, ratio = open_source(run.data.path), run.method.mask_ratio
+        source, (ratio, mined_by) = open_source(read_config(folder).data.path), training_masks(folder)
         chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
         out = folder / "pictures" / "difficulty"
         try:
@@ -45,6 +44,7 @@ def write_pictures(folder: Path) -> list[Path]:
                 out=out,
                 target=target,
                 mask_ratio=ratio,
+                predict=mined_by,
                 pictures=PICTURED,
             )
         except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
