@@ -109,13 +109,14 @@ class ScoreRow(NamedTuple):
     true_loss_caption: str = ""
 
 
-def score_figure(row: ScoreRow, *, draws: int) -> "Figure":
+def score_figure(row: ScoreRow, *, draws: int, where: str = "") -> "Figure":
     """One image: picture, predicted difficulty, hardest patches masked, reconstruction, true loss (paper, Fig. 2)."""
-    return contact_sheet([row], draws=draws)
+    return contact_sheet([row], draws=draws, where=where)
 
 
-def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
-    """Several images below each other, each as in :func:`score_figure`; ``draws`` is the number of masks behind a loss.
+def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "Figure":
+    """Several images below each other, each as in :func:`score_figure`; ``draws`` is the number of masks behind a loss,
+    and ``where`` says of which patches difficulty was predicted, if not of all that are seen.
 
     The heat maps have their own scale each, which the bar beside them gives.
 
@@ -129,7 +130,7 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int) -> "Figure":
     ratio = round(100 * float(rows[0].mask.mean()))
     titles = {
         "picture": "picture",
-        "difficulty": "predicted difficulty",
+        "difficulty": f"predicted difficulty{where}",
         "masked": f"hardest {ratio} % masked",
         "reconstruction": "reconstruction",
         "true_loss": f"true loss, {draws} random mask{'s' if draws > 1 else ''}",

@@ -119,6 +119,7 @@ def score(
         least = -(-patches // masked)
         raise UserError(f"draws: expected at least {least}, to mask each of {patches} patches once; got {draws}")
     object_mask = _object_masks(source, masks, size)
+    where = ", masked" if predict == "masked" else ""
 
     records: list[dict[str, Any]] = []
     rows: list[figures.ScoreRow] = []
@@ -155,7 +156,7 @@ def score(
             drawn = _figure_rows(student, batch.images, images[:wanted], hardest, records[-len(images) :])
             for index, row in zip(batch.indices.tolist(), drawn, strict=False):
                 written.append(out / f"{index:05d}-{_file_name(row.name)}.png")
-                figures.score_figure(row, draws=draws).savefig(written[-1])
+                figures.score_figure(row, draws=draws, where=where).savefig(written[-1])
             rows += drawn[: SHEET_ROWS - len(rows)]
         bad += batch.bad
         if progress is not None:
@@ -163,7 +164,7 @@ def score(
 
     sheet = out / "contact_sheet.png" if rows else None
     if sheet is not None:
-        figures.contact_sheet(rows, draws=draws).savefig(sheet)
+        figures.contact_sheet(rows, draws=draws, where=where).savefig(sheet)
     return ScoreSummary(
         images=len(records),
         spearman=_mean(records, "spearman"),
