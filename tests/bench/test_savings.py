@@ -124,6 +124,14 @@ def an_average_weight_by_weight(patch: Patch) -> None:
     patch.setattr(Teacher, "update", update)
 
 
+def gradients_scaled_in_any_case(patch: Patch) -> None:
+    def clip(self: Learner) -> Tensor:
+        assert self.run.optim.clip is not None
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
+
+    patch.setattr(Learner, "_clip", clip)
+
+
 def attention_by_hand(patch: Patch) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
@@ -143,6 +151,7 @@ def attention_by_hand(patch: Patch) -> None:
         a_teacher_that_always_looks,
         masks_image_by_image,
         an_average_weight_by_weight,
+        gradients_scaled_in_any_case,
         attention_by_hand,
     ],
 )

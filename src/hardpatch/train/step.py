@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.config import RunConfig
 from hardpatch.data.loader import SAMPLES, Batch
@@ -205,11 +206,18 @@ class Learner:
             return self.target(piece.pixels, problem.sight, problem.mask), None
 
     def _clip(self) -> Tensor | None:
-        if self.run.optim.clip is None:
+        """Shorten the gradient to the norm allowed. A CPU can look first whether it is too long; asking a GPU would
+        keep it waiting, so there it is always scaled, by 1 if need be."""
+        limit = self.run.optim.clip
+        if limit is None:
             return None
-        return self.fabric.clip_gradients(
-            self.student, self.optimizer, max_norm=self.run.optim.clip, error_if_nonfinite=False
-        )
+        if self.fabric.device.type != "cpu":
+            return self.fabric.clip_gradients(self.student, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        weights = [weight for group in self.adamw.param_groups for weight in group["params"] if weight.grad is not None]
+        norm = get_total_norm([weight.grad for weight in weights])
+        if not norm <= limit:
+            clip_grads_with_norm_(weights, limit, norm)
+        return norm
 
 
 def split_batch(batch: Batch, pieces: int) -> Iterator[Batch]:
