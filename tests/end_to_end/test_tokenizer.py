@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,15 @@ def test_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where SIGINT is ignored, as in the background of a script, a process that is started ignores it too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "tokens.safetensors"
     command = [sys.executable, "-m", "hardpatch", "tokenizer", "--data", str(images), "--out", str(out)]
