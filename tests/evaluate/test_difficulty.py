@@ -205,7 +205,8 @@ def test_a_predictor_that_is_right_and_one_that_is_wrong(tmp_path: Path) -> None
 
 def test_predicted_where_it_is_masked(tmp_path: Path) -> None:
     source = open_source(folder_of(tmp_path / "in", {"a.png": steps(), "b.png": steps(seed=1)}))
-    summary = score(bright(), bright(), source, out=tmp_path / "out", predict="masked", pictures=1)
+    nobody = cast(HPM, None)  # the teacher is not asked
+    summary = score(bright(), nobody, source, out=tmp_path / "out", predict="masked", pictures=1)
     assert summary.spearman == pytest.approx(-1.0)  # of masked patches it says the reverse
     np.testing.assert_allclose(table_of(summary)[0]["difficulty"], steps()[::4, ::4, 0].ravel() / -255, rtol=1e-5)
 

@@ -132,13 +132,16 @@ def score(
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
         pixels, indices = batch.images.to(device), batch.indices.to(device)
         images = student.normalise(pixels)
-        sight = teacher.look(images, difficulty=predict == "whole")
+        sight = None
+        if predict == "whole" or target is not None:
+            sight = teacher.look(images, difficulty=predict == "whole")
         whole = all_masked(len(images), patches, images.device)
         goal = student.target(images) if target is None else target(pixels, sight, whole)  # [B, N, ...]
         losses, difficulty = over_masks(
             student, images, indices, goal, masked=masked, draws=draws, seed=seed, predict=predict == "masked"
         )  # [B, N]
         if difficulty is None:
+            assert sight is not None
             assert sight.difficulty is not None
             difficulty = sight.difficulty.float()
         if not bool((difficulty.isfinite() & losses.isfinite()).all()):
