@@ -18,7 +18,15 @@ from sklearn.datasets import load_sample_image
 import hardpatch
 from hardpatch.data.augment import EvalTransform
 from hardpatch.figures import INK, heat_map, masked_image
-from hardpatch.masking import Mask, draw_mask, hard_patches, masked_count, noise_count, secondary_mask, spread_units
+from hardpatch.methods.masking import (
+    Mask,
+    draw_mask,
+    hard_patches,
+    masked_count,
+    noise_count,
+    secondary_mask,
+    spread_units,
+)
 from hardpatch.patches import split
 
 GRID = (14, 14)

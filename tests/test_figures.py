@@ -12,7 +12,6 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from hardpatch import targets
 from hardpatch.figures import (
     COLOUR_MAP,
     ScoreRow,
@@ -27,6 +26,7 @@ from hardpatch.figures import (
     to_rgb,
     training_curves,
 )
+from hardpatch.methods import targets
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

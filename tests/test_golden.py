@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hardpatch.interchange.reference import from_reference
-from hardpatch.losses import standardised_absolute_loss
 from hardpatch.methods.hpm import HPM
+from hardpatch.methods.losses import standardised_absolute_loss
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Tokens
-from hardpatch.models.teacher import Teacher
 from hardpatch.patches import gather, split
 from hardpatch.train.optim import parameter_groups
 from tests.small import mae_of

@@ -11,7 +11,7 @@ from hardpatch import config
 from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.masking import hard_patches
+from hardpatch.methods.masking import hard_patches
 from hardpatch.randomness import patch_noise
 from hardpatch.train.build import initial_model
 from hardpatch.train.optim import schedule

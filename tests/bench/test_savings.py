@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import losses, masking
-from hardpatch.methods import hpm
+from hardpatch.methods import hpm, losses, masking
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Tokens
-from hardpatch.models.teacher import Teacher
 from hardpatch.patches import Split, gather
 from hardpatch.train.build import initial_model
 from hardpatch.train.optim import schedule

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from hardpatch import targets
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import ScoreSummary, find_masks, over_masks, score
-from hardpatch.losses import pixel_loss
+from hardpatch.methods import targets
 from hardpatch.methods.hpm import HPM, Answer
+from hardpatch.methods.losses import pixel_loss
 from hardpatch.methods.mae import MAE
+from hardpatch.methods.teacher import Sight, Teacher
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.teacher import Sight, Teacher
 from hardpatch.patches import Split, patchify, split
 
 

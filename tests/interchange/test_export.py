@@ -21,7 +21,7 @@ from hardpatch.interchange import export
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.export import Exported, export_hugging_face, export_timm
 from hardpatch.interchange.to_timm import timm_arguments
-from hardpatch.masking import random_mask
+from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import SIZES, Encoder
 from hardpatch.patches import gather, split
 from tests.interchange.runs import MEAN, STD, run_of

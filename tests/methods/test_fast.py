@@ -10,11 +10,11 @@ from hardpatch import config
 from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.masking import random_mask, some
 from hardpatch.methods.hpm import HPM, Masking, mine
+from hardpatch.methods.masking import random_mask, some
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
-from hardpatch.models.teacher import Teacher
 from hardpatch.patches import split
 from hardpatch.train.build import initial_model
 from hardpatch.train.optim import schedule

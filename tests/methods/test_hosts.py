@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.distillation import sharpen
-from hardpatch.masking import random_mask
+from hardpatch.methods.distillation import sharpen
 from hardpatch.methods.hpm import HPM, Masking, mine
 from hardpatch.methods.ibot import Views
-from hardpatch.models.teacher import Teacher
+from hardpatch.methods.masking import random_mask
+from hardpatch.methods.teacher import Teacher
 from hardpatch.patches import gather, patchify, split
 from tests.small import small_beit, small_hpm, small_ibot, small_predictor, small_simmim
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hardpatch.losses import PREDICTING_LOSSES
-from hardpatch.masking import Mining, random_mask
 from hardpatch.methods.hpm import HPM, Masking, PredictingLoss, mine
-from hardpatch.models.teacher import Sight, Teacher
+from hardpatch.methods.losses import PREDICTING_LOSSES
+from hardpatch.methods.masking import Mining, random_mask
+from hardpatch.methods.teacher import Sight, Teacher
 from hardpatch.patches import split
 from tests.small import mae_of, small_hpm, small_mae
 

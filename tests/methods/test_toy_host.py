@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hardpatch.methods.hpm import HPM, mine
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.teacher import Teacher
 from hardpatch.patches import Split, patchify
 
 

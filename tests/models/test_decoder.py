@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.masking import random_mask
+from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, first_block, last_block, through
 from hardpatch.patches import Split, gather, split

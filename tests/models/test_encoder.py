@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hardpatch.masking import random_mask
+from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import SIZES, Encoder
 from hardpatch.models.positions import resample_positions, sincos_positions

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from hardpatch.errors import UserError
-from hardpatch.models.teacher import Teacher
+from hardpatch.methods.teacher import Teacher
 from hardpatch.train import checkpoint
 from hardpatch.train.optim import parameter_groups
 from tests.small import small_hpm

@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 from hardpatch import config
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.errors import UserError
+from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.tokenizer import DiscreteVAE
 from hardpatch.patches import split
-from hardpatch.targets import Target, VisualTokens
 from hardpatch.train.build import initial_model, target_of
 from hardpatch.train.compile import compile_parts
 from hardpatch.train.optim import schedule

@@ -13,8 +13,8 @@ from torch import Tensor
 from hardpatch import config
 from hardpatch.cli import main
 from hardpatch.data.loader import Batch
+from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.tokenizer import DiscreteVAE
-from hardpatch.targets import Target, VisualTokens
 from hardpatch.train.build import initial_model, target_of
 from hardpatch.train.monitor import read_metrics
 from hardpatch.train.optim import schedule

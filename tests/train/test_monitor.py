@@ -7,7 +7,7 @@ import torch
 
 from hardpatch.errors import TrainingError
 from hardpatch.methods.hpm import Losses, Masking, Problem
-from hardpatch.models.teacher import Sight
+from hardpatch.methods.teacher import Sight
 from hardpatch.patches import split
 from hardpatch.train.monitor import MetricsLog, RunningMeans, read_metrics, vital_signs
 

@@ -8,7 +8,7 @@ two products for each of the forward pass, one where the input needs no gradient
 from dataclasses import dataclass
 
 from hardpatch.config import RunConfig
-from hardpatch.masking import masked_count
+from hardpatch.methods.masking import masked_count
 from hardpatch.models.encoder import SIZES
 from hardpatch.train.build import grid_of, masking_of
 

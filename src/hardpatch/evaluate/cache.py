@@ -17,7 +17,7 @@ from torch import nn
 from hardpatch import __version__
 from hardpatch.data.sources import Source
 from hardpatch.evaluate.features import Features
-from hardpatch.safe import save_tensors
+from hardpatch.pickles import save_tensors
 
 KEY = "hardpatch_features"
 

@@ -19,12 +19,12 @@ from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import EXTENSIONS, Source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.features import Progress
-from hardpatch.masking import hard_patches, masked_count, random_mask
 from hardpatch.methods.hpm import HPM
-from hardpatch.models.teacher import Teacher
+from hardpatch.methods.masking import hard_patches, masked_count, random_mask
+from hardpatch.methods.targets import Target
+from hardpatch.methods.teacher import Teacher
 from hardpatch.patches import all_masked, gather, split
 from hardpatch.randomness import patch_noise
-from hardpatch.targets import Target
 
 Predict = Literal["whole", "masked"]
 

@@ -21,11 +21,11 @@ from hardpatch.interchange import to_hugging_face
 from hardpatch.interchange.backbone import EXPORTED, Backbone, encoder_settings, load_backbone
 from hardpatch.interchange.load import load, training_masks
 from hardpatch.interchange.to_timm import timm_arguments, timm_state
-from hardpatch.masking import masked_count, random_mask
 from hardpatch.methods.mae import MAE
+from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, split
-from hardpatch.safe import save_tensors
+from hardpatch.pickles import save_tensors
 
 REAL_IMAGES = 2
 """Images of the embedded set that both libraries are shown, beside a random one."""

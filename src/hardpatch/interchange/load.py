@@ -11,7 +11,7 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.ibot import IBOT
-from hardpatch.targets import Target
+from hardpatch.methods.targets import Target
 from hardpatch.train import checkpoint
 from hardpatch.train.build import initial_model, target_of
 

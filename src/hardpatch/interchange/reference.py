@@ -15,7 +15,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.encoder import SIZES
-from hardpatch.safe import load_pickle
+from hardpatch.pickles import load_pickle
 
 # The first that fits wins: the loss predictor's names continue those of the reconstructor.
 _OUR_PREFIX = {

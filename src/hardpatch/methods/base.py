@@ -33,7 +33,7 @@ class Host(Protocol):
 
     def target(self, images: Tensor) -> Tensor:
         """What is to be predicted for every patch, ``[B, N, T]``, without gradient; not asked for where the target
-        comes from another network (:mod:`hardpatch.targets`)."""
+        comes from another network (:mod:`hardpatch.methods.targets`)."""
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Prediction and target of the masked patches -> the loss of each, unreduced, ``[B, M]``."""

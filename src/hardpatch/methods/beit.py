@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardpatch.distillation import token_entropy
-from hardpatch.losses import token_loss
 from hardpatch.methods.base import TokenHost
+from hardpatch.methods.distillation import token_entropy
+from hardpatch.methods.losses import token_loss
 from hardpatch.models.encoder import Encoder
 
 
@@ -29,7 +29,7 @@ class BEiT(TokenHost):
         super().__init__(vit, nn.Linear(vit.width, vocabulary), decoder_width)
 
     def target(self, images: Tensor) -> Tensor:
-        raise ValueError("target: visual tokens come from a tokenizer, see hardpatch.targets")
+        raise ValueError("target: visual tokens come from a tokenizer, see hardpatch.methods.targets")
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return token_loss(prediction, target)

@@ -10,9 +10,11 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hardpatch.curriculum import mined_count
-from hardpatch.losses import PREDICTING_LOSSES
-from hardpatch.masking import (
+from hardpatch.methods.base import Host
+from hardpatch.methods.curriculum import mined_count
+from hardpatch.methods.ibot import IBOT, Views
+from hardpatch.methods.losses import PREDICTING_LOSSES
+from hardpatch.methods.masking import (
     Mask,
     Mining,
     hard_patches,
@@ -23,10 +25,8 @@ from hardpatch.masking import (
     some,
     spread_units,
 )
-from hardpatch.methods.base import Host
-from hardpatch.methods.ibot import IBOT, Views
+from hardpatch.methods.teacher import Sight, Teacher
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.teacher import Sight, Teacher
 from hardpatch.patches import Split, gather, split
 
 PredictingLoss = Literal["relative", "absolute", "absolute_standardised"]
@@ -283,13 +283,13 @@ def mine(
         images: normalised pixels ``[B, C, H, W]``.
         noise: uniform in [0, 1), ``[B, masking.noise_count(grid)]``; see :func:`hardpatch.randomness.patch_noise`.
         mask_ratio: gamma, the share of masked patches.
-        alpha: the mined share of those, in [0, 1]; see :mod:`hardpatch.curriculum`.
+        alpha: the mined share of those, in [0, 1]; see :mod:`hardpatch.methods.curriculum`.
         grid: (rows, columns) of patches.
         masking: how masks are drawn.
         look: run the teacher in any case, since the target is made of what it sees.
         images_masked: mask only so many of the images, the first (iBOT); None masks all.
         known: the difficulty ``[B, N]`` where it comes from elsewhere than the teacher
-            (:class:`~hardpatch.methods.remembered.Remembered`).
+            (:class:`~hardpatch.methods.difficulty_memory.Remembered`).
     """
     units = grid[0] // masking.unit, grid[1] // masking.unit
     masked = masked_count(units[0] * units[1], mask_ratio)

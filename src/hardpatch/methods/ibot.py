@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hardpatch.distillation import class_loss, cross_entropy, sharpen, update_centre, usage_entropy
 from hardpatch.methods.base import TokenHost
+from hardpatch.methods.distillation import class_loss, cross_entropy, sharpen, update_centre, usage_entropy
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
 from hardpatch.patches import Split, gather

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from hardpatch import targets
-from hardpatch.losses import RECONSTRUCTION_LOSSES
+from hardpatch.methods import targets
+from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.block import Block, initialise
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
 from hardpatch.models.encoder import Encoder
@@ -26,7 +26,7 @@ class MAE(nn.Module):
         cross: see :class:`~hardpatch.models.decoder.Decoder`.
         normalise_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
-        loss: one of :data:`~hardpatch.losses.RECONSTRUCTION_LOSSES`.
+        loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
     """
 
     reconstruction_only: tuple[str, ...] = ("reconstructor",)

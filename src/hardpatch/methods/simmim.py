@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hardpatch import targets
-from hardpatch.losses import RECONSTRUCTION_LOSSES
+from hardpatch.methods import targets
 from hardpatch.methods.base import TokenHost
+from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.encoder import Encoder
 
 
@@ -21,7 +21,7 @@ class SimMIM(TokenHost):
         decoder_width: of the loss predictor's tokens; None without one.
         normalise_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
-        loss: one of :data:`~hardpatch.losses.RECONSTRUCTION_LOSSES`.
+        loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
     """
 
     def __init__(

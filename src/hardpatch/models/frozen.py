@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hardpatch.config import did_you_mean
 from hardpatch.errors import UserError
-from hardpatch.safe import load_pickle
+from hardpatch.pickles import load_pickle
 
 NETWORKS = {
     "dino": "vit_base_patch16_224.dino",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
-from hardpatch.safe import load_pickle
+from hardpatch.pickles import load_pickle
 
 LARGEST_VOCABULARY = 8192
 METADATA, KIND = "hardpatch_tokenizer", "discrete_vae"

@@ -19,8 +19,8 @@ from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers
 from hardpatch.data.sources import open_source
 from hardpatch.evaluate.features import align_labels
 from hardpatch.evaluate.labelled import LARGE_IMAGE
-from hardpatch.masking import hard_patches, masked_count
 from hardpatch.methods.hpm import HPM
+from hardpatch.methods.masking import hard_patches, masked_count
 from hardpatch.models.encoder import Encoder
 from hardpatch.randomness import patch_noise
 from hardpatch.schedules import learning_rate

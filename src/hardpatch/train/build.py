@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from hardpatch import targets
 from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig
 from hardpatch.errors import UserError
-from hardpatch.masking import masked_count
+from hardpatch.methods import targets
 from hardpatch.methods.base import Host
 from hardpatch.methods.beit import BEiT
 from hardpatch.methods.hpm import HPM, Masking
 from hardpatch.methods.ibot import IBOT
 from hardpatch.methods.mae import MAE
+from hardpatch.methods.masking import masked_count
 from hardpatch.methods.simmim import SimMIM
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.encoder import SIZES, patch_grid

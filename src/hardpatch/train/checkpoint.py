@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
-from hardpatch.safe import save_tensors
+from hardpatch.pickles import save_tensors
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 MEMORY = "memory/"

@@ -11,7 +11,7 @@ import torch
 
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
-from hardpatch.models.teacher import Teacher
+from hardpatch.methods.teacher import Teacher
 
 
 def compile_parts(

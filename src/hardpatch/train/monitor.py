@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hardpatch.curriculum import mined_count
 from hardpatch.errors import TrainingError
-from hardpatch.losses import pair_accuracy, rank_correlation
-from hardpatch.masking import draw_mask, masked_count, pool_units, spread_units
+from hardpatch.methods.curriculum import mined_count
 from hardpatch.methods.hpm import Losses, Masking, Problem
+from hardpatch.methods.losses import pair_accuracy, rank_correlation
+from hardpatch.methods.masking import draw_mask, masked_count, pool_units, spread_units
 
 
 class RunningMeans:

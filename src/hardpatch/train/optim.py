@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hardpatch.config import RunConfig
-from hardpatch.curriculum import linear_alpha
-from hardpatch.distillation import teacher_temperature
-from hardpatch.models.teacher import cosine_momentum, linear_momentum
+from hardpatch.methods.curriculum import linear_alpha
+from hardpatch.methods.distillation import teacher_temperature
+from hardpatch.methods.teacher import cosine_momentum, linear_momentum
 from hardpatch.schedules import half_cosine, learning_rate
 
 

@@ -11,7 +11,7 @@ from hardpatch.config import RunConfig
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.methods.remembered import Remembered
+from hardpatch.methods.difficulty_memory import Remembered
 from hardpatch.train.build import image_size
 from hardpatch.train.monitor import RunningMeans
 from hardpatch.train.optim import Schedule, schedule

@@ -10,13 +10,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.config import RunConfig
 from hardpatch.data.loader import SAMPLES, Batch
+from hardpatch.methods.difficulty_memory import Remembered
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
 from hardpatch.methods.ibot import IBOT, Views
-from hardpatch.methods.remembered import Remembered
+from hardpatch.methods.targets import Target
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
-from hardpatch.models.teacher import Teacher
 from hardpatch.randomness import patch_noise
-from hardpatch.targets import Target
 from hardpatch.train.build import masking_of, needs_teacher
 from hardpatch.train.compile import begin_step, compile_parts
 from hardpatch.train.monitor import RunningMeans

@@ -22,7 +22,7 @@ from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.figures import enlarge
 from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
-from hardpatch.safe import save_tensors
+from hardpatch.pickles import save_tensors
 from hardpatch.schedules import half_cosine, learning_rate
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hardpatch.blocks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
 
 Mining = Literal["hard", "easy"]
 Mask = Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"]
@@ -52,8 +52,8 @@ def draw_mask(
         noise: uniform in [0, 1), ``[B, noise_count(strategy, N)]`` or more.
         masked: M, the given patches included.
         grid: (rows, columns) of patches, N in all.
-        given: ``[B, N]``, at most M of an image; contained in the result, but for :func:`~hardpatch.blocks.grid_mask`
-            where it fills a window. None for none.
+        given: ``[B, N]``, at most M of an image; contained in the result, but for
+            :func:`~hardpatch.methods.block_masks.grid_mask` where it fills a window. None for none.
         attention: ``[B, N]``, what the teacher's class token pays to each patch; only for the strategies of that name.
 
     Raises:
@@ -79,7 +79,7 @@ def random_mask(noise: Tensor, masked: int, given: Tensor | None = None) -> Tens
 
 
 def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], given: Tensor | None = None) -> Tensor:
-    """BEiT's blocks (:func:`~hardpatch.blocks.draw_blocks`), and at random what they lack of ``masked``.
+    """BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and at random what they lack of ``masked``.
 
     BEiT itself masks *at most* that many; an exact count is what DINOv3 makes of it too. The first N of
     ``noise [B, N + 4 * attempts]`` complete, the rest draws the blocks.

@@ -2,10 +2,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch import targets
-from hardpatch.masking import random_mask
+from hardpatch.methods import targets
 from hardpatch.methods.hpm import HPM
-from hardpatch.models.teacher import Teacher
+from hardpatch.methods.masking import random_mask
+from hardpatch.methods.teacher import Teacher
 from hardpatch.patches import split
 from tests.small import small_hpm, small_mae
 

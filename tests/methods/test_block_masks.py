@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hardpatch.blocks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
 
 DRAWS = 1000
 GRIDS = [(14, 14, 75), (14, 14, 147), (8, 8, 48), (6, 10, 36)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
-from hardpatch.losses import (
+from hardpatch.methods.losses import (
     RECONSTRUCTION_LOSSES,
     absolute_loss,
     pair_accuracy,

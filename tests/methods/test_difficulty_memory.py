@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from hardpatch.methods.remembered import Remembered
+from hardpatch.methods.difficulty_memory import Remembered
 from hardpatch.patches import all_masked, split
 
 GRID = (4, 6)

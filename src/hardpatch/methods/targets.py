@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hardpatch.methods.teacher import Sight
 from hardpatch.models.frozen import FrozenTeacher
-from hardpatch.models.teacher import Sight
 from hardpatch.models.tokenizer import Tokenizer
 from hardpatch.patches import Split, gather, patchify
 

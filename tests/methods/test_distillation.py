@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.distillation import (
+from hardpatch.methods.distillation import (
     class_loss,
     cross_entropy,
     patch_loss,

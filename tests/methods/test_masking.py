@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hardpatch.blocks import draw_blocks, grid_mask, inverse_block_mask
-from hardpatch.curriculum import linear_alpha, mined_count
-from hardpatch.masking import (
+from hardpatch.methods.block_masks import draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.curriculum import linear_alpha, mined_count
+from hardpatch.methods.masking import (
     STRATEGIES,
     Mask,
     Mining,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hardpatch.models.teacher import Teacher, linear_momentum
+from hardpatch.methods.teacher import Teacher, linear_momentum
 from tests.small import mae_of, small_hpm
 
 
