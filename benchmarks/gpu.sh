@@ -49,7 +49,7 @@ nvidia-smi > "$OUT/machine.txt" 2>&1
 "$PYTHON" -c 'import torch; print(torch.__version__, torch.version.cuda)' >> "$OUT/machine.txt" 2>&1
 
 if wants tests; then
-    save tests "$PYTHON" -m pytest -q tests/train/test_gpu.py
+    save tests "$PYTHON" -m pytest -q tests/pretrain/test_gpu.py
 fi
 if wants base; then
     for batch in $BATCHES_BASE; do

@@ -3,7 +3,7 @@
 It does what the reference code of MAE and HPM does, and in their manner: every patch is embedded and the masked ones
 are thrown away, the teacher is a whole copy that also rebuilds the image nobody asked it for, the masks are made image
 by image on the CPU, all tokens run through all of both decoders, all ordered pairs are compared. The numbers are those
-of :class:`hardpatch.train.step.Learner`, to rounding (tests/bench/test_literal.py).
+of :class:`hardpatch.pretrain.step.Learner`, to rounding (tests/bench/test_literal.py).
 
     hardpatch bench --contenders hpm,literal
 """
@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder
+from hardpatch.pretrain.schedule import Schedule
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.randomness import patch_noise
-from hardpatch.train.optim import Schedule, parameter_groups
+from hardpatch.train.optimizer import parameter_groups
 
 
 class Literal:

@@ -19,7 +19,7 @@ from hardpatch.methods.losses import standardised_absolute_loss
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Tokens
 from hardpatch.patches import gather, split
-from hardpatch.train.optim import parameter_groups
+from hardpatch.train.optimizer import parameter_groups
 from tests.small import mae_of
 
 HPM_FILES = ["hpm_tiny", "hpm_tiny_norm_pix"]

@@ -10,11 +10,11 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch import config
 from hardpatch.bench.contenders import NotHereError, contender, find_literal, synthetic_batch
 from hardpatch.bench.flops import linear, step_flops
 from hardpatch.bench.timing import WARM_UP, Lane, spread, take_turns
-from hardpatch.config import RunConfig
+from hardpatch.pretrain import config
+from hardpatch.pretrain.sections import RunConfig
 
 
 def tiny(*more: str) -> RunConfig:

@@ -8,13 +8,13 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch import config, recipes
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.bench.flops import step_flops
-from hardpatch.config import RunConfig
-from hardpatch.train.build import initial_model, target_of
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner
 
 SHAPES = {
     "square": [],

@@ -7,15 +7,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import config
-from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.masking import hard_patches
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner
 from hardpatch.randomness import patch_noise
-from hardpatch.train.build import initial_model
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
 
 STEPS = 20
 

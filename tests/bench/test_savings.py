@@ -14,9 +14,9 @@ from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Tokens
 from hardpatch.patches import Split, gather
-from hardpatch.train.build import initial_model
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.step import Learner
 from tests.bench.test_literal import STEPS, batches, small_run
 
 Patch = pytest.MonkeyPatch
@@ -99,7 +99,7 @@ def a_teacher_that_always_looks(patch: Patch) -> None:
     def looking(*arguments: object, **options: object) -> hpm.Problem:
         return mine(*arguments, **{**options, "look": True})  # type: ignore[arg-type]
 
-    patch.setattr("hardpatch.train.step.mine", looking)
+    patch.setattr("hardpatch.pretrain.step.mine", looking)
 
 
 def masks_image_by_image(patch: Patch) -> None:

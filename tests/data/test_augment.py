@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop, functional  # type: ignore[import-untyped]
 
-from hardpatch.data.augment import (
-    Colour,
-    EvalTransform,
-    TrainTransform,
-    channel_statistics,
-    crop_box,
-    resize,
-)
+from hardpatch.data.augment import Colour, EvalTransform, TrainTransform, crop_box, resize
 from hardpatch.data.decode import Jpeg, UndecodableImage, open_image
+from hardpatch.data.statistics import channel_statistics
 from hardpatch.errors import UserError
 
 RATIO = (3 / 4, 4 / 3)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardpatch.data import device_set
 from hardpatch.data.augment import TrainTransform, crop_box
+from hardpatch.data.device_set import TRIES, DeviceSet, crop, crop_boxes, resize_weights
 from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.randomness import patch_noise
-from hardpatch.train import device_set
-from hardpatch.train.device_set import TRIES, DeviceSet, crop, crop_boxes, resize_weights
 from tests.data.test_augment import same_law
 from tests.data.test_loader import make_folder, take
 

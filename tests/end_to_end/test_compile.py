@@ -1,4 +1,4 @@
-"""Runs with train.compile yes, code generation and all; the rest is in tests/train/test_compile.py."""
+"""Runs with train.compile yes, code generation and all; the rest is in tests/pretrain/test_compile.py."""
 
 import shutil
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from hardpatch.cli import main
 from hardpatch.errors import UserError
+from hardpatch.pretrain.compile import check_compiler
 from hardpatch.train.checkpoint import newest
-from hardpatch.train.compile import check_compiler
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
 TINY = [*SMALL, "--model.depth", "1", "--model.decoder_depth", "1", "--batch_size", "8", "--steps", "5"]

@@ -17,7 +17,7 @@ from PIL import Image
 from hardpatch.cli import main
 from hardpatch.data.coco import mask_tools
 from hardpatch.evaluate.detection import load_detector
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 
 TINY = [
     *("--image_size", "32", "--batch_size", "2", "--window", "3", "--channels", "8", "--head_width", "16"),

@@ -25,7 +25,7 @@ from hardpatch.errors import TrainingError
 from hardpatch.evaluate.finetune import Result, finetune, load_classifier, read_settings
 from hardpatch.evaluate.finetune_settings import configure
 from hardpatch.train.checkpoint import checkpoints, with_prefix
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL, write_images
 
 Fails = Callable[..., str]

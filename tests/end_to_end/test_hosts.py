@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import hardpatch
 from hardpatch.cli import main
 from hardpatch.models.tokenizer import KIND, METADATA, DiscreteVAE
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
 HOSTS: dict[str, list[str]] = {

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import hardpatch
 from hardpatch.cli import main
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
 

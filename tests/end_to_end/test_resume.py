@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from hardpatch.cli import main
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
 STEPS = 100

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hardpatch.cli import main
 from hardpatch.interchange.segmenter import load_segmenter
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from tests.data.test_segmentation import blocks, write_pair
 from tests.end_to_end.conftest import SMALL
 

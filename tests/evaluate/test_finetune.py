@@ -21,9 +21,10 @@ from hardpatch.evaluate.confusion import Evaluation, confusion_figure, report
 from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer, seeded
 from hardpatch.evaluate.finetune_settings import FinetuneRun, configure
 from hardpatch.interchange.backbone import build_encoder, encoder_settings
-from hardpatch.models.classifier import Classifier, layer_decay_groups, layer_of
+from hardpatch.models.classifier import Classifier
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.positions import resample_positions
+from hardpatch.train.optimizer import layer_decay_groups, layer_of
 from hardpatch.train.settings import to_dict, to_yaml
 
 PATHS = {"run": "r", "train": "t", "val": "v"}

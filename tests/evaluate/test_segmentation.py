@@ -30,7 +30,7 @@ from hardpatch.interchange.segmenter import load_segmenter, save_segmenter
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.upernet import UperNet
 from hardpatch.report.segmentation import label_sheet, palette, table, write_report
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 from hardpatch.train.segmentation import SegmentationTrainer, inference_of, pixel_loss, poly_learning_rate, spread
 from hardpatch.train.segmentation_settings import PRESETS, SegmentationRun, check_run
 from tests.data.test_segmentation import blocks, write_pair

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from hardpatch import config
 from hardpatch.methods.hpm import HPM
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model
 from hardpatch.train import checkpoint
-from hardpatch.train.build import initial_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SMALL = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4}

@@ -6,8 +6,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch import config
-from hardpatch.config import RunConfig
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM, Masking, mine
@@ -16,9 +14,11 @@ from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
 from hardpatch.patches import split
-from hardpatch.train.build import initial_model
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner, Step
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner, Step
 from tests.small import mae_of
 
 STEPS, GRID = 4, (6, 6)

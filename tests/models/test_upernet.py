@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hardpatch.models.classifier import layer_decay_groups
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.upernet import FCNHead, FeaturePyramid, UperNet, UperNetHead, quarters
+from hardpatch.train.optimizer import layer_decay_groups
 
 
 def small_upernet(positions: str = "sincos", classes: int = 5, dropout: float = 0.0, depth: int = 4) -> UperNet:

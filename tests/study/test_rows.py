@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hardpatch import config, recipes
-from hardpatch.config import RunConfig
 from hardpatch.errors import UserError
+from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study import rows
 from hardpatch.study.rows import METRICS, Row, Table
 from hardpatch.study.runner import Study, Task, plan
 from hardpatch.study.scales import SCALES, configure, merged
-from hardpatch.train.build import initial_model
 
 WEIGHTS = {"dino": "dino.safetensors", "clip": "clip.safetensors"}
 PLAIN = Table("plain", "A table", (), "nowhere")

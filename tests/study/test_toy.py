@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from hardpatch.config import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.methods.hpm import HPM
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study import rows
 from hardpatch.study.rows import Keep
 from hardpatch.study.runner import Quiet
 from hardpatch.study.scales import SCALES, configure
 from hardpatch.study.toy import Supervised, train_supervised, unseen
-from hardpatch.train.build import initial_model
 
 CPU = torch.device("cpu")
 

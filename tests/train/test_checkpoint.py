@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from hardpatch.errors import UserError
 from hardpatch.methods.teacher import Teacher
 from hardpatch.train import checkpoint
-from hardpatch.train.optim import parameter_groups
+from hardpatch.train.optimizer import parameter_groups
 from tests.small import small_hpm
 
 IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from hardpatch.train.loop import start_fabric
+from hardpatch.train.device import start_fabric
 
 
 class Notes(nn.Module):

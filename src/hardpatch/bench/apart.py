@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from hardpatch.config import RunConfig
 from hardpatch.errors import UserError
+from hardpatch.pretrain.sections import RunConfig
 
 
 class Apart:
@@ -57,7 +57,7 @@ class Apart:
 
 def _serve(connection: Connection, name: str, run: RunConfig, threads: int) -> None:
     from hardpatch.bench.contenders import PEERS, NotHereError, contender, synthetic_batch
-    from hardpatch.train.loop import start_fabric
+    from hardpatch.train.device import start_fabric
 
     torch.set_num_threads(threads)
     ours = name not in PEERS and name != "literal"

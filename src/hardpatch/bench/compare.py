@@ -11,7 +11,7 @@ from hardpatch.bench.apart import Apart
 from hardpatch.bench.contenders import Contender, NotHereError, contender, synthetic_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
-from hardpatch.config import RunConfig
+from hardpatch.pretrain.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import hardpatch
-from hardpatch import config, recipes
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, FastConfig, RunConfig
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
+from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.models.encoder import SIZES
-from hardpatch.train.build import image_size, initial_model, target_of
-from hardpatch.train.optim import Schedule, parameter_groups, schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.build import image_size, initial_model, target_of
+from hardpatch.pretrain.schedule import Schedule, schedule
+from hardpatch.pretrain.sections import FastConfig, RunConfig
+from hardpatch.pretrain.step import Learner
+from hardpatch.train.optimizer import parameter_groups
 
 STEPS = 1000
 """Length of the imagined training; every step is one of its middle, with all patches mined that ever are."""

@@ -12,11 +12,11 @@ import torch
 from hardpatch.bench.timing import Spread, spread
 from hardpatch.data.augment import TrainTransform, crop_box, cut_box
 from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
+from hardpatch.data.device_set import SHARE, DeviceSet, free_memory
 from hardpatch.data.loader import Batch, cores, train_batches
 from hardpatch.data.memory import HeldSource, available_memory
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
-from hardpatch.train.device_set import SHARE, DeviceSet, free_memory
 
 TURNS = 5
 """Every stage is timed so many times, in turns with the others."""

@@ -7,10 +7,10 @@ two products for each of the forward pass, one where the input needs no gradient
 
 from dataclasses import dataclass
 
-from hardpatch.config import RunConfig
 from hardpatch.methods.masking import masked_count
 from hardpatch.models.encoder import SIZES
-from hardpatch.train.build import grid_of, masking_of
+from hardpatch.pretrain.build import grid_of, masking_of
+from hardpatch.pretrain.sections import RunConfig
 
 MLP_RATIO = 4
 
@@ -49,7 +49,7 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
     Args:
         run: its configuration.
         literal: of Algorithm 1 taken at its word (``benchmarks/literal.py``), in place of the least that gives the same
-            numbers, which is what :class:`~hardpatch.train.step.Learner` computes; section ``fast`` does not count.
+            numbers, which is what :class:`~hardpatch.pretrain.step.Learner` computes; section ``fast`` does not count.
         mined: whether patches are mined at that step; the teacher rests where there are none.
 
     Returns:

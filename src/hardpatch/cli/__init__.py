@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     try:
         if verb not in VERBS:
-            from hardpatch.config import did_you_mean
+            from hardpatch.errors import did_you_mean
 
             raise UserError(f"no such verb{did_you_mean(verb, list(VERBS)) or '; see hardpatch --help'}")
         return getattr(import_module(f"hardpatch.cli.{VERBS[verb]}"), verb)(rest)

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"hardpatch {verb}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        from hardpatch.config import did_you_mean
+        from hardpatch.errors import did_you_mean
 
         options = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (\S+)", message)

@@ -63,11 +63,11 @@ def bench(arguments: list[str]) -> int:
 
     import torch
 
-    from hardpatch import config, recipes
     from hardpatch.bench.compare import as_json, compare, markdown
     from hardpatch.bench.timing import device_name
-    from hardpatch.report.terminal import counting
-    from hardpatch.train.loop import PRECISIONS, start_fabric
+    from hardpatch.pretrain import config, recipes
+    from hardpatch.train.device import PRECISIONS, start_fabric
+    from hardpatch.train.progress import counting
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

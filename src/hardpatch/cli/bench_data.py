@@ -43,7 +43,8 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.data.augment import TrainTransform
     from hardpatch.data.loader import cores
     from hardpatch.data.sources import open_source
-    from hardpatch.report.terminal import counting, show_log, use_device
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import counting, show_log
 
     show_log()
     device = use_device(options.device)

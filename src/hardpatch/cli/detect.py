@@ -54,10 +54,11 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
     from hardpatch.evaluate.detection_pictures import detection_sheet
     from hardpatch.figures import training_curves
     from hardpatch.interchange.backbone import load_backbone
-    from hardpatch.report.terminal import TrainingProgress, show_log, use_device
-    from hardpatch.train import folder as run_folder
-    from hardpatch.train.loop import interruptions
-    from hardpatch.train.monitor import read_metrics
+    from hardpatch.pretrain import folder as run_folder
+    from hardpatch.train.device import use_device
+    from hardpatch.train.metrics import read_metrics
+    from hardpatch.train.progress import TrainingProgress, show_log
+    from hardpatch.train.signals import interruptions
 
     mask_tools()  # complains before anything is read
     out, train, val = options.out, Path(options.train), Path(options.val)

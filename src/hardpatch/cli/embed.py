@@ -25,7 +25,8 @@ def embed(arguments: list[str]) -> int:
     from hardpatch.data.sources import open_images
     from hardpatch.evaluate.embeddings import write_embeddings
     from hardpatch.interchange.load import load
-    from hardpatch.report.terminal import counting, show_log, use_device
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import counting, show_log
 
     show_log()
     device = use_device(options.device)

@@ -116,7 +116,8 @@ def _evaluate(
     from hardpatch.evaluate.labelled import labelled_features
     from hardpatch.evaluate.ranks import joined, ranks
     from hardpatch.interchange.load import load
-    from hardpatch.report.terminal import counting, show_log, use_device
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import counting, show_log
 
     show_log()
     cache = options.cache or (Path(options.run) / "features" if Path(options.run).is_dir() else None)

@@ -46,7 +46,7 @@ def finetune(arguments: list[str]) -> int:
     run = settings.build(values, changes, own.preset)
 
     from hardpatch.evaluate.finetune import finetune as train
-    from hardpatch.report.terminal import TrainingProgress, show_log
+    from hardpatch.train.progress import TrainingProgress, show_log
 
     progress = TrainingProgress()
     show_log(progress.console)

@@ -19,7 +19,7 @@ def recipes(arguments: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", nargs="?")
     options = parser.parse_args(arguments)
 
-    from hardpatch import recipes
+    from hardpatch.pretrain import recipes
 
     if options.name:
         print(recipes.text(options.name), end="")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hardpatch import config, recipes
 from hardpatch.cli.arguments import Parser
 from hardpatch.errors import UserError
+from hardpatch.pretrain import config, recipes
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def pretrain(arguments: list[str]) -> int:
     if own.recipe or own.config:
         values = recipes.read(own.recipe) if own.recipe else recipes.read_file(own.config)
     elif own.resume:
-        from hardpatch.train.folder import read_config
+        from hardpatch.pretrain.folder import read_config
 
         values = config.to_dict(read_config(folder))
     else:
@@ -49,10 +49,10 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def _train(run: Any, folder: Path, resume: bool, arguments: Sequence[str]) -> int:
+    from hardpatch.pretrain import folder as run_folder
+    from hardpatch.pretrain.run import pretrain
     from hardpatch.report.run import write_pictures
-    from hardpatch.report.terminal import TrainingProgress, show_log
-    from hardpatch.train import folder as run_folder
-    from hardpatch.train.loop import pretrain
+    from hardpatch.train.progress import TrainingProgress, show_log
 
     progress = TrainingProgress()
     show_log(progress.console)

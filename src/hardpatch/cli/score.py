@@ -33,7 +33,8 @@ def score(arguments: list[str]) -> int:
     from hardpatch.data.sources import open_images
     from hardpatch.evaluate.difficulty import score
     from hardpatch.interchange.load import load_pair, load_target, training_masks
-    from hardpatch.report.terminal import counting, show_log, use_device
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import counting, show_log
 
     show_log()
     device = use_device(options.device)

@@ -61,11 +61,12 @@ def _segment(options: argparse.Namespace, arguments: list[str]) -> int:
     from hardpatch.interchange.backbone import load_backbone
     from hardpatch.interchange.segmenter import FILE, save_segmenter
     from hardpatch.models.upernet import UperNet
+    from hardpatch.pretrain import folder as run_folder
     from hardpatch.report.segmentation import table, write_report
-    from hardpatch.report.terminal import TrainingProgress, show_log, use_device
-    from hardpatch.train import folder as run_folder
-    from hardpatch.train.loop import interruptions
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import TrainingProgress, show_log
     from hardpatch.train.segmentation import SegmentationTrainer, inference_of
+    from hardpatch.train.signals import interruptions
 
     run, out = _run_of(options), options.out
     device, processes = use_device(options.device), resolve_workers(options.workers)

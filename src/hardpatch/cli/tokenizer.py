@@ -33,8 +33,9 @@ def tokenizer(arguments: list[str]) -> int:
 
     from hardpatch.data.loader import resolve_workers
     from hardpatch.data.sources import open_source
-    from hardpatch.report.terminal import TrainingProgress, show_log, use_device
-    from hardpatch.train import tokenizer as training
+    from hardpatch.pretrain import tokenizer as training
+    from hardpatch.train.device import use_device
+    from hardpatch.train.progress import TrainingProgress, show_log
 
     try:
         source = open_source(options.data)

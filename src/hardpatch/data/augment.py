@@ -13,11 +13,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from hardpatch.data.decode import Jpeg, UndecodableImage
-from hardpatch.errors import UserError
+from hardpatch.data.decode import Jpeg
 
 if TYPE_CHECKING:
-    from hardpatch.data.sources import Source
+    pass
 
 Image = npt.NDArray[np.uint8]
 
@@ -269,34 +268,6 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     out = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
     return out[0].permute(1, 2, 0).numpy()
-
-
-def channel_statistics(
-    source: "Source", channels: int, seed: int, at_most: int = 2000
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in [0, 1] units, over a random choice of `at_most` images.
-
-    Every image counts the same, whatever its size, since training sees them all at one size. Broken files are passed
-    over; UserError if none is left.
-    """
-    chosen = np.random.default_rng(seed).permutation(len(source))[:at_most]
-    mean, square, count = np.zeros(channels), np.zeros(channels), 0
-    for i in chosen:
-        try:
-            pixels = source.image(int(i), channels).reshape(-1, channels)
-        except UndecodableImage:
-            continue
-        mean += pixels.mean(0) / 255
-        square += np.einsum("pc,pc->c", pixels, pixels, dtype=np.float64) / len(pixels) / 255**2
-        count += 1
-    if not count:
-        raise UserError(
-            f"data.mean: none of {len(chosen)} images could be decoded, so there is nothing to compute it on"
-        )
-    mean, square = mean / count, square / count
-    # images of one colour would have the model divide by zero; a grey level is the finest there is
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _to_tensor(image: Image) -> torch.Tensor:

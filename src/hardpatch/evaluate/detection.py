@@ -18,15 +18,14 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.coco_ap import Precision, average_precision, detect
 from hardpatch.evaluate.detection_settings import DetectionRun, from_dict, step_learning_rate, total_steps
 from hardpatch.interchange.backbone import Backbone, build_encoder, encoder_settings
-from hardpatch.models.classifier import layer_decay_groups
 from hardpatch.models.vitdet import mask_rcnn
 from hardpatch.train import checkpoint, supervised
-from hardpatch.train.monitor import MetricsLog
-from hardpatch.train.optim import parameter_groups
+from hardpatch.train.metrics import MetricsLog
+from hardpatch.train.optimizer import layer_decay_groups, parameter_groups
 from hardpatch.train.settings import to_dict
 
 if TYPE_CHECKING:
-    from hardpatch.train.loop import Progress
+    from hardpatch.train.progress import Progress
 
 KIND = "detector"
 """In the metadata of checkpoints, which are no pre-training run's."""

@@ -22,12 +22,14 @@ from hardpatch.figures import training_curves
 from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.models.classifier import Classifier
+from hardpatch.pretrain import folder as run_folder
 from hardpatch.train import checkpoint
-from hardpatch.train import folder as run_folder
+from hardpatch.train.device import start_fabric
 from hardpatch.train.finetune import KIND, Finetuner
-from hardpatch.train.loop import Progress, interruptions, start_fabric
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
+from hardpatch.train.progress import Progress
 from hardpatch.train.settings import to_dict, to_yaml
+from hardpatch.train.signals import interruptions
 
 log = logging.getLogger("hardpatch")
 

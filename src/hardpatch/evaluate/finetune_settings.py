@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.config import did_you_mean, explain
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
+from hardpatch.pretrain.config import explain
 
 
 @dataclass(frozen=True)

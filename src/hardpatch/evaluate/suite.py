@@ -19,8 +19,7 @@ from typing import Any
 
 import yaml
 
-from hardpatch.config import did_you_mean
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
 
 NUMBERS: dict[str, dict[str, tuple[str, ...]]] = {
     "knn": {"k-NN top-1": ("top1",)},

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD
+from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import Weights, load, read_metadata, weights_file
 from hardpatch.interchange.reference import from_reference, read_reference, usual_heads

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from hardpatch import config
 from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.ibot import IBOT
 from hardpatch.methods.targets import Target
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.train import checkpoint
-from hardpatch.train.build import initial_model, target_of
 
 Weights = Literal["student", "teacher", "untrained"]
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.config import did_you_mean
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
 from hardpatch.pickles import load_pickle
 
 NETWORKS = {

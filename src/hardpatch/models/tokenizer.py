@@ -1,7 +1,7 @@
 """Visual tokens: a word of a fixed vocabulary for every patch, which BEiT's student has to guess (Bao et al. 2022).
 
 Two tokenizers: DALL-E's, which BEiT uses, for those who have its weights, and a small one to be trained on one's own
-images (:mod:`hardpatch.train.tokenizer`). Both are discrete variational autoencoders (Ramesh et al. 2021, Sec. 2.1).
+images (:mod:`hardpatch.pretrain.tokenizer`). Both are discrete variational autoencoders (Ramesh et al. 2021, Sec. 2.1).
 """
 
 import json

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hardpatch import config
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import score
 from hardpatch.figures import training_curves
 from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, training_masks, weights_file
-from hardpatch.train.folder import read_config
-from hardpatch.train.monitor import read_metrics
+from hardpatch.pretrain import config
+from hardpatch.pretrain.folder import read_config
+from hardpatch.train.metrics import read_metrics
 
 log = logging.getLogger("hardpatch")
 

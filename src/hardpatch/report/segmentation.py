@@ -13,7 +13,7 @@ from hardpatch.data.augment import Image
 from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
 from hardpatch.evaluate.segmentation import Judged, Measures
 from hardpatch.figures import INK, to_rgb, training_curves
-from hardpatch.train.monitor import read_metrics
+from hardpatch.train.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from hardpatch.config import MethodConfig, RunConfig
 from hardpatch.data.loader import resolve_workers
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.report.terminal import use_device
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.run import pretrain, total_steps
+from hardpatch.pretrain.sections import MethodConfig, RunConfig
+from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer, train_tokenizer, write
 from hardpatch.study.runner import PREDICTOR, TOKENIZER, Study, Task, finetuning, plan, tokenizer_run
 from hardpatch.study.toy import Supervised
-from hardpatch.train.build import initial_model
-from hardpatch.train.loop import pretrain, total_steps
-from hardpatch.train.tokenizer import Quality, initial_tokenizer, train_tokenizer, write
+from hardpatch.train.device import use_device
 
 WARM_UP, MEASURED = 2, 6
 """Steps of a row before and while its speed is measured."""

@@ -1,7 +1,7 @@
 """What a table of the paper consists of: its rows, as YAML files beside this module.
 
-A row states the settings (dotted names of :mod:`hardpatch.config`) in which it differs, and the paper's figures where
-they are known.
+A row states the settings (dotted names of :mod:`hardpatch.pretrain.sections`) in which it differs, and the paper's
+figures where they are known.
 """
 
 import re
@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hardpatch.config import did_you_mean
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
 
 FOLDER = resources.files("hardpatch") / "study" / "paper"
 

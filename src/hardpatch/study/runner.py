@@ -14,18 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hardpatch import __version__, config
-from hardpatch.config import RunConfig
+from hardpatch import __version__
 from hardpatch.data.loader import resolve_workers
 from hardpatch.errors import TrainingError, UserError
+from hardpatch.pretrain import config
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study import table as output
 from hardpatch.study.rows import METRICS, Row, Table
 from hardpatch.study.scales import SCALES, configure
-from hardpatch.train.loop import Progress
+from hardpatch.train.progress import Progress
 
 if TYPE_CHECKING:
     from hardpatch.evaluate.finetune_settings import FinetuneRun
-    from hardpatch.train.tokenizer import TokenizerRun
+    from hardpatch.pretrain.tokenizer import TokenizerRun
 
 WEIGHTS_NEEDED = {"dino": "--dino_weights", "clip": "--clip_weights"}
 """Frozen networks of the tables, and the argument that names their weights; a study downloads nothing."""
@@ -173,7 +174,7 @@ def plan(study: Study) -> tuple[list[list[Task]], dict[str, str]]:
 
 def tokenizer_run(study: Study, task: Task) -> "TokenizerRun":
     """How BEiT's visual tokens are made."""
-    from hardpatch.train.tokenizer import TokenizerRun
+    from hardpatch.pretrain.tokenizer import TokenizerRun
 
     return TokenizerRun(**SCALES[study.scale].tokenizer, seed=task.run.seed)
 
@@ -218,7 +219,7 @@ def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
                 raise UserError(
                     f"--out: the study in {study.out} has {name} {then.get(name)}, now {now}; take another --out"
                 )
-    from hardpatch.train.folder import check_resume
+    from hardpatch.pretrain.folder import check_resume
 
     for stage in tasks:
         for task in stage:
@@ -291,7 +292,7 @@ def _is_done(task: Task) -> bool:
 
 def _one_by_one(study: Study, tasks: Sequence[Task]) -> Generator[tuple[Task, str], None, None]:
     """Each task in this process, and why it failed (empty if it did not)."""
-    from hardpatch.report.terminal import TrainingProgress
+    from hardpatch.train.progress import TrainingProgress
 
     bar = TrainingProgress()
     progress = bar if bar.console.is_terminal else Quiet()
@@ -370,9 +371,9 @@ class Quiet:
 
 def _pretrain(study: Study, task: Task, progress: Progress) -> None:
     """As ``hardpatch pretrain`` does it, but for the pictures."""
-    from hardpatch.report.terminal import show_log
-    from hardpatch.train import folder as run_folder
-    from hardpatch.train.loop import pretrain
+    from hardpatch.pretrain import folder as run_folder
+    from hardpatch.pretrain.run import pretrain
+    from hardpatch.train.progress import show_log
 
     def prepare() -> None:
         run_folder.write(task.folder, task.run, ["study", *study.arguments])
@@ -425,7 +426,7 @@ def _finetune(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
 def _train_tokenizer(study: Study, task: Task, progress: Progress) -> None:
     """As ``hardpatch tokenizer`` does it; not in pieces, a kill costs all of it."""
     from hardpatch.data.sources import open_source
-    from hardpatch.train import tokenizer as training
+    from hardpatch.pretrain import tokenizer as training
 
     task.folder.mkdir(parents=True, exist_ok=True)
     out = _own_tokenizer(study)
@@ -463,7 +464,7 @@ def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str,
 
 
 def _device(run: RunConfig) -> Any:
-    from hardpatch.report.terminal import use_device
+    from hardpatch.train.device import use_device
 
     return use_device(run.train.device)
 

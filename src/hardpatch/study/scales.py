@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hardpatch import config, recipes
-from hardpatch.config import RunConfig
+from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.rows import Row, Table
 
 Settings = Mapping[str, Any]
@@ -25,7 +25,7 @@ class Scale:
     large: Settings = field(default_factory=dict)
     """For rows with a larger encoder."""
     tokenizer: Mapping[str, int] = field(default_factory=dict)
-    """How BEiT's visual tokens are made: a :class:`~hardpatch.train.tokenizer.TokenizerRun`."""
+    """How BEiT's visual tokens are made: a :class:`~hardpatch.pretrain.tokenizer.TokenizerRun`."""
     finetune: Settings = field(default_factory=dict)
     """Of :class:`~hardpatch.evaluate.finetune_settings.FinetuneRun`, beside the name of a preset."""
     data: str | None = None

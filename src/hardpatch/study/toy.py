@@ -13,23 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig
-from hardpatch.data.augment import EvalTransform, TrainTransform, channel_statistics
+from hardpatch.data.augment import EvalTransform, TrainTransform
 from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers, train_batches
 from hardpatch.data.sources import open_source
+from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
 from hardpatch.evaluate.features import align_labels
 from hardpatch.evaluate.labelled import LARGE_IMAGE
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import hard_patches, masked_count
 from hardpatch.models.encoder import Encoder
+from hardpatch.pretrain.build import image_size, initial_model
+from hardpatch.pretrain.run import total_steps
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.vital_signs import diverged
 from hardpatch.randomness import patch_noise
 from hardpatch.schedules import learning_rate
 from hardpatch.study.rows import Keep
 from hardpatch.train import checkpoint
-from hardpatch.train.build import image_size, initial_model
-from hardpatch.train.loop import Progress, total_steps
-from hardpatch.train.monitor import diverged
-from hardpatch.train.optim import parameter_groups
+from hardpatch.train.optimizer import parameter_groups
+from hardpatch.train.progress import Progress
 
 
 class Classifier(nn.Module):

@@ -20,11 +20,12 @@ from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer
 from hardpatch.evaluate.finetune_settings import FinetuneRun
 from hardpatch.evaluate.labelled import LARGE_IMAGE
 from hardpatch.interchange.backbone import encoder_settings
-from hardpatch.models.classifier import Classifier, layer_decay_groups
+from hardpatch.models.classifier import Classifier
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint, supervised
-from hardpatch.train.loop import Progress
-from hardpatch.train.monitor import MetricsLog
+from hardpatch.train.metrics import MetricsLog
+from hardpatch.train.optimizer import layer_decay_groups
+from hardpatch.train.progress import Progress
 from hardpatch.train.settings import to_dict
 
 KIND = "classifier"

@@ -12,15 +12,15 @@ from torch import Tensor
 from hardpatch.data.segmentation import IGNORED, SegmentationSet
 from hardpatch.data.segmentation_batches import LabelledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.evaluate.segmentation import Inference, Judged, evaluate
-from hardpatch.models.classifier import layer_decay_groups
 from hardpatch.models.upernet import UperNet
 from hardpatch.train import supervised
-from hardpatch.train.monitor import MetricsLog
+from hardpatch.train.metrics import MetricsLog
+from hardpatch.train.optimizer import layer_decay_groups
 from hardpatch.train.segmentation_settings import SegmentationRun
 from hardpatch.train.settings import to_dict
 
 if TYPE_CHECKING:
-    from hardpatch.train.loop import Progress
+    from hardpatch.train.progress import Progress
 
 KIND = "segmenter"
 """In the metadata of checkpoints, which are no pre-training run's."""

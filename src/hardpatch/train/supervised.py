@@ -14,7 +14,7 @@ from hardpatch.train import checkpoint
 
 
 def set_rates(optimizer: Optimizer, lr: float) -> None:
-    """Give each group ``lr`` times its ``lr_scale``, see :func:`~hardpatch.models.classifier.layer_decay_groups`."""
+    """Give each group ``lr`` times its ``lr_scale``, see :func:`~hardpatch.train.optimizer.layer_decay_groups`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 

@@ -2,68 +2,40 @@
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 
 from hardpatch import __version__
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig, to_dict
-from hardpatch.data.augment import MultiCropTransform, TrainTransform, channel_statistics
+from hardpatch.data.augment import MultiCropTransform, TrainTransform
+from hardpatch.data.device_set import DeviceSet
 from hardpatch.data.loader import BadFiles, Batch, on_device, resolve_workers, train_batches
 from hardpatch.data.memory import HeldSource
 from hardpatch.data.sources import Source, open_source
+from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
 from hardpatch.errors import UserError
 from hardpatch.evaluate.knn import knn_accuracy
 from hardpatch.evaluate.labelled import labelled_features
+from hardpatch.pretrain.build import image_size, initial_model, target_of
+from hardpatch.pretrain.config import to_dict
+from hardpatch.pretrain.micro_batch import fewest_pieces
+from hardpatch.pretrain.schedule import Schedule, schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner, Step
+from hardpatch.pretrain.vital_signs import diverged, vital_signs
 from hardpatch.train import checkpoint
-from hardpatch.train.build import image_size, initial_model, target_of
-from hardpatch.train.device_set import DeviceSet
-from hardpatch.train.memory import keep_buffers
-from hardpatch.train.monitor import MetricsLog, diverged, vital_signs
-from hardpatch.train.optim import Schedule, schedule
-from hardpatch.train.pieces import fewest_pieces
-from hardpatch.train.step import Learner, Step
+from hardpatch.train.device import start_fabric
+from hardpatch.train.metrics import MetricsLog
+from hardpatch.train.progress import Progress
+from hardpatch.train.signals import interruptions
 
 log = logging.getLogger("hardpatch")
 
 SKIPPED_SHOWN = 20
 """Names of files that are no images that are put into the log; a folder may hold a million of them."""
-
-
-class InputsAsTheyAre(MixedPrecision):
-    """Autocast gives each layer the precision that it wants; pixels are not rounded before, since the losses are of
-    them."""
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
-class Progress(Protocol):
-    """What shows a run to a person; the command line draws a bar."""
-
-    def start(self, step: int, total: int, batch_size: int) -> None:
-        """The run begins, or goes on, after ``step`` of ``total`` steps of ``batch_size`` images."""
-
-    def advance(self) -> None:
-        """A step is done."""
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """A line of metrics was written."""
-
-    def stop(self) -> None:
-        """The run is over, however it ended."""
 
 
 @dataclass(frozen=True)
@@ -351,31 +323,6 @@ def total_steps(run: RunConfig, images: int) -> int:
     return max(1, round((run.epochs or 0.0) * images / run.batch_size))
 
 
-def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = True) -> Fabric:
-    """Device and precision of a run, as :class:`~hardpatch.config.TrainConfig` names them.
-
-    On a CPU the process keeps its memory from then on (:mod:`hardpatch.train.memory`), unless ``settle`` is False.
-
-    Raises:
-        UserError: if they do not exist here; says ``prefix`` before the name of the setting.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device, True):
-        raise UserError(f"{prefix}device: {device} is not available on this machine; use auto or cpu")
-    if precision == "auto":
-        cuda = available["cuda"] and device in ("auto", "cuda")
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
-        raise UserError(f"{prefix}precision: fp16 needs a CUDA device; use bf16 or fp32")
-    if device == "auto":
-        device = next((name for name, there in available.items() if there), "cpu")
-    mixed = None if precision == "fp32" else InputsAsTheyAre(PRECISIONS[precision], device)
-    fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
-    if settle and fabric.device.type == "cpu":
-        keep_buffers()
-    return fabric
-
-
 def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel; a run that goes on keeps its own."""
     if newest is not None:
@@ -391,20 +338,3 @@ def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[li
         list(name[value] if isinstance(value, str) else value) for value, name in zip(given, named, strict=True)
     )
     return mean, std
-
-
-@contextmanager
-def interruptions() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them, so that a step can end; a second one kills as ever."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
-    from hardpatch.config import RunConfig
+    from hardpatch.pretrain.sections import RunConfig
 
 
 def check(run: "RunConfig") -> None:

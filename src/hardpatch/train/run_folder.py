@@ -12,45 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from hardpatch import __version__, config
-from hardpatch.config import RunConfig
+from hardpatch import __version__
 from hardpatch.errors import UserError
-
-FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
-"""Settings that a run may change when it goes on: they do not decide what is learnt."""
-
-README = """# A hardpatch run
-
-Made by `{command}`.
-
-| file | what |
-|---|---|
-| `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
-| `environment.json` | versions and hardware |
-| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, a JSON object a line |
-| `tensorboard/` | the same for `tensorboard --logdir` |
-| `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimiser |
-| `pictures/` | curves, and where the model finds images hard |
-
-What to do with it:
-
-    hardpatch info {folder}
-    hardpatch knn {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
-    hardpatch linear {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
-    hardpatch score {folder} IMAGES --out PICTURES
-    hardpatch pretrain --resume --out {folder}
-
-In Python, `hardpatch.load("{folder}")` gives the model.
-"""
-
-
-def read_config(folder: Path) -> RunConfig:
-    """The configuration that a run folder was made with.
-
-    Raises:
-        UserError: if there is none.
-    """
-    return config.build(read_values(folder))
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -64,20 +27,6 @@ def read_values(folder: Path) -> dict[str, Any]:
         raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
     values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return values
-
-
-def check_resume(folder: Path, run: RunConfig) -> None:
-    """Refuse to go on with other settings than a run began with.
-
-    Raises:
-        UserError: names every setting that differs, with both values.
-    """
-    changed = {
-        name: values
-        for name, values in config.differences(read_config(folder), run).items()
-        if not name.startswith(FREE_TO_CHANGE)
-    }
-    refuse_changes(folder, changed)
 
 
 def refuse_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
@@ -102,15 +51,6 @@ def check_new(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         what = "a run" if (folder / "config.yaml").exists() else "other files"
         raise UserError(f"--out: {folder} already holds {what}; add --resume to go on with it, or take another --out")
-
-
-def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
-    """Write ``config.yaml``, ``environment.json`` and a README, each whole or not at all.
-
-    Raises:
-        UserError: if the folder cannot be made.
-    """
-    write_files(folder, config.to_yaml(run), arguments, README)
 
 
 def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hardpatch.config import IMAGENET_MEAN, IMAGENET_STD, RunConfig
+from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.methods import targets
 from hardpatch.methods.base import Host
@@ -17,6 +17,7 @@ from hardpatch.methods.masking import masked_count
 from hardpatch.methods.simmim import SimMIM
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.encoder import SIZES, patch_grid
+from hardpatch.pretrain.sections import RunConfig
 
 
 def image_size(run: RunConfig) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from hardpatch.errors import TrainingError
 from hardpatch.methods.hpm import Losses, Masking, Problem
 from hardpatch.methods.teacher import Sight
 from hardpatch.patches import split
-from hardpatch.train.monitor import MetricsLog, RunningMeans, read_metrics, vital_signs
+from hardpatch.pretrain.vital_signs import RunningMeans, vital_signs
+from hardpatch.train.metrics import MetricsLog, read_metrics
 
 
 def losses(value: float) -> Losses:

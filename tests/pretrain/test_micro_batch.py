@@ -5,11 +5,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import config
 from hardpatch.errors import UserError
-from hardpatch.train.build import initial_model, target_of
-from hardpatch.train.pieces import candidates, fewest_pieces
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.micro_batch import candidates, fewest_pieces
+from hardpatch.pretrain.step import Learner
 
 
 def learner(*more: str, batch_size: int = 12) -> Learner:

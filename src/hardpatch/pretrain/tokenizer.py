@@ -26,7 +26,7 @@ from hardpatch.pickles import save_tensors
 from hardpatch.schedules import half_cosine, learning_rate
 
 if TYPE_CHECKING:
-    from hardpatch.train.loop import Progress
+    from hardpatch.train.progress import Progress
 
 USE_WEIGHT = 0.1
 """Of the term that spreads the use of the words. Without it a short trial ended with 10 of 512 words in use, with it

@@ -1,23 +1,12 @@
-"""A run as frozen dataclasses: set on the command line, checked once, saved beside the run.
+"""The settings of a pre-training run, a frozen dataclass for each section.
 
 Nothing here imports torch, so that the command line answers at once.
 """
 
-import argparse
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-
-from hardpatch.config_checks import check
-from hardpatch.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+from hardpatch.pretrain.checks import check
 
 
 @dataclass(frozen=True)
@@ -272,140 +261,3 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@cache
-def _parser() -> ArgumentParser:
-    """A parser of every setting of a run, as ``--section.name VALUE``."""
-    parser = ArgumentParser(prog="hardpatch", exit_on_error=False, add_help=False, usage=argparse.SUPPRESS)
-    parser.add_class_arguments(RunConfig)
-    return parser
-
-
-def settings_help() -> str:
-    """What ``--help`` says of the settings of a run."""
-    # jsonargparse lets a section be read from a file; here --data names the images, and --config the file.
-    sections = "|".join(name for name in setting_names() if name)
-    return re.sub(rf"\n  --({sections}) CONFIG +Path to a configuration file\.", "", _parser().format_help())
-
-
-def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig:
-    """A checked run from nested ``values`` (a recipe, a saved configuration), changed by command-line ``arguments``.
-
-    Raises:
-        UserError: one line that names the setting, what was expected and what came; a misspelt name gets a suggestion.
-    """
-    check_names(values)
-    parser = _parser()
-    given = {argument.split("=")[0] for argument in arguments}
-    for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if f"--{one}" in given and f"--{other}" not in given:  # how long to train is said anew, in the other unit
-            values = {**values, other: None}
-    try:
-        namespace = parser.parse_args(list(arguments), namespace=parser.parse_object(dict(values)))
-    except ArgumentError as error:
-        raise UserError(explain(error)) from None
-    nested = namespace.as_dict()
-    sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
-    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
-
-
-@cache
-def setting_names() -> dict[str, tuple[str, ...]]:
-    """Names of the settings of each section; those of the run itself under the empty name."""
-    run = RunConfig(epochs=1)
-    names = {f.name: getattr(run, f.name) for f in fields(run)}
-    sections = {name: tuple(f.name for f in fields(part)) for name, part in names.items() if is_dataclass(part)}
-    return {"": tuple(names), **sections}
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """``; did you mean 'x'?``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def check_names(values: Mapping[str, Any], source: str = "configuration") -> None:
-    """Refuse settings that do not exist.
-
-    Raises:
-        UserError: names the first unknown one, with a suggestion.
-    """
-    known = setting_names()
-    for key, value in values.items():
-        if key not in known[""]:
-            raise UserError(f"{source}: unknown setting {key!r}{did_you_mean(key, known[''])}")
-        if key in known:
-            if not isinstance(value, Mapping):
-                raise UserError(f"{source}: expected settings under {key!r}, got {value!r}")
-            for name in value:
-                if name not in known[key]:
-                    suggestion = did_you_mean(name, known[key])
-                    raise UserError(f"{source}: unknown setting {f'{key}.{name}'!r}{suggestion}")
-
-
-def explain(error: Exception) -> str:
-    """A parser's complaint as one line."""
-    text = " ".join(str(error).split()).replace('Parser key "', "").replace('":', ":", 1)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
-    # "name: Does not validate against any of the Union subtypes Subtypes: [...] Errors: ... Given value: x"
-    text = re.sub(
-        r": Does not validate.*?Subtypes: \[(.*)\] Errors:.*Given value: ", r": Expected \1. Got value: ", text
-    )
-    if text.startswith("unrecognized arguments: "):
-        known = setting_names()
-        options = [*known[""], *(f"{section}.{name}" for section in known if section for name in known[section])]
-        unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1])
-        name = unknown.removeprefix("--").split("=")[0]
-        # A plain name is most often a nested setting without its section.
-        nested = [option for option in options if option.split(".")[-1] == name]
-        suggestion = (
-            f"; did you mean '--{nested[0]}'?" if nested else did_you_mean(f"--{name}", [f"--{o}" for o in options])
-        )
-        return f"{unknown}: unknown argument{suggestion}"
-    return text
-
-
-def to_dict(run: RunConfig) -> dict[str, Any]:
-    """Nested plain values, as YAML and JSON hold them; :func:`build` reads them back to an equal run."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return plain(asdict(run))
-
-
-def to_yaml(run: RunConfig) -> str:
-    """The whole configuration as YAML, in the order in which it is documented."""
-    return yaml.dump(to_dict(run), Dumper=_Dumper, sort_keys=False)
-
-
-class _Dumper(yaml.SafeDumper):
-    """A line a setting: lists of numbers stay on one."""
-
-
-_Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-)
-
-
-def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two runs differ: name -> (old value, new value)."""
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-
-
-def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -2,9 +2,10 @@ import math
 
 import pytest
 
-from hardpatch import config, recipes
+from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.schedule import schedule
 from hardpatch.schedules import learning_rate
-from hardpatch.train.optim import parameter_groups, schedule
+from hardpatch.train.optimizer import parameter_groups
 from tests.small import small_hpm
 
 

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch import config, recipes
 from hardpatch.errors import UserError
+from hardpatch.pretrain import config, recipes
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]
 SMALL = ["cifar10_tiny", "tiny_imagenet_small", "demo"]

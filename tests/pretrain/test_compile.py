@@ -11,16 +11,16 @@ import torch
 from lightning_fabric import Fabric
 from torch._dynamo.utils import counters
 
-from hardpatch import config
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.errors import UserError
 from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.tokenizer import DiscreteVAE
 from hardpatch.patches import split
-from hardpatch.train.build import initial_model, target_of
-from hardpatch.train.compile import compile_parts
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.compile import compile_parts
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.step import Learner
 
 CPU = torch.device("cpu")
 STEPS = 10

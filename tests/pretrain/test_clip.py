@@ -2,9 +2,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.train.build import initial_model
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.step import Learner
 from tests.bench.test_literal import STEPS, batches, small_run
 
 

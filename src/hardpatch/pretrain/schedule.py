@@ -1,22 +1,13 @@
 """Optimiser groups, and everything that changes as training goes on."""
 
 import random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import nn
-
-from hardpatch.config import RunConfig
 from hardpatch.methods.curriculum import linear_alpha
 from hardpatch.methods.distillation import teacher_temperature
 from hardpatch.methods.teacher import cosine_momentum, linear_momentum
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.schedules import half_cosine, learning_rate
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups: weight decay on matrices and tokens, none on biases and norms."""
-    from timm.optim import param_groups_weight_decay
-
-    return param_groups_weight_decay(model, weight_decay)
 
 
 class Schedule(NamedTuple):

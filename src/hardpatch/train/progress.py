@@ -5,14 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from hardpatch.errors import UserError
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SHOWN = {
     "loss": ".4f",
@@ -39,7 +37,7 @@ class TrainingProgress:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self.bar: Progress | None = None
+        self.bar: rich_progress.Progress | None = None
 
     def start(self, step: int, total: int, batch_size: int) -> None:
         """Begin at ``step`` of ``total``."""
@@ -49,7 +47,7 @@ class TrainingProgress:
             highlight=False,
         )
         if self.console.is_terminal:
-            self.bar = Progress(
+            self.bar = rich_progress.Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -93,7 +91,7 @@ def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar that counts images; nothing where there is no terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
 
         def update(done: int, total: int | None) -> None:
@@ -120,17 +118,17 @@ def show_log(console: Console | None = None, file: Path | None = None) -> None:
         logger.addHandler(handler)
 
 
-def use_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the accelerator if there is one.
+class Progress(Protocol):
+    """What shows a run to a person; the command line draws a bar."""
 
-    Raises:
-        UserError: if it does not exist here.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        """The run begins, or goes on, after ``step`` of ``total`` steps of ``batch_size`` images."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def stop(self) -> None:
+        """The run is over, however it ended."""

@@ -10,16 +10,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import config
 from hardpatch.cli import main
 from hardpatch.data.loader import Batch
 from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.tokenizer import DiscreteVAE
-from hardpatch.train.build import initial_model, target_of
-from hardpatch.train.monitor import read_metrics
-from hardpatch.train.optim import schedule
-from hardpatch.train.pieces import MARGIN, fewest_pieces
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.micro_batch import MARGIN, fewest_pieces
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.step import Learner
+from hardpatch.train.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

@@ -5,11 +5,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch import config
 from hardpatch.bench.contenders import synthetic_batch
-from hardpatch.train.build import initial_model
-from hardpatch.train.optim import schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.schedule import schedule
+from hardpatch.pretrain.step import Learner
 
 CPU = torch.device("cpu")
 RUNS: dict[str, list[str]] = {

@@ -8,7 +8,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hardpatch.config import RunConfig
 from hardpatch.data.loader import SAMPLES, Batch
 from hardpatch.methods.difficulty_memory import Remembered
 from hardpatch.methods.hpm import HPM, Losses, Problem, mine
@@ -16,11 +15,13 @@ from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
+from hardpatch.pretrain.build import masking_of, needs_teacher
+from hardpatch.pretrain.compile import begin_step, compile_parts
+from hardpatch.pretrain.schedule import Schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.vital_signs import RunningMeans
 from hardpatch.randomness import patch_noise
-from hardpatch.train.build import masking_of, needs_teacher
-from hardpatch.train.compile import begin_step, compile_parts
-from hardpatch.train.monitor import RunningMeans
-from hardpatch.train.optim import Schedule, parameter_groups
+from hardpatch.train.optimizer import parameter_groups
 from hardpatch.train.supervised import seed_step
 
 

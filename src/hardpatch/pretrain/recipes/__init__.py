@@ -1,6 +1,7 @@
 """The named runs, a YAML file each, and files of the user's in the same form.
 
-A file states what differs from the defaults of :mod:`hardpatch.config`, or from the recipe that its ``base`` names.
+A file states what differs from the defaults of :mod:`hardpatch.pretrain.sections`, or from the recipe
+that its ``base`` names.
 """
 
 from importlib import resources
@@ -9,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from hardpatch.config import check_names, did_you_mean
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
+from hardpatch.pretrain.config import check_names
 
-FOLDER = resources.files("hardpatch") / "recipes"
+FOLDER = resources.files("hardpatch.pretrain") / "recipes"
 
 
 def names() -> list[str]:

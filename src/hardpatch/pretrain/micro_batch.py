@@ -7,15 +7,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hardpatch.config import RunConfig
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.difficulty_memory import Remembered
-from hardpatch.train.build import image_size
-from hardpatch.train.monitor import RunningMeans
-from hardpatch.train.optim import Schedule, schedule
-from hardpatch.train.step import Learner
+from hardpatch.pretrain.build import image_size
+from hardpatch.pretrain.schedule import Schedule, schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner
+from hardpatch.pretrain.vital_signs import RunningMeans
 
 MARGIN = 0.03
 """Share of the device's memory that is left over: the allocator does not lose less in a long run."""

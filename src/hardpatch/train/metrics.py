@@ -1,0 +1,51 @@
+"""The metrics of a run, as JSON lines and for TensorBoard."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and ``tensorboard/`` of a run folder.
+
+    Args:
+        folder: of the run.
+        step: steps already done; later lines, of a run that was killed after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a line; ``row`` has ``step`` and numbers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds back."""
+        self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``, none if there is no file; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
