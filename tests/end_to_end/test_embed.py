@@ -15,7 +15,7 @@ import torch
 import hardpatch
 from hardpatch.cli import main
 from hardpatch.data.sources import open_images
-from hardpatch.evaluate.labelled import eval_transform
+from hardpatch.measure.labels import eval_transform
 
 
 def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hardpatch.cli import main
-from hardpatch.evaluate.suite import numbers_of, read_suite
+from hardpatch.study.suite import numbers_of, read_suite
 
 
 def write(path: Path, *entries: object) -> Path:

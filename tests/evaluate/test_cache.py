@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hardpatch.evaluate import labelled
 from hardpatch.evaluate.cache import KEY
-from hardpatch.evaluate.labelled import LabelledFeatures, labelled_features
+from hardpatch.measure import labels as labelled
+from hardpatch.measure.labels import LabelledFeatures, labelled_features
 from hardpatch.methods.hpm import HPM
 from tests.end_to_end.conftest import write_images
 from tests.small import small_hpm

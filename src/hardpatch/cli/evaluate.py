@@ -11,7 +11,7 @@ from hardpatch.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from hardpatch.evaluate.labelled import LabelledFeatures
+    from hardpatch.measure.labels import LabelledFeatures
 
 
 def knn(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def knn(arguments: list[str]) -> int:
     if options.temperature <= 0:
         raise UserError(f"--temperature: expected a number above 0, got {options.temperature}")
 
-    from hardpatch.evaluate.knn import knn_accuracy
+    from hardpatch.measure.knn import knn_accuracy
 
     def measure(found: "LabelledFeatures", device: "torch.device") -> Any:
         return knn_accuracy(
@@ -44,7 +44,7 @@ def knn(arguments: list[str]) -> int:
 
 
 def linear(arguments: list[str]) -> int:
-    from hardpatch.evaluate.linear import BASE_LRS, linear_probe
+    from hardpatch.measure.linear import BASE_LRS, linear_probe
 
     parser = _evaluation_parser(
         "linear", "Linear probe on frozen features: all learning rates at once, the best reported."
@@ -113,9 +113,9 @@ def _evaluate(
     row: Callable[[Any], str],
 ) -> int:
     """Features of one or two models, a measurement on each, a line and a JSON entry for each."""
-    from hardpatch.evaluate.labelled import labelled_features
-    from hardpatch.evaluate.ranks import joined, ranks
     from hardpatch.interchange.load import load
+    from hardpatch.measure.labels import labelled_features
+    from hardpatch.measure.ranks import joined, ranks
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import counting, show_log
 

@@ -17,7 +17,7 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from hardpatch.cli import main
-    from hardpatch.evaluate import suite as suites
+    from hardpatch.study import suite as suites
 
     suite = suites.read_suite(options.suite)
     out: Path = options.out

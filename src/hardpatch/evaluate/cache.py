@@ -16,7 +16,7 @@ from torch import nn
 
 from hardpatch import __version__
 from hardpatch.data.sources import Source
-from hardpatch.evaluate.features import Features
+from hardpatch.measure.features import Features
 from hardpatch.pickles import save_tensors
 
 KEY = "hardpatch_features"

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hardpatch.data.loader import eval_batches, resolve_workers
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import Progress, extract
-from hardpatch.evaluate.labelled import eval_transform
+from hardpatch.measure.features import Progress, extract
+from hardpatch.measure.labels import eval_transform
 from hardpatch.methods.hpm import HPM
 
 

@@ -16,11 +16,11 @@ from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate import finetune_settings as settings
 from hardpatch.evaluate.confusion import Evaluation, confusion_figure, report
-from hardpatch.evaluate.features import align_labels
 from hardpatch.evaluate.finetune_settings import FinetuneRun
 from hardpatch.figures import training_curves
 from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
 from hardpatch.interchange.load import weights_file
+from hardpatch.measure.features import align_labels
 from hardpatch.models.classifier import Classifier
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.train import checkpoint

@@ -17,8 +17,8 @@ from hardpatch.data.memory import HeldSource
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
 from hardpatch.errors import UserError
-from hardpatch.evaluate.knn import knn_accuracy
-from hardpatch.evaluate.labelled import labelled_features
+from hardpatch.measure.knn import knn_accuracy
+from hardpatch.measure.labels import labelled_features
 from hardpatch.pretrain.build import image_size, initial_model, target_of
 from hardpatch.pretrain.config import to_dict
 from hardpatch.pretrain.micro_batch import fewest_pieces

@@ -17,7 +17,7 @@ from hardpatch.pretrain.run import pretrain, total_steps
 from hardpatch.pretrain.sections import MethodConfig, RunConfig
 from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer, train_tokenizer, write
 from hardpatch.study.runner import PREDICTOR, TOKENIZER, Study, Task, finetuning, plan, tokenizer_run
-from hardpatch.study.toy import Supervised
+from hardpatch.study.table_d import Supervised
 from hardpatch.train.device import use_device
 
 WARM_UP, MEASURED = 2, 6

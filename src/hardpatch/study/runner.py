@@ -195,7 +195,7 @@ def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
         UserError: if images cannot be read or have no labels, or what is in the folder was made otherwise.
     """
     from hardpatch.data.sources import open_source
-    from hardpatch.evaluate.features import align_labels
+    from hardpatch.measure.features import align_labels
 
     sources = []
     for argument, path in (("--data", study.data), ("--train_labelled", study.train), ("--val", study.val)):
@@ -388,10 +388,10 @@ def _measure(study: Study, task: Task) -> dict[str, Any]:
     """k-NN and linear probe of the student's frozen features, which are computed once."""
     import torch
 
-    from hardpatch.evaluate.knn import knn_accuracy
-    from hardpatch.evaluate.labelled import labelled_features
-    from hardpatch.evaluate.linear import linear_probe
     from hardpatch.interchange.load import load
+    from hardpatch.measure.knn import knn_accuracy
+    from hardpatch.measure.labels import labelled_features
+    from hardpatch.measure.linear import linear_probe
 
     device = _device(task.run)
     data = task.run.data
@@ -447,7 +447,7 @@ def _own_tokenizer(study: Study) -> Path:
 
 def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
     from hardpatch.interchange.load import load
-    from hardpatch.study.toy import train_supervised
+    from hardpatch.study.table_d import train_supervised
 
     assert task.row.keep is not None
     device = _device(task.run)

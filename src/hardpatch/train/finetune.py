@@ -18,8 +18,8 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.confusion import Evaluation
 from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer
 from hardpatch.evaluate.finetune_settings import FinetuneRun
-from hardpatch.evaluate.labelled import LARGE_IMAGE
 from hardpatch.interchange.backbone import encoder_settings
+from hardpatch.measure.labels import LARGE_IMAGE
 from hardpatch.models.classifier import Classifier
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint, supervised
@@ -45,7 +45,7 @@ class Finetuner:
         folder: of the run.
         train, val: labelled images.
         classes: names of the classes, in the order of the labels of ``train``.
-        number: the class of each label of ``val``; see :func:`~hardpatch.evaluate.features.align_labels`.
+        number: the class of each label of ``val``; see :func:`~hardpatch.measure.features.align_labels`.
         model: the network to start from.
         fabric: device and precision.
 

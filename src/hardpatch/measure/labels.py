@@ -12,8 +12,8 @@ from hardpatch.data.loader import BadFiles, eval_batches, resolve_workers
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.evaluate.cache import FeatureCache
-from hardpatch.evaluate.features import Features, Progress, align_labels, extract
-from hardpatch.evaluate.ranks import gathered, of_first_rank, ranks
+from hardpatch.measure.features import Features, Progress, align_labels, extract
+from hardpatch.measure.ranks import gathered, of_first_rank, ranks
 from hardpatch.methods.hpm import HPM
 
 log = logging.getLogger("hardpatch")

@@ -17,7 +17,7 @@ from hardpatch.study import rows
 from hardpatch.study.rows import Keep
 from hardpatch.study.runner import Quiet
 from hardpatch.study.scales import SCALES, configure
-from hardpatch.study.toy import Supervised, train_supervised, unseen
+from hardpatch.study.table_d import Supervised, train_supervised, unseen
 
 CPU = torch.device("cpu")
 

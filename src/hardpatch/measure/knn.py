@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import Features
+from hardpatch.measure.features import Features
 
 CHUNK_ELEMENTS = 2**25
 """Similarities held at once: 128 MiB in float32."""
@@ -73,7 +73,7 @@ def knn_accuracy(
     """Let the k most similar training images vote on the class, with weights ``exp(cosine / temperature)``.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.evaluate.features.align_labels`.
+        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
         classes: how many there are.
         ks: numbers of neighbours; one above the number of training images is lowered to it, and ``note`` says so.
         temperature: of the votes; 0.07 in DINO.

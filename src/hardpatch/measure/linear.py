@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import Features, Progress
-from hardpatch.evaluate.knn import check_labels, right_at
+from hardpatch.measure.features import Features, Progress
+from hardpatch.measure.knn import check_labels, right_at
 from hardpatch.schedules import learning_rate
 
 BASE_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -88,7 +88,7 @@ def linear_probe(
     by half a cosine, momentum is 0.9 and there is no weight decay.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.evaluate.features.align_labels`.
+        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
         classes: how many there are.
         generator: on the CPU, for the first weights (normal, 0.01) and the order of the images.
         base_lrs: the learning rates to try, for 256 images a step.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hardpatch.data.loader import Batch
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import align_labels, extract
+from hardpatch.measure.features import align_labels, extract
 from hardpatch.methods.hpm import HPM
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardpatch.errors import UserError
-from hardpatch.evaluate import knn
-from hardpatch.evaluate.features import Features
-from hardpatch.evaluate.knn import KnnResult, KnnRow, knn_accuracy
+from hardpatch.measure import knn
+from hardpatch.measure.features import Features
+from hardpatch.measure.knn import KnnResult, KnnRow, knn_accuracy
 
 
 def labelled(features: list[list[float]], labels: list[int]) -> Features:

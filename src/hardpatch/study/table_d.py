@@ -17,8 +17,8 @@ from hardpatch.data.augment import EvalTransform, TrainTransform
 from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers, train_batches
 from hardpatch.data.sources import open_source
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
-from hardpatch.evaluate.features import align_labels
-from hardpatch.evaluate.labelled import LARGE_IMAGE
+from hardpatch.measure.features import align_labels
+from hardpatch.measure.labels import LARGE_IMAGE
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import hard_patches, masked_count
 from hardpatch.models.encoder import Encoder

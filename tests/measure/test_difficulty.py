@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.difficulty import ScoreSummary, find_masks, over_masks, score
+from hardpatch.measure.difficulty import ScoreSummary, find_masks, over_masks, score
 from hardpatch.methods import targets
 from hardpatch.methods.hpm import HPM, Answer
 from hardpatch.methods.losses import pixel_loss

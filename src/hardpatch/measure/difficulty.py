@@ -18,7 +18,7 @@ from hardpatch.data.decode import UndecodableImage, decode
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import EXTENSIONS, Source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import Progress
+from hardpatch.measure.features import Progress
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import hard_patches, masked_count, random_mask
 from hardpatch.methods.targets import Target

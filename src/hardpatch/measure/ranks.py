@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hardpatch.evaluate.features import Features
+from hardpatch.measure.features import Features
 
 
 def ranks() -> tuple[int, int]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
-from hardpatch.evaluate.features import Features
-from hardpatch.evaluate.linear import LinearResult, LinearRow, Optimiser, _optimiser, linear_probe
+from hardpatch.measure.features import Features
+from hardpatch.measure.linear import LinearResult, LinearRow, Optimiser, _optimiser, linear_probe
 
 
 def clusters(images: int, classes: int, noise: float, seed: int, width: int = 16) -> Features:
