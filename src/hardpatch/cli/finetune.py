@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hardpatch.cli.arguments import Parser, write_json
 from hardpatch.errors import UserError
-from hardpatch.evaluate import finetune_settings as settings
+from hardpatch.finetune import settings
 from hardpatch.train.settings import to_dict
 
 
@@ -35,7 +35,7 @@ def finetune(arguments: list[str]) -> int:
         raise UserError("--out: expected a folder for the run, got nothing")
     values = {}
     if own.resume:
-        from hardpatch.evaluate.finetune import read_settings
+        from hardpatch.finetune.run import read_settings
 
         values = to_dict(read_settings(own.out))
     if first:
@@ -45,7 +45,7 @@ def finetune(arguments: list[str]) -> int:
         values["from_scratch"] = True
     run = settings.build(values, changes, own.preset)
 
-    from hardpatch.evaluate.finetune import finetune as train
+    from hardpatch.finetune.run import finetune as train
     from hardpatch.train.progress import TrainingProgress, show_log
 
     progress = TrainingProgress()

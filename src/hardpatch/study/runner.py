@@ -25,7 +25,7 @@ from hardpatch.study.scales import SCALES, configure
 from hardpatch.train.progress import Progress
 
 if TYPE_CHECKING:
-    from hardpatch.evaluate.finetune_settings import FinetuneRun
+    from hardpatch.finetune.settings import FinetuneRun
     from hardpatch.pretrain.tokenizer import TokenizerRun
 
 WEIGHTS_NEEDED = {"dino": "--dino_weights", "clip": "--clip_weights"}
@@ -181,7 +181,7 @@ def tokenizer_run(study: Study, task: Task) -> "TokenizerRun":
 
 def finetuning(study: Study, run: str, seed: int, device: str, workers: int | str) -> "FinetuneRun":
     """How the pre-trained network in the folder ``run`` is fine-tuned."""
-    from hardpatch.evaluate.finetune_settings import configure as configure_finetuning
+    from hardpatch.finetune.settings import configure as configure_finetuning
 
     own = SCALES[study.scale].finetune
     given = {"run": run, "train": study.train, "val": study.val, "seed": seed, "device": device, "workers": workers}
@@ -412,7 +412,7 @@ def _measure(study: Study, task: Task) -> dict[str, Any]:
 
 def _finetune(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
     """As ``hardpatch finetune`` does it, by the scale's preset, from where it is."""
-    from hardpatch.evaluate.finetune import finetune
+    from hardpatch.finetune.run import finetune
 
     train, folder = task.run.train, task.folder / "finetune"
     run = finetuning(study, str(task.folder), task.run.seed, train.device, task.run.data.workers)

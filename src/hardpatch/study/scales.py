@@ -27,7 +27,7 @@ class Scale:
     tokenizer: Mapping[str, int] = field(default_factory=dict)
     """How BEiT's visual tokens are made: a :class:`~hardpatch.pretrain.tokenizer.TokenizerRun`."""
     finetune: Settings = field(default_factory=dict)
-    """Of :class:`~hardpatch.evaluate.finetune_settings.FinetuneRun`, beside the name of a preset."""
+    """Of :class:`~hardpatch.finetune.settings.FinetuneRun`, beside the name of a preset."""
     data: str | None = None
     """The images, unless others are given; None where they must be."""
     val: str | None = None

@@ -15,12 +15,12 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers, train_batches
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.confusion import Evaluation
-from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer
-from hardpatch.evaluate.finetune_settings import FinetuneRun
+from hardpatch.finetune.augment import FinetuneTransform, Mixer
+from hardpatch.finetune.measure import Evaluation
+from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.settings import FinetuneRun
 from hardpatch.interchange.backbone import encoder_settings
 from hardpatch.measure.labels import LARGE_IMAGE
-from hardpatch.models.classifier import Classifier
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint, supervised
 from hardpatch.train.metrics import MetricsLog

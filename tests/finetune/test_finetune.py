@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from hardpatch.data.augment import TrainTransform
 from hardpatch.errors import UserError
-from hardpatch.evaluate import finetune_settings as settings
-from hardpatch.evaluate.confusion import Evaluation, confusion_figure, report
-from hardpatch.evaluate.finetune_augment import FinetuneTransform, Mixer, seeded
-from hardpatch.evaluate.finetune_settings import FinetuneRun, configure
+from hardpatch.finetune import settings
+from hardpatch.finetune.augment import FinetuneTransform, Mixer, seeded
+from hardpatch.finetune.measure import Evaluation, confusion_figure, report
+from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.settings import FinetuneRun, configure
 from hardpatch.interchange.backbone import build_encoder, encoder_settings
-from hardpatch.models.classifier import Classifier
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.positions import resample_positions
 from hardpatch.train.optimizer import layer_decay_groups, layer_of

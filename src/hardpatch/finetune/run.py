@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
-from hardpatch.evaluate import finetune_settings as settings
-from hardpatch.evaluate.confusion import Evaluation, confusion_figure, report
-from hardpatch.evaluate.finetune_settings import FinetuneRun
 from hardpatch.figures import training_curves
+from hardpatch.finetune import settings
+from hardpatch.finetune.measure import Evaluation, confusion_figure, report
+from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.settings import FinetuneRun
+from hardpatch.finetune.trainer import KIND, Finetuner
 from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.measure.features import align_labels
-from hardpatch.models.classifier import Classifier
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
-from hardpatch.train.finetune import KIND, Finetuner
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress
 from hardpatch.train.settings import to_dict, to_yaml
@@ -51,7 +51,7 @@ If it was interrupted, go on with
 
     hardpatch finetune --resume --out {folder}
 
-In Python, `hardpatch.evaluate.finetune.load_classifier("{folder}")` gives the network.
+In Python, `hardpatch.finetune.run.load_classifier("{folder}")` gives the network.
 """
 
 
@@ -108,7 +108,7 @@ def finetune(
     """Train until the end, or until SIGINT or SIGTERM.
 
     Args:
-        run: the settings; see :func:`~hardpatch.evaluate.finetune_settings.configure`.
+        run: the settings; see :func:`~hardpatch.finetune.settings.configure`.
         folder: of the run; new, or with ``resume`` one that was begun with these settings.
         resume: go on from the newest checkpoint in ``folder``.
         progress: is told of steps and metrics.
