@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 from hardpatch.cli import main
-from hardpatch.interchange.segmenter import load_segmenter
+from hardpatch.segment.file import load_segmenter
 from hardpatch.train.metrics import read_metrics
-from tests.data.test_segmentation import blocks, write_pair
 from tests.end_to_end.conftest import SMALL
+from tests.segment.test_data import blocks, write_pair
 
 HERE = ["--device", "cpu", "--workers", "0"]
 SHORT = [
@@ -86,8 +86,8 @@ def test_a_run_becomes_a_segmenter(
     segmenter = load_segmenter(out)
     assert segmenter.classes == ("sky", "road", "car")
     assert segmenter.inference.mode == "slide"
-    from hardpatch.data.segmentation import find_labels, open_segmentation
-    from hardpatch.evaluate.segmentation import evaluate
+    from hardpatch.segment.data import find_labels, open_segmentation
+    from hardpatch.segment.measure import evaluate
 
     pairs = open_segmentation(data, "val", find_labels(data))
     judged = evaluate(segmenter.model, pairs, segmenter.inference, device=torch.device("cpu"))

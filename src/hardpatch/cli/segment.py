@@ -6,7 +6,7 @@ from dataclasses import replace
 from hardpatch.cli.arguments import Parser
 from hardpatch.cli.settings import check_folder, given_settings, stopped, training_arguments
 from hardpatch.errors import UserError
-from hardpatch.train.segmentation_settings import FREE_TO_CHANGE, PRESETS, SegmentationRun, check_run
+from hardpatch.segment.settings import FREE_TO_CHANGE, PRESETS, SegmentationRun, check_run
 from hardpatch.train.settings import to_dict, to_yaml
 
 README = """# A segmenter
@@ -17,7 +17,7 @@ Made by `{command}`.
 |---|---|
 | `config.yaml` | every setting, the classes and the encoder it began with |
 | `result.json` | mIoU, mean and pixel accuracy on the validation images, and IoU, accuracy and pixels of each class |
-| `segmenter.safetensors` | encoder and heads; `hardpatch.interchange.segmenter.load_segmenter` reads it |
+| `segmenter.safetensors` | encoder and heads; `hardpatch.segment.file.load_segmenter` reads it |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures as training went on |
 | `pictures/` | curves; images beside their true and their predicted classes |
 | `checkpoints/` | to go on from: the same command with `--resume` |
@@ -57,15 +57,15 @@ def _segment(options: argparse.Namespace, arguments: list[str]) -> int:
     import torch
 
     from hardpatch.data.loader import resolve_workers
-    from hardpatch.data.segmentation import check, find_labels, open_segmentation
     from hardpatch.interchange.backbone import load_backbone
-    from hardpatch.interchange.segmenter import FILE, save_segmenter
-    from hardpatch.models.upernet import UperNet
     from hardpatch.pretrain import folder as run_folder
-    from hardpatch.report.segmentation import table, write_report
+    from hardpatch.segment.data import check, find_labels, open_segmentation
+    from hardpatch.segment.file import FILE, save_segmenter
+    from hardpatch.segment.model import UperNet
+    from hardpatch.segment.pictures import table, write_report
+    from hardpatch.segment.trainer import SegmentationTrainer, inference_of
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import TrainingProgress, show_log
-    from hardpatch.train.segmentation import SegmentationTrainer, inference_of
     from hardpatch.train.signals import interruptions
 
     run, out = _run_of(options), options.out

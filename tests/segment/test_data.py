@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from hardpatch.data.segmentation import IGNORED, Labels, SegmentationSet, check, find_labels, open_segmentation
-from hardpatch.data.segmentation_batches import (
+from hardpatch.errors import UserError
+from hardpatch.segment.batches import (
     SegmentationTransform,
     distort,
     evaluation_pairs,
     scaled_size,
     segmentation_batches,
 )
-from hardpatch.errors import UserError
+from hardpatch.segment.data import IGNORED, Labels, SegmentationSet, check, find_labels, open_segmentation
 
 THREE = Labels(("sky", "road", "car"), (0, 1, 2))
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
-from hardpatch.evaluate.segmentation import Inference
 from hardpatch.interchange.backbone import build_encoder, encoder_settings
-from hardpatch.models.upernet import UperNet
+from hardpatch.segment.measure import Inference
+from hardpatch.segment.model import UperNet
 
 FILE = "segmenter.safetensors"
 METADATA = "hardpatch_segmenter"
@@ -28,7 +28,7 @@ class Segmenter(NamedTuple):
     """in eval mode and without gradients"""
     classes: tuple[str, ...]
     inference: Inference
-    """how it was judged; :func:`hardpatch.evaluate.segmentation.predict_logits` takes it"""
+    """how it was judged; :func:`hardpatch.segment.measure.predict_logits` takes it"""
 
 
 def save_segmenter(path: Path, model: UperNet, classes: Sequence[str], inference: Inference) -> None:

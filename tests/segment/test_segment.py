@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.data.segmentation import IGNORED, Labels, SegmentationSet, check, find_labels, open_segmentation
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.evaluate.segmentation import (
+from hardpatch.models.encoder import Encoder
+from hardpatch.segment.data import IGNORED, Labels, SegmentationSet, check, find_labels, open_segmentation
+from hardpatch.segment.file import load_segmenter, save_segmenter
+from hardpatch.segment.measure import (
     Confusion,
     Inference,
     Judged,
@@ -26,15 +28,13 @@ from hardpatch.evaluate.segmentation import (
     predict_logits,
     window_places,
 )
-from hardpatch.interchange.segmenter import load_segmenter, save_segmenter
-from hardpatch.models.encoder import Encoder
-from hardpatch.models.upernet import UperNet
-from hardpatch.report.segmentation import label_sheet, palette, table, write_report
+from hardpatch.segment.model import UperNet
+from hardpatch.segment.pictures import label_sheet, palette, table, write_report
+from hardpatch.segment.settings import PRESETS, SegmentationRun, check_run
+from hardpatch.segment.trainer import SegmentationTrainer, inference_of, pixel_loss, poly_learning_rate, spread
 from hardpatch.train.metrics import read_metrics
-from hardpatch.train.segmentation import SegmentationTrainer, inference_of, pixel_loss, poly_learning_rate, spread
-from hardpatch.train.segmentation_settings import PRESETS, SegmentationRun, check_run
-from tests.data.test_segmentation import blocks, write_pair
-from tests.models.test_upernet import random_norms, small_upernet
+from tests.segment.test_data import blocks, write_pair
+from tests.segment.test_model import random_norms, small_upernet
 
 CPU = torch.device("cpu")
 WHOLE = Inference(24, "whole", (16, 16), (8, 8))

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.data.segmentation import IGNORED, SegmentationSet
-from hardpatch.data.segmentation_batches import LabelledBatch, SegmentationTransform, segmentation_batches
-from hardpatch.evaluate.segmentation import Inference, Judged, evaluate
-from hardpatch.models.upernet import UperNet
+from hardpatch.segment.batches import LabelledBatch, SegmentationTransform, segmentation_batches
+from hardpatch.segment.data import IGNORED, SegmentationSet
+from hardpatch.segment.measure import Inference, Judged, evaluate
+from hardpatch.segment.model import UperNet
+from hardpatch.segment.settings import SegmentationRun
 from hardpatch.train import supervised
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.optimizer import layer_decay_groups
-from hardpatch.train.segmentation_settings import SegmentationRun
 from hardpatch.train.settings import to_dict
 
 if TYPE_CHECKING:

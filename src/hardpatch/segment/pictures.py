@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from hardpatch.data.augment import Image
-from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
-from hardpatch.evaluate.segmentation import Judged, Measures
 from hardpatch.figures import INK, to_rgb, training_curves
+from hardpatch.segment.data import IGNORED, Map, SegmentationSet
+from hardpatch.segment.measure import Judged, Measures
 from hardpatch.train.metrics import read_metrics
 
 if TYPE_CHECKING:

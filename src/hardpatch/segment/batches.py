@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from hardpatch.data.augment import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
 from hardpatch.data.loader import TrainingOrder, batch_loader
-from hardpatch.data.segmentation import IGNORED, Map, SegmentationSet
 from hardpatch.errors import UserError
+from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10
 

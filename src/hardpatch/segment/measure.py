@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.data.segmentation import IGNORED, SegmentationSet
-from hardpatch.data.segmentation_batches import evaluation_pairs
-from hardpatch.models.upernet import UperNet
+from hardpatch.segment.batches import evaluation_pairs
+from hardpatch.segment.data import IGNORED, SegmentationSet
+from hardpatch.segment.model import UperNet
 
 WINDOWS_AT_ONCE = 8
 
@@ -41,7 +41,7 @@ class Confusion:
         self.counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
-        """Count pixels: integer tensors of one shape, ``truth`` with :data:`~hardpatch.data.segmentation.IGNORED` where
+        """Count pixels: integer tensors of one shape, ``truth`` with :data:`~hardpatch.segment.data.IGNORED` where
         a pixel does not count."""
         truth, predicted = truth.flatten().long(), predicted.flatten().long()
         # what is ignored goes into a last place: choosing pixels by a mask would wait for the device

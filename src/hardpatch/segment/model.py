@@ -130,7 +130,7 @@ class Logits(NamedTuple):
 
 
 class UperNet(nn.Module):
-    """An encoder with both heads. Its output is at a quarter of the patch size; :func:`hardpatch.evaluate.segmentation.
+    """An encoder with both heads. Its output is at a quarter of the patch size; :func:`hardpatch.segment.measure.
     predict_logits` brings it to the pixels.
 
     Args:

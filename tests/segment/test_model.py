@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.upernet import FCNHead, FeaturePyramid, UperNet, UperNetHead, quarters
+from hardpatch.segment.model import FCNHead, FeaturePyramid, UperNet, UperNetHead, quarters
 from hardpatch.train.optimizer import layer_decay_groups
 
 
