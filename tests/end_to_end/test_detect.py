@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from hardpatch.cli import main
-from hardpatch.data.coco import mask_tools
-from hardpatch.evaluate.detection import load_detector
+from hardpatch.detect.data import mask_tools
+from hardpatch.detect.trainer import load_detector
 from hardpatch.train.metrics import read_metrics
 
 TINY = [

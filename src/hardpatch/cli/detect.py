@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import Parser
 from hardpatch.cli.settings import check_folder, given_settings, stopped, training_arguments
+from hardpatch.detect.settings import FREE_TO_CHANGE, PRESETS, DetectionRun, check_run, with_values
 from hardpatch.errors import UserError
-from hardpatch.evaluate.detection_settings import FREE_TO_CHANGE, PRESETS, DetectionRun, check_run, with_values
 from hardpatch.train.settings import to_dict, to_yaml
 
 if TYPE_CHECKING:
-    from hardpatch.data.coco import CocoSet
+    from hardpatch.detect.data import CocoSet
 
 README = """# A detector
 
@@ -26,7 +26,7 @@ Made by `{command}`.
 | `pictures/` | curves; annotated and found objects side by side |
 | `checkpoints/` | weights, and what the same command with `--resume` goes on from |
 
-In Python, `hardpatch.evaluate.detection.load_detector("{folder}")` gives the detector.
+In Python, `hardpatch.detect.trainer.load_detector("{folder}")` gives the detector.
 """
 
 
@@ -48,10 +48,10 @@ def detect(arguments: list[str]) -> int:
 
 
 def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]) -> int:
-    from hardpatch.data.coco import mask_tools
     from hardpatch.data.loader import resolve_workers
-    from hardpatch.evaluate.detection import DetectionTrainer, write_result
-    from hardpatch.evaluate.detection_pictures import detection_sheet
+    from hardpatch.detect.data import mask_tools
+    from hardpatch.detect.pictures import detection_sheet
+    from hardpatch.detect.trainer import DetectionTrainer, write_result
     from hardpatch.figures import training_curves
     from hardpatch.interchange.backbone import load_backbone
     from hardpatch.pretrain import folder as run_folder
@@ -117,7 +117,7 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
 
 def _read(argument: str, path: str, folder_argument: str, folder: Path) -> "CocoSet":
     """The annotations of a folder that holds all of their images."""
-    from hardpatch.data.coco import check_images, read_coco
+    from hardpatch.detect.data import check_images, read_coco
 
     try:
         coco = read_coco(path)

@@ -8,10 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.models.block import Block
-from hardpatch.models.encoder import Encoder
-from hardpatch.models.positions import resample_positions
-from hardpatch.models.vitdet import (
+from hardpatch.detect.model import (
     Canvas,
     ChannelNorm,
     SimplePyramid,
@@ -23,6 +20,9 @@ from hardpatch.models.vitdet import (
     unpartition,
     windowed,
 )
+from hardpatch.models.block import Block
+from hardpatch.models.encoder import Encoder
+from hardpatch.models.positions import resample_positions
 from hardpatch.patches import patchify
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hardpatch.data.coco import CocoSet, decode_mask, mask_of, read_image
+from hardpatch.detect.data import CocoSet, decode_mask, mask_of, read_image
 from hardpatch.figures import to_rgb
 
 SCORE = 0.5

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from hardpatch.data.coco import CocoImage, CocoObject, CocoSet, decode_mask, read_coco
-from hardpatch.data.coco_samples import Sample, ScaleJitter, training_samples
-from hardpatch.errors import UserError
-from hardpatch.evaluate.coco_ap import average_precision, in_coco_layout
-from hardpatch.evaluate.detection import DetectionTrainer, groups
-from hardpatch.evaluate.detection_pictures import HEIGHT, detection_sheet
-from hardpatch.evaluate.detection_settings import (
+from hardpatch.detect.batches import Sample, ScaleJitter, training_samples
+from hardpatch.detect.data import CocoImage, CocoObject, CocoSet, decode_mask, read_coco
+from hardpatch.detect.measure import average_precision, in_coco_layout
+from hardpatch.detect.model import mask_rcnn
+from hardpatch.detect.pictures import HEIGHT, detection_sheet
+from hardpatch.detect.settings import (
     PRESETS,
     DetectionRun,
     check_run,
@@ -25,10 +24,11 @@ from hardpatch.evaluate.detection_settings import (
     total_steps,
     with_values,
 )
+from hardpatch.detect.trainer import DetectionTrainer, groups
+from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.vitdet import mask_rcnn
 from hardpatch.train.settings import to_dict
 
 Box = tuple[int, int, int, int]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hardpatch.data.coco import CocoSet, Image, mask_of, mask_tools, read_image
 from hardpatch.data.decode import UndecodableImage
+from hardpatch.detect.data import CocoSet, Image, mask_of, mask_tools, read_image
 from hardpatch.errors import UserError
 
 Boxes = npt.NDArray[np.float32]

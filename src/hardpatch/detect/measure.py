@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
-from hardpatch.data.coco import CocoSet, mask_tools
-from hardpatch.data.coco_samples import Sample
+from hardpatch.detect.batches import Sample
+from hardpatch.detect.data import CocoSet, mask_tools
 
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 """Of a kind of detection: the mean over IoU from 0.50 to 0.95, at 0.50, at 0.75, and the first for objects of less than
@@ -27,8 +27,8 @@ def detect(detector: nn.Module, batches: Iterable[Sequence[Sample]], coco: CocoS
     """Run a detector in eval mode over images.
 
     Args:
-        detector: :func:`~hardpatch.models.vitdet.mask_rcnn`.
-        batches: :func:`~hardpatch.data.coco_samples.evaluation_samples` of ``coco``.
+        detector: :func:`~hardpatch.detect.model.mask_rcnn`.
+        batches: :func:`~hardpatch.detect.batches.evaluation_samples` of ``coco``.
         coco: says sizes, image ids and category ids.
 
     Returns:
@@ -74,7 +74,7 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[st
     """COCO's average precision of boxes and masks.
 
     Args:
-        ground_truth: :meth:`~hardpatch.data.coco.CocoSet.ground_truth`.
+        ground_truth: :meth:`~hardpatch.detect.data.CocoSet.ground_truth`.
         results: of :func:`detect`.
 
     Raises:

@@ -12,8 +12,8 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision.ops import box_iou  # type: ignore[import-untyped]
 
-from hardpatch.data.coco import CocoSet, check_images, mask_of, read_coco
-from hardpatch.data.coco_samples import ScaleJitter, evaluation_samples, extent, training_samples
+from hardpatch.detect.batches import ScaleJitter, evaluation_samples, extent, training_samples
+from hardpatch.detect.data import CocoSet, check_images, mask_of, read_coco
 from hardpatch.errors import UserError
 
 # 4 rows of 6: columns 2 and 3 of rows 1 and 2. Run lengths go down the columns, zeros first.

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hardpatch.data.coco import CocoSet
-from hardpatch.data.coco_samples import Sample, ScaleJitter, evaluation_samples, training_samples
+from hardpatch.detect.batches import Sample, ScaleJitter, evaluation_samples, training_samples
+from hardpatch.detect.data import CocoSet
+from hardpatch.detect.measure import Precision, average_precision, detect
+from hardpatch.detect.model import mask_rcnn
+from hardpatch.detect.settings import DetectionRun, from_dict, step_learning_rate, total_steps
 from hardpatch.errors import UserError
-from hardpatch.evaluate.coco_ap import Precision, average_precision, detect
-from hardpatch.evaluate.detection_settings import DetectionRun, from_dict, step_learning_rate, total_steps
 from hardpatch.interchange.backbone import Backbone, build_encoder, encoder_settings
-from hardpatch.models.vitdet import mask_rcnn
 from hardpatch.train import checkpoint, supervised
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.optimizer import layer_decay_groups, parameter_groups
@@ -220,7 +220,7 @@ class DetectionTrainer:
 
 
 def groups(model: Any, run: DetectionRun) -> list[dict[str, Any]]:
-    """Parameters of :func:`~hardpatch.models.vitdet.mask_rcnn`: ``lr_scale`` falls from block to block of the encoder,
+    """Parameters of :func:`~hardpatch.detect.model.mask_rcnn`: ``lr_scale`` falls from block to block of the encoder,
     and is 1 for all that is new."""
     heads = [group for part in (model.rpn, model.roi_heads) for group in parameter_groups(part, run.weight_decay)]
     below = layer_decay_groups(model.backbone, run.weight_decay, run.layer_decay)
@@ -231,7 +231,7 @@ class Detector(NamedTuple):
     """A trained detector and what its labels mean."""
 
     model: nn.Module
-    """in eval mode, see :func:`~hardpatch.models.vitdet.mask_rcnn`; images must fit ``image_size``"""
+    """in eval mode, see :func:`~hardpatch.detect.model.mask_rcnn`; images must fit ``image_size``"""
     categories: dict[int, str]
     """names by category id, in the order of the labels from 1"""
     image_size: int
