@@ -1,7 +1,6 @@
 """What `hardpatch bench` lets run is the same work, and its turns are fair."""
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch.bench.contenders import NotHereError, contender, find_literal, synthetic_batch
+from hardpatch.bench.contenders import NotHereError, contender, synthetic_batch
 from hardpatch.bench.flops import linear, step_flops
 from hardpatch.bench.timing import WARM_UP, Lane, spread, take_turns
 from hardpatch.pretrain import config
@@ -47,13 +46,6 @@ def test_a_peer_refuses_what_it_cannot_do() -> None:
     run = tiny("--data.image_size=[16,24]")
     with pytest.raises(NotHereError, match="square images"):
         contender("transformers", run, fabric(), synthetic_batch(run, torch.device("cpu")))
-
-
-def test_the_literal_algorithm_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    module = find_literal()
-    assert module is not None
-    assert hasattr(module, "Literal")
 
 
 def test_turns_go_there_and_back() -> None:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.bench.flops import step_flops
+from hardpatch.bench.literal import Literal
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.schedule import schedule
@@ -102,9 +103,9 @@ def test_with_the_teachers_features_as_target() -> None:
 
 
 @pytest.mark.parametrize("name", ["square", "wide decoders"])
-def test_the_literal_algorithm(literal: Any, name: str) -> None:
+def test_the_literal_algorithm(name: str) -> None:
     run = run_of(*SHAPES[name])
-    trainer = literal.Literal(run, initial_model(run), torch.device("cpu"))
+    trainer = Literal(run, initial_model(run), torch.device("cpu"))
     assert counted(trainer, run) == total(step_flops(run, literal=True), run)
 
 

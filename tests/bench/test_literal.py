@@ -1,12 +1,11 @@
 """The step that does nothing in vain gives the losses of Algorithm 1 taken at its word."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.bench import literal
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.masking import hard_patches
@@ -35,7 +34,7 @@ def batches(run: RunConfig) -> list[Batch]:
     return [Batch(i, n, -torch.ones(len(n), dtype=torch.int64), []) for i, n in zip(images, indices, strict=True)]
 
 
-def losses_of_both(literal: ModuleType, run: RunConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def losses_of_both(run: RunConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Losses ``[STEPS]`` of the real step and of the literal one, from the same weights."""
     ours = Learner(run, initial_model(run).to(dtype), Fabric(accelerator="cpu", devices=1), STEPS)
     theirs = literal.Literal(run, initial_model(run).to(dtype), torch.device("cpu"))
@@ -49,27 +48,27 @@ def losses_of_both(literal: ModuleType, run: RunConfig, dtype: torch.dtype) -> t
     return torch.stack([a for a, _ in found]), torch.stack([b for _, b in found])
 
 
-def test_twenty_steps_have_the_losses_of_algorithm_1(literal: ModuleType) -> None:
-    ours, theirs = losses_of_both(literal, small_run(), torch.float32)
+def test_twenty_steps_have_the_losses_of_algorithm_1() -> None:
+    ours, theirs = losses_of_both(small_run(), torch.float32)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0.0)
     assert ours[-1] < ours[0] - 0.1  # they learnt, so that it is twenty different steps
 
 
-def test_in_double_precision(literal: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # the losses are in float32 whatever the model is in
-    ours, theirs = losses_of_both(literal, small_run(), torch.float64)
+    ours, theirs = losses_of_both(small_run(), torch.float64)
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("mined", [0, 5, 27])
-def test_the_masks_are_equal(literal: ModuleType, mined: int) -> None:
+def test_the_masks_are_equal(mined: int) -> None:
     noise = patch_noise(0, 0, torch.arange(8), 36)
     difficulty = torch.randn(8, 36, generator=torch.Generator().manual_seed(0))
     assert torch.equal(literal.generate_mask(difficulty, noise, 27, mined), hard_patches(difficulty, noise, 27, mined))
 
 
-def test_it_is_the_plain_algorithm_only(literal: ModuleType) -> None:
+def test_it_is_the_plain_algorithm_only() -> None:
     run = small_run("--method.host=simmim")
     with pytest.raises(UserError, match="literal: expected host mae"):
         literal.Literal(run, initial_model(run), torch.device("cpu"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain import config, recipes, sections
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]
 SMALL = ["cifar10_tiny", "tiny_imagenet_small", "demo"]
@@ -146,10 +146,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
     clip=st.none() | st.floats(0.1, 10),
 )
 def test_saving_and_reading_gives_an_equal_run(seed: int, ratio: float, size: Any, clip: float | None) -> None:
-    run = config.RunConfig(
-        config.DataConfig(image_size=size),
-        method=config.MethodConfig(mask_ratio=ratio),
-        optim=config.OptimConfig(clip=clip),
+    run = sections.RunConfig(
+        sections.DataConfig(image_size=size),
+        method=sections.MethodConfig(mask_ratio=ratio),
+        optim=sections.OptimConfig(clip=clip),
         steps=1,
         seed=seed,
     )

@@ -4,23 +4,20 @@ All have the same sizes, mask ratio and uint8 pixels, normalised within the step
 fused but for the literal one; masks and weights are each one's own.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-import hardpatch
+from hardpatch.bench.literal import Literal
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, did_you_mean
 from hardpatch.models.encoder import SIZES
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import image_size, initial_model, target_of
@@ -76,7 +73,7 @@ def contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Conten
     if name in recipes.names():
         cheap = config.build({**config.to_dict(run), "fast": recipes.read(name).get("fast", {})})
         return _ours(name, cheap, fabric, batch)
-    raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{config.did_you_mean(name, known)}")
+    raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{did_you_mean(name, known)}")
 
 
 def synthetic_batch(run: RunConfig, device: torch.device) -> Batch:
@@ -116,31 +113,14 @@ def _ours(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
 
 
 def _literal(run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
-    module = find_literal()
-    if module is None:
-        raise NotHereError("only in the repository: benchmarks/literal.py")
     run = replace(run, fast=FastConfig())
     try:
         model = initial_model(run, *_statistics(run))
-        literal = module.Literal(run, model, fabric.device, autocast=run.train.precision == "bf16")
+        literal = Literal(run, model, fabric.device, autocast=run.train.precision == "bf16")
     except UserError as error:
         raise NotHereError(str(error)) from None
     now = values_of_a_step(run)
     return Contender("literal", run, lambda: literal.train_step(batch, now))
-
-
-def find_literal() -> ModuleType | None:
-    """``benchmarks/literal.py`` of the repository that this is run from, or installed from."""
-    for folder in (Path.cwd(), Path(hardpatch.__file__).parents[2]):
-        path = folder / "benchmarks" / "literal.py"
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location("literal", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    return None
 
 
 def _peer(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:

@@ -54,7 +54,7 @@ def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]
     from hardpatch.detect.trainer import DetectionTrainer, write_result
     from hardpatch.figures import training_curves
     from hardpatch.interchange.backbone import load_backbone
-    from hardpatch.pretrain import folder as run_folder
+    from hardpatch.train import run_folder
     from hardpatch.train.device import use_device
     from hardpatch.train.metrics import read_metrics
     from hardpatch.train.progress import TrainingProgress, show_log

@@ -53,13 +53,14 @@ def _train(run: Any, folder: Path, resume: bool, arguments: Sequence[str]) -> in
     from hardpatch.pretrain.run import pretrain
     from hardpatch.report.run import write_pictures
     from hardpatch.train.progress import TrainingProgress, show_log
+    from hardpatch.train.run_folder import check_new
 
     progress = TrainingProgress()
     show_log(progress.console)
     if resume:
         run_folder.check_resume(folder, run)
     else:
-        run_folder.check_new(folder)
+        check_new(folder)
 
     def prepare() -> None:
         run_folder.write(folder, run, ["pretrain", *arguments])

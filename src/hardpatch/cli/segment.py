@@ -58,12 +58,12 @@ def _segment(options: argparse.Namespace, arguments: list[str]) -> int:
 
     from hardpatch.data.loader import resolve_workers
     from hardpatch.interchange.backbone import load_backbone
-    from hardpatch.pretrain import folder as run_folder
     from hardpatch.segment.data import check, find_labels, open_segmentation
     from hardpatch.segment.file import FILE, save_segmenter
     from hardpatch.segment.model import UperNet
     from hardpatch.segment.pictures import table, write_report
     from hardpatch.segment.trainer import SegmentationTrainer, inference_of
+    from hardpatch.train import run_folder
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import TrainingProgress, show_log
     from hardpatch.train.signals import interruptions

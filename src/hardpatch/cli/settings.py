@@ -72,7 +72,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...
     Raises:
         UserError: says why.
     """
-    from hardpatch.pretrain import folder as run_folder
+    from hardpatch.train import run_folder
 
     if not resume:
         run_folder.check_new(folder)

@@ -23,8 +23,7 @@ from hardpatch.finetune.trainer import KIND, Finetuner
 from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.measure.features import align_labels
-from hardpatch.pretrain import folder as run_folder
-from hardpatch.train import checkpoint
+from hardpatch.train import checkpoint, run_folder
 from hardpatch.train.device import start_fabric
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress
