@@ -1,4 +1,4 @@
-"""What predicted difficulty on the embedded set has to be held against: two maps that have learnt nothing of the image.
+"""Baselines for predicted difficulty on the embedded set: two maps that ignore the image.
 
     python benchmarks/demo_baselines.py RUN
 
@@ -34,7 +34,7 @@ def main(run: str) -> None:
     fixed = F.avg_pool2d(usual[None, None], model.patch_size)[0].expand(len(test), -1, -1)
     print(f"fixed map of where digits lie: {area(fixed, masks):.3f}")
     pixels = torch.stack([torch.from_numpy(test.image(i, 3)).permute(2, 0, 1) for i in range(len(test))])
-    difficulty = torch.cat([model.predict_loss(model.normalise(part)) for part in pixels.split(100)])
+    difficulty = torch.cat([model.predict_loss(model.normalize(part)) for part in pixels.split(100)])
     print(f"untrained loss predictor: {area(difficulty.unflatten(1, model.grid), masks):.3f}")
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     photograph = load_sample_image("china.jpg").copy()
     pixels = EvalTransform(size)(photograph)
     with torch.no_grad():
-        sight = teacher.look(teacher.normalise(pixels.unsqueeze(0)), attention=True)
+        sight = teacher.look(teacher.normalize(pixels.unsqueeze(0)), attention=True)
     difficulty, attention = sight.difficulty, sight.attention
     assert difficulty is not None
     assert attention is not None

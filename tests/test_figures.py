@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from hardpatch.figures import (
-    COLOUR_MAP,
+    COLOR_MAP,
     ScoreRow,
     _curve,
     contact_sheet,
@@ -64,7 +64,7 @@ def test_values_are_spread_row_by_row() -> None:
 
 
 def test_heat_map_is_dark_where_low_and_bright_where_high() -> None:
-    low, high = (np.array(colormaps[COLOUR_MAP](end)[:3]) * 255 for end in (0.0, 1.0))
+    low, high = (np.array(colormaps[COLOR_MAP](end)[:3]) * 255 for end in (0.0, 1.0))
     black = np.zeros((4, 4, 3), dtype=np.uint8)
     values = np.array([5.0, 7.0, 6.0, 6.0], dtype=np.float32)
     full = heat_map(black, values, (2, 2), opacity=1.0)
@@ -79,7 +79,7 @@ def test_heat_map_of_equal_values_is_even() -> None:
     assert len(np.unique(heat_map(image, np.full(4, 3.0, dtype=np.float32), (2, 2)).reshape(-1, 3), axis=0)) == 1
 
 
-def test_masked_patches_are_grey() -> None:
+def test_masked_patches_are_gray() -> None:
     image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
     masked = masked_image(image, np.array([False, True, False, False]), (2, 2))
     wanted = image.copy()
@@ -94,34 +94,34 @@ def test_masked_patches_are_grey() -> None:
     rows=st.integers(1, 3),
     columns=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 5]),
-    normalised=st.booleans(),
+    normalized=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_a_perfect_prediction_gives_the_picture(
-    rows: int, columns: int, channels: int, normalised: bool, seed: int
+    rows: int, columns: int, channels: int, normalized: bool, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
     image = picture(rows * 4, columns * 4, channels, seed)
     mean, std = generator.uniform(0, 1, channels).astype(np.float32), np.full(channels, 0.25, dtype=np.float32)
     pixels = (torch.tensor(image).permute(2, 0, 1).unsqueeze(0) / 255 - torch.tensor(mean).view(1, -1, 1, 1)) / 0.25
     mask = generator.random(rows * columns) < 0.6
-    target = targets.pixels(pixels, 4, normalise=normalised)[0].numpy()
-    rebuilt = reconstruction(image, target[mask], mask, 4, mean, std, normalised=normalised)
+    target = targets.pixels(pixels, 4, normalize=normalized)[0].numpy()
+    rebuilt = reconstruction(image, target[mask], mask, 4, mean, std, normalized=normalized)
     assert rebuilt.dtype == np.uint8
     assert np.abs(rebuilt.astype(int) - image).max() == 0
     # and any other prediction leaves the visible patches alone
-    wild = reconstruction(image, np.full_like(target[mask], 1e6), mask, 4, mean, std, normalised=normalised)
+    wild = reconstruction(image, np.full_like(target[mask], 1e6), mask, 4, mean, std, normalized=normalized)
     hidden = spread(mask, (rows, columns), image.shape[:2])
     assert (wild[~hidden] == image[~hidden]).all()
-    if not normalised:
+    if not normalized:
         assert (wild[hidden] == 255).all()
 
 
-def test_a_normalised_patch_borrows_brightness_and_contrast() -> None:
+def test_a_normalized_patch_borrows_brightness_and_contrast() -> None:
     image = np.array([[[10], [30]], [[10], [30]]], dtype=np.uint8)
     flat, upside_down = np.zeros((1, 4), np.float32), np.array([[1.0, -1.0, 1.0, -1.0]], np.float32)
     everything, mean, std = np.array([True]), np.array([0.3], np.float32), np.array([0.2], np.float32)
-    rebuilt = [reconstruction(image, p, everything, 2, mean, std, normalised=True) for p in (flat, upside_down)]
+    rebuilt = [reconstruction(image, p, everything, 2, mean, std, normalized=True) for p in (flat, upside_down)]
     assert rebuilt[0].ravel().tolist() == [20, 20, 20, 20]
     # the unbiased standard deviation of 10, 30, 10, 30 is 11.55
     assert rebuilt[1].ravel().tolist() == [32, 8, 32, 8]
@@ -130,7 +130,7 @@ def test_a_normalised_patch_borrows_brightness_and_contrast() -> None:
 def test_a_prediction_of_nothing_is_black() -> None:
     mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
     nothing = np.full((1, 48), np.nan, np.float32)
-    rebuilt = reconstruction(picture(4, 4), nothing, np.array([True]), 4, mean, std, normalised=False)
+    rebuilt = reconstruction(picture(4, 4), nothing, np.array([True]), 4, mean, std, normalized=False)
     assert (rebuilt == 0).all()
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from hardpatch.interchange.reference import from_reference
 from hardpatch.methods.hpm import HPM
-from hardpatch.methods.losses import standardised_absolute_loss
+from hardpatch.methods.losses import standardized_absolute_loss
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Tokens
 from hardpatch.patches import gather, split
@@ -34,7 +34,7 @@ def read(shared: Path, name: str) -> tuple[HPM, dict[str, Tensor]]:
         {key: value for key, value in tensors.items() if key.startswith("model.")},
         heads=int(settings["num_heads"]),
         decoder_heads=int(settings["decoder_num_heads"]),
-        normalise_pixels=settings["norm_pix_loss"] == "True",
+        normalize_pixels=settings["norm_pix_loss"] == "True",
     )
     return model, tensors
 
@@ -59,7 +59,7 @@ def test_forward(shared: Path, name: str) -> None:
     close(losses.reconstruction.mean(), golden["rec_loss"])
     close(losses.predicting, golden["relative_loss"])
     close(losses.loss, golden["rec_loss"] + golden["relative_loss"])
-    close(standardised_absolute_loss(losses.predicted, losses.reconstruction), golden["absolute_loss_zscored"])
+    close(standardized_absolute_loss(losses.predicted, losses.reconstruction), golden["absolute_loss_zscored"])
 
 
 @pytest.mark.parametrize("name", HPM_FILES)
@@ -81,7 +81,7 @@ def test_positions(shared: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HPM_FILES)
-def test_five_optimiser_steps(shared: Path, name: str) -> None:
+def test_five_optimizer_steps(shared: Path, name: str) -> None:
     model, golden = read(shared, name)
     teacher = Teacher(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-3, betas=(0.9, 0.95))

@@ -4,7 +4,7 @@ from hardpatch.randomness import patch_noise
 
 
 def splitmix64(x: int) -> int:
-    """The published finaliser, in Python's own integers."""
+    """The published finalizer, in Python's own integers."""
     mask = 2**64 - 1
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
@@ -38,7 +38,7 @@ def test_seed_step_sample_and_patch_all_matter() -> None:
     base = patch_noise(0, 0, samples, 64)
     for other in (patch_noise(1, 0, samples, 64), patch_noise(0, 1, samples, 64), patch_noise(0, 0, samples + 1, 64)):
         assert (base == other).float().mean() < 1e-3
-    # Neither the step and the sample nor two neighbouring samples may be mistaken for each other.
+    # Neither the step and the sample nor two neighboring samples may be mistaken for each other.
     assert base.unique().numel() > 0.99 * base.numel()
 
 
@@ -52,5 +52,5 @@ def test_is_uniform_and_uncorrelated() -> None:
     assert chi_squared < 120  # 63 degrees of freedom: the 99.999 % quantile
     correlation = torch.corrcoef(noise.T) - torch.eye(64)
     assert correlation.abs().max() < 6 / 4000**0.5  # between patches, over samples
-    neighbours = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1]
-    assert neighbours.abs() < 5 / noise.numel() ** 0.5
+    neighbors = torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1]
+    assert neighbors.abs() < 5 / noise.numel() ** 0.5

@@ -1,4 +1,4 @@
-"""Hard Patches Mining: masked image modelling in which the model also decides what to mask."""
+"""Hard Patches Mining: masked image modeling in which the model also decides what to mask."""
 
 from typing import TYPE_CHECKING, Any
 

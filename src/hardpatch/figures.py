@@ -23,19 +23,19 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-COLOUR_MAP = "viridis"  # even in lightness, so colour-blind readers and grey prints keep the order
-MASK_GREY = 128
+COLOR_MAP = "viridis"  # even in lightness, so color-blind readers and gray prints keep the order
+MASK_GRAY = 128
 INK, FAINT = "#333333", "#e3e3e3"
-LINES = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's colours for the colour-blind
+LINES = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's colors for the color-blind
 
 
 def to_rgb(image: Image) -> Image:
-    """``[H, W, C]`` -> ``[H, W, 3]``: one or two channels give a grey picture of the first, others the first three."""
+    """``[H, W, C]`` -> ``[H, W, 3]``: one or two channels give a gray picture of the first, others the first three."""
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
 
 
 def enlarge(image: Image, least: int = 256) -> Image:
-    """Repeat pixels (nearest neighbour) by a whole factor until the shorter side has ``least`` pixels or just more."""
+    """Repeat pixels (nearest neighbor) by a whole factor until the shorter side has ``least`` pixels or just more."""
     factor = math.ceil(least / min(image.shape[:2]))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -47,23 +47,23 @@ def spread(values: NDArray[Any], grid: tuple[int, int], size: tuple[int, int]) -
 
 
 def heat_map(image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65) -> Image:
-    """``values [N]`` as colours, lowest dark and highest bright, over the grey picture: ``[H, W, 3]``."""
+    """``values [N]`` as colors, lowest dark and highest bright, over the gray picture: ``[H, W, 3]``."""
     from matplotlib import colormaps
 
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    colours = colormaps[COLOUR_MAP](spread(scaled, grid, image.shape[:2]))[..., :3] * 255
-    grey = to_rgb(image).mean(axis=-1, keepdims=True)
-    return (opacity * colours + (1 - opacity) * grey).round().astype(np.uint8)
+    colors = colormaps[COLOR_MAP](spread(scaled, grid, image.shape[:2]))[..., :3] * 255
+    gray = to_rgb(image).mean(axis=-1, keepdims=True)
+    return (opacity * colors + (1 - opacity) * gray).round().astype(np.uint8)
 
 
 def masked_image(image: Image, mask: Bools, grid: tuple[int, int]) -> Image:
-    """The picture with its masked patches (``mask [N]``, True = masked) painted grey, ``[H, W, C]``."""
-    return np.where(spread(mask, grid, image.shape[:2])[..., None], np.uint8(MASK_GREY), image)
+    """The picture with its masked patches (``mask [N]``, True = masked) painted gray, ``[H, W, C]``."""
+    return np.where(spread(mask, grid, image.shape[:2])[..., None], np.uint8(MASK_GRAY), image)
 
 
 def reconstruction(
-    image: Image, prediction: Floats, mask: Bools, patch_size: int, mean: Floats, std: Floats, *, normalised: bool
+    image: Image, prediction: Floats, mask: Bools, patch_size: int, mean: Floats, std: Floats, *, normalized: bool
 ) -> Image:
     """What the model puts into the masked patches, the visible ones as they are: ``[H, W, C]``.
 
@@ -72,8 +72,8 @@ def reconstruction(
         prediction: patch vectors ``[M, p * p * C]`` of the masked patches, in increasing patch order.
         mask: ``[N]``, True = masked.
         patch_size: p.
-        mean, std: of each channel in [0, 1] units, by which the model's input was normalised.
-        normalised: whether the model predicts pixels normalised patch by patch. They carry neither brightness nor
+        mean, std: of each channel in [0, 1] units, by which the model's input was normalized.
+        normalized: whether the model predicts pixels normalized patch by patch. They carry neither brightness nor
             contrast, so each patch borrows the mean and the variance of the true one to be looked at (as MAE does).
     """
     grid = (image.shape[0] // patch_size, image.shape[1] // patch_size)
@@ -82,12 +82,12 @@ def reconstruction(
     pixels = torch.tensor(image).permute(2, 0, 1).unsqueeze(0).float()
     patches = patchify((pixels - shift) / scale, patch_size)
     hidden, filled = torch.tensor(mask), torch.tensor(prediction)
-    if normalised:
+    if normalized:
         deviation, level = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt(), patches.mean(dim=-1, keepdim=True)
         filled = filled * deviation[0, hidden] + level[0, hidden]
     patches[0, hidden] = filled
     whole = unpatchify(patches, patch_size, grid) * scale + shift
-    # A model that has diverged predicts NaN, which has no colour: black.
+    # A model that has diverged predicts NaN, which has no color: black.
     return whole[0].permute(1, 2, 0).nan_to_num().clamp(0, 255).round().byte().numpy()
 
 
@@ -191,8 +191,8 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
 
 
 def _bar(axes: "Axes", values: Floats) -> None:
-    """A colour bar that names the lowest and the highest of ``values``."""
-    axes.imshow(np.linspace(1, 0, 256)[:, None], aspect="auto", cmap=COLOUR_MAP, extent=(0, 1, 0, 1))
+    """A color bar that names the lowest and the highest of ``values``."""
+    axes.imshow(np.linspace(1, 0, 256)[:, None], aspect="auto", cmap=COLOR_MAP, extent=(0, 1, 0, 1))
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.set_yticks([0, 1], [f"{values.min():.2g}", f"{values.max():.2g}"], fontsize=7, color=INK)
@@ -263,9 +263,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
     figure = Figure(figsize=(4.2 * columns, 2.9 * lines), dpi=110, layout=layout)
     for place, (title, keys) in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, place)
-        for colour, (key, name) in zip(LINES, keys, strict=False):
+        for color, (key, name) in zip(LINES, keys, strict=False):
             x, y = curves[key]
-            axes.plot(x, y, color=colour, label=name, linewidth=1.6, marker="o" if len(x) <= 20 else "", markersize=3)
+            axes.plot(x, y, color=color, label=name, linewidth=1.6, marker="o" if len(x) <= 20 else "", markersize=3)
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         axes.set_xlabel(axis, fontsize=8, color=INK)
         axes.tick_params(labelsize=8, colors=INK, length=0)

@@ -20,7 +20,7 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
 
 
 def _mix(values: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers; int64 products wrap."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers; int64 products wrap."""
     values = (values ^ _shift_right(values, 30)) * _MIX_1
     values = (values ^ _shift_right(values, 27)) * _MIX_2
     return values ^ _shift_right(values, 31)
@@ -31,7 +31,7 @@ def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
 
     Args:
         seed: the run's seed.
-        step: the optimiser step.
+        step: the optimizer step.
         samples: int64 ``[B]``, the index of each sample in its data set.
         patches: N.
 

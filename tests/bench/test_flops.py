@@ -19,7 +19,7 @@ from hardpatch.pretrain.step import Learner
 
 SHAPES = {
     "square": [],
-    "oblong, grey": ["--data.image_size=[16,24]", "--data.channels=1", "--data.mean=computed", "--data.std=computed"],
+    "oblong, gray": ["--data.image_size=[16,24]", "--data.channels=1", "--data.mean=computed", "--data.std=computed"],
     "one block each": ["--model.depth=1", "--model.decoder_depth=1"],
     "wide decoders": ["--model.decoder_width=48", "--model.decoder_depth=3", "--method.mask_ratio=0.5"],
     "units, pieces": ["--method.mask_unit=8", "--optim.accumulate=2"],

@@ -51,7 +51,7 @@ def losses_of_both(run: RunConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def test_twenty_steps_have_the_losses_of_algorithm_1() -> None:
     ours, theirs = losses_of_both(small_run(), torch.float32)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0.0)
-    assert ours[-1] < ours[0] - 0.1  # they learnt, so that it is twenty different steps
+    assert ours[-1] < ours[0] - 0.1  # they learned, so that it is twenty different steps
 
 
 def test_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_a_saving_changes_no_loss(without: Callable[[Patch], None], ours: Tensor
     torch.testing.assert_close(losses_of_a_run(), ours, rtol=1e-6, atol=0.0)
 
 
-def test_a_fused_optimiser_changes_no_loss(ours: Tensor) -> None:
+def test_a_fused_optimizer_changes_no_loss(ours: Tensor) -> None:
     def unfused(learner: Learner) -> None:
         for group in learner.adamw.param_groups:
             group["fused"] = False

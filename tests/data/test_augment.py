@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop, functional  # type: ignore[import-untyped]
 
-from hardpatch.data.augment import Colour, EvalTransform, TrainTransform, crop_box, resize
+from hardpatch.data.augment import Color, EvalTransform, TrainTransform, crop_box, resize
 from hardpatch.data.decode import Jpeg, UndecodableImage, open_image
 from hardpatch.data.statistics import channel_statistics
 from hardpatch.errors import UserError
@@ -91,7 +91,7 @@ def test_box_has_the_law_of_torchvision(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (1, 50), (1, 1)])
-def test_box_that_cannot_fit_falls_back_to_the_centre_as_in_torchvision(height: int, width: int) -> None:
+def test_box_that_cannot_fit_falls_back_to_the_center_as_in_torchvision(height: int, width: int) -> None:
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.95, 1.0], list(RATIO))
     assert crop_box(height, width, (0.95, 1.0), RATIO, np.random.default_rng(0)) == tuple(expected)
 
@@ -238,15 +238,15 @@ def test_a_jpeg_that_only_pillow_reads_is_not_shrunken(photograph: np.ndarray) -
     assert crop.box == whole.box
 
 
-# colour
+# color
 
 
 @pytest.mark.parametrize("strength", [(0.4, 0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.0), (1.0, 0.0, 0.0, 0.5)])
 def test_jitter_has_the_law_of_torchvision(strength: tuple[float, float, float, float]) -> None:
     n = 2000
     image = np.array([[[200, 90, 40], [30, 60, 90]]], np.uint8)
-    rng, colour = np.random.default_rng(0), Colour(jitter=1.0, strength=strength)
-    ours = np.stack([colour(image, rng).ravel() for _ in range(n)])
+    rng, color = np.random.default_rng(0), Color(jitter=1.0, strength=strength)
+    ours = np.stack([color(image, rng).ravel() for _ in range(n)])
     theirs_of, pillow = ColorJitter(*strength), Image.fromarray(image)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -256,38 +256,38 @@ def test_jitter_has_the_law_of_torchvision(strength: tuple[float, float, float, 
         assert same_law(a, b)
 
 
-def test_grey_blur_and_solarisation_are_pillows(photograph: np.ndarray) -> None:
+def test_gray_blur_and_solarization_are_pillows(photograph: np.ndarray) -> None:
     image = photograph[100:180, 200:260]
-    grey = Colour(grey=1.0)(image, np.random.default_rng(0))
-    assert np.array_equal(grey, np.asarray(Image.fromarray(image).convert("L"))[:, :, None].repeat(3, axis=2))
-    solarised = Colour(solarise=1.0)(image, np.random.default_rng(0))
-    assert np.array_equal(solarised, np.where(image >= 128, 255 - image, image))
-    assert np.array_equal(solarised, np.asarray(ImageOps.solarize(Image.fromarray(image), 128)))
-    blurred = Colour(blur=1.0)(image, np.random.default_rng(0)).astype(int)
+    gray = Color(gray=1.0)(image, np.random.default_rng(0))
+    assert np.array_equal(gray, np.asarray(Image.fromarray(image).convert("L"))[:, :, None].repeat(3, axis=2))
+    solarized = Color(solarize=1.0)(image, np.random.default_rng(0))
+    assert np.array_equal(solarized, np.where(image >= 128, 255 - image, image))
+    assert np.array_equal(solarized, np.asarray(ImageOps.solarize(Image.fromarray(image), 128)))
+    blurred = Color(blur=1.0)(image, np.random.default_rng(0)).astype(int)
     roughness = [np.abs(np.diff(pixels.astype(int), axis=1)).mean() for pixels in (image, blurred)]
     assert roughness[1] < roughness[0]
     weakest, strongest = (
         np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))).astype(int) for sigma in (0.1, 2.0)
     )
     furthest = np.abs(strongest - image).mean()
-    away = [np.abs(Colour(blur=1.0)(image, np.random.default_rng(k)).astype(int) - image).mean() for k in range(100)]
+    away = [np.abs(Color(blur=1.0)(image, np.random.default_rng(k)).astype(int) - image).mean() for k in range(100)]
     assert np.abs(weakest - image).mean() <= min(away) < 0.2 * furthest
     assert 0.9 * furthest < max(away) <= furthest
 
 
-def test_colour_that_is_off_changes_nothing(photograph: np.ndarray) -> None:
+def test_color_that_is_off_changes_nothing(photograph: np.ndarray) -> None:
     for strength in ((0.4, 0.4, 0.2, 0.1), (0.0, 0.0, 0.0, 0.0)):
         jitter = 0.0 if any(strength) else 1.0
-        out = Colour(jitter=jitter, strength=strength)(photograph, np.random.default_rng(0))
+        out = Color(jitter=jitter, strength=strength)(photograph, np.random.default_rng(0))
         assert np.array_equal(out, photograph)
 
 
-def test_grey_images_keep_to_what_has_a_meaning(photograph: np.ndarray) -> None:
+def test_gray_images_keep_to_what_has_a_meaning(photograph: np.ndarray) -> None:
     image = photograph[:64, :64, :1]
-    unchanged = Colour(jitter=1.0, strength=(0.0, 0.0, 0.2, 0.1), grey=1.0)
+    unchanged = Color(jitter=1.0, strength=(0.0, 0.0, 0.2, 0.1), gray=1.0)
     for seed in range(5):
         assert np.array_equal(unchanged(image, np.random.default_rng(seed)), image)
-    changed = Colour(jitter=1.0, blur=1.0, solarise=1.0)(image, np.random.default_rng(0))
+    changed = Color(jitter=1.0, blur=1.0, solarize=1.0)(image, np.random.default_rng(0))
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert not np.array_equal(changed, image)
@@ -302,15 +302,15 @@ def test_grey_images_keep_to_what_has_a_meaning(photograph: np.ndarray) -> None:
         ({"strength": (0.4, 0.4, 0.2, 0.6)}, r"hue in \[0, 0\.5\].*0\.6"),
     ],
 )
-def test_colour_says_what_it_expected(wrong: dict[str, Any], message: str) -> None:
+def test_color_says_what_it_expected(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Colour(**wrong)
+        Color(**wrong)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_train_transform_jitters_the_crop(photograph: np.ndarray, channels: int) -> None:
     image = photograph[:, :, :channels]
-    plain, jittered = TrainTransform((32, 32), channels), TrainTransform((32, 32), channels, colour_jitter=0.4)
+    plain, jittered = TrainTransform((32, 32), channels), TrainTransform((32, 32), channels, color_jitter=0.4)
     bright = []
     for seed in range(200):
         before = plain(image, np.random.default_rng(seed)).permute(1, 2, 0).numpy()
@@ -327,7 +327,7 @@ def test_train_transform_jitters_the_crop(photograph: np.ndarray, channels: int)
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 0.875])
 @pytest.mark.parametrize("cut", [(512, 512), (300, 512), (512, 200)])
-def test_eval_transform_is_resize_and_centre_crop(
+def test_eval_transform_is_resize_and_center_crop(
     photograph: np.ndarray, crop_fraction: float, cut: tuple[int, int]
 ) -> None:
     image = photograph[: cut[0], : cut[1]]
@@ -387,7 +387,7 @@ def test_channel_statistics_draw_a_seeded_choice() -> None:
     assert first != channel_statistics(source, 1, seed=1, at_most=10)
 
 
-def test_channel_statistics_of_one_colour_divide_nothing_by_zero() -> None:
+def test_channel_statistics_of_one_color_divide_nothing_by_zero() -> None:
     mean, std = channel_statistics(Arrays([np.full((4, 4, 3), 255, np.uint8)]), 3, 0)
     assert mean == (1.0, 1.0, 1.0)
     assert min(std) > 0

@@ -30,8 +30,8 @@ def smooth(height: int = 40, width: int = 48) -> Image.Image:
     return Image.fromarray(RGB[:4, :4]).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def rgb_of(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def rgb_of(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_lossless_formats_come_back_exactly(format: str, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
-def test_grey_is_repeated_over_the_channels(format: str) -> None:
+def test_gray_is_repeated_over_the_channels(format: str) -> None:
     data = encoded(Image.fromarray(GREY), format)
     assert np.array_equal(decode(data), rgb_of(GREY))
     assert np.array_equal(decode(data, 1), GREY[:, :, None])
@@ -67,7 +67,7 @@ def test_alpha_is_dropped_not_composited(format: str) -> None:
     assert np.array_equal(decode(data, 1), LUMA[:, :, None])
 
 
-def test_grey_with_alpha() -> None:
+def test_gray_with_alpha() -> None:
     data = encoded(Image.fromarray(np.dstack([GREY, ALPHA])), "PNG")
     assert np.array_equal(decode(data), rgb_of(GREY))
     assert np.array_equal(decode(data, 1), GREY[:, :, None])
@@ -81,7 +81,7 @@ def test_one_bit_becomes_black_and_white(format: str) -> None:
     assert np.array_equal(decode(data, 1), bits[:, :, None] * np.uint8(255))
 
 
-@pytest.mark.parametrize("transparency", [None, 3, bytes(range(256))], ids=["opaque", "one colour", "table"])
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(256))], ids=["opaque", "one color", "table"])
 def test_palette(transparency: int | bytes | None) -> None:
     image = Image.fromarray(RGB).quantize(64)
     options = {} if transparency is None else {"transparency": transparency}
@@ -91,7 +91,7 @@ def test_palette(transparency: int | bytes | None) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bit_grey_is_scaled_not_clipped(format: str, channels: int) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(format: str, channels: int) -> None:
     deep = np.linspace(0, 65535, 12 * 17).round().astype(np.uint16).reshape(12, 17)
     pixels = decode(encoded(Image.fromarray(deep), format), channels)
     assert pixels.shape == (12, 17, channels)
@@ -128,7 +128,7 @@ def test_jpeg_is_what_pillow_reads(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_in_other_colour_spaces(mode: str, channels: int) -> None:
+def test_jpeg_in_other_color_spaces(mode: str, channels: int) -> None:
     original = np.asarray(smooth().convert(mode).convert("RGB" if channels == 3 else "L")).astype(int)
     pixels = decode(encoded(smooth().convert(mode), "JPEG", quality=95), channels)
     assert pixels.shape == (40, 48, channels)

@@ -48,12 +48,12 @@ def test_digit_has_the_size_of_an_object_and_moves_about(half: DemoSource) -> No
     assert 0.1 < share.mean() < 0.25
     rows, columns = np.mgrid[:32, :32]
     for axis in (rows, columns):
-        centre = (masks * axis).sum((1, 2)) / masks.sum((1, 2))
-        assert centre.std() > 1
-        assert abs(centre.mean() - 15.5) < 1
+        center = (masks * axis).sum((1, 2)) / masks.sum((1, 2))
+        assert center.std() > 1
+        assert abs(center.mean() - 15.5) < 1
 
 
-def test_mask_outlines_something_of_another_colour(half: DemoSource) -> None:
+def test_mask_outlines_something_of_another_color(half: DemoSource) -> None:
     images, masks = images_of(half) / 255, masks_of(half)[..., None]
     inside = (images * masks).sum((1, 2)) / masks.sum((1, 2))
     outside = (images * ~masks).sum((1, 2)) / (~masks).sum((1, 2))

@@ -40,7 +40,7 @@ def rows_first(images: torch.Tensor) -> torch.Tensor:
     channels=st.sampled_from([1, 3]),
     saturated=st.booleans(),
 )
-def test_crop_is_interpolate_within_a_grey_level(
+def test_crop_is_interpolate_within_a_gray_level(
     box: tuple[int, int, int, int], size: tuple[int, int], channels: int, saturated: bool
 ) -> None:
     rng = torch.Generator().manual_seed(0)
@@ -123,7 +123,7 @@ def test_boxes_have_the_law_of_those_made_one_by_one(height: int, width: int) ->
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 300), (300, 10), (1, 50), (1, 1), (7, 1000)])
-def test_box_that_cannot_fit_falls_back_to_the_centre(height: int, width: int) -> None:
+def test_box_that_cannot_fit_falls_back_to_the_center(height: int, width: int) -> None:
     noise = torch.rand(1, 2 * TRIES + 2, generator=torch.Generator().manual_seed(0))
     boxes = crop_boxes(noise, torch.tensor([height]), torch.tensor([width]), (0.95, 1.0), RATIO)
     expected = crop_box(height, width, (0.95, 1.0), RATIO, np.random.default_rng(0))

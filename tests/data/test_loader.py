@@ -39,12 +39,12 @@ TRAIN = TrainTransform((16, 16))
 EVAL = EvalTransform((16, 16))
 
 
-def make_folder(root: Path, n: int, broken: tuple[int, ...] = (), labelled: bool = True) -> Source:
+def make_folder(root: Path, n: int, broken: tuple[int, ...] = (), labeled: bool = True) -> Source:
     """Images of noise, 20 x 24, and junk where they are broken; image i lies in class i % 3."""
     rng = np.random.default_rng(0)
     for i in range(n):
         # the number leads, so that the order of the names is the order of the images
-        path = root / f"{i % 3}" / f"{i:03d}.png" if labelled else root / f"{i:03d}.png"
+        path = root / f"{i % 3}" / f"{i:03d}.png" if labeled else root / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -103,8 +103,8 @@ def test_boxes_and_flips_say_what_part_of_the_image_is_shown(source: Source) -> 
         assert np.array_equal(batch.images[k].permute(1, 2, 0).numpy(), expected)
 
 
-def test_grey_and_unlabelled(tmp_path: Path) -> None:
-    source = make_folder(tmp_path, 4, labelled=False)
+def test_gray_and_unlabeled(tmp_path: Path) -> None:
+    source = make_folder(tmp_path, 4, labeled=False)
     (batch,) = take(train_batches(source, TrainTransform((8, 12), channels=1), batch_size=4, seed=0), 1)
     assert batch.images.shape == (4, 1, 8, 12)
     assert batch.labels.tolist() == [-1] * 4
@@ -288,7 +288,7 @@ def test_crops_must_divide_the_batch(source: Source, batch_size: int, crops: int
 
 
 def test_a_broken_file_gives_its_place_to_the_next(tmp_path: Path) -> None:
-    source = make_folder(tmp_path, 8, broken=(2, 3, 7), labelled=False)
+    source = make_folder(tmp_path, 8, broken=(2, 3, 7), labeled=False)
     (batch,) = take(
         train_batches(source, TrainTransform((20, 24), scale=(1, 1), ratio=(1.2, 1.2), flip=0), batch_size=8, seed=0), 1
     )
@@ -329,7 +329,7 @@ def test_broken_files_are_replaced_the_same_with_workers_and_ranks(tmp_path: Pat
 def test_nothing_decodable_is_one_line(
     tmp_path: Path, workers: int, open_stream: Callable[[Source, int], Iterator[Batch]]
 ) -> None:
-    source = make_folder(tmp_path, 3, broken=(0, 1, 2), labelled=False)
+    source = make_folder(tmp_path, 3, broken=(0, 1, 2), labeled=False)
     with pytest.raises(UserError, match=r"none of the 3 images can be decoded.*\d\.png: not a JPEG") as caught:
         next(open_stream(source, workers))
     assert "\n" not in str(caught.value)
@@ -378,7 +378,7 @@ def test_every_image_once_in_order(source: Source, workers: int) -> None:
 
 def test_broken_files_are_left_out_and_no_batch_is_empty(tmp_path: Path) -> None:
     broken = (0, 1, 2, 4, 6, 7, 8, 12, 13)
-    source = make_folder(tmp_path, 14, broken=broken, labelled=False)
+    source = make_folder(tmp_path, 14, broken=broken, labeled=False)
     batches = list(eval_batches(source, EVAL, batch_size=2))
     assert [batch.indices.tolist() for batch in batches] == [[3], [5], [9], [10, 11]]
     assert all(len(batch.images) == len(batch.indices) == len(batch.labels) > 0 for batch in batches)

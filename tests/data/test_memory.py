@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> Source:
-    """JPEG, PNG and Parquet, of several sizes, coloured and grey, some of them broken: 40 images."""
+    """JPEG, PNG and Parquet, of several sizes, colored and gray, some of them broken: 40 images."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("mixed")
@@ -43,7 +43,7 @@ def test_batches_are_those_decoded_on_the_fly(mixed: Source, channels: int, work
     held = HeldSource(mixed, channels)
     for transform in (
         TrainTransform((24, 32), channels),
-        TrainTransform((24, 32), channels, colour_jitter=0.4),
+        TrainTransform((24, 32), channels, color_jitter=0.4),
         MultiCropTransform((24, 32), (8, 8), local_crops=2, channels=channels),
     ):
         options = {"batch_size": 12, "seed": 3, "start": 2}
@@ -118,7 +118,7 @@ def test_free_memory_is_known_on_linux() -> None:
 
 
 def test_nothing_decodable(tmp_path: Path) -> None:
-    held = HeldSource(make_folder(tmp_path, 3, broken=(0, 1, 2), labelled=False), 3)
+    held = HeldSource(make_folder(tmp_path, 3, broken=(0, 1, 2), labeled=False), 3)
     with pytest.raises(UserError, match="none of the 3 images can be decoded"):
         next(train_batches(held, TrainTransform((8, 8)), batch_size=2, seed=0))
 

@@ -31,12 +31,12 @@ def rates(image: np.ndarray, transform: MultiCropTransform, n: int) -> Generator
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("color", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 90), (64, 48)])
-def test_sizes(channels: int, colour: bool, shape: tuple[int, int]) -> None:
+def test_sizes(channels: int, color: bool, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, channels), dtype=np.uint8)
-    large, small = MultiCropTransform((32, 48), (12, 8), local_crops=5, channels=channels, colour=colour)(image, rng)
+    large, small = MultiCropTransform((32, 48), (12, 8), local_crops=5, channels=channels, color=color)(image, rng)
     assert large.shape == (2, channels, 32, 48)
     assert small.shape == (5, channels, 12, 8)
     assert large.dtype == small.dtype == torch.uint8
@@ -60,8 +60,8 @@ def test_views_are_a_function_of_the_generator(photograph: np.ndarray) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(first, third, strict=True))
 
 
-def test_without_colour_a_view_is_a_crop_to_the_pixel(photograph: np.ndarray) -> None:
-    transform = MultiCropTransform((16, 24), (8, 6), local_crops=3, colour=False)
+def test_without_color_a_view_is_a_crop_to_the_pixel(photograph: np.ndarray) -> None:
+    transform = MultiCropTransform((16, 24), (8, 6), local_crops=3, color=False)
     for seed in range(10):
         rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
         large, small = transform(photograph, rng)
@@ -80,7 +80,7 @@ def test_scales() -> None:
     """The image's pixels say where they are, so that a view says how much of the image it shows."""
     rows, columns = np.mgrid[:256, :256].astype(np.uint8)
     image = np.stack([rows, columns, rows], axis=2)
-    transform = MultiCropTransform((32, 32), (32, 32), local_crops=4, colour=False)
+    transform = MultiCropTransform((32, 32), (32, 32), local_crops=4, color=False)
     shares = []
     for views in rates(image, transform, 300):
         spans = [(v.flatten(1).amax(1).float() - v.flatten(1).amin(1).float())[:2] * 32 / 31 / 256 for v in views]
@@ -107,7 +107,7 @@ def test_flip(photograph: np.ndarray) -> None:
     assert 0.44 < np.mean(flips) < 0.56
 
 
-# the colours: the view is the whole image at its own size, so that only colour can change a pixel
+# the colors: the view is the whole image at its own size, so that only color can change a pixel
 
 
 def whole(side: int, local_crops: int = 2) -> MultiCropTransform:
@@ -116,7 +116,7 @@ def whole(side: int, local_crops: int = 2) -> MultiCropTransform:
     )
 
 
-def test_probabilities_of_grey_jitter_and_solarisation() -> None:
+def test_probabilities_of_gray_jitter_and_solarization() -> None:
     n, pixel = 1500, (200, 60, 30)
     seen = np.array(
         [
@@ -125,19 +125,19 @@ def test_probabilities_of_grey_jitter_and_solarisation() -> None:
         ]
     )
     assert seen.shape == (n, 4, 3)  # first global, second global, two local views
-    grey = (seen == seen[:, :, :1]).all(2)
-    assert grey.mean(0) == pytest.approx(0.2, abs=0.04)
-    untouched, solarised = (seen == pixel).all(2), (seen == (55, 60, 30)).all(2)
-    unjittered = (untouched | solarised).sum(0) / (~grey).sum(0)
+    gray = (seen == seen[:, :, :1]).all(2)
+    assert gray.mean(0) == pytest.approx(0.2, abs=0.04)
+    untouched, solarized = (seen == pixel).all(2), (seen == (55, 60, 30)).all(2)
+    unjittered = (untouched | solarized).sum(0) / (~gray).sum(0)
     assert unjittered == pytest.approx(0.2, abs=0.04)
-    assert solarised.sum(0)[[0, 2, 3]].tolist() == [0, 0, 0]
-    assert solarised[:, 1].sum() / (untouched | solarised)[:, 1].sum() == pytest.approx(0.2, abs=0.08)
+    assert solarized.sum(0)[[0, 2, 3]].tolist() == [0, 0, 0]
+    assert solarized[:, 1].sum() / (untouched | solarized)[:, 1].sum() == pytest.approx(0.2, abs=0.08)
     # the views of an image are drawn one by one
-    assert abs(np.corrcoef(grey[:, 0], grey[:, 1])[0, 1]) < 0.1
+    assert abs(np.corrcoef(gray[:, 0], gray[:, 1])[0, 1]) < 0.1
 
 
 def test_probability_of_blur() -> None:
-    """Of an image of two greys any other change leaves two values at most."""
+    """Of an image of two grays any other change leaves two values at most."""
     image = np.where(np.random.default_rng(0).random((16, 16, 1)) < 0.5, np.uint8(20), np.uint8(235)).repeat(3, axis=2)
     blurred = np.array([[len(view.unique()) > 2 for view in views] for views in rates(image, whole(16), 800)])
     first, second, *local = blurred.mean(0)
@@ -146,13 +146,13 @@ def test_probability_of_blur() -> None:
     assert local == pytest.approx([0.5, 0.5], abs=0.06)
 
 
-def test_grey_images_are_solarised_and_blurred_too() -> None:
+def test_gray_images_are_solarized_and_blurred_too() -> None:
     transform = MultiCropTransform((8, 8), (8, 8), 1, channels=1, global_scale=(1, 1), local_scale=(1, 1), ratio=(1, 1))
-    solarised = []
+    solarized = []
     for _, second, _ in rates(np.full((8, 8, 1), 250, np.uint8), transform, 500):
         assert second.shape == (1, 8, 8)
-        solarised.append(second.max().item() < 128)  # the jitter leaves at least 0.6 of 250
-    assert np.mean(solarised) == pytest.approx(0.2, abs=0.07)
+        solarized.append(second.max().item() < 128)  # the jitter leaves at least 0.6 of 250
+    assert np.mean(solarized) == pytest.approx(0.2, abs=0.07)
 
 
 # the batches
@@ -219,7 +219,7 @@ def test_ranks_share_the_same_batches(source: Source) -> None:
             assert torch.equal(views[0], torch.cat(views[1:], dim=1))
 
 
-def test_grey_batches(tmp_path: Path) -> None:
+def test_gray_batches(tmp_path: Path) -> None:
     transform = MultiCropTransform((8, 12), (4, 4), local_crops=2, channels=1)
     (batch,) = take(train_batches(make_folder(tmp_path, 4), transform, batch_size=4, seed=0), 1)
     assert batch.images.shape == (8, 1, 8, 12)
@@ -234,7 +234,7 @@ def test_two_global_views_alone(source: Source) -> None:
 
 
 def test_a_broken_file_gives_its_place_to_the_next(tmp_path: Path) -> None:
-    source = make_folder(tmp_path, 4, broken=(1,), labelled=False)
+    source = make_folder(tmp_path, 4, broken=(1,), labeled=False)
     (batch,) = take(train_batches(source, SMALL, batch_size=4, seed=0), 1)
     k = batch.indices.tolist().index(1)
     expected, _ = SMALL(source.image(2, 3), np.random.default_rng((0, 0, 1)))

@@ -53,7 +53,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 # folders
 
 
-def test_flat_folder_is_unlabelled_and_sorted(tmp_path: Path) -> None:
+def test_flat_folder_is_unlabeled_and_sorted(tmp_path: Path) -> None:
     for k, name in enumerate(["b.png", "a.PNG", "c.Jpeg", "d.webp", "e.TIF", "f.tiff", "g.bmp", "h.jpg"]):
         write(tmp_path / name, k)
     source = open_source(tmp_path)
@@ -75,7 +75,7 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     assert [source.label(i) for i in range(3)] == [0, 0, 1]
 
 
-def test_an_image_beside_the_folders_makes_the_tree_unlabelled(tmp_path: Path) -> None:
+def test_an_image_beside_the_folders_makes_the_tree_unlabeled(tmp_path: Path) -> None:
     write(tmp_path / "dog" / "1.png")
     write(tmp_path / "cover.png")
     source = open_source(tmp_path)
@@ -393,7 +393,7 @@ def test_real_parquet(shared: Path) -> None:
     assert [labels.count(k) for k in range(10)] == [1000] * 10
 
 
-def test_real_folder_with_grey_files_among_the_coloured(shared: Path) -> None:
+def test_real_folder_with_gray_files_among_the_colored(shared: Path) -> None:
     source = open_source(shared / "data" / "caltech100_128" / "test")
     assert len(source) == 789
     assert source.classes is not None

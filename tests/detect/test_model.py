@@ -183,7 +183,7 @@ def test_channel_norm_is_that_of_each_place() -> None:
     assert_close(norm(x).permute(0, 2, 3, 1).reshape(-1, 6), slow)
 
 
-def test_the_canvas_normalises_and_pads() -> None:
+def test_the_canvas_normalizes_and_pads() -> None:
     canvas = Canvas(6, (0.5, 0.2), (0.25, 0.1))
     images = [torch.full((2, 3, 5), 255, dtype=torch.uint8), torch.zeros(2, 6, 1, dtype=torch.uint8)]
     batch, targets = canvas(images, [{}, {}])

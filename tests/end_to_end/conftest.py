@@ -32,7 +32,7 @@ def write_images(folder: Path, classes: int = 2, each: int = 15, size: int = 40)
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 photographs in two folders, 40 x 48 px."""
-    return write_images(tmp_path_factory.mktemp("images") / "labelled")
+    return write_images(tmp_path_factory.mktemp("images") / "labeled")
 
 
 @pytest.fixture(scope="session")

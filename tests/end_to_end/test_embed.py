@@ -34,7 +34,7 @@ def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     model = hardpatch.load(run)
     pixels = eval_transform(model)(source.image(3, 3)).unsqueeze(0)
     with torch.no_grad():
-        wanted = model.encode(model.normalise(pixels))[0, 1:].mean(dim=0)
+        wanted = model.encode(model.normalize(pixels))[0, 1:].mean(dim=0)
     np.testing.assert_allclose(table[2]["embedding"], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -65,7 +65,7 @@ def test_several_crops_of_an_image(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.in_memory", "device", "--data.colour_jitter", "0.4"], "data.colour_jitter: in_memory device only"),
+        (["--data.in_memory", "device", "--data.color_jitter", "0.4"], "data.color_jitter: in_memory device only"),
         (["--data.in_memory", "device", "--method.host", "ibot"], "data.in_memory: device gives one crop"),
         (["--data.crops", "3"], "data.crops: expected a divisor of batch_size=16, got 3"),
         (["--data.crops", "2", "--method.host", "ibot"], "data.crops: host ibot has its own crops"),

@@ -1,4 +1,4 @@
-"""hardpatch finetune, from a pre-training run and labelled images to a classifier."""
+"""hardpatch finetune, from a pre-training run and labeled images to a classifier."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def last(folder: Path) -> Path:
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimiser state."""
+    """Weights and optimizer state."""
     return {**load_file(last(folder) / "model.safetensors"), **load_file(last(folder) / "training.safetensors")}
 
 
@@ -97,7 +97,7 @@ def test_images_become_a_classifier(
     source, right = open_source(images), 0
     for k in range(len(source)):
         pixels = EvalTransform(size)(source.image(k, 3))[None]
-        right += int(model(model.normalise(pixels)).argmax()) == source.label(k)
+        right += int(model(model.normalize(pixels)).argmax()) == source.label(k)
     assert result["top1"] == right / 30
 
     measured = [row for row in rows(out) if "top1" in row]
@@ -230,22 +230,22 @@ def test_classes_go_by_their_names(run: Path, images: Path, tmp_path: Path) -> N
     assert load_classifier(out).model.encoder.grid == (6, 6)
 
 
-def test_other_hosts_and_grey_images(tmp_path: Path) -> None:
+def test_other_hosts_and_gray_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for label in range(2):
-        (tmp_path / "grey" / str(label)).mkdir(parents=True)
+        (tmp_path / "gray" / str(label)).mkdir(parents=True)
         for k in range(5):
             pixels = rng.integers(0, 90, (32, 32), dtype=np.uint8) + np.uint8(100 * label)
-            Image.fromarray(pixels).save(tmp_path / "grey" / str(label) / f"{k}.png")
+            Image.fromarray(pixels).save(tmp_path / "gray" / str(label) / f"{k}.png")
     more = ["--method.host", "simmim", "--model.positions", "relative", "--model.layer_scale", "0.1"]
     more += ["--data.channels", "1", "--data.mean", "[0.5]", "--data.std", "[0.25]", "--steps", "1"]
-    pretrained, images, out = tmp_path / "pretrained", tmp_path / "grey", tmp_path / "run"
+    pretrained, images, out = tmp_path / "pretrained", tmp_path / "gray", tmp_path / "run"
     assert main(["pretrain", *SMALL, *more, "--data", str(images), "--out", str(pretrained)]) == 0
     augmented = ("--randaugment", 9, "--erase", 1, "--mixup", 0.8, "--image_size", 40)
     assert main(command(pretrained, images, out, *augmented, "--weights", "teacher")) == 0
     model, classes, size = load_classifier(out)
     assert (classes, size, model.encoder.channels) == (("0", "1"), (40, 40), 1)
-    assert model(model.normalise(torch.zeros(1, 1, 40, 40, dtype=torch.uint8))).shape == (1, 2)
+    assert model(model.normalize(torch.zeros(1, 1, 40, 40, dtype=torch.uint8))).shape == (1, 2)
 
 
 def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ OTHERS: dict[str, list[str]] = {
     "drop_path": [
         "--seed=9223372036854775807",
         "--model.drop_path=0.2",
-        "--data.colour_jitter=0.4",
+        "--data.color_jitter=0.4",
         "--optim.weight_decay_end=0.2",
     ],
 }
@@ -86,9 +86,9 @@ def test_targets_and_masks(name: str, images: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> None:
-    """Views of an image stay together. The centres, which would move after each piece, are held."""
+    """Views of an image stay together. The centers, which would move after each piece, are held."""
     settings = [*SMALL, *HOSTS["ibot"], "--model.drop_path=0", "--data", str(images), "--steps", "1"]
-    settings += ["--ibot.centre_momentum=1", "--ibot.masked_share=1"]
+    settings += ["--ibot.center_momentum=1", "--ibot.masked_share=1"]
     for pieces in ("1", "2"):
         assert main(["pretrain", *settings, "--optim.accumulate", pieces, "--out", str(tmp_path / pieces)]) == 0
     one, two = (read_metrics(tmp_path / pieces / "metrics.jsonl")[-1] for pieces in ("1", "2"))
@@ -97,7 +97,7 @@ def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> Non
 
 
 def test_ibot_resumes_to_the_same_bits(images: Path, tmp_path: Path) -> None:
-    """With its centres, its drawn ratios and drop path, and with attention to guide the masks."""
+    """With its centers, its drawn ratios and drop path, and with attention to guide the masks."""
     settings = [*SMALL, *HOSTS["ibot"], "--method.mask=attention_hint", "--data", str(images), "--steps", "6"]
     settings += ["--train.checkpoint_steps", "3", "--train.keep_checkpoints", "9"]
     assert main(["pretrain", *settings, "--out", str(tmp_path / "whole")]) == 0

@@ -146,18 +146,18 @@ def test_a_finished_run_is_finished_even_where_nothing_can_be_drawn(images: Path
     assert "no pictures of the difficulty: draws" in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("loss", ["none", "absolute", "absolute_standardised"])
+@pytest.mark.parametrize("loss", ["none", "absolute", "absolute_standardized"])
 def test_the_papers_other_rows_are_settings(loss: str, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "2", "--out", str(folder)]
-    assert main([*arguments, "--method.predicting_loss", loss, "--method.target", "normalised_pixels"]) == 0
+    assert main([*arguments, "--method.predicting_loss", loss, "--method.target", "normalized_pixels"]) == 0
     last = read_metrics(folder / "metrics.jsonl")[-1]
     assert ("pair_accuracy" in last) == (loss != "none")
     assert last["alpha"] == pytest.approx(0.0 if loss == "none" else 0.3 + 0.2 / 2)
     assert hardpatch.load(folder).has_predictor == (loss != "none")
 
 
-def test_grey_images_of_another_shape_and_computed_statistics(images: Path, tmp_path: Path) -> None:
+def test_gray_images_of_another_shape_and_computed_statistics(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = [
         "pretrain",

@@ -1,4 +1,4 @@
-"""hardpatch segment: from a run and labelled pixels to a folder with measures, pictures and weights."""
+"""hardpatch segment: from a run and labeled pixels to a folder with measures, pictures and weights."""
 
 import json
 import os

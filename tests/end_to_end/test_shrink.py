@@ -74,7 +74,7 @@ def test_order_labels_and_sizes(
             assert min(new.shape[:2]) == 40
             assert new.shape[:2] == tuple(round(side * zoom) for side in old.shape[:2])
             wanted = np.asarray(Image.fromarray(old).resize(new.shape[1::-1], Image.Resampling.BICUBIC))
-            assert np.abs(new.astype(int) - wanted).mean() < 6  # mostly of colours, which are kept at half resolution
+            assert np.abs(new.astype(int) - wanted).mean() < 6  # mostly of colors, which are kept at half resolution
     for path in out.iterdir():
         metadata = pq.ParquetFile(path).metadata
         assert all(metadata.row_group(group).num_rows <= 4 for group in range(metadata.num_row_groups))

@@ -23,7 +23,7 @@ MICRO = ("--scale", "micro", "--train.device", "cpu")
 @pytest.fixture(scope="module")
 def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images to be judged on, of the same two classes as ``images``."""
-    return write_images(tmp_path_factory.mktemp("val") / "labelled", each=6)
+    return write_images(tmp_path_factory.mktemp("val") / "labeled", each=6)
 
 
 def study(table: str, out: Path, *more: object) -> int:

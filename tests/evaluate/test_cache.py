@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from hardpatch.evaluate.cache import KEY
-from hardpatch.measure import labels as labelled
-from hardpatch.measure.labels import LabelledFeatures, labelled_features
+from hardpatch.measure import labels as labeled
+from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.methods.hpm import HPM
 from tests.end_to_end.conftest import write_images
 from tests.small import small_hpm
@@ -28,15 +28,15 @@ def model() -> HPM:
 
 
 @pytest.fixture
-def found(model: HPM, images: Path, tmp_path: Path) -> Callable[..., LabelledFeatures]:
-    def compute(model: HPM = model, cache: bool = True, **more: str) -> LabelledFeatures:
+def found(model: HPM, images: Path, tmp_path: Path) -> Callable[..., LabeledFeatures]:
+    def compute(model: HPM = model, cache: bool = True, **more: str) -> LabeledFeatures:
         folder = tmp_path / "features" if cache else None
-        return labelled_features(model, images, images, device="cpu", workers=0, cache=folder, **more)  # type: ignore[arg-type]
+        return labeled_features(model, images, images, device="cpu", workers=0, cache=folder, **more)  # type: ignore[arg-type]
 
     return compute
 
 
-def same(one: LabelledFeatures, other: LabelledFeatures) -> bool:
+def same(one: LabeledFeatures, other: LabeledFeatures) -> bool:
     return all(
         torch.equal(a.features, b.features) and torch.equal(a.labels, b.labels) and torch.equal(a.indices, b.indices)
         for a, b in ((one.train, other.train), (one.val, other.val))
@@ -44,7 +44,7 @@ def same(one: LabelledFeatures, other: LabelledFeatures) -> bool:
 
 
 def test_cached_and_fresh_features_are_equal(
-    found: Callable[..., LabelledFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: Callable[..., LabeledFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh, first = found(cache=False), found()
     assert same(fresh, first)
@@ -56,12 +56,12 @@ def test_cached_and_fresh_features_are_equal(
     def never(*arguments: object, **more: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(labelled, "extract", never)
+    monkeypatch.setattr(labeled, "extract", never)
     assert same(fresh, found())
 
 
 def test_whatever_changes_makes_other_features(
-    found: Callable[..., LabelledFeatures], model: HPM, images: Path, tmp_path: Path
+    found: Callable[..., LabeledFeatures], model: HPM, images: Path, tmp_path: Path
 ) -> None:
     first = found()
     assert not same(first, found(pool="class"))
@@ -76,7 +76,7 @@ def test_whatever_changes_makes_other_features(
     assert len(list((tmp_path / "features").iterdir())) == 5
 
 
-def test_a_broken_file_is_computed_anew(found: Callable[..., LabelledFeatures], tmp_path: Path) -> None:
+def test_a_broken_file_is_computed_anew(found: Callable[..., LabeledFeatures], tmp_path: Path) -> None:
     first = found()
     (file,) = (tmp_path / "features").iterdir()
     beginning = file.read_bytes()[:100]
@@ -87,7 +87,7 @@ def test_a_broken_file_is_computed_anew(found: Callable[..., LabelledFeatures], 
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(
-    found: Callable[..., LabelledFeatures],
+    found: Callable[..., LabeledFeatures],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

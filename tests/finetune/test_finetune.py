@@ -101,7 +101,7 @@ def test_the_classifier_step_by_step() -> None:
     torch.nn.init.normal_(model.fc_norm.weight)
     pixels = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     images = torch.stack([(pixels[:, c] / 255 - model.mean[c]) / model.std[c] for c in range(3)], dim=1)
-    assert torch.allclose(model.normalise(pixels), images, atol=1e-6)
+    assert torch.allclose(model.normalize(pixels), images, atol=1e-6)
     encoder = model.encoder
     tokens = encoder.patch_embed.proj(images).flatten(2).transpose(1, 2) + encoder.positions
     tokens = torch.cat([encoder.cls_token.expand(2, -1, -1), tokens], dim=1)
@@ -260,13 +260,13 @@ def test_rand_augment_is_that_of_timm() -> None:
 
 
 def test_erasing_makes_a_rectangle_of_noise() -> None:
-    grey = np.full((64, 64, 3), 60, dtype=np.uint8)
+    gray = np.full((64, 64, 3), 60, dtype=np.uint8)
     erase = FinetuneTransform((64, 64), scale=(1.0, 1.0), ratio=(1.0, 1.0), erase=0.25)
     always = FinetuneTransform((64, 64), scale=(1.0, 1.0), ratio=(1.0, 1.0), erase=1.0)
     times, values = 0, []
     for seed in range(400):
-        times += bool((erase(grey, np.random.default_rng(seed)) != 60).any())
-        changed = always(grey, np.random.default_rng(seed)) != 60
+        times += bool((erase(gray, np.random.default_rng(seed)) != 60).any())
+        changed = always(gray, np.random.default_rng(seed)) != 60
         rows, columns = changed.any(dim=0).any(dim=1).nonzero(), changed.any(dim=0).any(dim=0).nonzero()
         inside = changed[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert inside.float().mean() > 0.9  # noise is 60 now and then
@@ -274,10 +274,10 @@ def test_erasing_makes_a_rectangle_of_noise() -> None:
         height, width = inside.shape[1:]
         assert 0.015 < height * width / 64**2 < 0.36
         assert 0.25 < height / width < 4.0
-        values.append(always(grey, np.random.default_rng(seed))[changed].float())
+        values.append(always(gray, np.random.default_rng(seed))[changed].float())
     assert 75 <= times <= 125
     noise = torch.cat(values)
-    assert noise.mean().item() == pytest.approx(127.5, abs=2)  # the mean and deviation of the normalisation
+    assert noise.mean().item() == pytest.approx(127.5, abs=2)  # the mean and deviation of the normalization
     assert noise.std().item() == pytest.approx(0.25 * 255, rel=0.06)  # a little less: black and white cut it off
 
 

@@ -176,13 +176,13 @@ def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
-def test_the_image_processor_normalises_as_the_run_does(tmp_path: Path) -> None:
+def test_the_image_processor_normalizes_as_the_run_does(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", data={"image_size": 32})
     export_hugging_face(run, tmp_path / "vit")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit")
     pixels = demo_source("test").image(3, 3)
     theirs = torch.as_tensor(np.asarray(processor(pixels, return_tensors="pt")["pixel_values"]))
-    ours = hardpatch.load(run).normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    ours = hardpatch.load(run).normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
@@ -206,7 +206,7 @@ def masked_images_agree(theirs: Any, ours: hardpatch.HPM, images: Tensor, mask: 
     ("method", "norm_pix_loss"),
     [
         ({"target": "pixels"}, False),
-        ({"target": "normalised_pixels", "mask_ratio": 0.5, "predicting_loss": "none"}, True),
+        ({"target": "normalized_pixels", "mask_ratio": 0.5, "predicting_loss": "none"}, True),
     ],
 )
 def test_a_whole_mae(tmp_path: Path, method: dict[str, Any], norm_pix_loss: bool) -> None:
@@ -233,7 +233,7 @@ def test_the_encoder_of_a_whole_mae_alone(tmp_path: Path) -> None:
 def test_a_reference_mae(shared: Path, tmp_path: Path) -> None:
     path = shared / "golden" / "mae_tiny.safetensors"
     golden = load_file(path)
-    told = {"heads": 3, "decoder_heads": 4, "normalise_pixels": True}
+    told = {"heads": 3, "decoder_heads": 4, "normalize_pixels": True}
     written = export_hugging_face(path, tmp_path / "mae", form="vit_mae", **told)  # type: ignore[arg-type]
     theirs = made(written)
     images, mask = golden["images"], golden["mask"].bool()

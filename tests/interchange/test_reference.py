@@ -50,7 +50,7 @@ def test_bare_tensors_in_a_safetensors_file(shared: Path, tmp_path: Path, golden
 def test_heads_and_targets_can_be_said(shared: Path) -> None:
     path = shared / "golden" / "mae_tiny.safetensors"
     golden = load_file(path)
-    model = hardpatch.load(path, heads=3, decoder_heads=4, normalise_pixels=True)
+    model = hardpatch.load(path, heads=3, decoder_heads=4, normalize_pixels=True)
     assert_close(model(golden["images"], golden["mask"]).loss, golden["loss"].squeeze(), rtol=1e-4, atol=1e-5)
     assert not model.has_predictor
     with pytest.raises(UserError, match="heads: expected a divisor of the width 96, got 7"):

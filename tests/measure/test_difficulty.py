@@ -37,7 +37,7 @@ class Bright(nn.Module):
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         self.masks: list[Tensor] = []
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
     def look(self, images: Tensor, *, difficulty: bool = True) -> Sight:
@@ -81,15 +81,15 @@ def model() -> HPM:
         decoder_width=16,
         decoder_depth=1,
         decoder_heads=2,
-        normalise_pixels=True,
+        normalize_pixels=True,
     )
     return HPM(host, Decoder(width=16, depth=1, heads=2, outputs=4)).eval()
 
 
 def steps(size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
-    """A picture whose 4-px patches are even, each of another grey."""
-    greys = np.random.default_rng(seed).permutation(size[0] * size[1] // 16).reshape(size[0] // 4, -1)
-    return np.kron(greys.astype(np.uint8), np.full((4, 4), 7, dtype=np.uint8))[..., None].repeat(3, axis=-1)
+    """A picture whose 4-px patches are even, each of another gray."""
+    grays = np.random.default_rng(seed).permutation(size[0] * size[1] // 16).reshape(size[0] // 4, -1)
+    return np.kron(grays.astype(np.uint8), np.full((4, 4), 7, dtype=np.uint8))[..., None].repeat(3, axis=-1)
 
 
 def folder_of(folder: Path, pictures: dict[str, np.ndarray]) -> Path:
@@ -193,13 +193,13 @@ def test_a_predictor_that_is_right_and_one_that_is_wrong(tmp_path: Path) -> None
     assert wrong.spearman == pytest.approx(-1.0)
     assert right.auc is right.true_loss_auc is None
     first = table_of(wrong)[0]
-    greys = steps()[::4, ::4, 0].ravel() / 255
+    grays = steps()[::4, ::4, 0].ravel() / 255
     assert first["path"].endswith("a.png")
     assert (first["rows"], first["columns"]) == (4, 4)
-    np.testing.assert_allclose(first["difficulty"], -greys, rtol=1e-5)
-    np.testing.assert_allclose(first["true_loss"], greys**2, rtol=1e-5)
-    assert first["mean_difficulty"] == pytest.approx(-greys.mean())
-    assert first["mean_true_loss"] == pytest.approx((greys**2).mean())
+    np.testing.assert_allclose(first["difficulty"], -grays, rtol=1e-5)
+    np.testing.assert_allclose(first["true_loss"], grays**2, rtol=1e-5)
+    assert first["mean_difficulty"] == pytest.approx(-grays.mean())
+    assert first["mean_true_loss"] == pytest.approx((grays**2).mean())
     assert first["spearman"] == pytest.approx(-1.0)
 
 

@@ -16,7 +16,7 @@ from hardpatch.methods.hpm import HPM
 class Doubling(nn.Module):
     """Its class token is minus the image's mean, its two patch tokens are the halves of the first channel's rows."""
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         return images.float() * 2
 
     def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from hardpatch.measure.features import Features
 from hardpatch.measure.knn import KnnResult, KnnRow, knn_accuracy
 
 
-def labelled(features: list[list[float]], labels: list[int]) -> Features:
+def labeled(features: list[list[float]], labels: list[int]) -> Features:
     return Features(torch.tensor(features), torch.tensor(labels), [], torch.arange(len(labels)))
 
 
@@ -26,13 +26,13 @@ def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float
     """The definition, one number at a time, in double precision."""
     right1 = right5 = 0
     for query, label in zip(val.features.double(), val.labels.tolist(), strict=True):
-        neighbours = []
+        neighbors = []
         for other, its_label in zip(train.features.double(), train.labels.tolist(), strict=True):
             cosine = float(query @ other / (query.norm() * other.norm()))
-            neighbours.append((cosine, its_label))
-        neighbours.sort(reverse=True)
+            neighbors.append((cosine, its_label))
+        neighbors.sort(reverse=True)
         votes: dict[int, float] = {}
-        for cosine, its_label in neighbours[:k]:
+        for cosine, its_label in neighbors[:k]:
             votes[its_label] = votes.get(its_label, 0.0) + math.exp(cosine / temperature)
         ranking = sorted(votes, key=lambda name: -votes[name])
         right1 += ranking[0] == label
@@ -59,30 +59,30 @@ def test_equals_the_obvious_loop(
         assert (row.top1, row.top5) == pytest.approx(accuracy_by_loops(train, val, row.k, temperature))
 
 
-def test_a_near_neighbour_outvotes_two_far_ones() -> None:
+def test_a_near_neighbor_outvotes_two_far_ones() -> None:
     # Cosines 1, 0 and 0: weights e^14.3, 1 and 1. With a temperature of 10 they are 1.1, 1 and 1.
-    train = labelled([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 1, 1])
-    val = labelled([[3.0, 0.0]], [0])
+    train = labeled([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 1, 1])
+    val = labeled([[3.0, 0.0]], [0])
     assert knn_accuracy(train, val, classes=2, ks=[3]).top1 == 1.0
     assert knn_accuracy(train, val, classes=2, ks=[3], temperature=10.0).top1 == 0.0
 
 
-def test_only_k_neighbours_vote() -> None:
+def test_only_k_neighbors_vote() -> None:
     # The query's own direction is class 1; four others at 45 degrees are class 0.
-    train = labelled([[1.0, 0.0], *[[1.0, 1.0]] * 4], [1, 0, 0, 0, 0])
-    result = knn_accuracy(train, labelled([[1.0, 0.0]], [1]), classes=2, ks=[1, 5], temperature=1.0)
+    train = labeled([[1.0, 0.0], *[[1.0, 1.0]] * 4], [1, 0, 0, 0, 0])
+    result = knn_accuracy(train, labeled([[1.0, 0.0]], [1]), classes=2, ks=[1, 5], temperature=1.0)
     assert [(row.k, row.top1, row.top5) for row in result.rows] == [(1, 1.0, 1.0), (5, 0.0, 1.0)]
     assert (result.best_k, result.top1) == (1, 1.0)
 
 
 def test_a_class_without_votes_is_not_in_the_top_5() -> None:
-    result = knn_accuracy(labelled([[1.0], [1.0]], [0, 1]), labelled([[1.0]], [2]), classes=3, ks=[1, 2])
+    result = knn_accuracy(labeled([[1.0], [1.0]], [0, 1]), labeled([[1.0]], [2]), classes=3, ks=[1, 2])
     assert [row.top5 for row in result.rows] == [0.0, 0.0]
 
 
 def test_a_low_temperature_does_not_overflow() -> None:
-    train = labelled([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], [0, 1, 1])
-    assert knn_accuracy(train, labelled([[1.0, 0.0]], [0]), classes=2, ks=[3], temperature=1e-3).top1 == 1.0
+    train = labeled([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]], [0, 1, 1])
+    assert knn_accuracy(train, labeled([[1.0, 0.0]], [0]), classes=2, ks=[3], temperature=1e-3).top1 == 1.0
 
 
 def test_a_k_above_the_training_set_is_lowered_and_said() -> None:
@@ -112,12 +112,12 @@ def test_the_best_is_the_smallest_of_equal_ks() -> None:
     [
         (random_features(0, 4, 3, 0), random_features(5, 4, 3, 0), {}, "^train: expected at least one image"),
         (random_features(5, 4, 3, 0), random_features(0, 4, 3, 0), {}, "^val: expected at least one image"),
-        (labelled([[1.0]], [0]), labelled([[1.0]], [-1]), {}, r"^val: expected labels in 0 .. 2, got -1 .. -1"),
-        (labelled([[1.0]], [3]), labelled([[1.0]], [0]), {}, r"^train: expected labels in 0 .. 2, got 3 .. 3"),
-        (labelled([[1.0]], [0]), labelled([[1.0, 2.0]], [0]), {}, "features of one width, got 1 and 2"),
-        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"ks": [0]}, "^ks: "),
-        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"ks": []}, "^ks: "),
-        (labelled([[1.0]], [0]), labelled([[1.0]], [0]), {"temperature": 0.0}, "^temperature: "),
+        (labeled([[1.0]], [0]), labeled([[1.0]], [-1]), {}, r"^val: expected labels in 0 .. 2, got -1 .. -1"),
+        (labeled([[1.0]], [3]), labeled([[1.0]], [0]), {}, r"^train: expected labels in 0 .. 2, got 3 .. 3"),
+        (labeled([[1.0]], [0]), labeled([[1.0, 2.0]], [0]), {}, "features of one width, got 1 and 2"),
+        (labeled([[1.0]], [0]), labeled([[1.0]], [0]), {"ks": [0]}, "^ks: "),
+        (labeled([[1.0]], [0]), labeled([[1.0]], [0]), {"ks": []}, "^ks: "),
+        (labeled([[1.0]], [0]), labeled([[1.0]], [0]), {"temperature": 0.0}, "^temperature: "),
     ],
 )
 def test_what_cannot_be_is_named(train: Features, val: Features, options: dict, message: str) -> None:

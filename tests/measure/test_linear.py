@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hardpatch.errors import UserError
 from hardpatch.measure.features import Features
-from hardpatch.measure.linear import LinearResult, LinearRow, Optimiser, _optimiser, linear_probe
+from hardpatch.measure.linear import LinearResult, LinearRow, Optimizer, _optimizer, linear_probe
 
 
 def clusters(images: int, classes: int, noise: float, seed: int, width: int = 16) -> Features:
@@ -39,8 +39,8 @@ def test_labels_without_a_pattern_stay_at_chance() -> None:
     assert 0.35 < result.top5 < 0.65
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "lars"])
-def test_a_sweep_is_as_many_single_runs(optimiser: Optimiser) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_sweep_is_as_many_single_runs(optimizer: Optimizer) -> None:
     train, val = clusters(150, 6, 1.5, 0), clusters(120, 6, 1.5, 1)
     rates = [0.003, 0.3, 5.0]
 
@@ -51,7 +51,7 @@ def test_a_sweep_is_as_many_single_runs(optimiser: Optimiser) -> None:
             classes=6,
             generator=seeded(),
             base_lrs=base_lrs,
-            optimiser=optimiser,
+            optimizer=optimizer,
             epochs=4,
             batch_size=32,
         ).rows
@@ -77,7 +77,7 @@ def test_the_seed_decides_and_global_randomness_does_not() -> None:
 
 
 def test_equals_a_probe_written_out() -> None:
-    """torch's own layers, optimiser and the schedule as MAE's lr_sched.py has it."""
+    """torch's own layers, optimizer and the schedule as MAE's lr_sched.py has it."""
     train, val = clusters(64, 4, 1.5, 0), clusters(400, 4, 1.5, 1)
     # so small that the norm's eps shows
     train, val = (some._replace(features=some.features * 1e-3) for some in (train, val))
@@ -98,7 +98,7 @@ def test_equals_a_probe_written_out() -> None:
     nn.init.normal_(layer.weight, std=0.01, generator=generator)
     nn.init.zeros_(layer.bias)
     probe = nn.Sequential(nn.BatchNorm1d(16, affine=False, eps=1e-6), layer)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
     peak = base_lr * batch / 256
     for epoch in range(epochs):
         order = torch.randperm(64, generator=generator)
@@ -108,11 +108,11 @@ def test_equals_a_probe_written_out() -> None:
                 lr = peak * now / warmup
             else:
                 lr = peak * 0.5 * (1.0 + math.cos(math.pi * (now - warmup) / (epochs - warmup)))
-            optimiser.param_groups[0]["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr
             chosen = order[step * batch : (step + 1) * batch]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(probe(train.features[chosen]), train.labels[chosen]).backward()
-            optimiser.step()
+            optimizer.step()
     right = probe.eval()(val.features).argmax(dim=1) == val.labels
     assert result.top1 == pytest.approx(float(right.float().mean()), abs=1e-6)
     assert 0.3 < result.top1 < 1.0  # or any probe would do
@@ -128,8 +128,8 @@ def test_lars_is_that_of_mae(seed: int) -> None:
 
     weights, biases = [nn.Parameter(draw(3, 5)) for _ in range(2)], [nn.Parameter(draw(3)) for _ in range(2)]
     rates = [0.5, 2.0]
-    optimiser = _optimiser("lars", weights, biases)
-    for group, lr in zip(optimiser.param_groups, rates * 2, strict=True):
+    optimizer = _optimizer("lars", weights, biases)
+    for group, lr in zip(optimizer.param_groups, rates * 2, strict=True):
         group["lr"] = lr
     wanted = [tensor.detach().clone() for tensor in [*weights, *biases]]
     momenta = [torch.zeros_like(tensor) for tensor in wanted]
@@ -139,7 +139,7 @@ def test_lars_is_that_of_mae(seed: int) -> None:
             trust = 0.001 * wanted[i].norm() / tensor.grad.norm() if tensor.ndim > 1 else 1.0
             momenta[i] = 0.9 * momenta[i] + trust * tensor.grad
             wanted[i] = wanted[i] - lr * momenta[i]
-        optimiser.step()
+        optimizer.step()
     for tensor, expected in zip([*weights, *biases], wanted, strict=True):
         torch.testing.assert_close(tensor.detach(), expected)
 
@@ -178,7 +178,7 @@ def test_the_best_is_the_first_of_equals() -> None:
         ({"epochs": 0}, "epochs >= 1"),
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs < epochs"),
         ({"batch_size": 1}, "batch_size >= 2"),
-        ({"optimiser": "adam"}, "^optimiser: expected 'sgd' or 'lars', got 'adam'"),
+        ({"optimizer": "adam"}, "^optimizer: expected 'sgd' or 'lars', got 'adam'"),
         ({"classes": 1}, "^train: expected labels in 0 .. 0, got 0 .. 1"),
     ],
 )
@@ -188,7 +188,7 @@ def test_what_cannot_be_is_named(options: dict, message: str) -> None:
         linear_probe(train, train, **{"classes": 2, "generator": seeded(), **options})
 
 
-def test_a_single_training_image_cannot_be_normalised() -> None:
+def test_a_single_training_image_cannot_be_normalized() -> None:
     one = clusters(1, 1, 0.1, 0)
     with pytest.raises(UserError, match=r"^train: expected at least two images"):
         linear_probe(one, one, classes=1, generator=seeded())

@@ -125,8 +125,8 @@ def slow_inverse(noise: list[float], visible: int, grid: tuple[int, int], given:
     order = sorted(range(rows * columns), key=lambda patch: noise[patch], reverse=True)
     kept: set[int] = set()
     whole = 0
-    for centre in order:
-        row, column = divmod(centre, columns)
+    for center in order:
+        row, column = divmod(center, columns)
         top, left = max(0, row - 1), max(0, column - 1)
         block = cells(top, left, min(rows, row + 2) - top, min(columns, column + 2) - left, columns)
         new = [patch for patch in order if patch in block - kept - given]
@@ -135,7 +135,7 @@ def slow_inverse(noise: list[float], visible: int, grid: tuple[int, int], given:
             whole = len(kept)
         if len(kept) == visible:
             return kept, whole
-    raise AssertionError("every patch is the centre of a block")
+    raise AssertionError("every patch is the center of a block")
 
 
 @pytest.mark.parametrize("share_given", [0.0, 0.5, 1.0])
@@ -154,7 +154,7 @@ def test_inverse_blocks_are_those_of_a_loop(rows: int, columns: int, masked: int
 
 
 def test_the_visible_patches_of_inverse_blocks_touch() -> None:
-    """A visible patch has more visible neighbours than one of a random mask, which has at most 4 * 48 / 195."""
+    """A visible patch has more visible neighbors than one of a random mask, which has at most 4 * 48 / 195."""
     visible = ~inverse_block_mask(uniform(DRAWS, 196), 147, (14, 14)).unflatten(1, (14, 14))
     pairs = (visible[:, 1:] & visible[:, :-1]).sum() + (visible[:, :, 1:] & visible[:, :, :-1]).sum()
     assert 2 * pairs / visible.sum() > 2.5

@@ -17,21 +17,21 @@ def told(scores: torch.Tensor, images: int = 1) -> Remembered:
     return memory
 
 
-def standardised(scores: torch.Tensor) -> torch.Tensor:
+def standardized(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
 
 
 def test_what_was_seen_whole_comes_back_whole() -> None:
     scores = torch.randn(3, 24)
     found = told(scores, images=3).recall(torch.arange(3), WHOLE.expand(3, -1), NOT_FLIPPED.expand(3), GRID)
-    assert_close(found, standardised(scores), rtol=1e-3, atol=1e-3)  # it is kept in half precision
+    assert_close(found, standardized(scores), rtol=1e-3, atol=1e-3)  # it is kept in half precision
 
 
 def test_a_crop_reads_its_part_of_the_map() -> None:
     scores = torch.randn(1, 24)
     box = torch.tensor([[0.5, 0.0, 0.5, 0.5]])  # the lower left quarter: 2 x 3 cells
     found = told(scores).recall(torch.tensor([0]), box, NOT_FLIPPED, (2, 3))
-    wanted = standardised(scores).view(GRID)[2:, :3]
+    wanted = standardized(scores).view(GRID)[2:, :3]
     assert_close(found.view(2, 3), wanted, rtol=1e-3, atol=1e-3)
     flipped = told(scores).recall(torch.tensor([0]), box, torch.tensor([True]), (2, 3))
     assert_close(flipped.view(2, 3), wanted.flip(1), rtol=1e-3, atol=1e-3)
@@ -41,7 +41,7 @@ def test_a_flipped_crop_is_written_where_it_belongs() -> None:
     scores, memory = torch.randn(1, 24), Remembered(1, GRID)
     memory.write(torch.tensor([0]), WHOLE, torch.tensor([True]), all_masked(1, 24, scores.device), scores, GRID)
     found = memory.recall(torch.tensor([0]), WHOLE, NOT_FLIPPED, GRID)
-    assert_close(found.view(GRID), standardised(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
+    assert_close(found.view(GRID), standardized(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
 
 
 def test_only_masked_patches_within_the_crop_are_written() -> None:
@@ -63,7 +63,7 @@ def test_news_are_mixed_with_what_was_known() -> None:
     one, other = torch.randn(1, 24), torch.randn(1, 24)
     memory = told(one)
     memory.write(torch.tensor([0]), WHOLE, NOT_FLIPPED, all_masked(1, 24, one.device), other, GRID)
-    wanted = (standardised(one) + standardised(other)) / 2
+    wanted = (standardized(one) + standardized(other)) / 2
     assert_close(memory.maps.flatten(1).float(), wanted, rtol=1e-2, atol=1e-3)
 
 

@@ -17,7 +17,7 @@ from hardpatch.methods.distillation import (
     sharpen,
     teacher_temperature,
     token_entropy,
-    update_centre,
+    update_center,
     usage_entropy,
 )
 
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_three_steps_of_the_reference(shared: Path) -> None:
-    """Both losses, then both centres, over three steps; the file has 2 global and 4 local views of 3 images.
+    """Both losses, then both centers, over three steps; the file has 2 global and 4 local views of 3 images.
 
     In the second step one image has no masked patch.
     """
@@ -51,8 +51,8 @@ def test_three_steps_of_the_reference(shared: Path) -> None:
         losses = cross_entropy(tensors["student_patch"], teacher)
         close(patch_loss(losses, tensors["mask"]), tensors["loss_patch"])
 
-        update_centre(class_centre, tensors["teacher_cls"], 0.9)
-        update_centre(patch_centre, tensors["teacher_patch"], 0.9)
+        update_center(class_centre, tensors["teacher_cls"], 0.9)
+        update_center(patch_centre, tensors["teacher_patch"], 0.9)
         close(class_centre, tensors["center_cls_after"])
         close(patch_centre, tensors["center_patch_after"])
 
@@ -61,9 +61,9 @@ def test_three_steps_of_the_reference(shared: Path) -> None:
 
 
 def test_sharpen_by_hand() -> None:
-    logits, centre = torch.tensor([[1.0, 0.0], [3.0, 3.5]]), torch.tensor([0.5, 0.0])
+    logits, center = torch.tensor([[1.0, 0.0], [3.0, 3.5]]), torch.tensor([0.5, 0.0])
     expected = torch.tensor([[1 / (1 + math.exp(-5)), 1 / (1 + math.exp(5))], [1 / (1 + math.exp(10)), 1.0]])
-    assert_close(sharpen(logits, centre, 0.1), expected, rtol=1e-5, atol=1e-4)
+    assert_close(sharpen(logits, center, 0.1), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_sharpen_has_no_gradient_and_is_float32() -> None:
@@ -181,34 +181,34 @@ def test_what_is_not_masked_gets_no_gradient() -> None:
     assert torch.equal(logits.grad.abs().sum(-1) > 0, mask)
 
 
-# centres
+# centers
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 8), (1, 1, 8)])
-def test_centre_moves_towards_the_mean_in_place(shape: tuple[int, ...]) -> None:
-    centre, logits = normal(*shape), normal(2, 5, 7, 8, seed=1)
-    expected = 0.9 * centre + 0.1 * logits.mean((0, 1, 2))
-    place = centre.data_ptr()
-    update_centre(centre, logits, 0.9)
-    assert centre.data_ptr() == place
-    assert_close(centre, expected)
+def test_center_moves_towards_the_mean_in_place(shape: tuple[int, ...]) -> None:
+    center, logits = normal(*shape), normal(2, 5, 7, 8, seed=1)
+    expected = 0.9 * center + 0.1 * logits.mean((0, 1, 2))
+    place = center.data_ptr()
+    update_center(center, logits, 0.9)
+    assert center.data_ptr() == place
+    assert_close(center, expected)
 
 
-def test_centre_of_logits_that_stay_the_same_converges_to_them() -> None:
-    centre, logits = torch.zeros(8), normal(4, 8).requires_grad_()
+def test_center_of_logits_that_stay_the_same_converges_to_them() -> None:
+    center, logits = torch.zeros(8), normal(4, 8).requires_grad_()
     for _ in range(200):
-        update_centre(centre, logits)
-    assert not centre.requires_grad
-    assert_close(centre, logits.detach().mean(0))
+        update_center(center, logits)
+    assert not center.requires_grad
+    assert_close(center, logits.detach().mean(0))
 
 
 def test_centring_undoes_a_constant_preference() -> None:
-    """Without the centre a bias towards one prototype wins every image; with the centre it does not count."""
+    """Without the center a bias toward one prototype wins every image; with the center it does not count."""
     logits = normal(4000, 8)
     biased = logits + 5 * F.one_hot(torch.tensor(3), 8)
-    centre = biased.mean(0)
+    center = biased.mean(0)
     assert sharpen(biased, torch.zeros(8), 0.04).mean(0)[3] > 0.95
-    assert_close(sharpen(biased, centre, 0.04), sharpen(logits, logits.mean(0), 0.04), rtol=0, atol=1e-3)
+    assert_close(sharpen(biased, center, 0.04), sharpen(logits, logits.mean(0), 0.04), rtol=0, atol=1e-3)
 
 
 # temperature

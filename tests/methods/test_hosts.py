@@ -146,7 +146,7 @@ def test_ibot_puts_the_views_in_their_places() -> None:
     mask = split(random_mask(torch.rand(3, 24), 6))
     sight = teacher.look(crops[order], difficulty=False)
     before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
-    classes, tokens = teacher.network.host.teach(sight.latent, mask, temperature=0.05, centre_momentum=0.9)
+    classes, tokens = teacher.network.host.teach(sight.latent, mask, temperature=0.05, center_momentum=0.9)
     with torch.no_grad():
         latent = host.encode(crops)
         logits = host.head(latent[:, 0])

@@ -84,11 +84,11 @@ def test_predict_loss_sees_the_whole_image_at_any_size() -> None:
     assert model.predict_loss(torch.randn(2, 3, 32, 32)).shape == (2, 64)
 
 
-def test_normalise() -> None:
+def test_normalize() -> None:
     model = small_hpm()
     pixels = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    assert_close(model.normalise(pixels)[1, 2], (pixels[1, 2] / 255 - mean[2]) / std[2])
+    assert_close(model.normalize(pixels)[1, 2], (pixels[1, 2] / 255 - mean[2]) / std[2])
 
 
 def test_a_plain_host_has_no_difficulty() -> None:

@@ -15,7 +15,7 @@ from hardpatch.methods.losses import (
     pixel_loss,
     rank_correlation,
     relative_loss,
-    standardised_absolute_loss,
+    standardized_absolute_loss,
     token_loss,
 )
 
@@ -56,7 +56,7 @@ def test_pairs_stay_within_an_image() -> None:
     assert_close(relative_loss(predicted, losses), relative_loss(predicted, losses + torch.randn(4, 1)))
 
 
-@pytest.mark.parametrize("loss", [relative_loss, absolute_loss, standardised_absolute_loss])
+@pytest.mark.parametrize("loss", [relative_loss, absolute_loss, standardized_absolute_loss])
 def test_gradient_flows_into_the_prediction_and_not_into_the_target(loss: object) -> None:
     predicted = torch.randn(2, 5, requires_grad=True)
     losses = torch.rand(2, 5, requires_grad=True)
@@ -88,7 +88,7 @@ def test_absolute_losses_against_their_formulas() -> None:
     predicted, losses = torch.randn(3, 7), torch.rand(3, 7)
     assert_close(absolute_loss(predicted, losses), ((predicted - losses) ** 2).mean())
     by_hand = torch.stack([(row - row.mean()) / (row.var() + 1e-6).sqrt() for row in losses])
-    assert_close(standardised_absolute_loss(predicted, losses), ((predicted - by_hand) ** 2).mean())
+    assert_close(standardized_absolute_loss(predicted, losses), ((predicted - by_hand) ** 2).mean())
 
 
 def test_pixel_loss_is_a_mean_over_each_patch() -> None:

@@ -15,7 +15,7 @@ MASK = split(random_mask(torch.rand(3, 24, generator=torch.Generator().manual_se
 
 def test_teacher_features_are_of_the_whole_image_after_the_norm() -> None:
     model = small_hpm()
-    teacher, images = Teacher(model), model.normalise(PIXELS)
+    teacher, images = Teacher(model), model.normalize(PIXELS)
     target = targets.teacher_features(PIXELS, teacher.look(images), MASK)
     with torch.no_grad():
         latent = model.host.encoder(images)
@@ -26,7 +26,7 @@ def test_teacher_features_are_of_the_whole_image_after_the_norm() -> None:
 
 def test_visual_tokens_of_the_masked_patches() -> None:
     class Brightness:
-        """Token = mean grey of the patch."""
+        """Token = mean gray of the patch."""
 
         vocabulary = 256
 
@@ -51,7 +51,7 @@ def test_frozen_features_of_the_masked_patches() -> None:
 
 def test_a_target_from_outside_replaces_the_hosts_own() -> None:
     model = HPM(small_mae(), None)
-    images = model.normalise(PIXELS)
+    images = model.normalize(PIXELS)
     own = model(images, MASK)
     given = targets.pixels(images, 4).gather(1, MASK.masked.unsqueeze(-1).expand(-1, -1, 48))
     assert torch.equal(model(images, MASK, given).loss, own.loss)

@@ -12,8 +12,8 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.patches import Split, patchify
 
 
-class MeanColour(nn.Module):
-    """Guesses the mean colour of each masked patch from what is visible."""
+class MeanColor(nn.Module):
+    """Guesses the mean color of each masked patch from what is visible."""
 
     reconstruction_only: tuple[str, ...] = ("head",)
 
@@ -43,12 +43,12 @@ class MeanColour(nn.Module):
 
 
 def test_a_toy_host_mines_hard_patches() -> None:
-    assert len(inspect.getsource(MeanColour).splitlines()) < 40
+    assert len(inspect.getsource(MeanColor).splitlines()) < 40
     torch.manual_seed(0)
-    # The left half of each image is noise of many colours, the right half is grey: easy.
+    # The left half of each image is noise of many colors, the right half is gray: easy.
     images = torch.zeros(64, 3, 16, 16)
     images[..., :8] = torch.randn(64, 3, 4, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    model = HPM(MeanColour(), Decoder(width=16, depth=1, heads=2, outputs=3))
+    model = HPM(MeanColor(), Decoder(width=16, depth=1, heads=2, outputs=3))
     teacher = Teacher(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(250):

@@ -42,7 +42,7 @@ def photographs(batch: int = 2, patch: int = 16, grid: tuple[int, int] = GRID, c
     return torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def normalised(pixels: Tensor, network: Any) -> Tensor:
+def normalized(pixels: Tensor, network: Any) -> Tensor:
     """By hand, one channel at a time."""
     config = network.pretrained_cfg
     channels = [(pixels[:, i] / 255 - config["mean"][i]) / config["std"][i] for i in range(3)]
@@ -65,7 +65,7 @@ def test_gives_the_patch_tokens_of_timm(name: str, prefix: int, patch: int, widt
     teacher = FrozenTeacher(small(name, dynamic_img_size=False), grid)
     pixels = photographs(patch=patch, grid=grid)
     with torch.no_grad():
-        images = normalised(pixels, theirs)
+        images = normalized(pixels, theirs)
         [tokens] = theirs.forward_intermediates(images, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)
         assert_close(tokens, theirs.forward_features(images)[:, prefix:])
         if width != tokens.shape[-1]:
@@ -84,8 +84,8 @@ def test_clip_features_are_normed_and_projected_by_hand() -> None:
     network.blocks[-1].register_forward_hook(lambda *call: before.append(call[-1]))
     features = FrozenTeacher(network, GRID)(photographs())
     tokens = before[-1][:, 1:]
-    centred = tokens - tokens.mean(dim=-1, keepdim=True)
-    normed = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+    centered = tokens - tokens.mean(dim=-1, keepdim=True)
+    normed = centered / (centered.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
     assert_close(features, torch.einsum("bnd,td->bnt", normed, weight), atol=1e-4, rtol=1e-4)
 
 
@@ -96,10 +96,10 @@ def test_a_clip_network_that_was_tuned_to_classify_is_not_projected() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", NETWORKS["clip"], "vit_small_patch16_dinov3.lvd1689m"])
-def test_is_shown_images_normalised_its_own_way(name: str) -> None:
+def test_is_shown_images_normalized_its_own_way(name: str) -> None:
     network = small(name)
     pixels = photographs()
-    assert_close(seen_by(FrozenTeacher(network, GRID), pixels), normalised(pixels, network), atol=2e-6, rtol=1e-5)
+    assert_close(seen_by(FrozenTeacher(network, GRID), pixels), normalized(pixels, network), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [8, 20])
@@ -109,16 +109,16 @@ def test_images_are_resized_to_the_patch_size_of_the_network(patch: int) -> None
     pixels = photographs(patch=patch)
     channels = [Image.fromarray(channel) for channel in pixels.float().flatten(0, 1).numpy()]
     resized = np.stack([np.asarray(channel.resize((70, 42), Image.Resampling.BICUBIC)) for channel in channels])
-    shown = normalised(torch.from_numpy(resized).clamp(0, 255).reshape(2, 3, 42, 70), network)
+    shown = normalized(torch.from_numpy(resized).clamp(0, 255).reshape(2, 3, 42, 70), network)
     assert_close(seen_by(teacher, pixels), shown, atol=1e-4, rtol=1e-5)
     assert teacher(pixels).shape == (2, 15, 48)
 
 
-def test_grey_images_are_shown_as_grey_rgb() -> None:
-    grey = photographs(channels=1)
+def test_gray_images_are_shown_as_gray_rgb() -> None:
+    gray = photographs(channels=1)
     teacher = FrozenTeacher(small("vit_tiny_patch16_224"), GRID, channels=1)
-    colour = FrozenTeacher(small("vit_tiny_patch16_224"), GRID)
-    assert_close(teacher(grey), colour(grey.repeat(1, 3, 1, 1)))
+    color = FrozenTeacher(small("vit_tiny_patch16_224"), GRID)
+    assert_close(teacher(gray), color(gray.repeat(1, 3, 1, 1)))
 
 
 def test_has_no_gradient_and_stays_in_eval_mode() -> None:
@@ -146,7 +146,7 @@ def test_runs_under_autocast(name: str) -> None:
 @pytest.mark.parametrize(
     "pixels",
     [photographs().float(), photographs(channels=1), photographs(grid=(5, 3)), photographs(grid=(3, 6))],
-    ids=["float", "grey", "transposed", "wide"],
+    ids=["float", "gray", "transposed", "wide"],
 )
 def test_pixels_that_do_not_fit_are_refused(pixels: Tensor) -> None:
     with pytest.raises(ValueError, match=r"pixels: expected uint8 \[B, 3, H, W\] of 3x5 square patches"):

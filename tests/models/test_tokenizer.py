@@ -17,7 +17,7 @@ from hardpatch.models.tokenizer import DalleTokenizer, DiscreteVAE, load_tokeniz
 
 PIXELS = torch.randint(0, 256, (2, 3, 6, 4), generator=torch.Generator().manual_seed(0))
 PIXELS = PIXELS.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3).byte()
-"""6 x 4 patches of 8 px, a colour each."""
+"""6 x 4 patches of 8 px, a color each."""
 
 
 def small_dalle() -> DalleTokenizer:
@@ -155,7 +155,7 @@ def test_sizes_out_of_range(arguments: dict[str, int], message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder.pt", "encoder.safetensors"])
-def test_weights_of_dalle_are_recognised(tmp_path: Path, name: str) -> None:
+def test_weights_of_dalle_are_recognized(tmp_path: Path, name: str) -> None:
     model = small_dalle()
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)

@@ -105,7 +105,7 @@ def test_half_precision_with_losses_in_float32() -> None:
     made, plain = learner("mae", "bf16-mixed", "aot_eager"), learner("mae", "bf16-mixed", None)
     torch.testing.assert_close(torch.tensor(train(made, 5)), torch.tensor(train(plain, 5)), rtol=4e-3, atol=0)
     assert counters["stats"]["unique_graphs"] == 2
-    images = made.model.normalise(synthetic_batch(made.run, CPU).images)
+    images = made.model.normalize(synthetic_batch(made.run, CPU).images)
     with made.fabric.autocast():
         losses = made.model(images.bfloat16(), split(torch.arange(16).expand(4, -1) < 12, 12))
     assert counters["stats"]["unique_graphs"] == 2  # the same graph

@@ -28,7 +28,7 @@ pytestmark = [
 
 RUNS: dict[str, list[str]] = {
     "mae": [],
-    "normalised": ["--method.target=normalised_pixels"],
+    "normalized": ["--method.target=normalized_pixels"],
     "teacher": ["--method.target=teacher"],
     "grid": ["--method.mask=grid", "--method.secondary_ratio=0.25"],
     "attention": ["--method.mask=attention_hint"],
@@ -83,7 +83,7 @@ def test_a_step_never_waits_for_the_device(name: str) -> None:
     train = learner(name, "cuda", "bf16-mixed")
     for step in range(3):
         made = batch(name, step)
-        if step == 2:  # kernels are loaded and the optimiser has its state by then
+        if step == 2:  # kernels are loaded and the optimizer has its state by then
             torch.cuda.set_sync_debug_mode("error")
         train.train_step(made, schedule(train.run, step, 8))
     torch.cuda.set_sync_debug_mode("default")
@@ -173,7 +173,7 @@ def test_blocks_that_are_computed_again_take_less_memory(how: str) -> None:
         torch.compiler.reset()
         more = [f"--train.compile={how}", f"--train.checkpoint_activations={again}"]
         train = learner("mae", "cuda", "bf16-mixed", *deep, *more)
-        train.train_step(blank(256), schedule(train.run, 0, 8))  # compiled, and the optimiser has its state
+        train.train_step(blank(256), schedule(train.run, 0, 8))  # compiled, and the optimizer has its state
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         train.train_step(blank(256), schedule(train.run, 1, 8))
@@ -183,7 +183,7 @@ def test_blocks_that_are_computed_again_take_less_memory(how: str) -> None:
 
 
 def test_auto_finds_pieces_that_fit() -> None:
-    """512 images take some 1.7 GiB at once; their step, optimiser included, runs within 1 GiB in the pieces found."""
+    """512 images take some 1.7 GiB at once; their step, optimizer included, runs within 1 GiB in the pieces found."""
     train = learner("mae", "cuda", "32-true", "--batch_size=512", "--model.width=256", "--model.depth=6")
     assert fewest_pieces(train) == 1
     torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ def test_training_lowers_the_loss_and_uses_many_tokens(trained: tuple[DiscreteVA
     assert quality.images == 1000
     assert quality.perplexity == pytest.approx(2**quality.entropy)
     assert quality.perplexity > 16
-    # Far nearer than one grey, or one colour an image, would be.
+    # Far nearer than one gray, or one color an image, would be.
     images = torch.stack([torch.from_numpy(open_source("demo:test").image(i, 3)) for i in range(200)]).float() / 255
     assert quality.error < 0.7 * float((images - images.mean(dim=(1, 2), keepdim=True)).square().mean())
 

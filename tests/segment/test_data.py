@@ -89,7 +89,7 @@ def test_ade20k(tmp_path: Path) -> None:
 
 
 def test_classes(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("0 Sky\n1 Sign Symbol\n\n11 Unlabelled (ignore)\n")
+    (tmp_path / "classes.txt").write_text("0 Sky\n1 Sign Symbol\n\n11 Unlabeled (ignore)\n")
     found = find_labels(tmp_path)
     assert found == Labels(("Sky", "Sign Symbol"), (0, 1), (11, 255))
     assert find_labels(tmp_path / "train") == found  # the folder above
@@ -237,12 +237,12 @@ def test_distortion() -> None:
     assert (
         2 <= sum(np.array_equal(found, image) for found in distorted) <= 40
     )  # one in 16: each is left out half the time
-    grey = np.full((4, 4, 3), 100, dtype=np.uint8)
+    gray = np.full((4, 4, 3), 100, dtype=np.uint8)
     for seed in range(50):
-        found = distort(grey, np.random.default_rng(seed))
-        assert (found == found[0, 0, 0]).all()  # grey has neither hue nor saturation
+        found = distort(gray, np.random.default_rng(seed))
+        assert (found == found[0, 0, 0]).all()  # gray has neither hue nor saturation
         assert (100 - 32) * 0.5 - 1 <= found[0, 0, 0] <= (100 + 32) * 1.5 + 1
-    assert len({int(distort(grey, np.random.default_rng(seed))[0, 0, 0]) for seed in range(50)}) > 20
+    assert len({int(distort(gray, np.random.default_rng(seed))[0, 0, 0]) for seed in range(50)}) > 20
     one = image[..., :1]
     assert distort(one, np.random.default_rng(1)).shape == (6, 8, 1)
 
@@ -299,7 +299,7 @@ def test_real_label_maps(shared: Path) -> None:
         counts = check(pairs, split)
         assert (counts > 0).all()
         sizes[split] = len(pairs)
-        assert 0.9 < counts.sum() / (len(pairs) * 480 * 360) < 1  # the rest is unlabelled
+        assert 0.9 < counts.sum() / (len(pairs) * 480 * 360) < 1  # the rest is unlabeled
     assert sizes == {"train": 60, "val": 20}
 
 

@@ -107,7 +107,7 @@ def test_network_equals_its_parts(positions: str) -> None:
 
 def test_every_part_learns() -> None:
     model = small_upernet(dropout=0.5).train()
-    logits = model(model.normalise(torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)))
+    logits = model(model.normalize(torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)))
     (logits.main.square().sum() + logits.auxiliary.square().sum()).backward()
     still = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert still == ["encoder.norm.weight", "encoder.norm.bias"]  # features are taken before it
@@ -141,7 +141,7 @@ def test_wrong_blocks(blocks: tuple[int, ...]) -> None:
         UperNet(small_upernet().encoder, 5, mean=[0.4] * 3, std=[0.2] * 3, blocks=blocks)
 
 
-def test_wrong_normalisation() -> None:
+def test_wrong_normalization() -> None:
     with pytest.raises(ValueError, match="mean, std: expected 3 numbers each, got 1 and 3"):
         UperNet(small_upernet().encoder, 5, mean=[0.4], std=[0.2] * 3)
 

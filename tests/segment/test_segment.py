@@ -139,7 +139,7 @@ def test_windows_are_averaged_where_they_overlap() -> None:
     random_norms(model)
     images = torch.randint(0, 256, (2, 3, 30, 45), dtype=torch.uint8)  # fills up to 32 x 48
     found = predict_logits(model, images, Inference(24, "slide", (16, 24), (12, 16)))
-    filled = F.pad(model.normalise(images), (0, 3, 0, 2))
+    filled = F.pad(model.normalize(images), (0, 3, 0, 2))
     total, times = torch.zeros(2, 5, 32, 48), torch.zeros(32, 48)
     for top in (0, 12, 16):
         for left in (0, 16, 24):
@@ -169,7 +169,7 @@ def test_images_are_compared_at_the_size_of_their_labels(pairs: SegmentationSet)
     for number in range(5):
         pixels = torch.from_numpy(pairs.image(number, 3)).permute(2, 0, 1)[None]
         large = F.interpolate(pixels, (48, 64), mode="bicubic", antialias=True)
-        logits = model(model.normalise(large)).main.detach()
+        logits = model(model.normalize(large)).main.detach()
         classes = F.interpolate(logits, (24, 32), mode="bilinear").argmax(dim=1)[0]
         confusion.add(torch.from_numpy(pairs.label_map(number)), classes)
         if number in judged.maps:
@@ -248,7 +248,7 @@ def test_half_precision_is_close(pairs: SegmentationSet, tmp_path: Path) -> None
     assert rows["bf16"] == pytest.approx(rows["fp32"], rel=0.02)
 
 
-def test_grey_images(tmp_path: Path) -> None:
+def test_gray_images(tmp_path: Path) -> None:
     for k in range(3):
         write_pair(tmp_path / "set" / "images", tmp_path / "set" / "labels", str(k), blocks(k))
     pairs = open_segmentation(tmp_path / "set", "train", Labels(("sky", "road", "car"), (0, 1, 2)))
@@ -292,10 +292,10 @@ def test_a_segmenter_comes_back_from_its_file(positions: str, tmp_path: Path) ->
 
 
 def test_pictures() -> None:
-    colours = palette()
-    assert colours[:4].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]  # PASCAL VOC's 1 to 4
-    assert colours[IGNORED].tolist() == [0, 0, 0]
-    assert len({tuple(colour) for colour in colours.tolist()}) == 256
+    colors = palette()
+    assert colors[:4].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]  # PASCAL VOC's 1 to 4
+    assert colors[IGNORED].tolist() == [0, 0, 0]
+    assert len({tuple(color) for color in colors.tolist()}) == 256
     image = np.zeros((20, 30, 1), dtype=np.uint8)
     truth, predicted = np.zeros((20, 30), dtype=np.uint8), np.ones((20, 30), dtype=np.uint8)
     truth[:, :3] = IGNORED

@@ -15,7 +15,7 @@ MASK = torch.arange(24).lt(18).expand(2, 24)
 
 
 class Run:
-    """Student, teacher and optimiser after some steps."""
+    """Student, teacher and optimizer after some steps."""
 
     def __init__(self, steps: int = 0, seed: int = 0) -> None:
         self.student = small_hpm(seed=seed)

@@ -38,7 +38,7 @@ class Apart:
         self.name, self.run = found
 
     def step(self) -> None:
-        """One optimiser step there."""
+        """One optimizer step there."""
         self._ours.send(True)
         self._receive()
 

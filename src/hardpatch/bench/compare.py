@@ -26,13 +26,13 @@ class Row:
     images_per_second: float = 0.0
     """at the median"""
     times_as_fast: dict[str, Spread] = field(default_factory=dict)
-    """as the contender of that name; of neighbouring turns"""
+    """as the contender of that name; of neighboring turns"""
     peak_bytes: int | None = None
     """on the device at the most, None on a CPU"""
     flops: dict[str, float] | None = None
     """the least operations an image, by part; None where they are not counted"""
     share_of_product: Spread | None = None
-    """arithmetic rate over that of a large matrix product, of neighbouring turns"""
+    """arithmetic rate over that of a large matrix product, of neighboring turns"""
     share_of_nominal: float | None = None
     """over that of the device's data sheet (MFU)"""
 
@@ -56,7 +56,7 @@ def compare(
     apart: bool = False,
     told: Callable[[int, int], object] = lambda done, of: None,
 ) -> Report:
-    """Time one optimiser step of each.
+    """Time one optimizer step of each.
 
     Args:
         run: sizes, batch, precision; see :func:`~hardpatch.bench.contenders.contender`.

@@ -1,6 +1,6 @@
-"""What `hardpatch bench` times: one optimiser step of ours, of other libraries' MAE, of Algorithm 1 at its word.
+"""What `hardpatch bench` times: one optimizer step of ours, of other libraries' MAE, of Algorithm 1 at its word.
 
-All have the same sizes, mask ratio and uint8 pixels, normalised within the step, and AdamW with its gradient clipped,
+All have the same sizes, mask ratio and uint8 pixels, normalized within the step, and AdamW with its gradient clipped,
 fused but for the literal one; masks and weights are each one's own.
 """
 
@@ -31,13 +31,13 @@ STEPS = 1000
 
 
 class Contender(NamedTuple):
-    """A method with all that one of its optimiser steps needs."""
+    """A method with all that one of its optimizer steps needs."""
 
     name: str
     run: RunConfig
     """what it does, in our words: its FLOPs are counted by this"""
     step: Callable[[], object]
-    """one optimiser step"""
+    """one optimizer step"""
 
 
 class NotHereError(Exception):
@@ -171,7 +171,7 @@ def _transformers(run: RunConfig, size: int) -> nn.Module:
         decoder_num_attention_heads=run.model.decoder_heads,
         decoder_intermediate_size=4 * run.model.decoder_width,
         mask_ratio=run.method.mask_ratio,
-        norm_pix_loss=run.method.target == "normalised_pixels",
+        norm_pix_loss=run.method.target == "normalized_pixels",
         **attention,
     )
 

@@ -1,7 +1,7 @@
-"""Floating-point operations of one optimiser step, counted by formula.
+"""Floating-point operations of one optimizer step, counted by formula.
 
 Matrix products and attention only, 2 for each multiply-add, as :mod:`torch.utils.flop_counter` counts and as the field
-defines model FLOPs utilisation (MFU): what the step asks for, not what a kernel computes twice. The backward pass takes
+defines model FLOPs utilization (MFU): what the step asks for, not what a kernel computes twice. The backward pass takes
 two products for each of the forward pass, one where the input needs no gradient; the teacher has none.
 """
 

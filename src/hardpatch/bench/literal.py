@@ -28,7 +28,7 @@ from hardpatch.train.optimizer import parameter_groups
 
 
 class Literal:
-    """Student, teacher and optimiser, one step at a time.
+    """Student, teacher and optimizer, one step at a time.
 
     Args:
         run: the configuration; host mae, random masks, pixels, the relative loss.
@@ -55,7 +55,7 @@ class Literal:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, foreach=False, fused=False)
 
     def train_step(self, batch: Batch, now: Schedule) -> Tensor:
-        """One optimiser step of Algorithm 1. Returns the loss, a scalar."""
+        """One optimizer step of Algorithm 1. Returns the loss, a scalar."""
         pixels, samples = batch.images.to(self.device), batch.indices.to(self.device)
         student, patch_size = self.student, self.student.patch_size
         images = (pixels.float() / 255.0 - student.mean.view(1, -1, 1, 1)) / student.std.view(1, -1, 1, 1)

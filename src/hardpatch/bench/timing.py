@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 WARM_UP = 2
-"""Turns before those that count: kernels are compiled and chosen, the optimiser gets its state."""
+"""Turns before those that count: kernels are compiled and chosen, the optimizer gets its state."""
 
 NOMINAL_BF16 = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s by the makers' data sheets; the first name that is part of the device's."""

@@ -30,7 +30,7 @@ def bench(arguments: list[str]) -> int:
 
         return bench_data(arguments[1:])
     parser = Parser(
-        "bench", "Time one optimiser step of several methods, in turns within one run, on synthetic images."
+        "bench", "Time one optimizer step of several methods, in turns within one run, on synthetic images."
     )
     parser.usage = (
         "hardpatch bench [--recipe NAME] [--contenders A,B,...] [--SETTING VALUE], or hardpatch bench data ..."

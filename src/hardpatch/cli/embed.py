@@ -15,7 +15,7 @@ def embed(arguments: list[str]) -> int:
         "--pool", choices=("mean", "class"), default="mean", help="mean of the patch tokens, or class token"
     )
     parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
-    parser.add_argument("--normalise", action="store_true", help="bring every vector to length 1, for cosine search")
+    parser.add_argument("--normalize", action="store_true", help="bring every vector to length 1, for cosine search")
     device_arguments(parser)
     options = parser.parse_args(arguments)
     if options.out.exists():
@@ -39,7 +39,7 @@ def embed(arguments: list[str]) -> int:
             options.out,
             device=device,
             pool=options.pool,
-            normalise=options.normalise,
+            normalize=options.normalize,
             batch_size=options.batch_size,
             workers=options.workers,
             progress=progress,

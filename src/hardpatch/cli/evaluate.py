@@ -11,7 +11,7 @@ from hardpatch.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from hardpatch.measure.labels import LabelledFeatures
+    from hardpatch.measure.labels import LabeledFeatures
 
 
 def knn(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def knn(arguments: list[str]) -> int:
 
     from hardpatch.measure.knn import knn_accuracy
 
-    def measure(found: "LabelledFeatures", device: "torch.device") -> Any:
+    def measure(found: "LabeledFeatures", device: "torch.device") -> Any:
         return knn_accuracy(
             found.train,
             found.val,
@@ -62,7 +62,7 @@ def linear(arguments: list[str]) -> int:
     if min(options.base_lrs) <= 0:
         raise UserError(f"--base_lrs: expected numbers above 0, got {options.base_lrs}")
 
-    def measure(found: "LabelledFeatures", device: "torch.device") -> Any:
+    def measure(found: "LabeledFeatures", device: "torch.device") -> Any:
         import torch
 
         return linear_probe(
@@ -71,7 +71,7 @@ def linear(arguments: list[str]) -> int:
             classes=len(found.classes),
             generator=torch.Generator().manual_seed(options.seed),
             base_lrs=options.base_lrs,
-            optimiser=options.optimizer,
+            optimizer=options.optimizer,
             epochs=options.epochs,
             batch_size=options.probe_batch_size,
             device=device,
@@ -88,13 +88,13 @@ def linear(arguments: list[str]) -> int:
 def _evaluation_parser(verb: str, description: str) -> Parser:
     parser = Parser(verb, description)
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("--train", required=True, metavar="PATH", help="labelled images to learn from")
-    parser.add_argument("--val", required=True, metavar="PATH", help="labelled images to be judged on")
+    parser.add_argument("--train", required=True, metavar="PATH", help="labeled images to learn from")
+    parser.add_argument("--val", required=True, metavar="PATH", help="labeled images to be judged on")
     parser.add_argument(
         "--pool", choices=("mean", "class"), default="mean", help="mean of the patch tokens, or class token"
     )
     parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
-    parser.add_argument("--untrained", action="store_true", help="measure the random initialisation beside it")
+    parser.add_argument("--untrained", action="store_true", help="measure the random initialization beside it")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
     parser.add_argument(
         "--cache",
@@ -109,12 +109,12 @@ def _evaluation_parser(verb: str, description: str) -> Parser:
 
 def _evaluate(
     options: argparse.Namespace,
-    measure: Callable[["LabelledFeatures", "torch.device"], Any],
+    measure: Callable[["LabeledFeatures", "torch.device"], Any],
     row: Callable[[Any], str],
 ) -> int:
     """Features of one or two models, a measurement on each, a line and a JSON entry for each."""
     from hardpatch.interchange.load import load
-    from hardpatch.measure.labels import labelled_features
+    from hardpatch.measure.labels import labeled_features
     from hardpatch.measure.ranks import joined, ranks
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import counting, show_log
@@ -126,7 +126,7 @@ def _evaluate(
         for weights in [options.weights, "untrained"] if options.untrained else [options.weights]:
             model = load(options.run, weights, device=device)
             with counting(f"features, {weights}") as progress:
-                found = labelled_features(
+                found = labeled_features(
                     model,
                     options.train,
                     options.val,

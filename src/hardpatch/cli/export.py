@@ -21,15 +21,15 @@ def export(arguments: list[str]) -> int:
     told.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
     told.add_argument("--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: of the decoder")
     told.add_argument(
-        "--normalise_pixels",
+        "--normalize_pixels",
         action="store_true",
-        help="with --form vit_mae: targets were normalised patch by patch",
+        help="with --form vit_mae: targets were normalized patch by patch",
     )
     options = parser.parse_args(arguments)
     if options.form is not None and options.to != "hf":
         raise UserError(f"--form: only --to hf has forms, got --to {options.to}; leave it out")
-    if options.form != "vit_mae" and (options.decoder_heads or options.normalise_pixels):
-        raise UserError("--decoder_heads, --normalise_pixels: only --form vit_mae has a decoder; leave them out")
+    if options.form != "vit_mae" and (options.decoder_heads or options.normalize_pixels):
+        raise UserError("--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder; leave them out")
 
     from hardpatch.interchange.export import export_hugging_face, export_timm
 
@@ -43,7 +43,7 @@ def export(arguments: list[str]) -> int:
             form=options.form or "vit",
             heads=options.heads,
             decoder_heads=options.decoder_heads,
-            normalise_pixels=options.normalise_pixels,
+            normalize_pixels=options.normalize_pixels,
         )
     height, width = written.image_size
     print(f"{written.path}: written; load it with")

@@ -12,8 +12,8 @@ def finetune(arguments: list[str]) -> int:
     parser = Parser(
         "finetune", "Train the encoder of RUN (run folder, weights file or reference checkpoint) under labels."
     )
-    parser.add_argument("--train", metavar="PATH", help="labelled images to learn from")
-    parser.add_argument("--val", metavar="PATH", help="labelled images to be judged on")
+    parser.add_argument("--train", metavar="PATH", help="labeled images to learn from")
+    parser.add_argument("--val", metavar="PATH", help="labeled images to be judged on")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(settings.PRESETS)} (default: paper)")
     parser.add_argument(

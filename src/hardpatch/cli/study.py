@@ -29,9 +29,9 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("table", metavar="TABLE", help="one of those below")
     parser.add_argument("--scale", choices=tuple(SCALES), default="tiny", help="default: %(default)s")
     parser.add_argument("--data", metavar="PATH", help="images to train on")
-    parser.add_argument("--val", metavar="PATH", help="labelled images to be judged on")
+    parser.add_argument("--val", metavar="PATH", help="labeled images to be judged on")
     parser.add_argument(
-        "--train_labelled", metavar="PATH", help="labelled images for k-NN and linear probe (default: --data)"
+        "--train_labeled", metavar="PATH", help="labeled images for k-NN and linear probe (default: --data)"
     )
     parser.add_argument("--seeds", type=at_least_one, default=1, metavar="K", help="runs a row, seeds 0 to K - 1")
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="J", help="rows side by side")
@@ -67,14 +67,14 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
     data, val = options.data or scale.data, options.val or scale.val
     if data is None or val is None:
         missing = " and ".join(f"--{name}" for name, path in (("data", data), ("val", val)) if path is None)
-        raise UserError(f"{missing}: scale {options.scale} needs images; labelled ones for --val and --train_labelled")
+        raise UserError(f"{missing}: scale {options.scale} needs images; labeled ones for --val and --train_labeled")
     weights = {name: path for name in ("dino", "clip") if (path := getattr(options, f"{name}_weights")) is not None}
     return Study(
         table=rows.read(options.table),
         scale=options.scale,
         out=options.out or Path("study"),
         data=data,
-        train=options.train_labelled or data,
+        train=options.train_labeled or data,
         val=val,
         seeds=options.seeds,
         jobs=options.jobs,

@@ -24,7 +24,7 @@ def tokenizer(arguments: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", type=at_least_one, default=default, metavar="N", help=f"{text} (%(default)s)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=at_least_one, metavar="N", help=f"optimiser steps ({STEPS})")
+    length.add_argument("--steps", type=at_least_one, metavar="N", help=f"optimizer steps ({STEPS})")
     length.add_argument("--epochs", type=_positive, metavar="X", help="passes over the images, in place of --steps")
     parser.add_argument("--lr", type=_positive, default=3e-3, metavar="X", help="peak learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)

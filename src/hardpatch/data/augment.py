@@ -1,4 +1,4 @@
-"""Crops, flips and colours of uint8 images; normalisation is the model's, on the device.
+"""Crops, flips and colors of uint8 images; normalization is the model's, on the device.
 
 Whatever is random comes from the generator that is passed in, so that an image looks the same in whichever process it
 is made.
@@ -26,24 +26,24 @@ SHRINKS = (8, 4, 2)  # what a JPEG decodes to quickly; the scales between are sl
 
 
 @dataclass(frozen=True)
-class Colour:
-    """Jitter, grey, blur and solarisation, each with a probability, in this order (BYOL's, as DINO and iBOT use it).
+class Color:
+    """Jitter, gray, blur and solarization, each with a probability, in this order (BYOL's, as DINO and iBOT use it).
 
     `strength` is that of the jitter: brightness, contrast and saturation are multiplied by a factor in 1 +- strength,
     the hue is turned by up to +- strength of a circle; the four come in random order. The blur is Gaussian with a
-    standard deviation between 0.1 and 2 pixels. Images of one channel have no saturation or hue and are grey already.
+    standard deviation between 0.1 and 2 pixels. Images of one channel have no saturation or hue and are gray already.
 
     Raises ValueError for a probability or a strength outside [0, 1], and a hue beyond 0.5.
     """
 
     jitter: float = 0.0
     strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    grey: float = 0.0
+    gray: float = 0.0
     blur: float = 0.0
-    solarise: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("jitter", "grey", "blur", "solarise"):
+        for name in ("jitter", "gray", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {getattr(self, name)}")
         if not all(0 <= strength <= most for strength, most in zip(self.strength, (1, 1, 1, 0.5), strict=True)):
@@ -58,9 +58,9 @@ class Colour:
         from PIL import ImageFilter
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
 
-        coloured = image.shape[2] > 1
+        colored = image.shape[2] > 1
         # On Pillow's images these are as the references compute them, and no slower than on tensors.
-        out = Pillow.fromarray(image if coloured else image[:, :, 0])
+        out = Pillow.fromarray(image if colored else image[:, :, 0])
         if rng.random() < self.jitter:
             brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * self.strength
             steps = (
@@ -70,23 +70,23 @@ class Colour:
                 (functional.adjust_hue, hue),
             )
             for k in rng.permutation(4):
-                if self.strength[k] and (coloured or k < 2):
+                if self.strength[k] and (colored or k < 2):
                     adjust, by = steps[k]
                     out = adjust(out, by)
-        if rng.random() < self.grey and coloured:
+        if rng.random() < self.gray and colored:
             out = functional.rgb_to_grayscale(out, num_output_channels=3)
         if rng.random() < self.blur:
             out = out.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
-        if rng.random() < self.solarise:
+        if rng.random() < self.solarize:
             out = functional.solarize(out, threshold=128)
         return np.array(out).reshape(image.shape)
 
 
 # of the first global view, the second, and the local ones
-COLOURS = (
-    Colour(jitter=0.8, grey=0.2, blur=1.0),
-    Colour(jitter=0.8, grey=0.2, blur=0.1, solarise=0.2),
-    Colour(jitter=0.8, grey=0.2, blur=0.5),
+COLORS = (
+    Color(jitter=0.8, gray=0.2, blur=1.0),
+    Color(jitter=0.8, gray=0.2, blur=0.1, solarize=0.2),
+    Color(jitter=0.8, gray=0.2, blur=0.5),
 )
 
 
@@ -106,8 +106,8 @@ class Crop(NamedTuple):
 class TrainTransform:
     """Random resized crop, then a horizontal flip with probability `flip`; image_size is (height, width).
 
-    `colour_jitter` is the strength by which brightness, contrast and saturation of the crop vary; BEiT has 0.4 (and
-    applies it to the whole image, which differs by the grey that contrast is about).
+    `color_jitter` is the strength by which brightness, contrast and saturation of the crop vary; BEiT has 0.4 (and
+    applies it to the whole image, which differs by the gray that contrast is about).
 
     A JPEG is decoded at half, a quarter or an eighth of its size where what then is left of the crop is still at least
     `shrink_on_decode` times as high and wide as image_size. The crop's edges are then moved to whole pixels of the
@@ -119,7 +119,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    colour_jitter: float = 0.0
+    color_jitter: float = 0.0
     shrink_on_decode: float | None = None
 
     def __call__(self, image: Image | Jpeg, rng: np.random.Generator) -> torch.Tensor:
@@ -128,17 +128,17 @@ class TrainTransform:
 
     def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
         """The same, with its place in the image; raises UndecodableImage for a JPEG that is broken."""
-        by = self.colour_jitter
-        colour = Colour(jitter=1.0, strength=(by, by, by, 0.0)) if by else None
-        return _view(image, self.image_size, self.scale, self.ratio, self.flip, colour, rng, self.shrink_on_decode)
+        by = self.color_jitter
+        color = Color(jitter=1.0, strength=(by, by, by, 0.0)) if by else None
+        return _view(image, self.image_size, self.scale, self.ratio, self.flip, color, rng, self.shrink_on_decode)
 
 
 @dataclass(frozen=True)
 class MultiCropTransform:
     """Two global and many local views of an image, as iBOT has them (Zhou et al., ICLR 2022) from DINO.
 
-    Each is a random resized crop, flipped with probability `flip`. With `colour` each is jittered (0.8) and turned grey
-    (0.2); the first global view is always blurred, the second with 0.1 and solarised with 0.2, a local one blurred with
+    Each is a random resized crop, flipped with probability `flip`. With `color` each is jittered (0.8) and turned gray
+    (0.2); the first global view is always blurred, the second with 0.1 and solarized with 0.2, a local one blurred with
     0.5. The scales are shares of the image's area, iBOT's for ViT-B; sizes are (height, width).
     """
 
@@ -150,16 +150,16 @@ class MultiCropTransform:
     local_scale: tuple[float, float] = (0.05, 0.32)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    colour: bool = True
+    color: bool = True
 
     def __call__(self, image: Image, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [H, W, C] to the global views, uint8 [2, C, H, W], and the local ones, uint8 [local_crops, C, h, w]."""
-        first, second, local = COLOURS if self.colour else (None, None, None)
+        first, second, local = COLORS if self.color else (None, None, None)
 
-        def view(size: tuple[int, int], scale: tuple[float, float], colour: Colour | None) -> torch.Tensor:
-            return _view(image, size, scale, self.ratio, self.flip, colour, rng).pixels
+        def view(size: tuple[int, int], scale: tuple[float, float], color: Color | None) -> torch.Tensor:
+            return _view(image, size, scale, self.ratio, self.flip, color, rng).pixels
 
-        large = [view(self.image_size, self.global_scale, colour) for colour in (first, second)]
+        large = [view(self.image_size, self.global_scale, color) for color in (first, second)]
         small = [view(self.local_size, self.local_scale, local) for _ in range(self.local_crops)]
         none = torch.empty((0, self.channels, *self.local_size), dtype=torch.uint8)
         return torch.stack(large), torch.stack(small) if small else none
@@ -171,17 +171,17 @@ def _view(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     flip: float,
-    colour: Colour | None,
+    color: Color | None,
     rng: np.random.Generator,
     shrink_on_decode: float | None = None,
 ) -> Crop:
-    """Crop, flip, colour of an image, uint8 [H, W, C], or of a JPEG that would be that."""
+    """Crop, flip, color of an image, uint8 [H, W, C], or of a JPEG that would be that."""
     box = crop_box(image.shape[0], image.shape[1], scale, ratio, rng)
     cut, share = cut_box(image, box, size, shrink_on_decode)
     pixels = resize(cut, size)
     flipped = rng.random() < flip
-    if colour is not None:
-        pixels = colour(pixels, rng)
+    if color is not None:
+        pixels = color(pixels, rng)
     # one pass of numpy's turns the pixels and puts them channels first; torch's flip and copy take twice as long
     planes = np.ascontiguousarray((pixels[:, ::-1] if flipped else pixels).transpose(2, 0, 1))
     return Crop(torch.from_numpy(planes), share, flipped)
@@ -220,7 +220,7 @@ def shrink_factor(height: int, width: int, size: tuple[int, int], margin: float)
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The image resized to cover image_size / crop_fraction, its shorter side just so, then cropped at the centre."""
+    """The image resized to cover image_size / crop_fraction, its shorter side just so, then cropped at the center."""
 
     image_size: tuple[int, int]
     channels: int = 3

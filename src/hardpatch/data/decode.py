@@ -28,7 +28,7 @@ class UndecodableImage(Exception):  # noqa: N818 (it states what is the case, li
 def check_channels(channels: int) -> None:
     """Raise UserError unless images can be decoded to this many channels."""
     if channels not in MODES:
-        raise UserError(f"data.channels: expected 1 (grey) or 3 (RGB), got {channels!r}")
+        raise UserError(f"data.channels: expected 1 (gray) or 3 (RGB), got {channels!r}")
 
 
 class Jpeg:
@@ -51,8 +51,8 @@ class Jpeg:
         try:
             return simplejpeg.decode_jpeg(self.data, "GRAY" if channels == 1 else "RGB", **least)
         except ValueError as error:
-            # Pillow would fill the missing part with grey. The other complaints (stray bytes between segments, an
-            # unusual colour space or subsampling) leave the picture whole: let Pillow try.
+            # Pillow would fill the missing part with gray. The other complaints (stray bytes between segments, an
+            # unusual color space or subsampling) leave the picture whole: let Pillow try.
             if "remature end" in str(error):
                 raise UndecodableImage(f"truncated JPEG ({error})") from None
         return _decode_with_pillow(self.data, channels)
@@ -61,8 +61,8 @@ class Jpeg:
 def decode(data: bytes, channels: int = 3) -> npt.NDArray[np.uint8]:
     """Decode JPEG, PNG, WebP, TIFF or BMP to uint8 [H, W, channels], writable.
 
-    Grey is repeated over RGB, RGB becomes grey by the luma weights of ITU-R 601, an alpha channel is dropped (not
-    composited), 16-bit grey is scaled to 8 bits by 255 / 65535. The EXIF orientation is not applied, as in torchvision.
+    Gray is repeated over RGB, RGB becomes gray by the luma weights of ITU-R 601, an alpha channel is dropped (not
+    composited), 16-bit gray is scaled to 8 bits by 255 / 65535. The EXIF orientation is not applied, as in torchvision.
 
     Raises UndecodableImage with the reason for any broken, truncated or unknown file, and UserError for channels other
     than 1 and 3.
@@ -109,7 +109,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _decode_with_pillow(data: bytes, channels: int) -> npt.NDArray[np.uint8]:
     with _opened_with_pillow(data) as file:
         if file.mode == "F":
-            raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit grey")
+            raise UndecodableImage("floating-point pixels; expected 8-bit, or 16-bit gray")
         if file.mode.startswith("I"):
             return np.repeat(_eight_bits(np.asarray(file))[:, :, None], channels, axis=2)
         # np.array, not np.asarray: torch warns of Pillow's read-only memory
@@ -136,8 +136,8 @@ def _opened_with_pillow(data: bytes) -> "Iterator[ImageFile]":
 
 
 def _eight_bits(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """16-bit grey (Pillow's I;16 and, from some versions, I) to 8 bits, rounded."""
+    """16-bit gray (Pillow's I;16 and, from some versions, I) to 8 bits, rounded."""
     wide = pixels.astype(np.int64)
     if wide.size and (wide.min() < 0 or wide.max() > 65535):
-        raise UndecodableImage("32-bit integer pixels; expected 8-bit, or 16-bit grey")
+        raise UndecodableImage("32-bit integer pixels; expected 8-bit, or 16-bit gray")
     return ((wide * 255 + 32767) // 65535).astype(np.uint8)

@@ -41,7 +41,7 @@ JITTER = 0.3  # share of the room around a digit that its place makes use of
 INK = 0.42  # alpha is a half where the drawing has this much ink
 EDGE = 12.0  # steepness of the glyph's edge: alpha = sigmoid(EDGE * (ink - INK))
 SHADE = 0.4  # brightness of the photograph behind the digit
-BRIGHT = 0.85  # least brightness of each channel of a digit's colour, of 1
+BRIGHT = 0.85  # least brightness of each channel of a digit's color, of 1
 TEST_DIGIT_EVERY = 4  # every fourth drawing is for testing
 
 

@@ -158,7 +158,7 @@ def crop(images: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) 
     """Parts of images, resized by bicubic interpolation with antialiasing, some of them flipped.
 
     What ``F.interpolate`` gives for each part in float32, rounded. Its kernel for uint8 rounds between the two
-    directions too, and differs from that by a grey level here and there.
+    directions too, and differs from that by a gray level here and there.
 
     Args:
         images: uint8 ``[B, H, C, W]``.
@@ -187,9 +187,9 @@ def resize_weights(start: Tensor, length: Tensor, inputs: int, outputs: int) -> 
     """
     scale = (length / outputs)[:, None, None]
     start, length = start[:, None, None], length[:, None, None]
-    centres = start + scale * (torch.arange(outputs, device=start.device) + 0.5)[:, None]
+    centers = start + scale * (torch.arange(outputs, device=start.device) + 0.5)[:, None]
     pixels = torch.arange(inputs, device=start.device)
-    x = ((pixels + 0.5 - centres) / scale.clamp(min=1)).abs()
+    x = ((pixels + 0.5 - centers) / scale.clamp(min=1)).abs()
     weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
     weights = weights * ((x < 2) & (pixels > start - 1) & (pixels < start + length))
     return weights / weights.sum(2, keepdim=True)

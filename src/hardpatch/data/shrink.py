@@ -110,7 +110,7 @@ def smaller(image: npt.NDArray[np.uint8] | Jpeg, side: int) -> npt.NDArray[np.ui
 
 
 def encode(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A JPEG of quality 95, colours at half resolution as is usual."""
+    """A JPEG of quality 95, colors at half resolution as is usual."""
     import simplejpeg
 
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorsubsampling="420")

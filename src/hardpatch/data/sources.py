@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names, in the order of the labels; None where the images are unlabelled."""
+        """Class names, in the order of the labels; None where the images are unlabeled."""
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -52,14 +52,14 @@ class Source(Protocol):
         """The file that image i is stored as, None where its pixels are; raises UndecodableImage likewise."""
 
     def label(self, i: int) -> int | None:
-        """Index into classes; None for an unlabelled image."""
+        """Index into classes; None for an unlabeled image."""
 
 
 def open_source(path: str | os.PathLike[str] | None) -> Source:
     """Open a folder or tree of images, one image, a Parquet file, a folder of *.parquet, or the embedded set.
 
     In a tree whose every image lies in a subfolder, the top-level subfolders are the classes; otherwise the images are
-    unlabelled. Hidden files and folders are not looked at. None stands for "demo:train"; "demo:test" is its other half.
+    unlabeled. Hidden files and folders are not looked at. None stands for "demo:train"; "demo:test" is its other half.
     Raises UserError if there is nothing to read.
     """
     if path is None:
@@ -81,7 +81,7 @@ def open_source(path: str | os.PathLike[str] | None) -> Source:
 
 
 def open_images(paths: Sequence[str | os.PathLike[str]]) -> Source:
-    """Open several paths, each as `open_source` takes it, as one source; unlabelled unless there is only one."""
+    """Open several paths, each as `open_source` takes it, as one source; unlabeled unless there is only one."""
     if not paths:
         raise UserError("no images given; expected files, folders, Parquet files, demo:train or demo:test")
     sources = [open_source(path) for path in paths]
@@ -153,8 +153,8 @@ def _open_folder(folder: Path) -> Source:
         raise UserError(f"{folder}: no images in this folder; looked for {_extensions()} at any depth, or *.parquet")
     paths.sort()
     skipped.sort()
-    labelled = all(os.sep in path for path in paths)
-    classes = sorted({path.split(os.sep, 1)[0] for path in paths}) if labelled else None
+    labeled = all(os.sep in path for path in paths)
+    classes = sorted({path.split(os.sep, 1)[0] for path in paths}) if labeled else None
     return FileSource(str(folder), paths, [str(folder / path) for path in skipped], classes)
 
 

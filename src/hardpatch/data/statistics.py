@@ -40,6 +40,6 @@ def channel_statistics(
             f"data.mean: none of {len(chosen)} images could be decoded, so there is nothing to compute it on"
         )
     mean, square = mean / count, square / count
-    # images of one colour would have the model divide by zero; a grey level is the finest there is
+    # images of one color would have the model divide by zero; a gray level is the finest there is
     std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -71,7 +71,7 @@ class ViTDet(nn.Module):
                 unused.requires_grad_(False)
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Normalised ``images [B, C, H, W]`` -> ``p2`` to ``p6``, float32 ``[B, channels, h, w]``, with ``h`` four
+        """Normalized ``images [B, C, H, W]`` -> ``p2`` to ``p6``, float32 ``[B, channels, h, w]``, with ``h`` four
         times the rows of patches, then half of the one before."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             maps = self.pyramid(self.features(images))
@@ -199,7 +199,7 @@ def padding_bias(grid: tuple[int, int], window: tuple[int, int], like: Tensor) -
 
 
 class Canvas(nn.Module):
-    """From uint8 images of any size to a normalised batch on a square canvas. It takes the place of torchvision's
+    """From uint8 images of any size to a normalized batch on a square canvas. It takes the place of torchvision's
     transform and, unlike that, resizes nothing, neither what goes in nor what comes out.
 
     Args:
@@ -219,7 +219,7 @@ class Canvas(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """uint8 ``[C, h, w]`` each -> ``[B, C, size, size]``, padded with 0, the mean colour.
+        """uint8 ``[C, h, w]`` each -> ``[B, C, size, size]``, padded with 0, the mean color.
 
         Raises:
             ValueError: if an image is larger than the canvas.
@@ -265,7 +265,7 @@ def mask_rcnn(
 
     Args:
         encoder: of patches whose side is a multiple of 4.
-        mean, std: the encoder's normalisation.
+        mean, std: the encoder's normalization.
         classes: without the background.
         image_size: side of the canvas in pixels, a multiple of four patches.
         window, global_blocks, channels, autocast: see :class:`ViTDet`.

@@ -14,8 +14,8 @@ from hardpatch.figures import to_rgb
 SCORE = 0.5
 """Detections below it are not drawn."""
 HEIGHT = 300
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-"""Okabe and Ito's, for the colour-blind; by category."""
+COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Okabe and Ito's, for the color-blind; by category."""
 
 Thing = tuple[int, Sequence[float], Any, float | None]
 """Category id, COCO box, mask ``[H, W]``, and the score of what was found."""
@@ -53,20 +53,20 @@ def _draw(pixels: NDArray[np.uint8], things: Sequence[Thing], coco: CocoSet) -> 
     """One image with masks, boxes and names, :data:`HEIGHT` pixels high."""
     shaded = pixels.astype(np.float32)
     for category, _, mask, _ in things:
-        tint = np.array(COLOURS[coco.labels[category] % len(COLOURS)], dtype=np.float32)
+        tint = np.array(COLORS[coco.labels[category] % len(COLORS)], dtype=np.float32)
         shaded = np.where(mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
     ratio = HEIGHT / pixels.shape[0]
     picture = Image.fromarray(shaded.astype(np.uint8)).resize((max(1, round(pixels.shape[1] * ratio)), HEIGHT))
     draw, font = ImageDraw.Draw(picture), _font(12)
     for category, (left, top, width, height), _, score in things:
-        colour = COLOURS[coco.labels[category] % len(COLOURS)]
+        color = COLORS[coco.labels[category] % len(COLORS)]
         corner = (left * ratio, top * ratio)
-        draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=colour, width=2)
+        draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=color, width=2)
         told = coco.categories[category] + ("" if score is None else f" {score:.2f}")
         place = draw.textbbox(corner, told, font=font)
         shift = (min(0, picture.width - place[2] - 2), 0)
         place = (place[0] + shift[0], place[1], place[2] + shift[0], place[3])
-        draw.rectangle((place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1), fill=colour)
+        draw.rectangle((place[0] - 1, place[1] - 1, place[2] + 1, place[3] + 1), fill=color)
         draw.text((corner[0] + shift[0], corner[1]), told, fill="black", font=font)
     return picture
 

@@ -17,10 +17,10 @@ class DetectionRun:
     of detectron2."""
 
     image_size: int = setting(1024, "side of the canvas, pixels")
-    batch_size: int = setting(64, "images of an optimiser step")
+    batch_size: int = setting(64, "images of an optimizer step")
     accumulate: int = setting(1, "pieces that a batch goes through the network in")
     epochs: float = setting(100.0, "passes over the training images")
-    steps: int | None = setting(None, "optimiser steps, in place of epochs")
+    steps: int | None = setting(None, "optimizer steps, in place of epochs")
     lr: float = setting(1e-4, "peak learning rate of the heads")
     layer_decay: float = setting(0.7, "factor of the learning rate from each block to the one below it")
     weight_decay: float = setting(0.1, "of AdamW")
@@ -91,12 +91,12 @@ def check_run(run: DetectionRun) -> None:
 
 
 def total_steps(run: DetectionRun, images: int) -> int:
-    """Optimiser steps of a run."""
+    """Optimizer steps of a run."""
     return run.steps or max(1, round(run.epochs * images / run.batch_size))
 
 
 def step_learning_rate(step: int, total: int, run: DetectionRun) -> float:
-    """For the optimiser step after ``step`` of ``total``: linear from a thousandth of the peak while warming up, then
+    """For the optimizer step after ``step`` of ``total``: linear from a thousandth of the peak while warming up, then
     the peak, divided by 10 after each of :data:`DROPS`."""
     warmup = min(run.warmup_steps, total // 10)
     if step < warmup:

@@ -76,7 +76,7 @@ class DetectionTrainer:
     """A detector in training.
 
     Args:
-        backbone: what to train, and its normalisation.
+        backbone: what to train, and its normalization.
         run: the settings.
         train, val: annotations and the folder of their images.
         folder: of the run; checkpoints go into its ``checkpoints``.
@@ -177,7 +177,7 @@ class DetectionTrainer:
         return outcome or self.judge()  # a finished run that is called again is measured again
 
     def train_step(self, batch: list[Sample]) -> float:
-        """One optimiser step; returns the learning rate of the heads."""
+        """One optimizer step; returns the learning rate of the heads."""
         run, device = self.run, self.device
         supervised.seed_step(run.seed, self.step)
         lr = step_learning_rate(self.step, self.total, run)

@@ -22,7 +22,7 @@ def write_embeddings(
     *,
     device: torch.device | str,
     pool: Literal["mean", "class"] = "mean",
-    normalise: bool = False,
+    normalize: bool = False,
     batch_size: int = 256,
     workers: int | Literal["auto"] = "auto",
     progress: Progress | None = None,
@@ -35,7 +35,7 @@ def write_embeddings(
         out: the file; complete or not there.
         device: where the model is.
         pool: average of the patch tokens, or the class token.
-        normalise: bring every vector to length 1.
+        normalize: bring every vector to length 1.
         batch_size, workers: of the loading.
         progress: called after each batch with (images done, images).
 
@@ -60,7 +60,7 @@ def write_embeddings(
         with pq.ParquetWriter(partial, schema) as file:
             for batch in batches:
                 found = extract(model, [batch], device=device, pool=pool, autocast=bfloat)
-                vectors = F.normalize(found.features, dim=1) if normalise else found.features
+                vectors = F.normalize(found.features, dim=1) if normalize else found.features
                 names = [source.name(i).encode(errors="replace").decode() for i in found.indices.tolist()]
                 column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), width)
                 file.write_table(pa.table([pa.array(names), column], schema=schema))

@@ -24,7 +24,7 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 
 
 STRONGEST = 9.99
-"""Magnitude: at 10 posterisation would keep no bit of an image, which Pillow refuses."""
+"""Magnitude: at 10 posterization would keep no bit of an image, which Pillow refuses."""
 
 
 @contextmanager
@@ -46,7 +46,7 @@ class FinetuneTransform(TrainTransform):
     """Random resized crop and flip, then RandAugment (Cubuk et al. 2020), then random erasing.
 
     `magnitude` (0 to 10, 0 is off) and its deviation are timm's ``rand-m..-mstd..-inc1``. With probability `erase` a
-    rectangle becomes noise, normal in units of `mean` and `std`, by which the images are normalised later; as pixels
+    rectangle becomes noise, normal in units of `mean` and `std`, by which the images are normalized later; as pixels
     are still bytes here, it is cut off at black and white.
     """
 
@@ -67,8 +67,8 @@ class FinetuneTransform(TrainTransform):
     def _augmented(self, pixels: Tensor, seed: int) -> Tensor:
         from PIL import Image as Pillow
 
-        grey = len(pixels) == 1
-        picture = Pillow.fromarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).numpy())
+        gray = len(pixels) == 1
+        picture = Pillow.fromarray(pixels[0].numpy() if gray else pixels.permute(1, 2, 0).numpy())
         fill = tuple(round(255 * value) for value in self.mean)
         augment = _rand_augment(self.magnitude, self.magnitude_std, fill)
         with seeded(seed):

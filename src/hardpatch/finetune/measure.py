@@ -17,7 +17,7 @@ NAMED_CLASSES, NUMBERED_CLASSES = 100, 15
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier makes of labelled images."""
+    """What a classifier makes of labeled images."""
 
     confusion: Tensor
     """int64 ``[classes, classes]``: images of a class (row) that were taken for another (column)"""
@@ -82,9 +82,9 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> "Figure":
     if count <= NUMBERED_CLASSES:
         for row in range(count):
             for column in range(count):
-                colour = "white" if shares[row, column] > 0.5 else "#333333"
+                color = "white" if shares[row, column] > 0.5 else "#333333"
                 axes.text(
-                    column, row, f"{int(confusion[row, column])}", ha="center", va="center", color=colour, fontsize=8
+                    column, row, f"{int(confusion[row, column])}", ha="center", va="center", color=color, fontsize=8
                 )
     figure.colorbar(picture, ax=axes, label="share of the class's images", shrink=0.8)
     return figure

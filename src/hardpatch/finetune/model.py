@@ -22,7 +22,7 @@ class Classifier(nn.Module):
     Args:
         encoder: is changed and becomes part of this network.
         classes: number of classes.
-        mean, std: of each channel for pixels in [0, 1], by which images are normalised.
+        mean, std: of each channel for pixels in [0, 1], by which images are normalized.
         image_size: (height, width) of the images, pixels; None is the encoder's. Positions are interpolated.
         drop_path: of the last block, rising linearly from 0 in the first.
 
@@ -64,9 +64,9 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``[B, classes]`` of normalised images ``[B, C, H, W]``."""
+        """Scores ``[B, classes]`` of normalized images ``[B, C, H, W]``."""
         return self.head(self.fc_norm(self.encoder(images)[:, 1:].mean(dim=1)))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[B, C, H, W]`` -> what the network takes, float32."""
         return (images.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)

@@ -43,7 +43,7 @@ Made by `{command}`.
 | `metrics.jsonl` | a JSON object a line: loss, learning rate, sometimes validation loss, top-1 and top-5 |
 | `accuracy.json` | the result after the last epoch: top-1, top-5, accuracy of each class, the most frequent mistakes |
 | `tensorboard/` | the metrics for `tensorboard --logdir` |
-| `checkpoints/` | `step_*/model.safetensors`: weights, names of the classes; `training.safetensors`: optimiser |
+| `checkpoints/` | `step_*/model.safetensors`: weights, names of the classes; `training.safetensors`: optimizer |
 | `pictures/` | `curves.png`; `confusion.png`: which classes are taken for which |
 
 If it was interrupted, go on with
@@ -66,7 +66,7 @@ class Result:
     best_epoch: float
     checkpoint: Path
     step: int
-    """optimiser steps done"""
+    """optimizer steps done"""
     total: int
     signal: int = 0
     """what interrupted it, 0 if nothing did"""
@@ -186,7 +186,7 @@ def _finish(trainer: Finetuner, found: Evaluation, saved: Path) -> Result:
 
 
 def load_classifier(path: str | Path) -> LoadedClassifier:
-    """A fine-tuned network in eval mode: ``model(model.normalise(uint8 images))`` gives scores ``[B, classes]``.
+    """A fine-tuned network in eval mode: ``model(model.normalize(uint8 images))`` gives scores ``[B, classes]``.
 
     Args:
         path: a run folder of :func:`finetune` (its newest checkpoint), one checkpoint's folder, or its

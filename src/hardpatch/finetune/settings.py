@@ -22,9 +22,9 @@ class FinetuneRun:
     run: str
     """What to start from: run folder, weights file, reference checkpoint or timm's weights."""
     train: str
-    """Labelled images to learn from: one folder a class, or Parquet files with labels."""
+    """Labeled images to learn from: one folder a class, or Parquet files with labels."""
     val: str
-    """Labelled images to be judged on."""
+    """Labeled images to be judged on."""
     weights: Literal["student", "teacher"] = "student"
     """Whose of the run."""
     from_scratch: bool = False
@@ -34,7 +34,7 @@ class FinetuneRun:
     epochs: float = 100.0
     """Passes over the training images."""
     batch_size: int = 1024
-    """Images of an optimiser step."""
+    """Images of an optimizer step."""
     accumulate: int = 1
     """Parts in which a batch is computed, to save memory."""
     base_lr: float = 5e-4
@@ -107,7 +107,7 @@ BEFORE = ("run", "train", "val", "from_scratch")
 FREE_TO_CHANGE = (
     *("workers", "max_bad_fraction", "device", "precision", "log_every", "checkpoint_minutes", "checkpoint_steps"),
 )
-"""Settings that a run may change when it goes on: they do not decide what is learnt."""
+"""Settings that a run may change when it goes on: they do not decide what is learned."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -157,7 +157,8 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = (), preset: str 
     :data:`BEFORE` are expected among the values.
 
     Raises:
-        UserError: one line that names the setting, what was expected and what came; a misspelt name gets a suggestion.
+        UserError: one line that names the setting, what was expected and what came, with a suggestion for a
+            misspelled name.
     """
     values = {**values, **(_preset(preset) if preset is not None else {})}
     given = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
@@ -168,8 +169,8 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = (), preset: str 
             raise UserError(f"{option}: unknown argument{suggestion or '; see hardpatch finetune --help'}")
     missing = [name for name in ("run", "train", "val") if values.get(name) is None]
     if missing:
-        what = {"run": "RUN: expected what to start from", "train": "--train: expected labelled images to learn from"}
-        raise UserError(f"{what.get(missing[0], '--val: expected labelled images to be judged on')}, got nothing")
+        what = {"run": "RUN: expected what to start from", "train": "--train: expected labeled images to learn from"}
+        raise UserError(f"{what.get(missing[0], '--val: expected labeled images to be judged on')}, got nothing")
     parser = _parser()
     first = {name: value for name, value in values.items() if name in BEFORE}
     others = {name: value for name, value in values.items() if name not in BEFORE}

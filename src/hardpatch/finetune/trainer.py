@@ -43,7 +43,7 @@ class Finetuner:
     Args:
         run: the settings.
         folder: of the run.
-        train, val: labelled images.
+        train, val: labeled images.
         classes: names of the classes, in the order of the labels of ``train``.
         number: the class of each label of ``val``; see :func:`~hardpatch.measure.features.align_labels`.
         model: the network to start from.
@@ -147,10 +147,10 @@ class Finetuner:
         return found
 
     def train_step(self, batch: Batch, lr: float) -> None:
-        """One optimiser step."""
+        """One optimizer step."""
         pieces, device = self.run.accumulate, self.fabric.device
         supervised.seed_step(self.run.seed, self.step)
-        images = self.model.normalise(batch.images.to(device, non_blocking=True))
+        images = self.model.normalize(batch.images.to(device, non_blocking=True))
         images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
         for part, target in zip(images.chunk(pieces), targets.chunk(pieces), strict=True):
             loss = F.cross_entropy(self.network(part).float(), target)
@@ -167,7 +167,7 @@ class Finetuner:
 
     @torch.inference_mode()
     def evaluate(self) -> Evaluation:
-        """Every validation image once, whole or its centre. Waits for the device.
+        """Every validation image once, whole or its center. Waits for the device.
 
         Raises:
             UserError: if too many of them cannot be decoded.
@@ -187,7 +187,7 @@ class Finetuner:
         ):
             labels = self.number[batch.labels.to(device, non_blocking=True)]
             with self.fabric.autocast():
-                scores = model(model.normalise(batch.images.to(device, non_blocking=True))).float()
+                scores = model(model.normalize(batch.images.to(device, non_blocking=True))).float()
             likeliest = scores.topk(min(5, count), dim=1).indices
             places = labels * count + likeliest[:, 0]
             confusion.scatter_add_(0, places, torch.ones_like(places))

@@ -44,7 +44,7 @@ _PASSED_OVER = re.compile(r"^(head|pre_logits)\.|^(mask_token|masked_embed)$")
 
 
 class Backbone(NamedTuple):
-    """An encoder and the normalisation of its images."""
+    """An encoder and the normalization of its images."""
 
     encoder: Encoder
     """trainable, in train mode, all patches kept: ``[B, C, H, W]`` -> ``[B, 1 + N, D]``"""
@@ -75,7 +75,7 @@ def load_backbone(
         device: where to put it.
 
     Returns:
-        The normalisation is the run's; of other files ImageNet's, or mean and deviation 0.5 where the images do not
+        The normalization is the run's; of other files ImageNet's, or mean and deviation 0.5 where the images do not
         have three channels.
 
     Raises:
@@ -85,7 +85,7 @@ def load_backbone(
     if read_metadata(file) is not None:
         return _of_model(load(file, weights), drop_path, device)
     if weights == "untrained":
-        raise UserError(f"untrained: {file} does not say how it was initialised; give a run of hardpatch")
+        raise UserError(f"untrained: {file} does not say how it was initialized; give a run of hardpatch")
     state = load_file(file) if file.suffix == ".safetensors" else read_reference(file, weights)
     if any(key.endswith("decoder_embed.weight") for key in state):
         return _of_model(from_reference(state, heads=heads), drop_path, device)

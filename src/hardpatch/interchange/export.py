@@ -106,7 +106,7 @@ def export_hugging_face(
     form: Literal["vit", "vit_mae"] = "vit",
     heads: int | None = None,
     decoder_heads: int | None = None,
-    normalise_pixels: bool = False,
+    normalize_pixels: bool = False,
 ) -> Exported:
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` for ``from_pretrained``.
 
@@ -117,7 +117,7 @@ def export_hugging_face(
         weights: whose.
         form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
             ``ViTMAEForPreTraining``.
-        heads, decoder_heads, normalise_pixels: where the file does not say.
+        heads, decoder_heads, normalize_pixels: where the file does not say.
 
     Raises:
         UserError: if there is nothing to load, that class cannot hold it, or ``out`` exists or cannot be written.
@@ -134,7 +134,7 @@ def export_hugging_face(
     else:
         if weights == "teacher":
             raise UserError("--form: vit_mae holds a reconstructor, which a teacher does without; export the student")
-        model = load(run, heads=heads, decoder_heads=decoder_heads, normalise_pixels=normalise_pixels)
+        model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
         host = model.host
         if not isinstance(host, MAE):
             raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")

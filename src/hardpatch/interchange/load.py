@@ -25,21 +25,21 @@ def load(
     device: str | torch.device = "cpu",
     heads: int | None = None,
     decoder_heads: int | None = None,
-    normalise_pixels: bool = False,
+    normalize_pixels: bool = False,
 ) -> HPM:
     """The model of a run, in eval mode and without gradients.
 
     It has ``encode(images, mask=None) -> [B, 1 + V, D]``, ``predict_loss(images) -> [B, N]``,
-    ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalise(uint8 images)``, which makes the ``images`` that
+    ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalize(uint8 images)``, which makes the ``images`` that
     the others take; see :class:`~hardpatch.methods.hpm.HPM`.
 
     Args:
         run: a run folder (its newest checkpoint), a ``.safetensors`` file, or a ``.pth`` checkpoint of the reference
             implementations of HPM or MAE (read without unpickling code).
         weights: the student's, which fine-tuning starts from; the teacher's, which mines and cannot reconstruct; or
-            untrained, the random initialisation that the run began with.
+            untrained, the random initialization that the run began with.
         device: where to put it.
-        heads, decoder_heads, normalise_pixels: for reference checkpoints, in whose weights they leave no trace; see
+        heads, decoder_heads, normalize_pixels: for reference checkpoints, in whose weights they leave no trace; see
             :func:`~hardpatch.interchange.reference.from_reference`.
 
     Raises:
@@ -49,9 +49,9 @@ def load(
     metadata = read_metadata(path)
     if metadata is None:
         if weights == "untrained":
-            raise UserError(f"untrained: {path} does not say how it was initialised; give a run of hardpatch")
+            raise UserError(f"untrained: {path} does not say how it was initialized; give a run of hardpatch")
         state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
-        model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalise_pixels=normalise_pixels)
+        model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
         settings = config.build(metadata["config"])
         model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"])
@@ -92,7 +92,7 @@ def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "
     host = teacher.host
     if isinstance(host, IBOT):
         temperature = settings.ibot.teacher_temperature_end
-        # momentum 1 leaves the centres where training left them
+        # momentum 1 leaves the centers where training left them
         return lambda pixels, sight, mask: host.teach(sight.latent, mask, temperature, 1.0)[1]
     return target_of(settings, torch.device(device))[0]
 

@@ -60,7 +60,7 @@ def from_reference(
     *,
     heads: int | None = None,
     decoder_heads: int | None = None,
-    normalise_pixels: bool = False,
+    normalize_pixels: bool = False,
 ) -> HPM:
     """Build the model that a reference state describes, and load it strictly.
 
@@ -72,7 +72,7 @@ def from_reference(
     Args:
         state: reference keys to tensors, with or without ``module.`` and ``model.``.
         heads, decoder_heads: to overrule that.
-        normalise_pixels: whether the targets were normalised per patch, which leaves no trace either.
+        normalize_pixels: whether the targets were normalized per patch, which leaves no trace either.
 
     Raises:
         UserError: if keys are missing or unknown.
@@ -98,7 +98,7 @@ def from_reference(
             decoder_width=decoder_width,
             decoder_depth=_depth(state, "decoder_blocks."),
             decoder_heads=decoder_heads,
-            normalise_pixels=normalise_pixels,
+            normalize_pixels=normalize_pixels,
         )
     except ValueError as error:
         raise UserError(f"RUN: {error}") from None

@@ -80,7 +80,7 @@ def vit_mae(host: MAE, mask_ratio: float) -> tuple[dict[str, Any], dict[str, Ten
         "decoder_num_attention_heads": first.attn.heads,
         "decoder_intermediate_size": _hidden(first),
         "mask_ratio": mask_ratio,
-        "norm_pix_loss": host.normalise_pixels,
+        "norm_pix_loss": host.normalize_pixels,
     }
     state = {
         "decoder_embed.weight": embed.proj.weight,
@@ -99,7 +99,7 @@ def vit_mae(host: MAE, mask_ratio: float) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def preprocessor(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """``preprocessor_config.json``: resize to the encoder's image size, pixels in [0, 1], normalise."""
+    """``preprocessor_config.json``: resize to the encoder's image size, pixels in [0, 1], normalize."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
     return {
         "image_processor_type": "ViTImageProcessor",

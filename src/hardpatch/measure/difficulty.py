@@ -86,7 +86,7 @@ def score(
     Args:
         student: reconstructs; in eval mode, on ``device``.
         teacher: predicts difficulty; may be the student.
-        source: images of any size; they are resized and cropped at the centre to the size of the model.
+        source: images of any size; they are resized and cropped at the center to the size of the model.
         out: a folder; made if it does not exist.
         masks: a folder with a picture for each image, of the same file stem, where the object is anything but black.
             Without it, the masks of the source if it has any (the demo set has).
@@ -94,7 +94,7 @@ def score(
         mask_ratio: share of the patches that is masked: at random for the true loss, the hardest to reconstruct.
         draws: random masks over which the true loss is averaged.
         predict: ``whole``, what the teacher says of the whole image, which HPM mines; or ``masked``, what the student
-            says of each patch where it is masked, mean over the same random masks, which is what it has learnt to say.
+            says of each patch where it is masked, mean over the same random masks, which is what it has learned to say.
         seed: of the random masks.
         pictures: how many images get a picture; all are in the table.
         batch_size, workers: of the loading.
@@ -131,7 +131,7 @@ def score(
         raise UserError(f"out: expected a folder that can be written, got {out}: {error.strerror}") from None
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
         pixels, indices = batch.images.to(device), batch.indices.to(device)
-        images = student.normalise(pixels)
+        images = student.normalize(pixels)
         sight = None
         if predict == "whole" or target is not None:
             sight = teacher.look(images, difficulty=predict == "whole")
@@ -200,7 +200,7 @@ def over_masks(
 
     Args:
         model: in eval mode.
-        images: normalised ``[B, C, H, W]``.
+        images: normalized ``[B, C, H, W]``.
         indices: int64 ``[B]``; with ``seed`` they decide on the masks.
         target: of every patch, ``[B, N, ...]``.
         masked: patches in a mask; ``draws * masked`` must reach N.
@@ -275,7 +275,7 @@ def _object_masks(source: Source, folder: Path | None, size: tuple[int, int]) ->
 
 
 def _upsample(values: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """``[B, K, N]`` -> ``[B, K, H, W]``, bilinear between the centres of the patches."""
+    """``[B, K, N]`` -> ``[B, K, H, W]``, bilinear between the centers of the patches."""
     return F.interpolate(values.unflatten(2, grid), size=size, mode="bilinear", align_corners=False)
 
 
@@ -323,14 +323,14 @@ def _figure_rows(
     predictions = student.reconstruct(student.encode(images, hardest), hardest).float().cpu()  # [B, M, T]
     mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
     in_pixels = bool(getattr(student.host, "rebuilds_pixels", False))
-    normalised = bool(getattr(student.host, "normalise_pixels", False))
+    normalized = bool(getattr(student.host, "normalize_pixels", False))
     rows = []
     for image, prediction, mask, record in zip(pixels, predictions, hardest.cpu(), records, strict=False):
         image, mask = image.permute(1, 2, 0).numpy(), mask.numpy()
         rebuilt = None
         if in_pixels:
             rebuilt = figures.reconstruction(
-                image, prediction.numpy(), mask, student.patch_size, mean, std, normalised=normalised
+                image, prediction.numpy(), mask, student.patch_size, mean, std, normalized=normalized
             )
         rows.append(
             figures.ScoreRow(

@@ -1,4 +1,4 @@
-"""Frozen features of labelled images: what k-NN and the linear probe are fed."""
+"""Frozen features of labeled images: what k-NN and the linear probe are fed."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
@@ -56,7 +56,7 @@ def extract(
     features, labels, indices, bad = [], [], [], []
     done = 0
     for batch in batches:
-        images = model.normalise(batch.images.to(device, non_blocking=True))
+        images = model.normalize(batch.images.to(device, non_blocking=True))
         with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
             tokens = model.encode(images).float()  # [B, 1 + N, D]
         features.append((tokens[:, 1:].mean(dim=1) if pool == "mean" else tokens[:, 0]).cpu())

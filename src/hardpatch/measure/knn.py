@@ -75,7 +75,7 @@ def knn_accuracy(
     Args:
         train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
         classes: how many there are.
-        ks: numbers of neighbours; one above the number of training images is lowered to it, and ``note`` says so.
+        ks: numbers of neighbors; one above the number of training images is lowered to it, and ``note`` says so.
         temperature: of the votes; 0.07 in DINO.
         device: where to compute. ``train`` is moved there whole, ``val`` in pieces.
 
@@ -101,13 +101,13 @@ def knn_accuracy(
     right = torch.zeros(2, len(wanted), dtype=torch.int64, device=device)
     chunk = max(1, CHUNK_ELEMENTS // max(images, classes))
     for queries, labels in zip(val.features.split(chunk), val.labels.split(chunk), strict=True):
-        similarity, neighbours = (F.normalize(queries.to(device), dim=1) @ bank.T).topk(wanted[-1], dim=1)
-        # Against the nearest neighbour: the same order of votes, and no overflow however low the temperature.
+        similarity, neighbors = (F.normalize(queries.to(device), dim=1) @ bank.T).topk(wanted[-1], dim=1)
+        # Against the nearest neighbor: the same order of votes, and no overflow however low the temperature.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        labels_of_neighbours, labels = bank_labels[neighbours], labels.to(device)
+        labels_of_neighbors, labels = bank_labels[neighbors], labels.to(device)
         votes = torch.zeros(len(queries), classes, device=device)
         for row, (start, k) in enumerate(zip([0, *wanted], wanted, strict=False)):
-            votes.scatter_add_(1, labels_of_neighbours[:, start:k], weights[:, start:k])
+            votes.scatter_add_(1, labels_of_neighbors[:, start:k], weights[:, start:k])
             ranked = right_at(votes.masked_fill(votes == 0, -torch.inf), labels)
             right[0, row] += ranked[:, 0].sum()
             right[1, row] += ranked.sum()

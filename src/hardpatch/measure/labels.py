@@ -1,4 +1,4 @@
-"""Features of two labelled sets, the common ground of k-NN and the linear probe."""
+"""Features of two labeled sets, the common ground of k-NN and the linear probe."""
 
 import logging
 from dataclasses import asdict
@@ -22,7 +22,7 @@ LARGE_IMAGE = 112
 """Sides from here on are cut out of an image a seventh larger, as is usual at 224 px; smaller ones show it whole."""
 
 
-class LabelledFeatures(NamedTuple):
+class LabeledFeatures(NamedTuple):
     """Features of a set to learn from and one to be judged on, with labels that mean the same."""
 
     train: Features
@@ -30,7 +30,7 @@ class LabelledFeatures(NamedTuple):
     classes: tuple[str, ...]
 
 
-def labelled_features(
+def labeled_features(
     model: HPM,
     train: str | Path,
     val: str | Path,
@@ -42,8 +42,8 @@ def labelled_features(
     max_bad_fraction: float = 0.1,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> LabelledFeatures:
-    """Frozen features of two labelled image sets, over all processes where there are several.
+) -> LabeledFeatures:
+    """Frozen features of two labeled image sets, over all processes where there are several.
 
     Args:
         model: in eval mode, on ``device``.
@@ -89,7 +89,7 @@ def labelled_features(
         found.append(features)
         before += len(source)
     train_features, val_features = found
-    return LabelledFeatures(train_features, val_features._replace(labels=number[val_features.labels]), classes)
+    return LabeledFeatures(train_features, val_features._replace(labels=number[val_features.labels]), classes)
 
 
 def eval_transform(model: HPM) -> EvalTransform:

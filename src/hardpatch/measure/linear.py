@@ -1,6 +1,6 @@
 """The linear probe: how well one linear layer tells classes apart on frozen features, many learning rates at once.
 
-As in MAE (He et al., 2022, Appendix A.1) and HPM (Table S3): batch normalisation without parameters, then the layer.
+As in MAE (He et al., 2022, Appendix A.1) and HPM (Table S3): batch normalization without parameters, then the layer.
 The features are computed once and kept, so there is no augmentation, which those papers have while probing.
 """
 
@@ -18,7 +18,7 @@ from hardpatch.measure.knn import check_labels, right_at
 from hardpatch.schedules import learning_rate
 
 BASE_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-Optimiser = Literal["sgd", "lars"]
+Optimizer = Literal["sgd", "lars"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LinearResult:
 
     rows: tuple[LinearRow, ...]
     """In the order of the learning rates given."""
-    optimiser: Optimiser
+    optimizer: Optimizer
     epochs: int
     batch_size: int
     """The one used: see ``note``."""
@@ -74,7 +74,7 @@ def linear_probe(
     classes: int,
     generator: torch.Generator,
     base_lrs: Sequence[float] = BASE_LRS,
-    optimiser: Optimiser = "sgd",
+    optimizer: Optimizer = "sgd",
     epochs: int = 90,
     warmup_epochs: float | None = None,
     batch_size: int = 16384,
@@ -83,7 +83,7 @@ def linear_probe(
 ) -> LinearResult:
     """Train one linear head for each learning rate, all side by side in a single pass over the features an epoch.
 
-    The heads start alike, see the same batches and share the batch normalisation, which has no parameters: each ends
+    The heads start alike, see the same batches and share the batch normalization, which has no parameters: each ends
     exactly where it would have ended alone. The rate is ``base_lr * batch / 256``, warmed up linearly and brought to 0
     by half a cosine, momentum is 0.9 and there is no weight decay.
 
@@ -92,7 +92,7 @@ def linear_probe(
         classes: how many there are.
         generator: on the CPU, for the first weights (normal, 0.01) and the order of the images.
         base_lrs: the learning rates to try, for 256 images a step.
-        optimiser: ``"sgd"`` as in MoCo v3, good for sets of any size; ``"lars"`` for the papers' protocol, which with
+        optimizer: ``"sgd"`` as in MoCo v3, good for sets of any size; ``"lars"`` for the papers' protocol, which with
             ``base_lrs=[0.1]`` is made for large sets: its steps are too small for a few thousand images.
         epochs: passes over the training set.
         warmup_epochs: of them; None for a ninth (10 of 90).
@@ -103,7 +103,7 @@ def linear_probe(
 
     Raises:
         UserError: if a set is empty, a label out of range, the training set has one image only (which cannot be
-            normalised), or a setting is not positive.
+            normalized), or a setting is not positive.
     """
     check_labels(train, val, classes)
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
@@ -124,7 +124,7 @@ def linear_probe(
     first = torch.empty(classes, width).normal_(std=0.01, generator=generator).to(device)
     weights = [nn.Parameter(first.clone()) for _ in base_lrs]
     biases = [nn.Parameter(torch.zeros(classes, device=device)) for _ in base_lrs]
-    optim = _optimiser(optimiser, weights, biases)
+    optim = _optimizer(optimizer, weights, biases)
     peaks = [lr * batch / 256 for lr in base_lrs] * 2  # the weights' groups, then the biases'
 
     features, labels = train.features.to(device), train.labels.to(device)
@@ -147,7 +147,7 @@ def linear_probe(
     rows = _accuracies(norm.eval(), weights, biases, val, device)
     return LinearResult(
         rows=tuple(LinearRow(lr, *row) for lr, row in zip(base_lrs, rows, strict=True)),
-        optimiser=optimiser,
+        optimizer=optimizer,
         epochs=epochs,
         batch_size=batch,
         train_images=images,
@@ -156,12 +156,12 @@ def linear_probe(
     )
 
 
-def _optimiser(kind: Optimiser, weights: list[nn.Parameter], biases: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(kind: Optimizer, weights: list[nn.Parameter], biases: list[nn.Parameter]) -> torch.optim.Optimizer:
     """One group for each tensor, since each has its own rate, and under LARS its own trust ratio."""
     if kind == "sgd":
         return torch.optim.SGD([{"params": [tensor]} for tensor in [*weights, *biases]], lr=0.0, momentum=0.9)
     if kind != "lars":
-        raise UserError(f"optimiser: expected 'sgd' or 'lars', got {kind!r}")
+        raise UserError(f"optimizer: expected 'sgd' or 'lars', got {kind!r}")
     from timm.optim.lars import Lars
 
     # As in MAE and MoCo v3, biases take the plain step: `always_adapt` is what scales without weight decay.

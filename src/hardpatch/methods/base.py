@@ -12,7 +12,7 @@ from hardpatch.patches import Split, gather
 class Host(Protocol):
     """A masked image model that takes its mask from outside and says how well it rebuilt every single patch.
 
-    A host is an ``nn.Module``. Shapes: ``images [B, C, H, W]`` normalised; a mask is bool ``[B, N]``, True = masked,
+    A host is an ``nn.Module``. Shapes: ``images [B, C, H, W]`` normalized; a mask is bool ``[B, N]``, True = masked,
     or its :class:`~hardpatch.patches.Split`; the target has any shape ``[B, M, ...]``.
     """
 

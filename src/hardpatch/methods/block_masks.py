@@ -91,12 +91,12 @@ def inverse_block_mask(
 ) -> Tensor:
     """Keep blocks and mask the rest, as in data2vec 2.0 (Baevski et al., ICML 2023, inverse block masking).
 
-    Blocks of ``side`` x ``side`` patches around random centres, cut at the edge of the image, are kept visible one
+    Blocks of ``side`` x ``side`` patches around random centers, cut at the edge of the image, are kept visible one
     after the other until N - M patches are; of the last one only as many as are missing, at random. (The authors draw
     a fixed number of blocks and remove or add single patches until the count is right.) Given patches stay masked.
 
     Args:
-        noise: ``[B, N]``, uniform in [0, 1): the centres' order.
+        noise: ``[B, N]``, uniform in [0, 1): the centers' order.
         masked: M, exactly.
         grid: (rows, columns) of patches.
         given: masked beforehand, at most M of an image; None for none.

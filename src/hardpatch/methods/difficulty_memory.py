@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from hardpatch.patches import Split
 
 KEPT = 0.5
-"""Weight of what was known about a place when something new is learnt about it."""
+"""Weight of what was known about a place when something new is learned about it."""
 
 
 class Remembered(nn.Module):
     """A map of difficulty for every image of the set, in the coordinates of the image and not of a crop.
 
     A crop reads its difficulty off the map, and writes back what the student predicted for its masked patches. Scores
-    are standardised within a crop first, as the predictor's scale is its own affair. Half-precision: 2 bytes for each
+    are standardized within a crop first, as the predictor's scale is its own affair. Half-precision: 2 bytes for each
     of the image's cells, 0.4 KB for 14 x 14.
 
     Args:
@@ -39,7 +39,7 @@ class Remembered(nn.Module):
             grid: (rows, columns) of patches of a crop.
         """
         maps = self.maps[indices].float().nan_to_num(0.0).unsqueeze(1)  # [B, 1, rows, columns]
-        down, right = centres(grid[0], boxes.device), centres(grid[1], boxes.device).expand(len(boxes), -1)
+        down, right = centers(grid[0], boxes.device), centers(grid[1], boxes.device).expand(len(boxes), -1)
         right = torch.where(flipped.unsqueeze(1), right.flip(1), right)
         top, left, height, width = boxes.unsqueeze(2).unbind(1)  # [B, 1] each
         rows, columns = top + height * down, left + width * right  # [B, rows], [B, columns] in [0, 1]
@@ -56,10 +56,10 @@ class Remembered(nn.Module):
         scores = predicted.float()
         scores = (scores - scores.mean(dim=1, keepdim=True)) / (scores.std(dim=1, keepdim=True) + 1e-6)
         crops = scores.new_full((len(scores), grid[0] * grid[1]), float("nan")).scatter(1, mask.masked, scores)
-        # for each cell of the map: which patch of the crop lies on its centre
+        # for each cell of the map: which patch of the crop lies on its center
         top, left, height, width = boxes.unsqueeze(2).unbind(1)
-        down = (centres(self.grid[0], boxes.device) - top) / height  # [B, rows], in [0, 1) within the crop
-        right = (centres(self.grid[1], boxes.device) - left) / width
+        down = (centers(self.grid[0], boxes.device) - top) / height  # [B, rows], in [0, 1) within the crop
+        right = (centers(self.grid[1], boxes.device) - left) / width
         right = torch.where(flipped.unsqueeze(1), 1.0 - right, right)
         inside = within(down).unsqueeze(2) & within(right).unsqueeze(1)  # [B, rows, columns]
         row = (down * grid[0]).long().clamp(0, grid[0] - 1)
@@ -71,7 +71,7 @@ class Remembered(nn.Module):
         self.maps[indices] = torch.where(news.isnan(), old, known).half()
 
 
-def centres(count: int, device: torch.device) -> Tensor:
+def centers(count: int, device: torch.device) -> Tensor:
     """Middles of ``count`` equal parts of [0, 1]."""
     return (torch.arange(count, device=device) + 0.5) / count
 

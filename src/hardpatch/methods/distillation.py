@@ -1,10 +1,10 @@
 """Self-distillation over K prototypes: the losses of iBOT (Zhou et al., ICLR 2022), which extends DINO.
 
-The teacher's logits are centred and sharpened to probabilities, the student learns them by cross-entropy: for the class
-token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first (V
+The teacher's logits are centered and sharpened to probabilities, the student learns them by cross-entropy: for the
+class token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first (V
 views, G of them global, B images, N patches, K prototypes).
 
-In a step the losses come first and the centres are moved afterwards: the reference sharpens with the centres that the
+In a step the losses come first and the centers are moved afterwards: the reference sharpens with the centers that the
 steps before have left. Everything runs in float32, under autocast too, and nothing waits for the device.
 """
 
@@ -20,13 +20,13 @@ CENTRE_MOMENTUM = 0.9
 
 
 @torch.no_grad()
-def sharpen(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """The teacher's probabilities ``softmax((logits - centre) / temperature)``, without gradient.
+def sharpen(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's probabilities ``softmax((logits - center) / temperature)``, without gradient.
 
-    ``logits [..., K]`` and a centre that broadcasts, ``[K]``; returns float32 ``[..., K]``. Centring keeps one
+    ``logits [..., K]`` and a center that broadcasts, ``[K]``; returns float32 ``[..., K]``. Centring keeps one
     prototype from taking all, sharpening keeps them from all being equal (Caron et al. 2021, Section 3.1).
     """
-    return ((logits.float() - centre) / temperature).softmax(dim=-1)
+    return ((logits.float() - center) / temperature).softmax(dim=-1)
 
 
 def cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
@@ -82,16 +82,16 @@ def patch_loss(losses: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_centre(centre: Tensor, logits: Tensor, momentum: float = CENTRE_MOMENTUM) -> None:
-    """``centre <- momentum * centre + (1 - momentum) * mean of the teacher's logits``, in place.
+def update_center(center: Tensor, logits: Tensor, momentum: float = CENTRE_MOMENTUM) -> None:
+    """``center <- momentum * center + (1 - momentum) * mean of the teacher's logits``, in place.
 
     Args:
-        centre: float32 ``[K]``, or with leading dimensions of 1.
+        center: float32 ``[K]``, or with leading dimensions of 1.
         logits: ``[..., K]`` before sharpening; the mean is over all that leads: views and images for class tokens,
             patches too, masked or not, for patch tokens.
-        momentum: share of the centre that stays.
+        momentum: share of the center that stays.
     """
-    centre.lerp_(logits.float().flatten(end_dim=-2).mean(dim=0), 1.0 - momentum)
+    center.lerp_(logits.float().flatten(end_dim=-2).mean(dim=0), 1.0 - momentum)
 
 
 def teacher_temperature(progress: float, start: float, end: float, warmup: float) -> float:

@@ -29,11 +29,11 @@ from hardpatch.methods.teacher import Sight, Teacher
 from hardpatch.models.decoder import Decoder
 from hardpatch.patches import Split, gather, split
 
-PredictingLoss = Literal["relative", "absolute", "absolute_standardised"]
+PredictingLoss = Literal["relative", "absolute", "absolute_standardized"]
 
 
 class Losses(NamedTuple):
-    """What one step gives. ``loss`` is what is minimised: the sum of the others."""
+    """What one step gives. ``loss`` is what is minimized: the sum of the others."""
 
     loss: Tensor
     """scalar"""
@@ -63,13 +63,13 @@ class Answer(NamedTuple):
 class HPM(nn.Module):
     """A host that also learns to foresee its own reconstruction loss.
 
-    Without a predictor this *is* the host. All images are float ``[B, C, H, W]``, normalised (:meth:`normalise`); a
+    Without a predictor this *is* the host. All images are float ``[B, C, H, W]``, normalized (:meth:`normalize`); a
     mask is bool ``[B, N]``, True = masked.
 
     Args:
         host: the masked image model, see :class:`~hardpatch.methods.base.Host`.
         predictor: a decoder whose mean output is the predicted loss, or None.
-        predicting_loss: ``relative`` (paper, Eq. 5 and 6), ``absolute`` (Eq. 4) or ``absolute_standardised``
+        predicting_loss: ``relative`` (paper, Eq. 5 and 6), ``absolute`` (Eq. 4) or ``absolute_standardized``
             (reference).
         predictor_reads: the encoder after so many blocks, so that the teacher needs no more; None is all.
         mean, std: of each channel for pixels in [0, 1].
@@ -186,7 +186,7 @@ class HPM(nn.Module):
         """Loss ``[B, M]`` of each patch from ``[B, M, T]`` twice."""
         return self.host.reconstruction_loss(prediction, target)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Pixels uint8 ``[B, C, H, W]`` as the network wants them: float32, mean 0 and variance 1 over the data set."""
         mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
         return (images.float() / 255.0 - mean) / std
@@ -280,7 +280,7 @@ def mine(
 
     Args:
         teacher: the student's moving average; not run, and may be None, where nothing is asked of it.
-        images: normalised pixels ``[B, C, H, W]``.
+        images: normalized pixels ``[B, C, H, W]``.
         noise: uniform in [0, 1), ``[B, masking.noise_count(grid)]``; see :func:`hardpatch.randomness.patch_noise`.
         mask_ratio: gamma, the share of masked patches.
         alpha: the mined share of those, in [0, 1]; see :mod:`hardpatch.methods.curriculum`.

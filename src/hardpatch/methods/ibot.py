@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.methods.base import TokenHost
-from hardpatch.methods.distillation import class_loss, cross_entropy, sharpen, update_centre, usage_entropy
+from hardpatch.methods.distillation import class_loss, cross_entropy, sharpen, update_center, usage_entropy
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
 from hardpatch.patches import Split, gather
@@ -21,7 +21,7 @@ class Views(NamedTuple):
     """What the class tokens learn from, beside the global crops that the student is given."""
 
     local: Tensor | None
-    """normalised small crops ``[L * B, C, h, w]``, all images of the first, then of the second..."""
+    """normalized small crops ``[L * B, C, h, w]``, all images of the first, then of the second..."""
     classes: Tensor
     """the teacher's probabilities ``[2 * B, K]`` for the global crops, in the order of those crops"""
     back: Tensor
@@ -80,14 +80,14 @@ class IBOT(TokenHost):
         return class_loss(own.unflatten(0, (-1, images)), classes, self.student_temperature)
 
     @torch.no_grad()
-    def teach(self, latent: Tensor, mask: Split, temperature: float, centre_momentum: float) -> tuple[Tensor, Tensor]:
-        """The teacher's half: what class and masked patch tokens should say. Moves the centres afterwards.
+    def teach(self, latent: Tensor, mask: Split, temperature: float, center_momentum: float) -> tuple[Tensor, Tensor]:
+        """The teacher's half: what class and masked patch tokens should say. Moves the centers afterwards.
 
         Args:
             latent: of the whole global crops, ``[2 * B, 1 + N, D]``.
             mask: of the first images, ``[R, M]``.
             temperature: of the teacher's softmax.
-            centre_momentum: of the running means of its outputs.
+            center_momentum: of the running means of its outputs.
 
         Returns:
             Probabilities ``[2 * B, K]`` of the crops and ``[R, M, K]`` of the masked patches.
@@ -97,8 +97,8 @@ class IBOT(TokenHost):
             sharpen(classes, self.class_centre, temperature),
             sharpen(gather(patches[: len(mask.masked)], mask.masked), self.patch_centre, temperature),
         )
-        update_centre(self.class_centre, classes, centre_momentum)
-        update_centre(self.patch_centre, patches, centre_momentum)
+        update_center(self.class_centre, classes, center_momentum)
+        update_center(self.patch_centre, patches, center_momentum)
         return targets
 
     @torch.no_grad()

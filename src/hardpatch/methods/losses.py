@@ -91,10 +91,10 @@ def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     return F.mse_loss(predicted.float(), losses.detach().float())
 
 
-def standardised_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
+def standardized_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
     """:func:`absolute_loss` against each image's losses brought to mean 0 and variance 1.
 
-    This is what the reference implementation computes; Eq. 4 of the paper does not standardise. Unbiased variance.
+    This is what the reference implementation computes; Eq. 4 of the paper does not standardize. Unbiased variance.
     """
     losses = losses.detach().float()
     mean, variance = losses.mean(dim=1, keepdim=True), losses.var(dim=1, keepdim=True)
@@ -104,7 +104,7 @@ def standardised_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1
 PREDICTING_LOSSES = {
     "relative": relative_loss,
     "absolute": absolute_loss,
-    "absolute_standardised": standardised_absolute_loss,
+    "absolute_standardized": standardized_absolute_loss,
 }
 
 
@@ -125,5 +125,5 @@ def rank_correlation(predicted: Tensor, losses: Tensor) -> Tensor:
     Ties take the order in which they stand, which is exact for the untied losses of real images.
     """
     ranks = torch.stack([predicted, losses]).argsort(dim=-1).argsort(dim=-1).float()
-    centred = ranks - ranks.mean(dim=-1, keepdim=True)
-    return F.cosine_similarity(centred[0], centred[1], dim=-1)
+    centered = ranks - ranks.mean(dim=-1, keepdim=True)
+    return F.cosine_similarity(centered[0], centered[1], dim=-1)

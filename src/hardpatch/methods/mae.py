@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hardpatch.methods import targets
 from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
-from hardpatch.models.block import Block, initialise
+from hardpatch.models.block import Block, initialize
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import Split
@@ -24,7 +24,7 @@ class MAE(nn.Module):
         decoder_width, decoder_depth, decoder_heads: of the reconstructor.
         shared_blocks: how many of its blocks come before the loss predictor as well.
         cross: see :class:`~hardpatch.models.decoder.Decoder`.
-        normalise_pixels: bring each target patch to mean 0 and variance 1.
+        normalize_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
         loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
     """
@@ -42,13 +42,13 @@ class MAE(nn.Module):
         decoder_heads: int = 16,
         shared_blocks: int = 0,
         cross: bool = False,
-        normalise_pixels: bool = False,
+        normalize_pixels: bool = False,
         outputs: int | None = None,
         loss: str = "mse",
         **encoder: Any,
     ) -> None:
         super().__init__()
-        self.normalise_pixels, self.rebuilds_pixels = normalise_pixels, outputs is None
+        self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
         self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
         self.encoder = Encoder(image_size=image_size, patch_size=patch_size, channels=channels, **encoder)
         self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)
@@ -60,7 +60,7 @@ class MAE(nn.Module):
             cross=cross,
         )
         self.shared = nn.ModuleList(Block(decoder_width, decoder_heads) for _ in range(shared_blocks))
-        initialise(self.shared)
+        initialize(self.shared)
 
     def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
         return self.encoder(images, mask)
@@ -75,4 +75,4 @@ class MAE(nn.Module):
         return self.reconstructor(tokens)
 
     def target(self, images: Tensor) -> Tensor:
-        return targets.pixels(images, self.encoder.patch_size, normalise=self.normalise_pixels)
+        return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)

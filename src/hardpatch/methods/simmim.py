@@ -19,7 +19,7 @@ class SimMIM(TokenHost):
     Args:
         patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
         decoder_width: of the loss predictor's tokens; None without one.
-        normalise_pixels: bring each target patch to mean 0 and variance 1.
+        normalize_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
         loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
     """
@@ -30,7 +30,7 @@ class SimMIM(TokenHost):
         patch_size: int,
         channels: int = 3,
         decoder_width: int | None = None,
-        normalise_pixels: bool = False,
+        normalize_pixels: bool = False,
         outputs: int | None = None,
         loss: str = "l1",
         **encoder: Any,
@@ -38,8 +38,8 @@ class SimMIM(TokenHost):
         vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
         head = nn.Linear(vit.width, patch_size**2 * channels if outputs is None else outputs)
         super().__init__(vit, head, decoder_width)
-        self.normalise_pixels, self.rebuilds_pixels = normalise_pixels, outputs is None
+        self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
         self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
 
     def target(self, images: Tensor) -> Tensor:
-        return targets.pixels(images, self.encoder.patch_size, normalise=self.normalise_pixels)
+        return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)

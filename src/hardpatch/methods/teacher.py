@@ -63,7 +63,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """Move every weight towards the student's by ``1 - momentum``, once an optimiser step."""
+        """Move every weight toward the student's by ``1 - momentum``, once an optimizer step."""
         theirs = dict(student.named_parameters())
         ours = dict(self.network.named_parameters())
         torch._foreach_lerp_(list(ours.values()), [theirs[name] for name in ours], 1.0 - momentum)

@@ -151,8 +151,8 @@ def sparing(compute: Callable[..., T], block: Block, *inputs: Any) -> T:
     return compute(block, *inputs)
 
 
-def initialise(module: nn.Module) -> None:
-    """MAE's initialisation: Xavier-uniform linear layers, zero biases, norms at one and zero."""
+def initialize(module: nn.Module) -> None:
+    """MAE's initialization: Xavier-uniform linear layers, zero biases, norms at one and zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

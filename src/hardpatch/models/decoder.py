@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.models.block import NORM_EPS, Block, initialise, sparing
+from hardpatch.models.block import NORM_EPS, Block, initialize, sparing
 from hardpatch.models.positions import resample_positions, sincos_positions
 from hardpatch.patches import Split, gather, split
 
@@ -68,7 +68,7 @@ class DecoderEmbed(nn.Module):
         self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
-        initialise(self)
+        initialize(self)
 
     def forward(
         self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, outputs)
-        initialise(self)
+        initialize(self)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Predictions for the patches that are asked for, ``[B, M, outputs]``."""
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         """The mean of :meth:`forward` over the outputs, ``[B, M]``: the loss predictor's score.
 
         The head's rows are averaged first, which is the same number for one output's work. The parameter keeps its full
-        shape: another one would change initialisation, gradient clipping and Adam, and would not load reference
+        shape: another one would change initialization, gradient clipping and Adam, and would not load reference
         weights.
         """
         features = self._features(tokens)

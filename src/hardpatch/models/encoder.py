@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.models.block import NORM_EPS, Block, initialise
+from hardpatch.models.block import NORM_EPS, Block, initialize
 from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
 from hardpatch.patches import Split, gather, patchify, scatter, split
 
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         nn.init.normal_(self.cls_token, std=0.02)
-        initialise(self.blocks)
+        initialize(self.blocks)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mask_token or not drop_masked else None
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         """Encode ``images [B, C, H, W]``, of which ``mask`` hides some patches.
 
         Args:
-            images: normalised pixels.
+            images: normalized pixels.
             mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.Split`. Where masked patches stay it
                 may have fewer rows than there are images; the images after those are whole.
 
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         """Patch tokens of whole images after some blocks, without the last norm: ``[B, N, D]`` each.
 
         Args:
-            images: normalised pixels ``[B, C, H, W]``.
+            images: normalized pixels ``[B, C, H, W]``.
             blocks: counted from 1, increasing; those after the last of them do not run.
 
         Raises:

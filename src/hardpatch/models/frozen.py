@@ -1,8 +1,8 @@
 """Frozen networks whose features the student reconstructs: DINO, CLIP or any ViT of timm (paper, Table 1).
 
 The targets are those of the paper's code and of MILAN: the patch tokens of the last block after the network's final
-norm, for CLIP projected into the space that it shares with text. The paper's code shows CLIP images normalised for the
-student; here every network sees its own normalisation.
+norm, for CLIP projected into the space that it shares with text. The paper's code shows CLIP images normalized for the
+student; here every network sees its own normalization.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ class FrozenTeacher(nn.Module):
 
     The tokens are those of timm's ``forward_intermediates(norm=True)`` at the last block, without the class, register
     and distillation tokens. timm's CLIP networks (``*_clip_*``, unless a tag with ``ft_in`` says that they were
-    fine-tuned to classify) keep CLIP's projection as ``head``: it is applied to every token. A network that normalises
+    fine-tuned to classify) keep CLIP's projection as ``head``: it is applied to every token. A network that normalizes
     only after pooling (``fc_norm``: some that were fine-tuned to classify) gives its tokens as its last block leaves
     them. Everything else behind the tokens is dropped.
 
@@ -47,7 +47,7 @@ class FrozenTeacher(nn.Module):
             rotary positions should be made with ``dynamic_img_size=False``, otherwise timm builds these on the CPU
             at every call.
         grid: the student's (rows, columns) of patches.
-        channels: of the pixels that will come; grey images (1) are shown to a network of three channels as grey RGB.
+        channels: of the pixels that will come; gray images (1) are shown to a network of three channels as gray RGB.
 
     Raises:
         UserError: if the network does not give one token a patch at this grid, or was trained on other channels.
@@ -109,7 +109,7 @@ class FrozenTeacher(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Features ``[B, N, T]`` of every patch, row by row, of ``pixels`` (uint8 ``[B, C, H, W]``), without gradient.
 
-        They are normalised by the network's own mean and deviation. Under autocast the features come in its type.
+        They are normalized by the network's own mean and deviation. Under autocast the features come in its type.
 
         Raises:
             ValueError: if the pixels are of another type, have other channels, or cannot be cut into square patches of

@@ -10,11 +10,11 @@ class ProjectionHead(nn.Module):
     """From tokens to logits over prototypes, ``[..., D]`` -> ``[..., outputs]``; one for class and patch tokens alike.
 
     An MLP with GELU ends in a bottleneck, whose vectors are brought to length 1; the logits are their cosines with the
-    rows of ``last.weight``, the prototypes. That is weight normalisation with the gain fixed at 1, computed when it is
+    rows of ``last.weight``, the prototypes. That is weight normalization with the gain fixed at 1, computed when it is
     needed, so that every parameter is a plain one: it can be copied, saved and averaged. iBOT freezes ``last.weight``
     while a run begins.
 
-    Initialised as in the reference implementation: the MLP from a normal distribution of standard deviation 0.02 with
+    Initialized as in the reference implementation: the MLP from a normal distribution of standard deviation 0.02 with
     zero biases, the prototypes as torch does a linear layer.
 
     Args:

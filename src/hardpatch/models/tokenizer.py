@@ -164,7 +164,7 @@ class DiscreteVAE(nn.Module):
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for stride, fine, coarse in zip(strides, widths, widths[1:], strict=False):
-            # A halving looks a pixel beyond its window, so that patches know of their neighbours' edges.
+            # A halving looks a pixel beyond its window, so that patches know of their neighbors' edges.
             size, padding = (4, 1) if stride == 2 else (stride, 0)
             down += [nn.Conv2d(fine, coarse, size, stride, padding), nn.ReLU()]
             up = [nn.ReLU(), nn.ConvTranspose2d(coarse, fine, size, stride, padding), *up]

@@ -74,7 +74,7 @@ def initial_model(
     tokens: dict[str, Any] = {"positions": model.positions, "decoder_width": model.decoder_width if predicts else None}
     if method.target == "teacher":
         outputs = shape["width"]
-    rebuilt: dict[str, Any] = {"outputs": outputs, "normalise_pixels": method.target == "normalised_pixels"}
+    rebuilt: dict[str, Any] = {"outputs": outputs, "normalize_pixels": method.target == "normalized_pixels"}
     hosts: dict[str, Callable[[], Host]] = {
         "mae": lambda: MAE(
             **encoder,

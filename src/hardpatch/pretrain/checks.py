@@ -34,7 +34,7 @@ def _check_ranges(run: "RunConfig") -> None:
         "model.drop_path": run.model.drop_path,
         "ibot.masked_share": run.ibot.masked_share,
         "ibot.teacher_temperature_warmup": run.ibot.teacher_temperature_warmup,
-        "ibot.centre_momentum": run.ibot.centre_momentum,
+        "ibot.center_momentum": run.ibot.center_momentum,
         "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
         "optim.warmup": optim.warmup,
         "data.flip": data.flip,
@@ -105,14 +105,14 @@ def _check_data(run: "RunConfig") -> None:
         raise UserError(f"data.crops: expected a divisor of batch_size={run.batch_size}, got {data.crops}")
     if data.crops > 1 and method.host == "ibot":
         raise UserError(f"data.crops: host ibot has its own crops of each image, expected 1, got {data.crops}")
-    if data.in_memory == "device" and data.colour_jitter:
+    if data.in_memory == "device" and data.color_jitter:
         raise UserError(
-            f"data.colour_jitter: in_memory device only crops and flips, expected 0, got {data.colour_jitter}"
+            f"data.color_jitter: in_memory device only crops and flips, expected 0, got {data.color_jitter}"
         )
     if data.in_memory == "device" and method.host == "ibot":
         raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
     if data.channels not in (1, 3):
-        raise UserError(f"data.channels: expected 3 (RGB) or 1 (grey), got {data.channels}")
+        raise UserError(f"data.channels: expected 3 (RGB) or 1 (gray), got {data.channels}")
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
         if isinstance(statistics, Sequence) and not isinstance(statistics, str) and len(statistics) != data.channels:
             raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")

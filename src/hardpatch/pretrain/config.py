@@ -38,7 +38,8 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
     """A checked run from nested ``values`` (a recipe, a saved configuration), changed by command-line ``arguments``.
 
     Raises:
-        UserError: one line that names the setting, what was expected and what came; a misspelt name gets a suggestion.
+        UserError: one line that names the setting, what was expected and what came, with a suggestion for a
+            misspelled name.
     """
     check_names(values)
     parser = _parser()

@@ -8,7 +8,7 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.run_folder import read_values, refuse_changes, write_files
 
 FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
-"""Settings that a run may change when it goes on: they do not decide what is learnt."""
+"""Settings that a run may change when it goes on: they do not decide what is learned."""
 
 README = """# A hardpatch run
 
@@ -20,7 +20,7 @@ Made by `{command}`.
 | `environment.json` | versions and hardware |
 | `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, a JSON object a line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
-| `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimiser |
+| `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
 | `pictures/` | curves, and where the model finds images hard |
 
 What to do with it:

@@ -27,7 +27,7 @@ BATCHES = 3
 def fewest_pieces(learner: Learner) -> int:
     """The fewest pieces with which forward and backward of a batch do not run out of memory.
 
-    Found by trying, on blank images, with the teacher at work. Weights, optimiser, teacher and random numbers stay as
+    Found by trying, on blank images, with the teacher at work. Weights, optimizer, teacher and random numbers stay as
     they are.
 
     Raises:

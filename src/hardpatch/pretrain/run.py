@@ -18,7 +18,7 @@ from hardpatch.data.sources import Source, open_source
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
 from hardpatch.errors import UserError
 from hardpatch.measure.knn import knn_accuracy
-from hardpatch.measure.labels import labelled_features
+from hardpatch.measure.labels import labeled_features
 from hardpatch.pretrain.build import image_size, initial_model, target_of
 from hardpatch.pretrain.config import to_dict
 from hardpatch.pretrain.micro_batch import fewest_pieces
@@ -45,9 +45,9 @@ class Outcome:
     checkpoint: Path
     """the newest checkpoint"""
     step: int
-    """optimiser steps done"""
+    """optimizer steps done"""
     total: int
-    """optimiser steps of the whole run"""
+    """optimizer steps of the whole run"""
     signal: int = 0
     """what interrupted it, 0 if nothing did"""
 
@@ -112,7 +112,7 @@ class Trainer:
         run: its configuration.
         folder: of the run.
         source: the images.
-        learner: student, teacher and optimiser.
+        learner: student, teacher and optimizer.
         outputs: numbers that another network's target takes for a patch; goes into the checkpoint.
         held: the same images on the device, where batches are then made.
     """
@@ -239,7 +239,7 @@ class Trainer:
                 local_scale=run.ibot.local_scale,
                 ratio=data.crop_ratio,
                 flip=data.flip,
-                colour=run.ibot.colour,
+                color=run.ibot.color,
             )
         else:
             transform = _transform(run)
@@ -291,7 +291,7 @@ class Trainer:
         knn, data, learner = self.run.knn, self.run.data, self.learner
         assert knn.train is not None
         assert knn.val is not None
-        found = labelled_features(
+        found = labeled_features(
             learner.model.eval(),
             knn.train,
             knn.val,
@@ -311,13 +311,13 @@ def _transform(run: RunConfig) -> TrainTransform:
         data.crop_scale,
         data.crop_ratio,
         data.flip,
-        colour_jitter=data.colour_jitter,
+        color_jitter=data.color_jitter,
         shrink_on_decode=data.shrink_on_decode,
     )
 
 
 def total_steps(run: RunConfig, images: int) -> int:
-    """Optimiser steps of a run over a set of so many ``images``; at least one."""
+    """Optimizer steps of a run over a set of so many ``images``; at least one."""
     if run.steps is not None:
         return run.steps
     return max(1, round((run.epochs or 0.0) * images / run.batch_size))

@@ -1,4 +1,4 @@
-"""Optimiser groups, and everything that changes as training goes on."""
+"""Optimizer groups, and everything that changes as training goes on."""
 
 import random
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(run: RunConfig, step: int, total: int) -> Schedule:
-    """What holds for the optimiser step after ``step`` of ``total``."""
+    """What holds for the optimizer step after ``step`` of ``total``."""
     optim, method, ibot = run.optim, run.method, run.ibot
     progress = step / total
     peak = optim.lr if optim.lr is not None else optim.base_lr * run.batch_size / 256

@@ -18,15 +18,15 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """Side, or [height, width], of the crops in pixels."""
     channels: int = 3
-    """3 = RGB, 1 = grey; images are converted."""
+    """3 = RGB, 1 = gray; images are converted."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Random resized crop: smallest and largest share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: narrowest and widest aspect ratio."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
-    colour_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot has its own colours."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot has its own colors."""
     shrink_on_decode: float | None = 2.0
     """JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop is still so many times the output's size; null never."""
     mean: Literal["imagenet", "computed"] | list[float] = "imagenet"
@@ -79,7 +79,7 @@ class MethodConfig:
 
     host: Literal["mae", "simmim", "beit", "ibot"] = "mae"
     """What is pre-trained, with or without mining."""
-    target: Literal["auto", "pixels", "normalised_pixels", "teacher", "frozen"] = "auto"
+    target: Literal["auto", "pixels", "normalized_pixels", "teacher", "frozen"] = "auto"
     """What is reconstructed: auto is the host's own (pixels, BEiT's and iBOT's tokens), teacher the EMA's features."""
     frozen: str | None = None
     """The network of target frozen: dino, clip, or any timm model with one token a patch."""
@@ -101,8 +101,8 @@ class MethodConfig:
     """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch."""
     secondary_ratio: float = 0.0
     """Share of the visible patches that host mae sees as mask tokens (UM-MAE: 0.25)."""
-    predicting_loss: Literal["relative", "absolute", "absolute_standardised", "none"] = "relative"
-    """Relative (Eq. 5), absolute (Eq. 4), absolute against standardised losses (reference code), or no predictor."""
+    predicting_loss: Literal["relative", "absolute", "absolute_standardized", "none"] = "relative"
+    """Relative (Eq. 5), absolute (Eq. 4), absolute against standardized losses (reference code), or no predictor."""
     mining: Literal["hard", "easy"] = "hard"
     """Mask the patches with the highest predicted loss (argmax) or the lowest (argmin)."""
     alpha_start: float = 0.0
@@ -121,7 +121,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class FastConfig:
-    """Mining at a lower price, with host mae only. Each of these changes what is learnt; none does by default."""
+    """Mining at a lower price, with host mae only. Each of these changes what is learned; none does by default."""
 
     decoder: Literal["self", "cross"] = "self"
     """Blocks of both decoders: self-attention of all tokens, or mask tokens that look at visible ones (CrossMAE)."""
@@ -156,8 +156,8 @@ class IbotConfig:
     """Side of a local crop in pixels; a multiple of the patch size."""
     local_scale: tuple[float, float] = (0.05, 0.32)
     """Smallest and largest share of the image's area in a local crop; data.crop_scale is for the global ones."""
-    colour: bool = True
-    """Colour jitter, grey, blur and solarisation."""
+    color: bool = True
+    """Color jitter, gray, blur and solarization."""
     masked_share: float = 0.5
     """Share of the global crops that are masked; the others are seen whole."""
     outputs: int = 8192
@@ -165,7 +165,7 @@ class IbotConfig:
     head_hidden: int = 2048
     """Width of the head's hidden layers."""
     head_bottleneck: int = 256
-    """Width of the head's last hidden layer, which is normalised."""
+    """Width of the head's last hidden layer, which is normalized."""
     student_temperature: float = 0.1
     """Of the student's softmax."""
     teacher_temperature_start: float = 0.04
@@ -174,7 +174,7 @@ class IbotConfig:
     """After teacher_temperature_warmup."""
     teacher_temperature_warmup: float = 0.075
     """Share of the training in which it rises linearly (30 of 400 epochs)."""
-    centre_momentum: float = 0.9
+    center_momentum: float = 0.9
     """Of the running mean of the teacher's outputs."""
     frozen_last_layer: float = 0.0025
     """Share of the training in which the head's last layer stays as it is (1 of 400 epochs)."""
@@ -206,7 +206,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Where and how it runs. None of these changes what is learnt, but for rounding."""
+    """Where and how it runs. None of these changes what is learned, but for rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Accelerator."""
@@ -228,12 +228,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """k-NN accuracy while training, on a labelled set that training never sees."""
+    """k-NN accuracy while training, on a labeled set that training never sees."""
 
     train: str | None = None
-    """Labelled images to vote (one folder a class, or Parquet with labels)."""
+    """Labeled images to vote (one folder a class, or Parquet with labels)."""
     val: str | None = None
-    """Labelled images to classify."""
+    """Labeled images to classify."""
     every_epochs: float = 10.0
     """Epochs between two measurements."""
 
@@ -253,9 +253,9 @@ class RunConfig:
     epochs: float | None = None
     """Crops that are seen for each image of the set. Give this or steps."""
     steps: int | None = None
-    """Optimiser steps. Give this or epochs."""
+    """Optimizer steps. Give this or epochs."""
     batch_size: int = 256
-    """Images an optimiser step, over all devices and pieces."""
+    """Images an optimizer step, over all devices and pieces."""
     seed: int = 0
     """Decides initial weights, order, crops and masks."""
 

@@ -1,4 +1,4 @@
-"""One optimiser step: the paper's Algorithm 1 around any host, on any device."""
+"""One optimizer step: the paper's Algorithm 1 around any host, on any device."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -42,11 +42,11 @@ class Piece(NamedTuple):
     pixels: Tensor
     """uint8 ``[B, C, H, W]``; two crops of each image, in random order, with host ibot"""
     images: Tensor
-    """the same, normalised"""
+    """the same, normalized"""
     noise: Tensor
     """uniform in [0, 1), what the masks are drawn from"""
     local: Tensor | None
-    """host ibot's small crops, normalised, view by view"""
+    """host ibot's small crops, normalized, view by view"""
     back: Tensor
     """puts the images in the order of the views"""
     place: Place | None
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one optimiser step leaves behind, on the device; of its last piece where a batch is computed in several."""
+    """What one optimizer step leaves behind, on the device; of its last piece where a batch is computed in several."""
 
     problem: Problem
     losses: Losses
@@ -63,13 +63,13 @@ class Step(NamedTuple):
 
 
 class Learner:
-    """Student, teacher and optimiser, one step at a time.
+    """Student, teacher and optimizer, one step at a time.
 
     Args:
         run: the configuration.
         model: the student.
         fabric: device and precision.
-        total: optimiser steps of the run.
+        total: optimizer steps of the run.
         target: what is reconstructed where it is another network's; None is the host's own.
         images: in the data set; only for difficulty that is remembered.
 
@@ -108,7 +108,7 @@ class Learner:
             compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
 
     def train_step(self, batch: Batch, now: Schedule, *, observe: bool = False) -> Step:
-        """One optimiser step: the teacher sets a problem, the student solves it, the teacher follows the student.
+        """One optimizer step: the teacher sets a problem, the student solves it, the teacher follows the student.
 
         With CUDA graphs what is returned holds until the next step begins.
         """
@@ -131,7 +131,7 @@ class Learner:
     def gradients(
         self, batch: Batch, now: Schedule, pieces: int, *, observe: bool = False
     ) -> tuple[Problem, Losses, Tensor]:
-        """What comes before the optimiser: leaves gradients; returns problem, losses and noise of the last piece."""
+        """What comes before the optimizer: leaves gradients; returns problem, losses and noise of the last piece."""
         # asked for where there is something to observe only, so that other hosts are compiled once
         observe = observe and hasattr(self.model.host, "token_use")
         seed_step(self.run.seed, self.step)
@@ -171,14 +171,14 @@ class Learner:
             pixels, noise, back = pixels[order], noise[order], order.argsort()
         local = None
         if batch.local is not None:
-            local = self.model.normalise(batch.local.to(device, non_blocking=True))
+            local = self.model.normalize(batch.local.to(device, non_blocking=True))
         place = None
         if self.memory is not None:
             assert batch.boxes is not None
             assert batch.flipped is not None
             boxes, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
             place = Place(samples % SAMPLES, boxes, flipped)
-        return Piece(pixels, self.model.normalise(pixels), noise[:, :-1], local, back, place)
+        return Piece(pixels, self.model.normalize(pixels), noise[:, :-1], local, back, place)
 
     def _recall(self, piece: Piece) -> Tensor | None:
         """The difficulty that is remembered; at random where nothing is, which is what the noise is for."""
@@ -198,7 +198,7 @@ class Learner:
             assert self.teacher is not None
             assert problem.sight is not None
             classes, tokens = self.teacher.network.host.teach(
-                problem.sight.latent, problem.mask, now.teacher_temperature, self.run.ibot.centre_momentum
+                problem.sight.latent, problem.mask, now.teacher_temperature, self.run.ibot.center_momentum
             )
             return tokens, Views(piece.local, classes, piece.back)
         if self.target is None:

@@ -42,7 +42,7 @@ class TokenizerRun:
     """How a tokenizer is trained."""
 
     steps: int
-    """optimiser steps"""
+    """optimizer steps"""
     image_size: int = 64
     """side of the crops, pixels"""
     patch_size: int = 8
@@ -100,7 +100,7 @@ def initial_tokenizer(run: TokenizerRun) -> DiscreteVAE:
 def temperature(progress: float) -> float:
     """Of the Gumbel softmax: half a cosine from 1/2 to 1/16 over three quarters of the training, then 1/16.
 
-    Ramesh et al. (App. A.2) end there too, and start at 1; here cosines are bounded, and lower starts learnt faster.
+    Ramesh et al. (App. A.2) end there too, and start at 1; here cosines are bounded, and lower starts learned faster.
     """
     return half_cosine(min(progress / 0.75, 1.0), 1 / 2, 1 / 16)
 

@@ -73,7 +73,7 @@ def describe(run: str | Path) -> str:
         "all parts": f"{count['all'] / 1e6:.1f} M parameters",
         "images": f"{model.image_size[0]} x {model.image_size[1]} px, {encoder.channels} channels, "
         f"{rows} x {columns} patches of {model.patch_size} px",
-        "normalisation": f"mean {_numbers(model.mean)}, std {_numbers(model.std)} of pixels in [0, 1]",
+        "normalization": f"mean {_numbers(model.mean)}, std {_numbers(model.std)} of pixels in [0, 1]",
         "loss predictor": "yes" if model.has_predictor else "no (the plain host)",
     }
     if metadata is not None:

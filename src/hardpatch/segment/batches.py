@@ -77,7 +77,7 @@ class SegmentationTransform:
 def distort(image: Image, rng: np.random.Generator) -> Image:
     """Photometric distortion of uint8 ``[H, W, C]`` (SSD: Liu et al. 2016): each change with probability one half.
 
-    Brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or after the colours), saturation by such
+    Brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or after the colors), saturation by such
     a factor, hue by up to a tenth of the circle. Images that are not RGB have no saturation and hue.
     """
     brightness, contrast = rng.uniform(-32, 32), rng.uniform(0.5, 1.5)
@@ -101,7 +101,7 @@ def distort(image: Image, rng: np.random.Generator) -> Image:
     return pixels.round().astype(np.uint8)
 
 
-class LabelledBatch(NamedTuple):
+class LabeledBatch(NamedTuple):
     """Crops to train on; `bad` says "name: reason" of files that could not be decoded, whose places are left out."""
 
     images: torch.Tensor  # uint8 [B, C, h, w]
@@ -127,7 +127,7 @@ def segmentation_batches(
     start: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Generator[LabelledBatch, None, None]:
+) -> Generator[LabeledBatch, None, None]:
     """Endless training batches from batch number ``start`` on, in the order of
     :func:`hardpatch.data.loader.train_batches`.
 
@@ -161,13 +161,13 @@ def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> t
     return max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))
 
 
-class _Crops(Dataset[LabelledBatch]):
+class _Crops(Dataset[LabeledBatch]):
     """Makes a whole batch at once."""
 
     def __init__(self, pairs: SegmentationSet, transform: SegmentationTransform, channels: int, seed: int) -> None:
         self.pairs, self.transform, self.channels, self.seed = pairs, transform, channels, seed
 
-    def __getitem__(self, samples: npt.NDArray[np.int64]) -> LabelledBatch:
+    def __getitem__(self, samples: npt.NDArray[np.int64]) -> LabeledBatch:
         made, bad = [], []
         for epoch, index in samples.tolist():
             try:
@@ -177,9 +177,9 @@ class _Crops(Dataset[LabelledBatch]):
             else:
                 made.append(self.transform(image, labels, np.random.default_rng((self.seed, epoch, index))))
         if not made:
-            return LabelledBatch(torch.empty(0), torch.empty(0), bad)
+            return LabeledBatch(torch.empty(0), torch.empty(0), bad)
         images, maps = zip(*made, strict=True)
-        return LabelledBatch(torch.stack(images), torch.stack(maps), bad)
+        return LabeledBatch(torch.stack(images), torch.stack(maps), bad)
 
 
 class _Whole(Dataset[Pair]):
@@ -201,5 +201,5 @@ class _Whole(Dataset[Pair]):
 
 
 def _resize_map(labels: Map, size: tuple[int, int]) -> Map:
-    """Nearest neighbour, uint8 ``[H, W]`` to uint8 ``[h, w]``."""
+    """Nearest neighbor, uint8 ``[H, W]`` to uint8 ``[h, w]``."""
     return F.interpolate(torch.from_numpy(labels)[None, None], size, mode="nearest-exact")[0, 0].numpy()

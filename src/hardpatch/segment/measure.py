@@ -110,7 +110,7 @@ def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tens
     """
     height, width = images.shape[2:]
     patch = model.encoder.patch_size
-    pixels = F.pad(model.normalise(images), (0, -width % patch, 0, -height % patch))
+    pixels = F.pad(model.normalize(images), (0, -width % patch, 0, -height % patch))
     if inference.mode == "whole":
         logits = _at_pixels(model, pixels)
     else:

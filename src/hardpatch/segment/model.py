@@ -136,7 +136,7 @@ class UperNet(nn.Module):
     Args:
         encoder: trained along; loses its mask token.
         classes: number of classes, those that are ignored not among them.
-        mean, std: of each channel in [0, 1] units, by which images are normalised.
+        mean, std: of each channel in [0, 1] units, by which images are normalized.
         channels: of :class:`UperNetHead`; the auxiliary head has at most 256.
         blocks: after which the four maps are taken, counted from 1; None takes 1/4, 2/4, 3/4 and all of them.
         dropout: of both heads.
@@ -179,12 +179,12 @@ class UperNet(nn.Module):
         self.head = UperNetHead([encoder.width] * LEVELS, classes, channels, dropout=dropout)
         self.auxiliary_head = FCNHead(encoder.width, classes, min(channels, AUXILIARY_CHANNELS), dropout)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 images ``[B, C, H, W]`` to what :meth:`forward` takes."""
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Logits:
-        """Normalised images ``[B, C, H, W]``, H and W multiples of the patch size, to the logits of both heads."""
+        """Normalized images ``[B, C, H, W]``, H and W multiples of the patch size, to the logits of both heads."""
         patch = self.encoder.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         tokens = self.encoder.intermediates(images, self.blocks)

@@ -22,17 +22,17 @@ LEGEND_ENTRIES = 24
 
 
 def palette() -> Map:
-    """A colour for each class, ``[256, 3]``, black for what is ignored.
+    """A color for each class, ``[256, 3]``, black for what is ignored.
 
-    The colours of PASCAL VOC without its black: the bits of the class number go to the three colours in turn, the
+    The colors of PASCAL VOC without its black: the bits of the class number go to the three colors in turn, the
     lowest ones to the highest bits.
     """
     number = np.arange(1, 257)
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(24):
-        colours[:, bit % 3] |= ((number >> bit & 1) << 7 - bit // 3).astype(np.uint8)
-    colours[IGNORED] = 0
-    return colours
+        colors[:, bit % 3] |= ((number >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    colors[IGNORED] = 0
+    return colors
 
 
 def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) -> "Figure":
@@ -46,7 +46,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
 
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
-    colours = palette()
+    colors = palette()
     seen = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
     shown = [k for k in seen.tolist() if k != IGNORED][:LEGEND_ENTRIES]
     width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
@@ -55,7 +55,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
     figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
     top = total - title
     for number, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
-        pictures = {"image": to_rgb(image), "truth": colours[truth], "prediction": colours[predicted]}
+        pictures = {"image": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
         for column, (name, picture) in enumerate(pictures.items()):
             left = 0.06 + column * (width + 0.06)
             place = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
@@ -65,7 +65,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
             if number == 0:
                 axes.set_title(name, fontsize=10, color=INK)
         top -= height + 0.06
-    handles = [Patch(color=colours[k] / 255, label=names[k]) for k in shown]
+    handles = [Patch(color=colors[k] / 255, label=names[k]) for k in shown]
     drawn = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
     for text in drawn.get_texts():
         text.set_parse_math(False)  # a name may hold dollars
@@ -95,7 +95,7 @@ def write_report(
 
 
 def table(measures: Measures, names: Sequence[str]) -> str:
-    """IoU and accuracy of each class in per cent, a line each, with the share of the pixels that it has."""
+    """IoU and accuracy of each class in percent, a line each, with the share of the pixels that it has."""
     width = max(map(len, names))
     total = sum(measures.pixels)
     rows = zip(names, measures.iou, measures.accuracy, measures.pixels, strict=True)

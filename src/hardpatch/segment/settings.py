@@ -15,7 +15,7 @@ class SegmentationRun:
     """The defaults are those of mmsegmentation's configuration of MAE with ViT-B on ADE20K, after BEiT's, save for
     ``channels`` (there 768) and ``blocks`` (there 4, 6, 8 and 12)."""
 
-    steps: int = setting(160_000, "optimiser steps")
+    steps: int = setting(160_000, "optimizer steps")
     batch_size: int = setting(16, "crops of a step")
     crop: tuple[int, ...] = setting((512, 512), "height and width of the crops and of the sliding window, pixels")
     short_side: int = setting(512, "of images before the random scale, and when they are judged, pixels")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.segment.batches import LabelledBatch, SegmentationTransform, segmentation_batches
+from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.measure import Inference, Judged, evaluate
 from hardpatch.segment.model import UperNet
@@ -33,7 +33,7 @@ def inference_of(run: SegmentationRun) -> Inference:
 
 
 def poly_learning_rate(step: int, run: SegmentationRun) -> float:
-    """For the optimiser step after ``step``: ``(1 - step / steps) ** power`` of the peak, while warming up
+    """For the optimizer step after ``step``: ``(1 - step / steps) ** power`` of the peak, while warming up
     ``step / warmup_steps`` of that (mmsegmentation's policy ``poly``, whose warm-up starts at a millionth)."""
     falling = run.min_lr + (run.lr - run.min_lr) * (1 - step / run.steps) ** run.power
     return falling * min(1.0, step / run.warmup_steps) if run.warmup_steps else falling
@@ -149,13 +149,13 @@ class SegmentationTrainer:
             return None
         return judged or self.judge(keep=spread(len(self.val)))  # a finished run that is called again is judged again
 
-    def train_step(self, batch: LabelledBatch) -> float:
-        """One optimiser step; returns the learning rate of the heads. Nothing here waits for the device."""
+    def train_step(self, batch: LabeledBatch) -> float:
+        """One optimizer step; returns the learning rate of the heads. Nothing here waits for the device."""
         run, model = self.run, self.model
         supervised.seed_step(run.seed, self.step)
         lr = poly_learning_rate(self.step, run)
         supervised.set_rates(self.optimizer, lr)
-        images = model.normalise(batch.images.to(self.device, non_blocking=True))
+        images = model.normalize(batch.images.to(self.device, non_blocking=True))
         labels = batch.labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = model(images)

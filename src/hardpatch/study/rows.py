@@ -37,7 +37,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the table's base, by dotted name."""
     paper: Mapping[str, float | None] = field(default_factory=dict)
-    """The paper's figures in per cent, by key of :data:`METRICS`; missing or None where it is not at hand."""
+    """The paper's figures in percent, by key of :data:`METRICS`; missing or None where it is not at hand."""
     default: bool = False
     """The setting that the paper goes on with."""
     length: float = 1.0

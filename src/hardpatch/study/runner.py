@@ -58,9 +58,9 @@ class Study:
     data: str
     """Images to train on."""
     train: str
-    """Labelled images that vote, and that the linear probe learns from."""
+    """Labeled images that vote, and that the linear probe learns from."""
     val: str
-    """Labelled images to be judged on."""
+    """Labeled images to be judged on."""
     seeds: int = 1
     jobs: int = 1
     """Rows side by side, each in a process of its own."""
@@ -198,7 +198,7 @@ def check(study: Study, tasks: Sequence[Sequence[Task]]) -> None:
     from hardpatch.measure.features import align_labels
 
     sources = []
-    for argument, path in (("--data", study.data), ("--train_labelled", study.train), ("--val", study.val)):
+    for argument, path in (("--data", study.data), ("--train_labeled", study.train), ("--val", study.val)):
         try:
             sources.append(open_source(path))
         except UserError as error:
@@ -390,12 +390,12 @@ def _measure(study: Study, task: Task) -> dict[str, Any]:
 
     from hardpatch.interchange.load import load
     from hardpatch.measure.knn import knn_accuracy
-    from hardpatch.measure.labels import labelled_features
+    from hardpatch.measure.labels import labeled_features
     from hardpatch.measure.linear import linear_probe
 
     device = _device(task.run)
     data = task.run.data
-    found = labelled_features(
+    found = labeled_features(
         load(task.folder, device=device),
         study.train,
         study.val,

@@ -31,7 +31,7 @@ class Scale:
     data: str | None = None
     """The images, unless others are given; None where they must be."""
     val: str | None = None
-    """Labelled images to be judged on, likewise."""
+    """Labeled images to be judged on, likewise."""
 
 
 # The hosts' own settings that hold at any size; what the size of the images decides follows in each scale.

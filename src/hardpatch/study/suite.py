@@ -84,7 +84,7 @@ def numbers_of(verb: str, content: dict[str, Any]) -> dict[str, float]:
 
 
 def markdown(run: str, results: list[tuple[Measurement, dict[str, float] | str]]) -> str:
-    """The table: a row a measurement, in per cent; what failed says why."""
+    """The table: a row a measurement, in percent; what failed says why."""
     lines = [f"# {run}", "", "| data | measure | result |", "|---|---|---|"]
     for measurement, found in results:
         if isinstance(found, str):

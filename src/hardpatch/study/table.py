@@ -34,7 +34,7 @@ class Figure:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        """In per cent."""
+        """In percent."""
         spread = "" if self.std is None else f" ± {100 * self.std:.2f}"
         return f"{100 * self.mean:.2f}{spread}"
 
@@ -88,7 +88,7 @@ def write(out: Path, table: Table, lines: Sequence[Line], about: Mapping[str, An
 
 
 def markdown(table: Table, lines: Sequence[Line], about: Mapping[str, Any]) -> str:
-    """The table as Markdown: our columns, then the paper's, labelled so."""
+    """The table as Markdown: our columns, then the paper's, labeled so."""
     ours, papers = _columns(lines)
     header = ["", *(METRICS[key] for key in ours), *(f"paper's {METRICS[key]}" for key in papers)]
     rows = []
@@ -106,7 +106,7 @@ def markdown(table: Table, lines: Sequence[Line], about: Mapping[str, Any]) -> s
         f"# {table.title}",
         "",
         f"`hardpatch study {table.name}`, scale {about['scale']}: {about['scale_about']}.",
-        f"Top-1 accuracies in per cent{spread}. The paper's default row is bold.",
+        f"Top-1 accuracies in percent{spread}. The paper's default row is bold.",
         "",
         *(f"| {' | '.join(cells)} |" for cells in (header, ["---", *["---:"] * (len(header) - 1)], *rows)),
         "",
@@ -117,7 +117,7 @@ def markdown(table: Table, lines: Sequence[Line], about: Mapping[str, Any]) -> s
 
 
 def as_json(table: Table, lines: Sequence[Line], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for programs; our accuracies are fractions, the paper's per cent."""
+    """The same for programs; our accuracies are fractions, the paper's percent."""
     return {
         "table": table.name,
         "title": table.title,
@@ -170,7 +170,7 @@ def draw(out: Path, table: Table, lines: Sequence[Line], about: Mapping[str, Any
     canvas.text(left, top, table.title, fontsize=11, color=INK, weight="bold")
     seeds = f"{about['seeds']} seeds, bars of one standard deviation" if about["seeds"] > 1 else "one seed"
     canvas.text(left, top - 0.2 / height, f"scale {about['scale']}, {seeds}", fontsize=8, color=INK)
-    for number, (title, colour, points) in enumerate(panels):
+    for number, (title, color, points) in enumerate(panels):
         left = 0.2 + names + number * (panel + gap)
         axes = canvas.add_axes((left / width, foot / height, panel / width, pitch * len(lines) / height))
         for place, (line, point) in enumerate(zip(lines, points, strict=True)):
@@ -181,9 +181,9 @@ def draw(out: Path, table: Table, lines: Sequence[Line], about: Mapping[str, Any
                     place,
                     xerr=std or None,
                     fmt="o",
-                    color=colour,
+                    color=color,
                     markersize=7 if line.row.default else 5,
-                    markerfacecolor=colour if line.row.default else "white",
+                    markerfacecolor=color if line.row.default else "white",
                     markeredgewidth=1.4,
                     capsize=3,
                     linewidth=1.2,

@@ -71,9 +71,9 @@ def train_supervised(
     """Train under the labels of ``run.data``, from the newest checkpoint in ``folder`` if there is one.
 
     Args:
-        run: model, data, optimiser, length; ``method.mask_ratio`` is the share of patches that are dropped.
+        run: model, data, optimizer, length; ``method.mask_ratio`` is the share of patches that are dropped.
         folder: of the run, for checkpoints.
-        val: labelled images to be judged on.
+        val: labeled images to be judged on.
         keep: which patches are seen.
         predictor: the teacher of a pre-training run, whose predicted loss says what is hard; on ``device``.
         progress: is told of steps and metrics.
@@ -102,7 +102,7 @@ class Supervised:
         self.source, self.val = open_source(run.data.path), open_source(val)
         classes, number = align_labels(self.source, self.val)
         self.number = number.to(device)
-        # A host without predictor: its encoder and its normalisation are wanted.
+        # A host without predictor: its encoder and its normalization are wanted.
         self.plain = initial_model(run, *_statistics(run)).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
@@ -122,9 +122,9 @@ class Supervised:
             difficulty = None
             if self.predictor is not None and keep in ("hardest", "easiest"):
                 with torch.no_grad():
-                    difficulty = self.predictor.predict_loss(self.predictor.normalise(pixels))
+                    difficulty = self.predictor.predict_loss(self.predictor.normalize(pixels))
             mask = unseen(keep, difficulty, noise, self.run.method.mask_ratio)
-            return self.model(self.plain.normalise(pixels), mask).float()
+            return self.model(self.plain.normalize(pixels), mask).float()
 
     def fit(self, progress: Progress) -> None:
         """Train to the end, with a checkpoint from time to time."""

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors only, written whole or not at all, exact to the bit.
 
 ``checkpoints/step_00000100/model.safetensors`` holds the weights of student and teacher, and in its metadata all that
-is needed to rebuild them; ``training.safetensors`` beside it holds the state of the optimiser. Nothing is ever
+is needed to rebuild them; ``training.safetensors`` beside it holds the state of the optimizer. Nothing is ever
 unpickled (`torch.distributed.checkpoint` keeps its index as a pickle).
 """
 
@@ -43,7 +43,7 @@ def save(
 
     Args:
         folder: the run's ``checkpoints``.
-        step: optimiser steps done.
+        step: optimizer steps done.
         student, teacher: the weights; no teacher where the run has none.
         optimizer: of the student.
         memory: difficulty that is remembered from earlier epochs, where it is.
