@@ -78,7 +78,7 @@ if wants fit; then
     # ViT-L at the paper's batch of 4096: the pieces that are found, and peak memory, blocks kept or computed again.
     for again in false true; do
         save "fit_$again" hardpatch pretrain --recipe imagenet_large_200 --data demo:train --out "$WORK/fit_$again" \
-            --steps 3 --train.log_every 1 --optim.accumulate auto --train.checkpoint_activations "$again" \
+            --steps 3 --train.log_every 1 --optim.accumulation_steps auto --train.checkpoint_activations "$again" \
             --method.alpha_start 0.5 --train.device cuda --train.precision bf16
         tail -n 1 "$WORK/fit_$again/metrics.jsonl" | tee -a "$OUT/fit_$again.md"
     done

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch.patches import Split, gather, patchify, scatter, split, unpatchify
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, split, unpatchify
 
 
 @given(
@@ -47,7 +47,7 @@ def test_split_lists_both_halves_in_order(n: int, data: st.DataObject) -> None:
     again = split(mask, masked)
     assert torch.equal(again.visible, visible)
     assert torch.equal(again.masked, masked_at)
-    assert split(Split(visible, masked_at)).visible is visible
+    assert split(PatchIndices(visible, masked_at)).visible is visible
 
 
 def test_split_needs_equal_counts() -> None:

@@ -52,7 +52,7 @@ def scatter(tokens: Tensor, indices: Tensor, into: Tensor) -> Tensor:
     return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)
 
 
-class Split(NamedTuple):
+class PatchIndices(NamedTuple):
     """A mask as two lists of patch indices, each in increasing order. Made once a step, used by every part."""
 
     visible: Tensor
@@ -63,13 +63,13 @@ class Split(NamedTuple):
     """bool ``[B, V]``: visible patches that the encoder sees as mask tokens (UM-MAE's secondary masking)"""
 
 
-def all_masked(images: int, patches: int, device: torch.device) -> Split:
+def all_masked(images: int, patches: int, device: torch.device) -> PatchIndices:
     """Every patch of every image, as if all were masked: for a target of the whole image."""
     places = torch.arange(patches, device=device).expand(images, -1)
-    return Split(places[:, :0], places)
+    return PatchIndices(places[:, :0], places)
 
 
-def split(mask: Tensor | Split, masked: int | None = None) -> Split:
+def split(mask: Tensor | PatchIndices, masked: int | None = None) -> PatchIndices:
     """Turn ``mask`` (bool ``[B, N]``, True = masked, as many masked patches in every image) into index lists.
 
     Pass ``masked``, the number of masked patches, inside a training step: reading it off the mask waits for the device.
@@ -77,7 +77,7 @@ def split(mask: Tensor | Split, masked: int | None = None) -> Split:
     Raises:
         ValueError: if ``masked`` is not given and the images do not have the same number of masked patches.
     """
-    if isinstance(mask, Split):
+    if isinstance(mask, PatchIndices):
         return mask
     if masked is None:
         counts = mask.sum(dim=1)
@@ -86,4 +86,4 @@ def split(mask: Tensor | Split, masked: int | None = None) -> Split:
             raise ValueError(f"mask: expected the same number of masked patches in every image, got {counts.tolist()}")
     order = mask.byte().argsort(dim=1, stable=True)
     visible = mask.shape[1] - masked
-    return Split(order[:, :visible], order[:, visible:])
+    return PatchIndices(order[:, :visible], order[:, visible:])

@@ -22,17 +22,17 @@ SHAPES = {
     "oblong, gray": ["--data.image_size=[16,24]", "--data.channels=1", "--data.mean=computed", "--data.std=computed"],
     "one block each": ["--model.depth=1", "--model.decoder_depth=1"],
     "wide decoders": ["--model.decoder_width=48", "--model.decoder_depth=3", "--method.mask_ratio=0.5"],
-    "units, pieces": ["--method.mask_unit=8", "--optim.accumulate=2"],
+    "units, pieces": ["--method.mask_unit=8", "--optim.accumulation_steps=2"],
 }
 
 
 FAST = {
     "cross": ["decoder=cross"],
-    "a share": ["asked_share=0.4"],
-    "cross, a share": ["decoder=cross", "asked_share=0.4"],
+    "a share": ["prediction_ratio=0.4"],
+    "cross, a share": ["decoder=cross", "prediction_ratio=0.4"],
     "shallow predictor": ["predictor_depth=1"],
     "shared trunk": ["shared_blocks=2"],
-    "shared trunk, but for one": ["shared_blocks=-1", "asked_share=0.4"],
+    "shared trunk, but for one": ["shared_blocks=-1", "prediction_ratio=0.4"],
     "shared trunk, deeper predictor": ["shared_blocks=1", "predictor_depth=3"],
     "small teacher": ["teacher_resolution=0.5"],
     "early teacher": ["teacher_blocks=1"],
@@ -40,7 +40,7 @@ FAST = {
     "late teacher": ["teacher_blocks=2"],
     "seldom": ["teacher_every=2"],
     "memory": ["remember=true"],
-    "all": ["decoder=cross", "asked_share=0.4", "predictor_depth=1", "teacher_resolution=0.5", "teacher_blocks=1"],
+    "all": ["decoder=cross", "prediction_ratio=0.4", "predictor_depth=1", "teacher_resolution=0.5", "teacher_blocks=1"],
 }
 
 
@@ -138,7 +138,7 @@ def test_hpm_fast_takes_no_more_than_mae(size: str) -> None:
         (["teacher_resolution=0.5"], 26),
         (["predictor_depth=2"], 24),
         (["remember=true"], 35),
-        (["decoder=cross", "asked_share=0.3333", "teacher_resolution=0.5"], 61),
+        (["decoder=cross", "prediction_ratio=0.3333", "teacher_resolution=0.5"], 61),
     ],
 )
 def test_savings_of_the_exact_step(settings: list[str], saved: int) -> None:

@@ -13,7 +13,7 @@ from hardpatch.methods.teacher import Teacher
 from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Tokens
-from hardpatch.patches import Split, gather
+from hardpatch.patches import PatchIndices, gather
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner
@@ -71,7 +71,7 @@ def all_pairs(patch: Patch) -> None:
 
 
 def all_patches_embedded(patch: Patch) -> None:
-    def tokens(self: encoder.Encoder, images: Tensor, mask: Split | None) -> tuple[Tensor, None]:
+    def tokens(self: encoder.Encoder, images: Tensor, mask: PatchIndices | None) -> tuple[Tensor, None]:
         x = self.patch_embed.proj(images).flatten(2).transpose(1, 2) + self.positions
         x = x if mask is None else gather(x, mask.visible)
         return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1), None
@@ -80,7 +80,7 @@ def all_patches_embedded(patch: Patch) -> None:
 
 
 def embedded_for_each_decoder(patch: Patch) -> None:
-    def forward(self: hpm.HPM, images: Tensor, mask: Split, *_: object, **__: object) -> hpm.Losses:
+    def forward(self: hpm.HPM, images: Tensor, mask: PatchIndices, *_: object, **__: object) -> hpm.Losses:
         latent = self.encode(images, mask)
         reconstruction = self.reconstruction_loss(
             self.reconstruct(latent, mask), gather(self.target(images), mask.masked)
@@ -94,12 +94,12 @@ def embedded_for_each_decoder(patch: Patch) -> None:
 
 
 def a_teacher_that_always_looks(patch: Patch) -> None:
-    mine = hpm.mine
+    mine_mask = hpm.mine_mask
 
-    def looking(*arguments: object, **options: object) -> hpm.Problem:
-        return mine(*arguments, **{**options, "look": True})  # type: ignore[arg-type]
+    def looking(*arguments: object, **options: object) -> hpm.MinedMask:
+        return mine_mask(*arguments, **{**options, "look": True})  # type: ignore[arg-type]
 
-    patch.setattr("hardpatch.pretrain.step.mine", looking)
+    patch.setattr("hardpatch.pretrain.step.mine_mask", looking)
 
 
 def masks_image_by_image(patch: Patch) -> None:

@@ -195,7 +195,7 @@ def test_settings_go_through_plain_values() -> None:
         ({"clip": float("nan")}, "--clip: expected a number above 0, got nan"),
         ({"layer_decay": 1.5}, "--layer_decay: expected a number above 0, up to 1, got 1.5"),
         ({"jitter": (2.0, 1.0)}, "--jitter: expected two numbers above 0, the lower first, got 2.0 1.0"),
-        ({"accumulate": 65}, "--accumulate: expected up to 64 pieces, a batch, got 65"),
+        ({"accumulation_steps": 65}, "--accumulation_steps: expected up to 64 pieces, a batch, got 65"),
     ],
 )
 def test_settings_without_sense(values: dict[str, Any], told: str) -> None:
@@ -269,8 +269,8 @@ def test_a_batch_in_pieces_is_nearly_the_same_step(pair: tuple[CocoSet, Path], t
     first = next(training_samples(*pair, transform, batch_size=3, seed=0))
     sample = next(sample for sample in first if len(sample.target["boxes"]))
     sums = []
-    for accumulate in (1, 2):
-        trained = trainer(pair, tmp_path, accumulate=accumulate)
+    for accumulation_steps in (1, 2):
+        trained = trainer(pair, tmp_path, accumulation_steps=accumulation_steps)
         assert isinstance(trained.encoder.blocks[1], Block)
         trained.encoder.blocks[1].drop_path = 0.0
         trained.train_step([sample, sample])

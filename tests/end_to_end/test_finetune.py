@@ -48,7 +48,20 @@ def command(run: Path, images: Path, out: Path, *more: object) -> list[str]:
 def tuned(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with all there is: mixing, a moving average, accumulation."""
     folder = tmp_path_factory.mktemp("finetune") / "run"
-    more = ("--ema", 0.9, "--mixup", 0.2, "--erase", 0.5, "--accumulate", 2, "--clip", 5, "--checkpoint_steps", 4)
+    more = (
+        "--ema",
+        0.9,
+        "--mixup",
+        0.2,
+        "--erase",
+        0.5,
+        "--accumulation_steps",
+        2,
+        "--clip",
+        5,
+        "--checkpoint_steps",
+        4,
+    )
     assert main(command(run, images, folder, *more)) == 0
     return folder
 
@@ -124,7 +137,7 @@ def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_pa
     folder, start = tmp_path / "run", tmp_path / "start"
     shutil.copytree(run, start)  # a path of its own, to be taken away
     settings = read_settings(tuned)
-    more = [f"--{name}={getattr(settings, name)}" for name in ("ema", "mixup", "erase", "accumulate", "clip")]
+    more = [f"--{name}={getattr(settings, name)}" for name in ("ema", "mixup", "erase", "accumulation_steps", "clip")]
     arguments = [*command(start, images, folder, *more), "--checkpoint_steps", "4", "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-m", "hardpatch", *arguments], env=environment) as process:
@@ -212,7 +225,7 @@ def test_pieces_of_a_batch_are_the_batch(run: Path, images: Path, tmp_path: Path
     found = []
     for pieces in (1, 5):
         out = tmp_path / str(pieces)
-        assert main(command(run, images, out, "--epochs", 1, "--drop_path", 0, "--accumulate", pieces)) == 0
+        assert main(command(run, images, out, "--epochs", 1, "--drop_path", 0, "--accumulation_steps", pieces)) == 0
         found.append(rows(out)[:-1])
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-4)

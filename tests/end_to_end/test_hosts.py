@@ -90,7 +90,7 @@ def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> Non
     settings = [*SMALL, *HOSTS["ibot"], "--model.drop_path=0", "--data", str(images), "--steps", "1"]
     settings += ["--ibot.center_momentum=1", "--ibot.masked_share=1"]
     for pieces in ("1", "2"):
-        assert main(["pretrain", *settings, "--optim.accumulate", pieces, "--out", str(tmp_path / pieces)]) == 0
+        assert main(["pretrain", *settings, "--optim.accumulation_steps", pieces, "--out", str(tmp_path / pieces)]) == 0
     one, two = (read_metrics(tmp_path / pieces / "metrics.jsonl")[-1] for pieces in ("1", "2"))
     for name in ("class_loss", "reconstruction_loss"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)

@@ -185,7 +185,7 @@ def test_pieces_of_a_batch_give_the_whole_batch(images: Path, tmp_path: Path) ->
     for pieces in ("1", "4"):
         folder = tmp_path / pieces
         arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "3", "--out", str(folder)]
-        assert main([*arguments, "--optim.accumulate", pieces]) == 0
+        assert main([*arguments, "--optim.accumulation_steps", pieces]) == 0
         weights.append(with_a_gradient(hardpatch.load(folder)))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
 

@@ -315,7 +315,7 @@ def test_settings_survive_yaml() -> None:
         (["--randaugment", "11"], r"--randaugment: expected a magnitude in [0, 10], got 11"),
         (["--crop_scale", "[0.5,0.2]"], "--crop_scale: expected shares"),
         (["--batch_size", "15"], "--batch_size: mixup and CutMix pair the images of a batch, expected an even number"),
-        (["--accumulate", "3"], "--accumulate: expected a divisor of the batch size 1024, got 3"),
+        (["--accumulation_steps", "3"], "--accumulation_steps: expected a divisor of the batch size 1024, got 3"),
         (["--ema", "1"], r"--ema: expected a number in (0, 1), got 1"),
         (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
         (["--eval_epochs", "0"], "--eval_epochs: expected a number above 0"),

@@ -17,12 +17,12 @@ from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.difficulty import ScoreSummary, find_masks, over_masks, score
 from hardpatch.methods import targets
-from hardpatch.methods.hpm import HPM, Answer
+from hardpatch.methods.hpm import HPM, StudentOutput
 from hardpatch.methods.losses import pixel_loss
 from hardpatch.methods.mae import MAE
-from hardpatch.methods.teacher import Sight, Teacher
+from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
-from hardpatch.patches import Split, patchify, split
+from hardpatch.patches import PatchIndices, patchify, split
 
 
 class Bright(nn.Module):
@@ -40,19 +40,19 @@ class Bright(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def look(self, images: Tensor, *, difficulty: bool = True) -> Sight:
-        return Sight(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
+    def look(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
+        return TeacherOutput(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
 
-    def answer(self, images: Tensor, mask: Split, *, predict: bool = True) -> Answer:
+    def answer(self, images: Tensor, mask: PatchIndices, *, predict: bool = True) -> StudentOutput:
         latent = self.encode(images, mask)
         predicted = -self.sign * patchify(images, 4).mean(dim=-1).gather(1, mask.masked)  # the reverse of look
-        return Answer(latent, self.reconstruct(latent, mask), predicted if predict else None)
+        return StudentOutput(latent, self.reconstruct(latent, mask), predicted if predict else None)
 
-    def encode(self, images: Tensor, mask: Tensor | Split) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         self.masks.append(split(mask).masked)
         return torch.zeros(len(images), 1 + split(mask).visible.shape[1], 2)
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         return torch.zeros(*split(mask).masked.shape, 48)
 
     def target(self, images: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
 import torch
 from torch.testing import assert_close
 
-from hardpatch.methods.difficulty_memory import Remembered
+from hardpatch.methods.difficulty_memory import DifficultyMemory
 from hardpatch.patches import all_masked, split
 
 GRID = (4, 6)
 WHOLE, NOT_FLIPPED = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([False])
 
 
-def told(scores: torch.Tensor, images: int = 1) -> Remembered:
+def told(scores: torch.Tensor, images: int = 1) -> DifficultyMemory:
     """Remembers ``scores [B, N]`` of the first images, seen whole."""
-    memory, count = Remembered(images, GRID), len(scores)
+    memory, count = DifficultyMemory(images, GRID), len(scores)
     everything = all_masked(count, 24, scores.device)
     boxes, flipped = WHOLE.expand(count, -1), NOT_FLIPPED.expand(count)
     memory.write(torch.arange(count), boxes, flipped, everything, scores, GRID)
@@ -38,14 +38,14 @@ def test_a_crop_reads_its_part_of_the_map() -> None:
 
 
 def test_a_flipped_crop_is_written_where_it_belongs() -> None:
-    scores, memory = torch.randn(1, 24), Remembered(1, GRID)
+    scores, memory = torch.randn(1, 24), DifficultyMemory(1, GRID)
     memory.write(torch.tensor([0]), WHOLE, torch.tensor([True]), all_masked(1, 24, scores.device), scores, GRID)
     found = memory.recall(torch.tensor([0]), WHOLE, NOT_FLIPPED, GRID)
     assert_close(found.view(GRID), standardized(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
 
 
 def test_only_masked_patches_within_the_crop_are_written() -> None:
-    memory = Remembered(2, GRID)
+    memory = DifficultyMemory(2, GRID)
     mask = torch.zeros(1, 6, dtype=torch.bool)
     mask[0, [0, 4]] = True
     upper_right = torch.tensor([[0.0, 0.5, 0.5, 0.5]])
@@ -68,4 +68,6 @@ def test_news_are_mixed_with_what_was_known() -> None:
 
 
 def test_nothing_is_known_at_first() -> None:
-    assert torch.equal(Remembered(2, GRID).recall(torch.tensor([1]), WHOLE, NOT_FLIPPED, GRID), torch.zeros(1, 24))
+    assert torch.equal(
+        DifficultyMemory(2, GRID).recall(torch.tensor([1]), WHOLE, NOT_FLIPPED, GRID), torch.zeros(1, 24)
+    )

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.methods.hpm import HPM, Masking, mine
-from hardpatch.methods.masking import random_mask, some
+from hardpatch.methods.hpm import HPM, Masking, mine_mask
+from hardpatch.methods.masking import random_mask, subsample_masked
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
@@ -56,16 +56,21 @@ def images() -> Tensor:
 
 OPTIONS = [
     ["--fast.decoder=cross"],
-    ["--fast.asked_share=0.34"],
+    ["--fast.prediction_ratio=0.34"],
     ["--fast.predictor_depth=1"],
     ["--fast.shared_blocks=1"],
-    ["--fast.shared_blocks=-1", "--fast.asked_share=0.75", "--fast.remember=true"],
+    ["--fast.shared_blocks=-1", "--fast.prediction_ratio=0.75", "--fast.remember=true"],
     ["--fast.teacher_resolution=0.5"],
     ["--fast.teacher_blocks=2"],
     ["--fast.teacher_every=2"],
     ["--fast.remember=true"],
-    ["--fast.decoder=cross", "--fast.asked_share=0.34", "--fast.teacher_resolution=0.5", "--fast.teacher_blocks=2"],
-    ["--fast.decoder=cross", "--fast.asked_share=0.5", "--fast.remember=true", "--optim.accumulate=2"],
+    [
+        "--fast.decoder=cross",
+        "--fast.prediction_ratio=0.34",
+        "--fast.teacher_resolution=0.5",
+        "--fast.teacher_blocks=2",
+    ],
+    ["--fast.decoder=cross", "--fast.prediction_ratio=0.5", "--fast.remember=true", "--optim.accumulation_steps=2"],
 ]
 
 
@@ -103,8 +108,8 @@ def test_some_of_the_masked_patches_are_asked_for() -> None:
     noise = torch.rand(200, 72, generator=torch.Generator().manual_seed(0))
     masking = Masking(asked=1 / 3)
     assert masking.noise_count(GRID) == 72
-    everything = mine(None, images(), noise[:, :36], mask_ratio=0.75, alpha=0.0, grid=GRID).mask
-    asked = mine(None, images(), noise, mask_ratio=0.75, alpha=0.0, grid=GRID, masking=masking).mask
+    everything = mine_mask(None, images(), noise[:, :36], mask_ratio=0.75, alpha=0.0, grid=GRID).mask
+    asked = mine_mask(None, images(), noise, mask_ratio=0.75, alpha=0.0, grid=GRID, masking=masking).mask
     assert torch.equal(asked.visible, everything.visible)  # what the encoder sees stays the same
     assert asked.masked.shape == (200, 9)
     assert (asked.masked.diff(dim=1) > 0).all()
@@ -112,7 +117,7 @@ def test_some_of_the_masked_patches_are_asked_for() -> None:
     assert among.any(1).all()
     places = among.any(2).float().mean(0)  # [27]
     assert ((places - 1 / 3).abs() < 0.15).all()  # each place is as likely: 200 draws, 0.15 is 4.5 deviations
-    assert some(everything.masked, noise, 0.001).shape == (200, 1)
+    assert subsample_masked(everything.masked, noise, 0.001).shape == (200, 1)
 
 
 @pytest.mark.parametrize("shared", [1, -1])
@@ -209,7 +214,7 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
         (["--method.target=teacher", "--fast.teacher_blocks=2"], "fast.teacher_blocks: target teacher"),
         (["--fast.remember=true", "--fast.teacher_every=2"], "fast.remember: there is no teacher"),
         (["--fast.remember=true", "--data.crops=2"], "fast.remember: two crops of an image"),
-        (["--fast.asked_share=0"], "fast.asked_share: expected a number above 0"),
+        (["--fast.prediction_ratio=0"], "fast.prediction_ratio: expected a number above 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(options: list[str], complaint: str) -> None:

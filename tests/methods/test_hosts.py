@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hardpatch.methods.distillation import sharpen
-from hardpatch.methods.hpm import HPM, Masking, mine
+from hardpatch.methods.hpm import HPM, Masking, mine_mask
 from hardpatch.methods.ibot import Views
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.teacher import Teacher
@@ -85,7 +85,7 @@ def test_the_teacher_scores_whole_images(name: str) -> None:
     teacher = Teacher(model)
     assert teacher.predict_loss(IMAGES).shape == (5, 24)
     assert (teacher.network.host.head is None) == (name != "ibot")  # iBOT's teacher speaks through its head
-    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.6, alpha=1.0, grid=(4, 6))
+    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.6, alpha=1.0, grid=(4, 6))
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :15].sort(dim=1).values)
 
@@ -93,7 +93,7 @@ def test_the_teacher_scores_whole_images(name: str) -> None:
 def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
     teacher = Teacher(HPM(small_simmim(), small_predictor()))
     masking = Masking(unit=2)
-    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.5, alpha=1.0, grid=(4, 6), masking=masking)
+    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.5, alpha=1.0, grid=(4, 6), masking=masking)
     difficulty = teacher.predict_loss(IMAGES)
     for image in range(5):
         units = {
@@ -109,7 +109,7 @@ def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
 def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
     masking = Masking(mask="grid", secondary=0.5)
     noise = torch.rand(5, masking.noise_count((4, 6)), generator=torch.Generator().manual_seed(4))
-    problem = mine(None, IMAGES, noise, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    problem = mine_mask(None, IMAGES, noise, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
     assert problem.mask.hidden is not None
     assert problem.mask.hidden.shape == (5, 6)
     assert problem.mask.hidden.sum(dim=1).tolist() == [3] * 5
@@ -118,7 +118,7 @@ def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
 def test_attention_guides_the_mask() -> None:
     teacher = Teacher(small_hpm())
     masking = Masking(mask="attention_high")
-    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
     with torch.no_grad():
         order = teacher.network.host.encoder.attend(IMAGES)[1].argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)

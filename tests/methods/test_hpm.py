@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hardpatch.methods.hpm import HPM, Masking, PredictingLoss, mine
+from hardpatch.methods.hpm import HPM, Masking, PredictingLoss, mine_mask
 from hardpatch.methods.losses import PREDICTING_LOSSES
 from hardpatch.methods.masking import Mining, random_mask
-from hardpatch.methods.teacher import Sight, Teacher
+from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.patches import split
 from tests.small import mae_of, small_hpm, small_mae
 
@@ -14,7 +14,7 @@ NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
 
 
 class NeverRun(Teacher):
-    def look(self, images: torch.Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
+    def look(self, images: torch.Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
         raise AssertionError("the teacher was run")
 
 
@@ -25,7 +25,7 @@ def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
     target = mae.target(IMAGES).gather(1, mask.masked.unsqueeze(-1).expand(-1, -1, 48))
     loss = mae.reconstruction_loss(HPM(mae, None).reconstruct(latent, mask), target).mean()
     loss.backward()
-    problem = mine(None, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6))
+    problem = mine_mask(None, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6))
     assert all(map(torch.equal, problem.mask[:2], mask[:2]))
     losses = hpm(IMAGES, problem.mask)
     losses.loss.backward()
@@ -38,7 +38,7 @@ def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
 
 
 def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None:
-    problem = mine(
+    problem = mine_mask(
         NeverRun(small_hpm()), IMAGES, NOISE, mask_ratio=0.75, alpha=0.05, grid=(4, 6)
     )  # int(18 * 0.05) == 0
     assert problem.difficulty is None
@@ -48,7 +48,7 @@ def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None
 @pytest.mark.parametrize("mining", ["hard", "easy"])
 def test_mined_patches_are_what_the_teacher_finds_hard(mining: Mining) -> None:
     teacher, masking = Teacher(small_hpm(seed=3)), Masking(mining=mining)
-    problem = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=1.0, grid=(4, 6), masking=masking)
+    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=1.0, grid=(4, 6), masking=masking)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=mining == "hard")
     assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
 
@@ -58,8 +58,8 @@ def test_permuting_images_permutes_scores_and_masks() -> None:
     teacher = Teacher(small_hpm())
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(teacher.predict_loss(IMAGES[order]), teacher.predict_loss(IMAGES)[order])
-    one = mine(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.5, grid=(4, 6))
-    other = mine(teacher, IMAGES[order], NOISE[order], mask_ratio=0.75, alpha=0.5, grid=(4, 6))
+    one = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.5, grid=(4, 6))
+    other = mine_mask(teacher, IMAGES[order], NOISE[order], mask_ratio=0.75, alpha=0.5, grid=(4, 6))
     assert torch.equal(other.mask.masked, one.mask.masked[order])
 
 

@@ -5,11 +5,11 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from hardpatch.methods.hpm import HPM, mine
+from hardpatch.methods.hpm import HPM, mine_mask
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import Split, patchify
+from hardpatch.patches import PatchIndices, patchify
 
 
 class MeanColor(nn.Module):
@@ -23,15 +23,15 @@ class MeanColor(nn.Module):
         self.embed = DecoderEmbed(latent_width=32, width=16, grid=self.encoder.grid)
         self.head = nn.Linear(16, 3)
 
-    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         return self.encoder(images, mask)
 
     def decoder_tokens(
-        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+        self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         return self.embed(latent, mask, grid)
 
-    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
         guess = tokens.of_asked(tokens.parts[1])
         return self.head(guess + self.embed.proj(latent).mean(dim=1, keepdim=True))
 
@@ -52,11 +52,11 @@ def test_a_toy_host_mines_hard_patches() -> None:
     teacher = Teacher(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(250):
-        problem = mine(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=step / 500, grid=(4, 4))
+        problem = mine_mask(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=step / 500, grid=(4, 4))
         losses = model(images, problem.mask)
         losses.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         teacher.update(model, momentum=0.8)
-    problem = mine(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=1.0, grid=(4, 4))
+    problem = mine_mask(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=1.0, grid=(4, 4))
     assert (problem.mask.masked % 4 < 2).float().mean() > 0.9  # what it masks stands in the left half

@@ -11,19 +11,19 @@ from torch.testing import assert_close
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, first_block, last_block, through
-from hardpatch.patches import Split, gather, split
+from hardpatch.patches import PatchIndices, gather, split
 
 B, N, WIDTH = 3, 24, 16
 
 
-def parts(depth: int = 2, mask_token: bool = True) -> tuple[DecoderEmbed, Decoder, Split]:
+def parts(depth: int = 2, mask_token: bool = True) -> tuple[DecoderEmbed, Decoder, PatchIndices]:
     torch.manual_seed(0)
     embed = DecoderEmbed(latent_width=32, width=WIDTH, grid=(4, 6), mask_token=mask_token)
     decoder = Decoder(width=WIDTH, depth=depth, heads=2, outputs=48)
     return embed, decoder, split(random_mask(torch.rand(B, N), 18))
 
 
-def in_image_order(embed: DecoderEmbed, latent: Tensor, mask: Split) -> Tensor:
+def in_image_order(embed: DecoderEmbed, latent: Tensor, mask: PatchIndices) -> Tensor:
     """All tokens ``[B, 1 + N, W]``, one after the other."""
     x = embed.proj(latent)
     images = []

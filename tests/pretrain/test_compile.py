@@ -27,7 +27,7 @@ STEPS = 10
 RUNS: dict[str, list[str]] = {
     "mae": [],
     "guided": ["--method.target=teacher", "--method.mask=attention_hint", "--method.secondary_ratio=0.25"],
-    "cheap": ["--fast.decoder=cross", "--fast.asked_share=0.5", "--fast.teacher_resolution=0.5"],
+    "cheap": ["--fast.decoder=cross", "--fast.prediction_ratio=0.5", "--fast.teacher_resolution=0.5"],
     "simmim": ["--method.host=simmim", "--method.mask_unit=8", "--model.positions=relative"],
     "recompute": [
         "--train.checkpoint_activations=true",
@@ -116,7 +116,7 @@ def test_half_precision_with_losses_in_float32() -> None:
 def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^train\.compile: needs as many masked patches in every step.*0\.1"):
         learner("ibot", "32-true", None, "--method.mask_ratio_spread=0.1", "--train.compile=yes")
-    with pytest.raises(UserError, match=r"^optim\.accumulate: auto cannot try out"):
-        learner("mae", "32-true", None, "--optim.accumulate=auto", "--train.compile=cuda_graphs")
+    with pytest.raises(UserError, match=r"^optim\.accumulation_steps: auto cannot try out"):
+        learner("mae", "32-true", None, "--optim.accumulation_steps=auto", "--train.compile=cuda_graphs")
     with pytest.raises(UserError, match=r"^train\.compile: cuda_graphs needs a CUDA device, got cpu; use yes or no$"):
         learner("mae", "32-true", None, "--train.compile=cuda_graphs")

@@ -97,7 +97,7 @@ def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
         (["--data.channels", "1"], "data.mean: ImageNet's statistics are for 3 channels"),
         (["--steps", "3", "--epochs", "3"], "epochs, steps: expected one of the two, got both"),
         (["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
-        (["--optim.accumulate", "3"], "optim.accumulate: expected a divisor of batch_size=128, got 3"),
+        (["--optim.accumulation_steps", "3"], "optim.accumulation_steps: expected a divisor of batch_size=128, got 3"),
         (["--data.crop_scale", "[0.5, 0.2]"], "data.crop_scale"),
         (["--data.shrink_on_decode", "0.5"], "data.shrink_on_decode: expected at least 1, or null for never, got 0.5"),
         (["--method.alpha_end", "-0.1"], r"method.alpha_end: expected a number in \[0, 1\], got -0.1"),

@@ -142,8 +142,8 @@ def test_compiled_steps_in_half_precision(how: str) -> None:
 @pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
 def test_compiled_steps_in_pieces(how: str) -> None:
     """Gradients of one piece are added to those of another, which CUDA graphs must not have overwritten."""
-    plain = losses_of(learner("mae", "cuda", "32-true", "--optim.accumulate=4"), "mae")
-    in_pieces = compiled("mae", "32-true", how, "--optim.accumulate=4")
+    plain = losses_of(learner("mae", "cuda", "32-true", "--optim.accumulation_steps=4"), "mae")
+    in_pieces = compiled("mae", "32-true", how, "--optim.accumulation_steps=4")
     assert losses_of(in_pieces, "mae") == pytest.approx(plain, rel=1e-4)
 
 
@@ -214,8 +214,10 @@ def test_peak_memory_is_in_the_metrics(tmp_path: Path) -> None:
         "cuda",
     ]
     settings += ["--model.heads", "2", "--data.workers", "0"]
-    assert main(["pretrain", *settings, "--optim.accumulate", "auto", "--out", str(tmp_path / "run")]) == 0
+    assert main(["pretrain", *settings, "--optim.accumulation_steps", "auto", "--out", str(tmp_path / "run")]) == 0
     (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert 0.0 < row["memory_gib"] < 8.0
-    assert "optim.accumulate auto: 1, pieces of 128 images on cuda:0" in (tmp_path / "run" / "log.txt").read_text()
-    assert "accumulate: auto" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (
+        "optim.accumulation_steps auto: 1, pieces of 128 images on cuda:0" in (tmp_path / "run" / "log.txt").read_text()
+    )
+    assert "accumulation_steps: auto" in (tmp_path / "run" / "config.yaml").read_text()

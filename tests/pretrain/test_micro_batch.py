@@ -1,4 +1,4 @@
-"""optim.accumulate auto, with a memory that ends at so many images."""
+"""optim.accumulation_steps auto, with a memory that ends at so many images."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from hardpatch.pretrain.step import Learner
 def learner(*more: str, batch_size: int = 12) -> Learner:
     settings = ["--data.image_size=16", "--model.patch_size=4", "--model.width=16", "--model.depth=1"]
     settings += ["--model.heads=2", "--model.decoder_width=8", "--model.decoder_depth=1", "--model.decoder_heads=2"]
-    run = config.build({"steps": 4, "batch_size": batch_size}, [*settings, "--optim.accumulate=auto", *more])
+    run = config.build({"steps": 4, "batch_size": batch_size}, [*settings, "--optim.accumulation_steps=auto", *more])
     fabric = Fabric(accelerator="cpu", devices=1)
     target, outputs = target_of(run, fabric.device)
     return Learner(run, initial_model(run, outputs=outputs), fabric, 4, target, images=batch_size)
@@ -53,7 +53,7 @@ def test_the_fewest_pieces_that_fit(
 def test_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     train = learner()
     limit(train, 0, monkeypatch)
-    with pytest.raises(UserError, match=r"optim\.accumulate: .*not even single images") as caught:
+    with pytest.raises(UserError, match=r"optim\.accumulation_steps: .*not even single images") as caught:
         fewest_pieces(train)
     assert "\n" not in str(caught.value)
 

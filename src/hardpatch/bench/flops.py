@@ -113,7 +113,7 @@ def _literal(of: Sizes) -> dict[str, float]:
 def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
     fast = run.fast
     cross, trunk = fast.decoder == "cross", fast.trunk(of.deep)
-    asked, seen = max(1, int(of.masked * fast.asked_share)), 1 + of.visible
+    asked, seen = max(1, int(of.masked * fast.prediction_ratio)), 1 + of.visible
     tokens = seen if cross else seen + asked
     spared = _spared(of, run, asked, of.patches)
 
@@ -159,7 +159,7 @@ def _teacher(of: Sizes, run: RunConfig) -> dict[str, float]:
 
 def _spared(of: Sizes, run: RunConfig, rows: int, positions: int) -> float:
     """What is spared where the first projections of mask tokens are made for each position, and not for each image."""
-    pieces = run.optim.accumulate
+    pieces = run.optim.accumulation_steps
     images = run.batch_size // (1 if pieces == "auto" else pieces)
     outputs = of.wide if run.fast.decoder == "cross" else 3 * of.wide
     return linear(rows, of.wide, outputs) - linear(positions, of.wide, outputs) / images

@@ -44,7 +44,9 @@ class Literal:
         method = run.method
         plain = (method.host, method.mask, method.mask_unit, method.mining) == ("mae", "random", None, "hard")
         plain &= method.target in ("auto", "pixels") and method.reconstruction_loss in ("auto", "mse")
-        plain &= method.predicting_loss == "relative" and not method.secondary_ratio and run.optim.accumulate == 1
+        plain &= (
+            method.predicting_loss == "relative" and not method.secondary_ratio and run.optim.accumulation_steps == 1
+        )
         if not plain or run.optim.clip is None or run.model.drop_path or run.model.layer_scale is not None:
             raise UserError("literal: expected host mae with random masks, pixels and the relative loss, clipped")
         assert isinstance(model.host, MAE)

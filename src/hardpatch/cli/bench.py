@@ -75,7 +75,7 @@ def bench(arguments: list[str]) -> int:
     short = [f"--{SIZES[name]}={getattr(options, name)}" for name in SIZES if getattr(options, name) is not None]
     values = recipes.read(options.recipe) if options.recipe else SMALL
     precision = next(name for name, value in PRECISIONS.items() if value == fabric.strategy.precision.precision)
-    fixed = [f"--batch_size={options.batch_size}", "--steps=1000", "--optim.accumulate=1"]
+    fixed = [f"--batch_size={options.batch_size}", "--steps=1000", "--optim.accumulation_steps=1"]
     fixed += [f"--train.device={options.device}", f"--train.precision={precision}"]
     if options.compile:
         fixed.append(f"--train.compile={options.compile}")

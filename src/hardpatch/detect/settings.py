@@ -18,7 +18,7 @@ class DetectionRun:
 
     image_size: int = setting(1024, "side of the canvas, pixels")
     batch_size: int = setting(64, "images of an optimizer step")
-    accumulate: int = setting(1, "pieces that a batch goes through the network in")
+    accumulation_steps: int = setting(1, "pieces that a batch goes through the network in")
     epochs: float = setting(100.0, "passes over the training images")
     steps: int | None = setting(None, "optimizer steps, in place of epochs")
     lr: float = setting(1e-4, "peak learning rate of the heads")
@@ -63,10 +63,10 @@ PRESETS = {
         log_every=20,
     ),
 }
-"""``paper`` wants a large GPU and ``accumulate``, or several; ``small`` is for a first look. Large-scale jitter would
-leave little to see of images of 256 px, and its anchors are as much smaller as they are."""
+"""``paper`` wants a large GPU and ``accumulation_steps``, or several; ``small`` is for a first look. Large-scale jitter
+would leave little to see of images of 256 px, and its anchors are as much smaller as they are."""
 
-FREE_TO_CHANGE = ("accumulate", "precision", "val_every", "log_every")
+FREE_TO_CHANGE = ("accumulation_steps", "precision", "val_every", "log_every")
 """Settings that a run may change when it goes on."""
 
 
@@ -76,7 +76,9 @@ def check_run(run: DetectionRun) -> None:
     Raises:
         UserError: names the first.
     """
-    least = dict.fromkeys(("batch_size", "accumulate", "channels", "head_width", "rois", "log_every", "window"), 1)
+    least = dict.fromkeys(
+        ("batch_size", "accumulation_steps", "channels", "head_width", "rois", "log_every", "window"), 1
+    )
     for name, lowest in {**least, "warmup_steps": 0, "seed": 0}.items():
         expect(run, name, f"{lowest} or more", getattr(run, name) >= lowest)
     for name in ("lr", "epochs", "anchor_scale", "clip", "steps", "val_every"):
@@ -87,7 +89,9 @@ def check_run(run: DetectionRun) -> None:
     expect(run, "drop_path", "a number from 0, below 1", 0 <= run.drop_path < 1)
     expect(run, "weight_decay", "a number from 0", 0 <= run.weight_decay < math.inf)
     expect(run, "jitter", "two numbers above 0, the lower first", 0 < run.jitter[0] <= run.jitter[1] < math.inf)
-    expect(run, "accumulate", f"up to {run.batch_size} pieces, a batch", run.accumulate <= run.batch_size)
+    expect(
+        run, "accumulation_steps", f"up to {run.batch_size} pieces, a batch", run.accumulation_steps <= run.batch_size
+    )
 
 
 def total_steps(run: DetectionRun, images: int) -> int:

@@ -184,7 +184,7 @@ class DetectionTrainer:
         supervised.set_rates(self.optimizer, lr)
         self.model.train()
         self.optimizer.zero_grad()
-        for piece in (batch[start :: run.accumulate] for start in range(run.accumulate)):
+        for piece in (batch[start :: run.accumulation_steps] for start in range(run.accumulation_steps)):
             images = [sample.image.to(device, non_blocking=True) for sample in piece]
             targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in piece]
             found = self.model(images, targets)
@@ -204,7 +204,7 @@ class DetectionTrainer:
             coco,
             folder,
             self.run.image_size,
-            batch_size=max(1, self.run.batch_size // self.run.accumulate),
+            batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
             channels=self.channels,
             workers=self.workers,
         )

@@ -35,7 +35,7 @@ class FinetuneRun:
     """Passes over the training images."""
     batch_size: int = 1024
     """Images of an optimizer step."""
-    accumulate: int = 1
+    accumulation_steps: int = 1
     """Parts in which a batch is computed, to save memory."""
     base_lr: float = 5e-4
     """Peak learning rate for a batch of 256; it is scaled with the batch."""
@@ -211,7 +211,7 @@ def _check(run: FinetuneRun) -> None:
         _expect(run, name, "a number in [0, 1)", lambda value: 0 <= value < 1)
     for name in ("epochs", "base_lr", "layer_decay", "eval_epochs", "checkpoint_minutes"):
         _expect(run, name, "a number above 0", lambda value: value > 0)
-    for name in ("batch_size", "accumulate", "log_every"):
+    for name in ("batch_size", "accumulation_steps", "log_every"):
         _expect(run, name, "a whole number from 1", lambda value: value >= 1)
     for name in ("min_lr", "warmup_epochs", "weight_decay", "mixup", "cutmix", "randaugment_std", "seed"):
         _expect(run, name, "0 or more", lambda value: value >= 0)
@@ -227,8 +227,10 @@ def _check(run: FinetuneRun) -> None:
         _expect(run, "clip", "a number above 0", lambda value: value > 0)
     if run.checkpoint_steps is not None:
         _expect(run, "checkpoint_steps", "a whole number from 1", lambda value: value >= 1)
-    if run.batch_size % run.accumulate:
-        raise UserError(f"--accumulate: expected a divisor of the batch size {run.batch_size}, got {run.accumulate}")
+    if run.batch_size % run.accumulation_steps:
+        raise UserError(
+            f"--accumulation_steps: expected a divisor of the batch size {run.batch_size}, got {run.accumulation_steps}"
+        )
     if (run.mixup or run.cutmix) and run.batch_size % 2:
         raise UserError(
             f"--batch_size: mixup and CutMix pair the images of a batch, expected an even number, got "

@@ -148,7 +148,7 @@ class Finetuner:
 
     def train_step(self, batch: Batch, lr: float) -> None:
         """One optimizer step."""
-        pieces, device = self.run.accumulate, self.fabric.device
+        pieces, device = self.run.accumulation_steps, self.fabric.device
         supervised.seed_step(self.run.seed, self.step)
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
@@ -181,7 +181,7 @@ class Finetuner:
         for batch in eval_batches(
             self.val,
             transform,
-            batch_size=max(1, self.run.batch_size // self.run.accumulate),
+            batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
             workers=resolve_workers(self.run.workers),
             pin_memory=device.type == "cuda",
         ):

@@ -6,29 +6,29 @@ from torch import Tensor, nn
 
 from hardpatch.models.decoder import DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import Split, gather
+from hardpatch.patches import PatchIndices, gather
 
 
 class Host(Protocol):
     """A masked image model that takes its mask from outside and says how well it rebuilt every single patch.
 
     A host is an ``nn.Module``. Shapes: ``images [B, C, H, W]`` normalized; a mask is bool ``[B, N]``, True = masked,
-    or its :class:`~hardpatch.patches.Split`; the target has any shape ``[B, M, ...]``.
+    or its :class:`~hardpatch.patches.PatchIndices`; the target has any shape ``[B, M, ...]``.
     """
 
     encoder: Encoder
     reconstruction_only: tuple[str, ...]
     """Names of the submodules that a teacher does without."""
 
-    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Latent ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` where masked patches are tokens too; class token first."""
 
     def decoder_tokens(
-        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+        self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         """What the loss predictor reads, for a ``grid`` of patches; :meth:`reconstruct` is given it as well."""
 
-    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
         """Predictions ``[B, M, T]`` for the masked patches, from whichever of latent and tokens the host needs."""
 
     def target(self, images: Tensor) -> Tensor:
@@ -59,15 +59,15 @@ class TokenHost(nn.Module):
                 latent_width=encoder.width, width=decoder_width, grid=encoder.grid, mask_token=False
             )
 
-    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         return self.encoder(images, mask)
 
     def decoder_tokens(
-        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+        self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         if self.decoder_embed is None:  # nobody will read them
             return Tokens(latent, slice(0))
         return self.decoder_embed(latent, mask, grid)
 
-    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
         return self.head(gather(latent[:, 1:], mask.masked))

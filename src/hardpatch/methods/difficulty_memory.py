@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.patches import Split
+from hardpatch.patches import PatchIndices
 
 KEPT = 0.5
 """Weight of what was known about a place when something new is learned about it."""
 
 
-class Remembered(nn.Module):
+class DifficultyMemory(nn.Module):
     """A map of difficulty for every image of the set, in the coordinates of the image and not of a crop.
 
     A crop reads its difficulty off the map, and writes back what the student predicted for its masked patches. Scores
@@ -50,7 +50,13 @@ class Remembered(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, indices: Tensor, boxes: Tensor, flipped: Tensor, mask: Split, predicted: Tensor, grid: tuple[int, int]
+        self,
+        indices: Tensor,
+        boxes: Tensor,
+        flipped: Tensor,
+        mask: PatchIndices,
+        predicted: Tensor,
+        grid: tuple[int, int],
     ) -> None:
         """Take in the ``predicted [B, M]`` losses of the masked patches of some crops; the rest as :meth:`recall`."""
         scores = predicted.float()

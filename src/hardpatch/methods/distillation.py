@@ -1,8 +1,8 @@
 """Self-distillation over K prototypes: the losses of iBOT (Zhou et al., ICLR 2022), which extends DINO.
 
 The teacher's logits are centered and sharpened to probabilities, the student learns them by cross-entropy: for the
-class token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first (V
-views, G of them global, B images, N patches, K prototypes).
+class token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first
+(V views, G of them global, B images, N patches, K prototypes).
 
 In a step the losses come first and the centers are moved afterwards: the reference sharpens with the centers that the
 steps before have left. Everything runs in float32, under autocast too, and nothing waits for the device.

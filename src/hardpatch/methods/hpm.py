@@ -22,12 +22,12 @@ from hardpatch.methods.masking import (
     noise_count,
     pool_units,
     secondary_mask,
-    some,
     spread_units,
+    subsample_masked,
 )
-from hardpatch.methods.teacher import Sight, Teacher
+from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
-from hardpatch.patches import Split, gather, split
+from hardpatch.patches import PatchIndices, gather, split
 
 PredictingLoss = Literal["relative", "absolute", "absolute_standardized"]
 
@@ -49,7 +49,7 @@ class Losses(NamedTuple):
     """how evenly BEiT's and iBOT's tokens are used, from 0 (one token) to 1; where asked for"""
 
 
-class Answer(NamedTuple):
+class StudentOutput(NamedTuple):
     """What the student says of the masked patches of a batch."""
 
     latent: Tensor
@@ -99,7 +99,7 @@ class HPM(nn.Module):
     def forward(
         self,
         images: Tensor,
-        mask: Tensor | Split,
+        mask: Tensor | PatchIndices,
         target: Tensor | None = None,
         views: Views | None = None,
         *,
@@ -132,7 +132,7 @@ class HPM(nn.Module):
             losses = losses._replace(token_use=self.host.token_use(prediction, target))
         return losses
 
-    def answer(self, images: Tensor, mask: Split, *, predict: bool = True) -> Answer:
+    def answer(self, images: Tensor, mask: PatchIndices, *, predict: bool = True) -> StudentOutput:
         """Rebuild the masked patches of images ``[B, C, H, W]`` and, unless ``predict`` is off, foresee the loss.
 
         The mask may be of the first images only (iBOT).
@@ -142,9 +142,9 @@ class HPM(nn.Module):
         tokens = self.host.decoder_tokens(latent, mask)
         prediction = self.host.reconstruct(latent, tokens, mask)
         if not predict:
-            return Answer(whole, prediction, None)
+            return StudentOutput(whole, prediction, None)
         read = tokens if early is None else self.host.decoder_tokens(early, mask)
-        return Answer(whole, prediction, self._predictor().mean_output(read))
+        return StudentOutput(whole, prediction, self._predictor().mean_output(read))
 
     def predict_loss(self, images: Tensor) -> Tensor:
         """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked: what the masks are mined
@@ -153,7 +153,7 @@ class HPM(nn.Module):
         assert difficulty is not None
         return difficulty
 
-    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
+    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
         """One look at whole images ``[B, C, H, W]``: the latent and, where asked for, what was predicted from it and
         where the class token looked."""
         if attention:
@@ -166,14 +166,14 @@ class HPM(nn.Module):
         if difficulty:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
             predicted = self._predictor().mean_output(self.host.decoder_tokens(latent, grid=grid))
-        return Sight(latent, predicted, attended)
+        return TeacherOutput(latent, predicted, attended)
 
-    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Features ``[B, 1 + V, D]`` of the visible patches (all N without a mask), class token first, after the
         norm."""
         return self.host.encode(images, mask)
 
-    def reconstruct(self, latent: Tensor, mask: Tensor | Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         """Predicted targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
         mask = split(mask)
         return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
@@ -211,7 +211,7 @@ class HPM(nn.Module):
         """False for a plain host, which knows no difficulty."""
         return self.predictor is not None
 
-    def _early_and_whole(self, images: Tensor, mask: Split, *, predict: bool) -> tuple[Tensor | None, Tensor]:
+    def _early_and_whole(self, images: Tensor, mask: PatchIndices, *, predict: bool) -> tuple[Tensor | None, Tensor]:
         """What the predictor reads, where that is asked for and not the latent, and the latent."""
         if not predict or self.predictor_reads is None:
             return None, self.host.encode(images, mask)
@@ -252,18 +252,18 @@ class Masking:
         return noise_count(self.mask, patches // self.unit**2) + more * patches
 
 
-class Problem(NamedTuple):
+class MinedMask(NamedTuple):
     """What the teacher sets the student."""
 
-    mask: Split
+    mask: PatchIndices
     """the patches to rebuild, index lists of ``[B, M]`` and ``[B, V]``"""
-    sight: Sight | None
+    sight: TeacherOutput | None
     """what the teacher saw; None where it was not needed"""
     difficulty: Tensor | None
     """predicted loss of every patch, ``[B, N]``; None where nothing was mined"""
 
 
-def mine(
+def mine_mask(
     teacher: Teacher | None,
     images: Tensor,
     noise: Tensor,
@@ -275,7 +275,7 @@ def mine(
     look: bool = False,
     images_masked: int | None = None,
     known: Tensor | None = None,
-) -> Problem:
+) -> MinedMask:
     """The teacher's half of a training step: look at the whole images, mask what will be hard.
 
     Args:
@@ -289,7 +289,7 @@ def mine(
         look: run the teacher in any case, since the target is made of what it sees.
         images_masked: mask only so many of the images, the first (iBOT); None masks all.
         known: the difficulty ``[B, N]`` where it comes from elsewhere than the teacher
-            (:class:`~hardpatch.methods.difficulty_memory.Remembered`).
+            (:class:`~hardpatch.methods.difficulty_memory.DifficultyMemory`).
     """
     units = grid[0] // masking.unit, grid[1] // masking.unit
     masked = masked_count(units[0] * units[1], mask_ratio)
@@ -316,5 +316,5 @@ def mine(
         parts = parts._replace(hidden=hidden.gather(1, parts.visible))
         noise = noise[:, :-patches]
     if masking.asked < 1.0:
-        parts = parts._replace(masked=some(parts.masked, noise[:, -patches:], masking.asked))
-    return Problem(parts, sight, predicted)
+        parts = parts._replace(masked=subsample_masked(parts.masked, noise[:, -patches:], masking.asked))
+    return MinedMask(parts, sight, predicted)

@@ -14,7 +14,7 @@ from hardpatch.methods.base import TokenHost
 from hardpatch.methods.distillation import class_loss, cross_entropy, sharpen, update_center, usage_entropy
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
-from hardpatch.patches import Split, gather
+from hardpatch.patches import PatchIndices, gather
 
 
 class Views(NamedTuple):
@@ -80,7 +80,9 @@ class IBOT(TokenHost):
         return class_loss(own.unflatten(0, (-1, images)), classes, self.student_temperature)
 
     @torch.no_grad()
-    def teach(self, latent: Tensor, mask: Split, temperature: float, center_momentum: float) -> tuple[Tensor, Tensor]:
+    def teach(
+        self, latent: Tensor, mask: PatchIndices, temperature: float, center_momentum: float
+    ) -> tuple[Tensor, Tensor]:
         """The teacher's half: what class and masked patch tokens should say. Moves the centers afterwards.
 
         Args:

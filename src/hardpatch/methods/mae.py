@@ -10,7 +10,7 @@ from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.block import Block, initialize
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import Split
+from hardpatch.patches import PatchIndices
 
 
 class MAE(nn.Module):
@@ -62,16 +62,16 @@ class MAE(nn.Module):
         self.shared = nn.ModuleList(Block(decoder_width, decoder_heads) for _ in range(shared_blocks))
         initialize(self.shared)
 
-    def encode(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         return self.encoder(images, mask)
 
     def decoder_tokens(
-        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+        self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         tokens = self.decoder_embed(latent, mask, grid)
         return through(cast(Sequence[Block], self.shared), tokens) if self.shared else tokens
 
-    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: Split) -> Tensor:
+    def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
         return self.reconstructor(tokens)
 
     def target(self, images: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None
     return _extreme(noise.masked_fill(mask, -1.0), int((mask.shape[1] - masked) * share))
 
 
-def some(masked: Tensor, noise: Tensor, share: float) -> Tensor:
+def subsample_masked(masked: Tensor, noise: Tensor, share: float) -> Tensor:
     """A random ``share`` of the masked patches, at least one: ``[B, M]`` -> ``[B, int(M * share)]``, both increasing.
 
     Only these are then rebuilt (Fu et al. 2024, CrossMAE). ``noise [B, N]`` is uniform in [0, 1), other than what drew

@@ -10,16 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hardpatch.methods.teacher import Sight
+from hardpatch.methods.teacher import TeacherOutput
 from hardpatch.models.frozen import FrozenTeacher
 from hardpatch.models.tokenizer import Tokenizer
-from hardpatch.patches import Split, gather, patchify
+from hardpatch.patches import PatchIndices, gather, patchify
 
 
 class Target(Protocol):
     """What is asked for at the masked patches."""
 
-    def __call__(self, pixels: Tensor, sight: Sight | None, mask: Split) -> Tensor:
+    def __call__(self, pixels: Tensor, sight: TeacherOutput | None, mask: PatchIndices) -> Tensor:
         """uint8 ``[B, C, H, W]`` -> ``[B, M, ...]``."""
 
 
@@ -37,7 +37,7 @@ def pixels(images: Tensor, patch_size: int, *, normalize: bool = False, eps: flo
     return (patches - mean) / (variance + eps).sqrt()
 
 
-def teacher_features(pixels: Tensor, sight: Sight | None, mask: Split) -> Tensor:
+def teacher_features(pixels: Tensor, sight: TeacherOutput | None, mask: PatchIndices) -> Tensor:
     """The moving average's own features of the whole image, after the encoder's norm: ``[B, M, D]`` (BootMAE)."""
     assert sight is not None
     return gather(sight.latent[:, 1:], mask.masked)
@@ -49,7 +49,7 @@ class FrozenFeatures:
     def __init__(self, network: FrozenTeacher) -> None:
         self.network = network
 
-    def __call__(self, pixels: Tensor, sight: Sight | None, mask: Split) -> Tensor:
+    def __call__(self, pixels: Tensor, sight: TeacherOutput | None, mask: PatchIndices) -> Tensor:
         return gather(self.network(pixels), mask.masked)
 
 
@@ -64,5 +64,5 @@ class VisualTokens:
     def __init__(self, tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
         self.tokenizer, self.grid = tokenizer, grid
 
-    def __call__(self, pixels: Tensor, sight: Sight | None, mask: Split) -> Tensor:
+    def __call__(self, pixels: Tensor, sight: TeacherOutput | None, mask: PatchIndices) -> Tensor:
         return gather(self.tokenizer.tokens(pixels, self.grid), mask.masked)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hardpatch.schedules import half_cosine, ramp
 
 
-class Sight(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a look at whole images gives, nothing masked."""
 
     latent: Tensor
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
         self.network.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> Sight:
+    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
         """See :meth:`HPM.look <hardpatch.methods.hpm.HPM.look>`."""
         if self.resolution == 1.0:
             return self.network.look(images, difficulty=difficulty, attention=attention)

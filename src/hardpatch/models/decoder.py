@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialize, sparing
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import Split, gather, split
+from hardpatch.patches import PatchIndices, gather, split
 
 
 class Tokens(NamedTuple):
@@ -71,7 +71,7 @@ class DecoderEmbed(nn.Module):
         initialize(self)
 
     def forward(
-        self, latent: Tensor, mask: Tensor | Split | None = None, grid: tuple[int, int] | None = None
+        self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         """Latent ``[B, 1 + V, D]`` of the visible patches, or ``[B, 1 + N, D]`` of all -> what the decoders read.
 

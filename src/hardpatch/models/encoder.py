@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialize
 from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
-from hardpatch.patches import Split, gather, patchify, scatter, split
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, split
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -98,13 +98,13 @@ class Encoder(nn.Module):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, mask: Tensor | Split | None = None) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Encode ``images [B, C, H, W]``, of which ``mask`` hides some patches.
 
         Args:
             images: normalized pixels.
-            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.Split`. Where masked patches stay it
-                may have fewer rows than there are images; the images after those are whole.
+            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.PatchIndices`. Where masked patches
+                stay it may have fewer rows than there are images; the images after those are whole.
 
         Returns:
             After the last norm, class token first: ``[B, 1 + V, D]`` with the visible patches in increasing order, or
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         """
         return self.latents(images, mask, (len(self.blocks),))[0]
 
-    def latents(self, images: Tensor, mask: Tensor | Split | None, blocks: Sequence[int]) -> list[Tensor]:
+    def latents(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
         """What :meth:`forward` gives if the encoder ends after so many blocks, for some such numbers; see
         :meth:`intermediates`."""
         return [self.norm(x) for x in self._after(images, mask, blocks)]
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
             raise ValueError(f"blocks: expected increasing numbers from 1 to {len(self.blocks)}, got {list(blocks)}")
         return [x[:, 1:] for x in self._after(images, None, blocks)]
 
-    def _after(self, images: Tensor, mask: Tensor | Split | None, blocks: Sequence[int]) -> list[Tensor]:
+    def _after(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
         x, bias = self._tokens(images, mask)
         found = [x] if 0 in blocks else []
         for number, block in enumerate(self.blocks[: blocks[-1]], 1):
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
                 found.append(x)
         return found
 
-    def _tokens(self, images: Tensor, mask: Tensor | Split | None) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, images: Tensor, mask: Tensor | PatchIndices | None) -> tuple[Tensor, Tensor | None]:
         """Tokens before the first block, and the bias of all attentions."""
         patches = patchify(images, self.patch_size)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         return x, None if self.relative_bias is None else self.relative_bias(grid)
 
-    def _with_mask_tokens(self, x: Tensor, parts: Split) -> Tensor:
+    def _with_mask_tokens(self, x: Tensor, parts: PatchIndices) -> Tensor:
         return scatter(self._mask_token(x).expand(*parts.masked.shape, -1), parts.masked, into=x)
 
     def _mask_token(self, like: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def masking_of(run: RunConfig) -> Masking:
     """How the run's masks are drawn."""
     method = run.method
     unit = 1 if method.mask_unit is None else method.mask_unit // run.model.patch_size
-    return Masking(method.mask, method.mining, unit, method.secondary_ratio, run.fast.asked_share)
+    return Masking(method.mask, method.mining, unit, method.secondary_ratio, run.fast.prediction_ratio)
 
 
 def check_masks(run: RunConfig) -> None:

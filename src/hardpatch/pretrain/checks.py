@@ -38,7 +38,7 @@ def _check_ranges(run: "RunConfig") -> None:
         "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
         "optim.warmup": optim.warmup,
         "data.flip": data.flip,
-        "fast.asked_share": run.fast.asked_share,
+        "fast.prediction_ratio": run.fast.prediction_ratio,
         "data.max_bad_fraction": data.max_bad_fraction,
     }
     for name, share in shares.items():
@@ -59,7 +59,7 @@ def _check_ranges(run: "RunConfig") -> None:
         "fast.predictor_depth": run.fast.predictor_depth,
         "fast.teacher_every": run.fast.teacher_every,
         "fast.teacher_blocks": run.fast.teacher_blocks,
-        "optim.accumulate": 1 if optim.accumulate == "auto" else optim.accumulate,
+        "optim.accumulation_steps": 1 if optim.accumulation_steps == "auto" else optim.accumulation_steps,
         "ibot.outputs": run.ibot.outputs,
         "ibot.head_hidden": run.ibot.head_hidden,
         "ibot.head_bottleneck": run.ibot.head_bottleneck,
@@ -73,7 +73,7 @@ def _check_ranges(run: "RunConfig") -> None:
             raise UserError(f"{name}: expected at least 1, got {number}")
     positive = {
         "epochs": run.epochs,
-        "fast.asked_share": run.fast.asked_share,
+        "fast.prediction_ratio": run.fast.prediction_ratio,
         "fast.teacher_resolution": run.fast.teacher_resolution,
         "optim.clip": optim.clip,
         "optim.lr": optim.lr,
@@ -125,10 +125,15 @@ def _check_data(run: "RunConfig") -> None:
 def _check_training(run: "RunConfig") -> None:
     """Length, pieces of a batch, compilation."""
     method, optim, train = run.method, run.optim, run.train
-    if optim.accumulate != "auto" and run.batch_size % optim.accumulate:
-        raise UserError(f"optim.accumulate: expected a divisor of batch_size={run.batch_size}, got {optim.accumulate}")
-    if optim.accumulate == "auto" and train.compile == "cuda_graphs":
-        raise UserError("optim.accumulate: auto cannot try out what train.compile cuda_graphs takes; give a number")
+    if optim.accumulation_steps != "auto" and run.batch_size % optim.accumulation_steps:
+        raise UserError(
+            f"optim.accumulation_steps: expected a divisor of batch_size={run.batch_size}, "
+            f"got {optim.accumulation_steps}"
+        )
+    if optim.accumulation_steps == "auto" and train.compile == "cuda_graphs":
+        raise UserError(
+            "optim.accumulation_steps: auto cannot try out what train.compile cuda_graphs takes; give a number"
+        )
     if train.compile != "no" and method.mask_ratio_spread:
         raise UserError(
             f"train.compile: needs as many masked patches in every step, and with method.mask_ratio_spread "
@@ -192,7 +197,7 @@ def _check_fast(run: "RunConfig") -> None:
     if changed and method.host != "mae":
         raise UserError(f"fast.{changed[0]}: only with host mae, got host {method.host}; leave it out")
     for name in changed:
-        if method.predicting_loss == "none" and name not in ("decoder", "asked_share"):
+        if method.predicting_loss == "none" and name not in ("decoder", "prediction_ratio"):
             raise UserError(f"fast.{name}: there is no loss predictor with method.predicting_loss none; leave it out")
     if not 0 <= fast.trunk(model.decoder_depth) < model.decoder_depth:
         raise UserError(

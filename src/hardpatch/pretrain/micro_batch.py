@@ -10,7 +10,7 @@ from torch import Tensor
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.methods.difficulty_memory import Remembered
+from hardpatch.methods.difficulty_memory import DifficultyMemory
 from hardpatch.pretrain.build import image_size
 from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.sections import RunConfig
@@ -38,8 +38,8 @@ def fewest_pieces(learner: Learner) -> int:
             return pieces
         _forget(learner)
     raise UserError(
-        "optim.accumulate: auto found that not even single images fit into the device's memory; take a smaller model, "
-        "smaller images or a smaller decoder"
+        "optim.accumulation_steps: auto found that not even single images fit into the device's memory; take a smaller "
+        "model, smaller images or a smaller decoder"
     )
 
 
@@ -88,7 +88,7 @@ def _untouched(learner: Learner) -> Iterator[None]:
     means, memory = learner.means, learner.memory
     learner.means = RunningMeans(device)
     if memory is not None:
-        learner.memory = Remembered(learner.run.batch_size, memory.grid).to(device)
+        learner.memory = DifficultyMemory(learner.run.batch_size, memory.grid).to(device)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield

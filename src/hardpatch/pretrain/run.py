@@ -89,13 +89,13 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     held = None
     if run.data.in_memory == "device":
         held = DeviceSet(source, _transform(run), fabric.device, run.data.device_side)
-    if run.optim.accumulate == "auto" and fabric.device.type == "cuda":
+    if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.pieces = fewest_pieces(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
     prepare()
-    if run.optim.accumulate == "auto":
+    if run.optim.accumulation_steps == "auto":
         size = run.batch_size // learner.pieces
-        log.info("optim.accumulate auto: %d, pieces of %d images on %s", learner.pieces, size, fabric.device)
+        log.info("optim.accumulation_steps auto: %d, pieces of %d images on %s", learner.pieces, size, fabric.device)
     if source.skipped:
         shown = ", ".join(source.skipped[:SKIPPED_SHOWN])
         log.warning("left out, not images: %d, among them %s", len(source.skipped), shown)

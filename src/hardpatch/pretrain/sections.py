@@ -125,7 +125,7 @@ class FastConfig:
 
     decoder: Literal["self", "cross"] = "self"
     """Blocks of both decoders: self-attention of all tokens, or mask tokens that look at visible ones (CrossMAE)."""
-    asked_share: float = 1.0
+    prediction_ratio: float = 1.0
     """Share of the masked patches, drawn at random, that is reconstructed and whose losses are predicted (CrossMAE)."""
     predictor_depth: int | None = None
     """Blocks of the loss predictor alone; null is model.decoder_depth less shared_blocks."""
@@ -200,7 +200,7 @@ class OptimConfig:
     """AdamW's decay rates."""
     clip: float | None = 5.0
     """Largest norm of the gradient; null does not clip."""
-    accumulate: int | Literal["auto"] = 1
+    accumulation_steps: int | Literal["auto"] = 1
     """Pieces in which a batch is computed, the result is that of the whole; auto is the fewest a GPU has memory for."""
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.data.loader import SAMPLES, Batch
-from hardpatch.methods.difficulty_memory import Remembered
-from hardpatch.methods.hpm import HPM, Losses, Problem, mine
+from hardpatch.methods.difficulty_memory import DifficultyMemory
+from hardpatch.methods.hpm import HPM, Losses, MinedMask, mine_mask
 from hardpatch.methods.ibot import IBOT, Views
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher
@@ -25,7 +25,7 @@ from hardpatch.train.optimizer import parameter_groups
 from hardpatch.train.supervised import seed_step
 
 
-class Place(NamedTuple):
+class CropBox(NamedTuple):
     """What part of which image each of a piece's crops shows."""
 
     indices: Tensor
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     """bool ``[B]``"""
 
 
-class Piece(NamedTuple):
+class MicroBatch(NamedTuple):
     """A batch, or a part of one, on the device."""
 
     pixels: Tensor
@@ -49,14 +49,14 @@ class Piece(NamedTuple):
     """host ibot's small crops, normalized, view by view"""
     back: Tensor
     """puts the images in the order of the views"""
-    place: Place | None
+    place: CropBox | None
     """where the crops come from; for difficulty that is remembered"""
 
 
 class Step(NamedTuple):
     """What one optimizer step leaves behind, on the device; of its last piece where a batch is computed in several."""
 
-    problem: Problem
+    problem: MinedMask
     losses: Losses
     noise: Tensor
     gradient_norm: Tensor | None
@@ -89,10 +89,10 @@ class Learner:
         self.run, self.fabric, self.total, self.target = run, fabric, total, target
         self.cuda_graphs = run.train.compile == "cuda_graphs"
         self.step = 0
-        self.pieces = 1 if run.optim.accumulate == "auto" else run.optim.accumulate
+        self.pieces = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
-        self.memory = Remembered(images, model.grid).to(fabric.device) if run.fast.remember else None
+        self.memory = DifficultyMemory(images, model.grid).to(fabric.device) if run.fast.remember else None
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = run.train.checkpoint_activations
@@ -130,14 +130,14 @@ class Learner:
 
     def gradients(
         self, batch: Batch, now: Schedule, pieces: int, *, observe: bool = False
-    ) -> tuple[Problem, Losses, Tensor]:
+    ) -> tuple[MinedMask, Losses, Tensor]:
         """What comes before the optimizer: leaves gradients; returns problem, losses and noise of the last piece."""
         # asked for where there is something to observe only, so that other hosts are compiled once
         observe = observe and hasattr(self.model.host, "token_use")
         seed_step(self.run.seed, self.step)
         for piece in map(self._on_device, split_batch(batch, pieces)):
             with self.fabric.autocast():
-                problem = mine(
+                problem = mine_mask(
                     self.teacher,
                     piece.images,
                     piece.noise,
@@ -156,7 +156,7 @@ class Learner:
             self._remember(piece, problem, losses)
         return problem, losses, piece.noise
 
-    def _on_device(self, batch: Batch) -> Piece:
+    def _on_device(self, batch: Batch) -> MicroBatch:
         """Move a batch, and draw the random numbers of its masks."""
         device = self.fabric.device
         pixels = batch.images.to(device, non_blocking=True)
@@ -177,22 +177,22 @@ class Learner:
             assert batch.boxes is not None
             assert batch.flipped is not None
             boxes, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
-            place = Place(samples % SAMPLES, boxes, flipped)
-        return Piece(pixels, self.model.normalize(pixels), noise[:, :-1], local, back, place)
+            place = CropBox(samples % SAMPLES, boxes, flipped)
+        return MicroBatch(pixels, self.model.normalize(pixels), noise[:, :-1], local, back, place)
 
-    def _recall(self, piece: Piece) -> Tensor | None:
+    def _recall(self, piece: MicroBatch) -> Tensor | None:
         """The difficulty that is remembered; at random where nothing is, which is what the noise is for."""
         if self.memory is None or piece.place is None:
             return None
         known = self.memory.recall(*piece.place, self.grid)
         return known + 1e-3 * piece.noise[:, : known.shape[1]]
 
-    def _remember(self, piece: Piece, problem: Problem, losses: Losses) -> None:
+    def _remember(self, piece: MicroBatch, problem: MinedMask, losses: Losses) -> None:
         if self.memory is not None and piece.place is not None:
             assert losses.predicted is not None
             self.memory.write(*piece.place, problem.mask, losses.predicted, self.grid)
 
-    def _teach(self, piece: Piece, problem: Problem, now: Schedule) -> tuple[Tensor | None, Views | None]:
+    def _teach(self, piece: MicroBatch, problem: MinedMask, now: Schedule) -> tuple[Tensor | None, Views | None]:
         """The target of the masked patches where it is not the host's own, and what iBOT's class tokens learn."""
         if self.ibot:
             assert self.teacher is not None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hardpatch.errors import TrainingError
 from hardpatch.methods.curriculum import mined_count
-from hardpatch.methods.hpm import Losses, Masking, Problem
+from hardpatch.methods.hpm import Losses, Masking, MinedMask
 from hardpatch.methods.losses import pair_accuracy, rank_correlation
 from hardpatch.methods.masking import draw_mask, masked_count, pool_units, spread_units
 
@@ -54,7 +54,7 @@ def diverged(first: int, last: int) -> TrainingError:
 
 @torch.no_grad()
 def vital_signs(
-    problem: Problem,
+    problem: MinedMask,
     losses: Losses,
     noise: Tensor,
     alpha: float,
@@ -68,7 +68,7 @@ def vital_signs(
         problem: of one batch, with the teacher's difficulty where something was mined.
         losses: what the student made of it.
         noise: from which the mask was drawn.
-        alpha, mask_ratio, grid, masking: as :func:`~hardpatch.methods.hpm.mine` was told.
+        alpha, mask_ratio, grid, masking: as :func:`~hardpatch.methods.hpm.mine_mask` was told.
 
     Returns:
         ``pair_accuracy``: share of the pairs of masked patches that the student ranks rightly, 0.5 is chance.
