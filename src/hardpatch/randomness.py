@@ -46,3 +46,8 @@ def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
     bits = _mix(_mix(key + _GOLDEN).unsqueeze(1) + counter * _GOLDEN)
     # 24 bits are what a float32 in [0, 1) holds evenly.
     return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed what is drawn within a step (drop path, dropout, boxes), so that it is the same after a resume."""
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch.bench.contenders import NotHereError, contender, synthetic_batch
+from hardpatch.bench.contenders import NotHereError, contender, noise_batch
 from hardpatch.bench.flops import linear, step_flops
 from hardpatch.bench.timing import WARM_UP, Lane, spread, take_turns
 from hardpatch.pretrain import config
@@ -31,7 +31,7 @@ def test_a_peer_does_the_same_work(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     run = tiny()
-    made = contender(name, run, fabric(), synthetic_batch(run, torch.device("cpu")))
+    made = contender(name, run, fabric(), noise_batch(run, torch.device("cpu")))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         made.step()
     literal = step_flops(made.run, literal=True)
@@ -45,7 +45,7 @@ def test_a_peer_does_the_same_work(name: str) -> None:
 def test_a_peer_refuses_what_it_cannot_do() -> None:
     run = tiny("--data.image_size=[16,24]")
     with pytest.raises(NotHereError, match="square images"):
-        contender("transformers", run, fabric(), synthetic_batch(run, torch.device("cpu")))
+        contender("transformers", run, fabric(), noise_batch(run, torch.device("cpu")))
 
 
 def test_turns_go_there_and_back() -> None:

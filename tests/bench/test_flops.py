@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardpatch.bench.contenders import synthetic_batch
+from hardpatch.bench.contenders import noise_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.literal import Literal
 from hardpatch.pretrain import config, recipes
@@ -59,7 +59,7 @@ def learner_of(run: RunConfig) -> Learner:
 
 def counted(trainer: Any, run: RunConfig, **now: float) -> int:
     """FLOPs of a step as torch counts them. Plain attention: the fused one computes its scores twice."""
-    batch = synthetic_batch(run, torch.device("cpu"))
+    batch = noise_batch(run, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.train_step(batch, schedule(run, 0, 4)._replace(**now))
     return counter.get_total_flops()

@@ -21,8 +21,8 @@ from hardpatch.finetune.augment import FinetuneTransform, Mixer, seeded
 from hardpatch.finetune.measure import Evaluation, confusion_figure, report
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneRun, configure
-from hardpatch.interchange.backbone import build_encoder, encoder_settings
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from hardpatch.models.positions import resample_positions
 from hardpatch.train.optimizer import layer_decay_groups, layer_of
 from hardpatch.train.settings import to_dict, to_yaml

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 import hardpatch
 from hardpatch.errors import UserError
-from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from tests.interchange.runs import run_of
 
 

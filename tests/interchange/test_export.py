@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import hardpatch
+from hardpatch.choices import SIZES
 from hardpatch.data.demo import demo_source
 from hardpatch.errors import UserError
 from hardpatch.interchange import export
@@ -22,7 +23,7 @@ from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.export import Exported, export_hugging_face, export_timm
 from hardpatch.interchange.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
-from hardpatch.models.encoder import SIZES, Encoder
+from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, split
 from tests.interchange.runs import MEAN, STD, run_of
 

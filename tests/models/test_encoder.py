@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from hardpatch.choices import SIZES
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
-from hardpatch.models.encoder import SIZES, Encoder
+from hardpatch.models.encoder import Encoder
 from hardpatch.models.positions import resample_positions, sincos_positions
 from hardpatch.patches import gather, split
 

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch._dynamo.utils import counters
 
-from hardpatch.bench.contenders import synthetic_batch
+from hardpatch.bench.contenders import noise_batch
 from hardpatch.errors import UserError
 from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.tokenizer import DiscreteVAE
@@ -61,7 +61,7 @@ def learner(name: str, precision: str = "32-true", backend: str | None = "eager"
 
 def train(made: Learner, steps: int = STEPS) -> list[float]:
     """Losses of the first steps; every third is observed."""
-    batch, losses = synthetic_batch(made.run, CPU), []
+    batch, losses = noise_batch(made.run, CPU), []
     for step in range(steps):
         now = schedule(made.run, step, STEPS)
         losses.append(made.train_step(batch, now, observe=step % 3 == 2).losses.loss.item())
@@ -105,7 +105,7 @@ def test_half_precision_with_losses_in_float32() -> None:
     made, plain = learner("mae", "bf16-mixed", "aot_eager"), learner("mae", "bf16-mixed", None)
     torch.testing.assert_close(torch.tensor(train(made, 5)), torch.tensor(train(plain, 5)), rtol=4e-3, atol=0)
     assert counters["stats"]["unique_graphs"] == 2
-    images = made.model.normalize(synthetic_batch(made.run, CPU).images)
+    images = made.model.normalize(noise_batch(made.run, CPU).images)
     with made.fabric.autocast():
         losses = made.model(images.bfloat16(), split(torch.arange(16).expand(4, -1) < 12, 12))
     assert counters["stats"]["unique_graphs"] == 2  # the same graph

@@ -5,7 +5,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch.bench.contenders import synthetic_batch
+from hardpatch.bench.contenders import noise_batch
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
@@ -38,7 +38,7 @@ def gradients(made: Learner) -> tuple[list[Tensor], int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        made.gradients(synthetic_batch(made.run, CPU), schedule(made.run, 0, 4), 1)
+        made.gradients(noise_batch(made.run, CPU), schedule(made.run, 0, 4), 1)
     return [p.grad for p in made.model.parameters() if p.grad is not None], sum(kept.values())
 
 

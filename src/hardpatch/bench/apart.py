@@ -56,14 +56,14 @@ class Apart:
 
 
 def _serve(connection: Connection, name: str, run: RunConfig, threads: int) -> None:
-    from hardpatch.bench.contenders import PEERS, NotHereError, contender, synthetic_batch
+    from hardpatch.bench.contenders import PEERS, NotHereError, contender, noise_batch
     from hardpatch.train.device import start_fabric
 
     torch.set_num_threads(threads)
     ours = name not in PEERS and name != "literal"
     fabric = start_fabric("cpu", run.train.precision, "--", settle=ours)
     try:
-        ready = contender(name, run, fabric, synthetic_batch(run, fabric.device))
+        ready = contender(name, run, fabric, noise_batch(run, fabric.device))
     except (NotHereError, UserError) as error:
         connection.send(error)
         return

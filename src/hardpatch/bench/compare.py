@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hardpatch.bench.apart import Apart
-from hardpatch.bench.contenders import Contender, NotHereError, contender, synthetic_batch
+from hardpatch.bench.contenders import Contender, NotHereError, contender, noise_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
 from hardpatch.pretrain.sections import RunConfig
@@ -72,7 +72,7 @@ def compare(
         UserError: for a name that is none.
     """
     device, precision = fabric.device, run.train.precision
-    batch = synthetic_batch(run, device)
+    batch = noise_batch(run, device)
     lanes: dict[str, Lane] = {}
     made: dict[str, tuple[str, RunConfig]] = {}
     missing: dict[str, str] = {}
@@ -90,8 +90,7 @@ def compare(
             missing[name] = str(error)
             continue
         made[name] = ready.name, ready.run
-        every = ready.run.fast.teacher_every  # a turn holds as many dear steps as cheap ones
-        lanes[name] = open_lane(ready.step, device, held, every * -(-steps // every))
+        lanes[name] = open_lane(ready.step, device, held, steps)
         del ready  # what does not fit leaves its place to the next
     product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     yardstick = Lane(product)

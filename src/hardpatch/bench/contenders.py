@@ -14,13 +14,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hardpatch.bench.literal import Literal
-from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.loader import Batch
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError, did_you_mean
-from hardpatch.models.encoder import SIZES
 from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import image_size, initial_model, target_of
+from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.micro_batch import synthetic_batch
 from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.sections import FastConfig, RunConfig
 from hardpatch.pretrain.step import Learner
@@ -76,24 +75,13 @@ def contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Conten
     raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{did_you_mean(name, known)}")
 
 
-def synthetic_batch(run: RunConfig, device: torch.device) -> Batch:
-    """Noise, the same for all, so that no loader is timed; what a loader gives for the run's host."""
+def noise_batch(run: RunConfig, device: torch.device) -> Batch:
+    """Make a batch of noise, the same for all contenders, so that no loader is timed."""
 
-    def pixels(images: int, size: tuple[int, int]) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(0, 256, (images, run.data.channels, *size), dtype=torch.uint8, generator=generator)
+    def pixels(*shape: int) -> Tensor:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-    count, ibot = run.batch_size, run.method.host == "ibot"
-    local = (run.ibot.local_size, run.ibot.local_size)
-    batch = Batch(
-        images=pixels(GLOBAL_CROPS * count if ibot else count, image_size(run)),
-        indices=torch.arange(count),
-        labels=torch.full((count,), -1),
-        bad=[],
-        local=pixels(run.ibot.local_crops * count, local) if ibot and run.ibot.local_crops else None,
-        boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(count, 1),
-        flipped=torch.zeros(count, dtype=torch.bool),
-    )
+    batch = synthetic_batch(run, run.batch_size, pixels)
     if device.type != "cuda":
         return batch
     return Batch._make(part.pin_memory() if isinstance(part, Tensor) else part for part in batch)
@@ -125,7 +113,7 @@ def _literal(run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
 
 def _peer(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     """Another library's MAE at the sizes of ``run``, trained as its users would, with what torch has for speed."""
-    size, model = image_size(run), run.model
+    size, model = run.image_size, run.model
     if run.method.host != "mae" or run.method.frozen or model.layer_scale is not None or size[0] != size[1]:
         raise NotHereError("knows MAE on square images only")
     try:
@@ -156,7 +144,7 @@ def _transformers(run: RunConfig, size: int) -> nn.Module:
     """Hugging Face's ViTMAEForPreTraining."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    width, depth, heads = _encoder(run)
+    width, depth, heads = run.encoder_shape.values()
     attention: dict[str, Any] = {"attn_implementation": "sdpa"}
     settings = ViTMAEConfig(
         hidden_size=width,
@@ -194,7 +182,7 @@ def _lightly(run: RunConfig, size: int) -> nn.Module:
         from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
 
-    width, depth, heads = _encoder(run)
+    width, depth, heads = run.encoder_shape.values()
     patch_size, wide = run.model.patch_size, run.model.decoder_width
 
     class Peer(nn.Module):
@@ -238,12 +226,6 @@ PEERS: dict[str, Callable[[RunConfig, int], nn.Module]] = {"transformers": _tran
 """A network from images ``[B, C, H, W]`` to the loss; takes the run and the side of its images."""
 
 NAMES = ("hpm", "mae", "hpm_fast", *PEERS, "literal")
-
-
-def _encoder(run: RunConfig) -> tuple[int, int, int]:
-    """Width, depth, heads."""
-    size, model = SIZES[run.model.size], run.model
-    return model.width or size["width"], model.depth or size["depth"], model.heads or size["heads"]
 
 
 def _statistics(run: RunConfig) -> tuple[Any, Any]:

@@ -7,9 +7,6 @@ two products for each of the forward pass, one where the input needs no gradient
 
 from dataclasses import dataclass
 
-from hardpatch.methods.masking import masked_count
-from hardpatch.models.encoder import SIZES
-from hardpatch.pretrain.build import grid_of, masking_of
 from hardpatch.pretrain.sections import RunConfig
 
 MLP_RATIO = 4
@@ -55,14 +52,14 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
     Returns:
         None for what is not counted: other hosts than mae, targets of a frozen network, masks by attention.
     """
-    if run.method.host != "mae" or run.method.frozen is not None or masking_of(run).guided:
+    if run.method.host != "mae" or run.method.frozen is not None or run.masking.uses_attention:
         return None
     sizes = _sizes(run)
     if literal:
         return _literal(sizes)
     parts = _student(sizes, run)
     if sizes.predicts and mined and not run.fast.remember:
-        parts |= {name: number / run.fast.teacher_every for name, number in _teacher(sizes, run).items()}
+        parts |= _teacher(sizes, run)
     if run.method.target == "teacher":  # then it looks at every step
         parts["teacher patches"] = linear(sizes.patches, sizes.pixels, sizes.width)
         parts["teacher encoder"] = sizes.depth * block(sizes.width, 1 + sizes.patches)
@@ -70,19 +67,18 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
 
 
 def _sizes(run: RunConfig) -> Sizes:
-    method, model, unit = run.method, run.model, masking_of(run).unit
-    width, depth = model.width or SIZES[model.size]["width"], model.depth or SIZES[model.size]["depth"]
-    grid, pixels = grid_of(run), model.patch_size**2 * run.data.channels
+    method, model, grid = run.method, run.model, run.grid
+    shape, pixels = run.encoder_shape, model.patch_size**2 * run.data.channels
     return Sizes(
-        width=width,
-        depth=depth,
+        width=shape["width"],
+        depth=shape["depth"],
         wide=model.decoder_width,
         deep=model.decoder_depth,
         grid=grid,
-        masked=masked_count(grid[0] * grid[1] // unit**2, method.mask_ratio) * unit**2,
+        masked=run.masking.counts(method.mask_ratio, 0.0)[0] * run.masking.unit**2,
         pixels=pixels,
-        outputs=width if method.target == "teacher" else pixels,
-        predicts=method.predicting_loss != "none",
+        outputs=shape["width"] if method.target == "teacher" else pixels,
+        predicts=run.has_predictor,
     )
 
 
@@ -122,16 +118,14 @@ def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
             return blocks * block(of.wide, seen, asked) - spared
         return (blocks - 1) * block(of.wide, tokens) + block(of.wide, tokens, asked) - (0 if trunk else spared)
 
-    # The reconstructor and the predictor may read the encoder after different blocks.
-    latents = 2 if of.predicts and fast.teacher_blocks not in (None, of.depth) else 1
     parts = {
         "student patches": 2 * linear(of.visible, of.pixels, of.width),
         "student encoder": 3 * of.depth * block(of.width, seen),
-        "student latent": latents * 3 * linear(seen, of.width, of.wide),
+        "student latent": 3 * linear(seen, of.width, of.wide),
         "reconstructor": 3 * (decoder(of.deep - trunk) + linear(asked, of.wide, of.outputs)),
     }
     if trunk:
-        parts["shared blocks"] = latents * 3 * (trunk * block(of.wide, tokens) - spared)
+        parts["shared blocks"] = 3 * (trunk * block(of.wide, tokens) - spared)
     if of.predicts:
         predicting = fast.predictor_depth or of.deep - trunk
         parts["predictor"] = 3 * (decoder(predicting) + linear(asked, of.wide, 1))
@@ -151,7 +145,7 @@ def _teacher(of: Sizes, run: RunConfig) -> dict[str, float]:
         blocks = (trunk + predicting - 1) * block(of.wide, tokens) + block(of.wide, tokens, patches)
     return {
         "teacher patches": linear(patches, of.pixels, of.width),
-        "teacher encoder": (fast.teacher_blocks or of.depth) * block(of.width, tokens),
+        "teacher encoder": of.depth * block(of.width, tokens),
         "teacher latent": linear(tokens, of.width, of.wide),
         "teacher predictor": blocks + linear(patches, of.wide, 1),
     }

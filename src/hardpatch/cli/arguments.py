@@ -15,6 +15,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"hardpatch {verb}", description=description, allow_abbrev=False)
 
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line whose positional arguments may stand anywhere."""
+        return self.parse_intermixed_args(arguments, namespace)
+
     def error(self, message: str) -> NoReturn:
         from hardpatch.errors import did_you_mean
 

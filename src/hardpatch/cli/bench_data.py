@@ -44,7 +44,8 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.data.loader import cores
     from hardpatch.data.sources import open_source
     from hardpatch.train.device import use_device
-    from hardpatch.train.progress import counting, show_log
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
 
     show_log()
     device = use_device(options.device)

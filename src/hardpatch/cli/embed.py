@@ -26,7 +26,8 @@ def embed(arguments: list[str]) -> int:
     from hardpatch.evaluate.embeddings import write_embeddings
     from hardpatch.interchange.load import load
     from hardpatch.train.device import use_device
-    from hardpatch.train.progress import counting, show_log
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
 
     show_log()
     device = use_device(options.device)

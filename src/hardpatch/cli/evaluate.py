@@ -117,7 +117,8 @@ def _evaluate(
     from hardpatch.measure.labels import labeled_features
     from hardpatch.measure.ranks import joined, ranks
     from hardpatch.train.device import use_device
-    from hardpatch.train.progress import counting, show_log
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
 
     show_log()
     cache = options.cache or (Path(options.run) / "features" if Path(options.run).is_dir() else None)

@@ -8,7 +8,7 @@ def info(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     options = parser.parse_args(arguments)
 
-    from hardpatch.report.run import describe
+    from hardpatch.report.describe import describe
 
     print(describe(options.run), end="")
     return 0

@@ -34,7 +34,8 @@ def score(arguments: list[str]) -> int:
     from hardpatch.interchange.load import load_pair, load_target, training_masks
     from hardpatch.measure.difficulty import score
     from hardpatch.train.device import use_device
-    from hardpatch.train.progress import counting, show_log
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
 
     show_log()
     device = use_device(options.device)

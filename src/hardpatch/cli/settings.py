@@ -1,88 +1,113 @@
-"""What the command lines of the verbs that train on labels have in common."""
+"""The command line that the verbs share that train in a run folder."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hardpatch.cli.arguments import Parser, workers
+from hardpatch.train.settings import LoopSettings
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+GROUPS = {
+    "machine": ("workers", "device", "precision", "max_bad_fraction"),
+    "log and checkpoints": ("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
+}
+"""Settings that are listed apart; all others decide what is learned."""
 
 
-def training_arguments(parser: Parser, presets: Mapping[str, "DataclassInstance"]) -> None:
-    """--out, --preset, --weights, --resume, the machine's, and an option for every setting of a run.
+def training_parser(verb: str, description: str, presets: Mapping[str, LoopSettings]) -> Parser:
+    """Make a parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting."""
+    parser = run_parser(verb, description)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, weights file or checkpoint of a ViT")
+    parser.add_argument("--train", metavar="PATH", help="data to learn from")
+    parser.add_argument("--val", metavar="PATH", help="data to evaluate on")
+    parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(presets)} (default: {next(iter(presets))})")
+    add_settings(parser, presets)
+    return parser
 
-    A setting that is not given is left out of the namespace: the preset's value stands.
+
+def run_parser(verb: str, description: str) -> Parser:
+    """Make a parser of a verb that trains in a run folder."""
+    parser = Parser(verb, description)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    return parser
+
+
+def add_settings(parser: Parser, presets: Mapping[str, LoopSettings]) -> None:
+    """Add an option for every setting.
+
+    A setting that is not given is left out of the namespace: the value of the preset stands, or that of the run that is
+    resumed.
     """
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the run")
-    parser.add_argument(
-        "--preset", choices=tuple(presets), default="small", help="settings to start from (%(default)s)"
-    )
-    parser.add_argument("--weights", choices=("student", "teacher", "untrained"), default="student")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    machine.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
-    )
-    machine.add_argument("--checkpoint_minutes", type=float, default=10.0, metavar="X", help="default: %(default)s")
-    group = parser.add_argument_group("settings", f"in brackets their values in the presets {' | '.join(presets)}")
-    run = next(iter(presets.values()))
-    hints = get_type_hints(type(run))
-    for setting in fields(run):
-        values = [getattr(preset, setting.name) for preset in presets.values()]
-        told = " | ".join(" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
-        hint = hints[setting.name]
-        if get_origin(hint) is UnionType:
-            hint = next(part for part in get_args(hint) if part is not NoneType)
-        more: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{setting.metadata['help']} [{told}]"}
-        if hint is bool:
-            more["action"] = argparse.BooleanOptionalAction
-        elif hint in (int, float):
-            more |= {"type": hint, "metavar": "X"}
-        elif get_origin(hint) is not tuple:
-            more["choices"] = get_args(hint)
-        elif ... in get_args(hint):
-            more |= {"type": get_args(hint)[0], "nargs": "+", "metavar": "X"}
-        else:
-            more |= {"type": get_args(hint)[0], "nargs": 2, "metavar": ("LOW", "HIGH")}
-        group.add_argument(f"--{setting.name}", **more)
+    names = " | ".join(presets)
+    groups = {name: parser.add_argument_group(f"{name} [{names}]") for name in ("training", *GROUPS)}
+    preset = next(iter(presets.values()))
+    hints = get_type_hints(type(preset))
+    for setting in fields(preset):
+        section = next((name for name, members in GROUPS.items() if setting.name in members), "training")
+        values = " | ".join(_shown(getattr(each, setting.name)) for each in presets.values())
+        groups[section].add_argument(
+            f"--{setting.name}",
+            default=argparse.SUPPRESS,
+            help=f"{setting.metadata['help']} [{values}]".replace("%", "%%"),
+            **_kind(setting.name, hints[setting.name]),
+        )
 
 
-def given_settings(options: argparse.Namespace, preset: "DataclassInstance") -> dict[str, Any]:
-    """The settings that the command line has, tuples for lists."""
-    names = (setting.name for setting in fields(preset))
-    given = {name: getattr(options, name) for name in names if name in options}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+def given_settings(options: argparse.Namespace, presets: Mapping[str, LoopSettings]) -> dict[str, Any]:
+    """Return the settings that the command line has."""
+    return {
+        setting.name: getattr(options, setting.name)
+        for setting in fields(next(iter(presets.values())))
+        if setting.name in options
+    }
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any], free: tuple[str, ...], *, resume: bool) -> None:
-    """Refuse to write over anything, or to go on with other settings than a run began with.
-
-    Args:
-        folder: of the run.
-        settings: what ``config.yaml`` holds, or would.
-        free: names of those that may change.
-        resume: whether it goes on.
-
-    Raises:
-        UserError: says why.
-    """
-    from hardpatch.train import run_folder
-
-    if not resume:
-        run_folder.check_new(folder)
-        return
-    then = run_folder.read_values(folder)
-    changed = [name for name in settings if name not in free and then.get(name) != settings[name]]
-    run_folder.refuse_changes(folder, {name: (then.get(name), settings[name]) for name in changed})
-
-
-def stopped(step: int, total: int, signal: int) -> int:
-    """Tell how an interrupted run goes on; the exit status."""
-    print(f"stopped after step {step} of {total}, nothing is lost; the same command with --resume goes on")
+def stopped(verb: str, step: int, total: int, folder: Path, signal: int) -> int:
+    """Say how an interrupted run is resumed; returns the exit code."""
+    print(f"stopped after step {step} of {total}, nothing is lost; resume with: ", end="")
+    print(f"hardpatch {verb} --resume --out {folder}")
     return 128 + signal
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _kind(name: str, hint: Any) -> dict[str, Any]:
+    """Arguments of ``add_argument`` for the type of a setting."""
+    if name == "workers":
+        return {"type": workers, "metavar": "N"}
+    parts = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]
+    optional, part = len(parts) < len(get_args(hint)) and NoneType in get_args(hint), parts[0]
+    if part is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(part) is Literal:
+        return {"choices": get_args(part)}
+    if get_origin(part) is tuple:
+        kind = get_args(part)[0]
+        several = ... in get_args(part)
+        return (
+            {"type": kind, "nargs": "+", "metavar": "X"}
+            if several
+            else {
+                "type": kind,
+                "nargs": 2,
+                "metavar": ("LOW", "HIGH"),
+            }
+        )
+    return {"type": _or_null(part) if optional else part, "metavar": "X"}
+
+
+def _or_null(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return None if text == "null" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names it in its complaint
+    return parse

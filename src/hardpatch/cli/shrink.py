@@ -20,7 +20,8 @@ def shrink(arguments: list[str]) -> int:
     from hardpatch.data.loader import BadFiles, resolve_workers
     from hardpatch.data.shrink import shrink as write
     from hardpatch.data.sources import open_images
-    from hardpatch.train.progress import counting, show_log
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
 
     show_log()
     source = open_images(options.images)

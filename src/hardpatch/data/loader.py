@@ -150,7 +150,7 @@ def eval_batches(
     if batch_size < 1:
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}")
     check_channels(transform.channels)
-    order = _InOrder(len(source), batch_size)
+    order = InOrder(len(source), batch_size)
     return _without_empty(batch_loader(_EvaluationSet(source, transform), order, workers, pin_memory), len(source))
 
 
@@ -181,7 +181,7 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
         return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key))).numpy()
 
 
-class _InOrder(Sampler[npt.NDArray[np.int64]]):
+class InOrder(Sampler[npt.NDArray[np.int64]]):
     """Yields int64 [B], the indices of one batch after the other."""
 
     def __init__(self, n: int, batch_size: int) -> None:
@@ -306,7 +306,7 @@ def batch_loader(
         batch_size=None,  # the dataset makes whole batches
         collate_fn=_as_it_is,
         num_workers=workers,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_leave_signals_to_the_main_process,
         prefetch_factor=ahead if workers else None,
         pin_memory=pin_memory,
     )
@@ -316,9 +316,16 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main one may want to finish its step before it stops."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignore signals that reach the whole process group, so that the main process can finish its step and save.
+
+    The terminal sends SIGINT and SIGHUP that way, and `timeout`, systemd and Slurm SIGTERM and SIGUSR1. The second
+    SIGTERM ends a worker, so that a loader can get rid of one that hangs.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 # A UserError that is raised in a worker comes out with the worker's traceback in its message, so the datasets say by an
@@ -357,8 +364,14 @@ def nothing_decodes(n: int, bad: list[str]) -> UserError:
 class BadFiles:
     """Counts the files that could not be decoded, logs each once, and stops a run that meets too many of them."""
 
-    def __init__(self, total: int, max_bad_fraction: float, log: Callable[[str], object] | None = None) -> None:
-        self.total, self.max_bad_fraction = total, max_bad_fraction
+    def __init__(
+        self,
+        total: int,
+        max_bad_fraction: float,
+        option: str = "--data.max_bad_fraction",
+        log: Callable[[str], object] | None = None,
+    ) -> None:
+        self.total, self.max_bad_fraction, self.option = total, max_bad_fraction, option
         self._log = logging.getLogger("hardpatch").warning if log is None else log
         self._seen: dict[str, None] = {}
 
@@ -373,9 +386,9 @@ class BadFiles:
                 self._log(f"cannot decode {entry}")
         if len(self) > self.max_bad_fraction * self.total:
             raise UserError(
-                f"data.max_bad_fraction: {len(self)} of {self.total} images ({len(self) / self.total:.2%}) cannot be "
-                f"decoded and {self.max_bad_fraction:.2%} may be, the last: {'; '.join([*self._seen][-3:])}; "
-                "raise --data.max_bad_fraction to go on"
+                f"{self.option.removeprefix('--')}: {len(self)} of {self.total} images ({len(self) / self.total:.2%}) "
+                f"cannot be decoded and {self.max_bad_fraction:.2%} may be, the last: {'; '.join([*self._seen][-3:])}; "
+                f"raise {self.option} to go on"
             )
 
 

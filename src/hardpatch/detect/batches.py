@@ -4,20 +4,21 @@ Boxes are (left, top, right, bottom) in pixels; COCO's own are (left, top, width
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.loader import InOrder, batch_loader, nothing_decodes
 from hardpatch.detect.data import CocoSet, Image, mask_of, mask_tools, read_image
-from hardpatch.errors import UserError
 
 Boxes = npt.NDArray[np.float32]
 
@@ -29,16 +30,15 @@ class Sample(NamedTuple):
     """uint8 ``[C, h, w]``"""
     target: dict[str, Tensor]
     """``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]``, ``masks`` uint8 ``[n, h, w]``; empty in evaluation"""
-    place: int
-    """of the image in the set"""
-    problem: str | None = None
-    """why the image cannot be had"""
+    image_index: int
+    """number of the image in the set"""
 
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Large-scale jittering (Ghiasi et al., CVPR 2021, as ViTDet has it): a flip, a random size, and a random crop of
-    what is larger than the canvas.
+    """Large-scale jittering (Ghiasi et al., CVPR 2021, as ViTDet has it): flip, random size, random crop.
+
+    Images larger than the canvas are cropped.
 
     Args:
         size: side of the canvas in pixels.
@@ -60,8 +60,11 @@ class ScaleJitter:
     def __call__(
         self, image: Image, boxes: Boxes, labels: npt.NDArray[np.int64], masks: Image, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Image uint8 ``[H, W, C]``, boxes ``[n, 4]``, labels ``[n]``, masks ``[n, H, W]`` to image and target of a
-        :class:`Sample`. Of what is cut off, the rest gets the box of its mask; what is below a pixel is left out."""
+        """Transform image uint8 ``[H, W, C]``, boxes ``[n, 4]``, labels ``[n]`` and masks ``[n, H, W]``.
+
+        Returns image and target of a :class:`Sample`. An object that is cut gets the box of what is left of its mask;
+        one below a pixel is left out.
+        """
         flip = rng.random() < self.flip
         height, width = fitted(image.shape[:2], self.size * rng.uniform(*self.scale))
         top, left = (int(rng.integers(0, max(side - self.size, 0) + 1)) for side in (height, width))
@@ -77,11 +80,11 @@ class ScaleJitter:
         if flip:
             pixels, cut = pixels.flip(2), cut.flip(2)
             placed = torch.stack([limit[0] - placed[:, 2], placed[:, 1], limit[0] - placed[:, 0], placed[:, 3]], dim=1)
-        kept = ((placed[:, 2:] - placed[:, :2]) >= 1).all(dim=1) & cut.bool().flatten(1).any(dim=1)
+        remaining = ((placed[:, 2:] - placed[:, :2]) >= 1).all(dim=1) & cut.bool().flatten(1).any(dim=1)
         return pixels.contiguous(), {
-            "boxes": placed[kept],
-            "labels": torch.from_numpy(labels)[kept],
-            "masks": cut[kept].contiguous(),
+            "boxes": placed[remaining],
+            "labels": torch.from_numpy(labels)[remaining],
+            "masks": cut[remaining].contiguous(),
         }
 
 
@@ -109,7 +112,14 @@ def extent(masks: Tensor) -> Tensor:
     return torch.stack([left, top, right, bottom], dim=1).float()
 
 
-def training_samples(
+class DetectionBatch(NamedTuple):
+    """Samples of a batch; `bad` has "name: reason" of each image that could not be used on the way to it."""
+
+    samples: list[Sample]
+    bad: list[str]
+
+
+def training_batches(
     coco: CocoSet,
     folder: str | os.PathLike[str],
     transform: ScaleJitter,
@@ -119,19 +129,24 @@ def training_samples(
     channels: int = 3,
     start: int = 0,
     workers: int = 0,
-) -> Iterator[list[Sample]]:
+) -> Generator[DetectionBatch, None, None]:
     """Endless batches, from batch number ``start`` on, the same with any number of workers and after a resume.
 
-    Batches run across the ends of epochs. Crowds are left out.
+    Batches run across the ends of epochs. Crowds are left out. An image that cannot be used gives its place to the next
+    one that can be.
 
     Raises:
-        UserError: if an image cannot be decoded or has another size than the file says.
+        UserError: if no image can be used.
     """
+    mask_tools()  # complains before a worker does
     dataset = _Training(coco, str(folder), transform, channels, seed)
-    return _checked(dataset, _Order(len(coco.images), seed, start * batch_size), batch_size, workers)
+    for batch in batch_loader(dataset, _Order(len(coco.images), batch_size, seed, start), workers):
+        if not batch.samples:
+            raise nothing_decodes(len(coco.images), batch.bad)
+        yield batch
 
 
-def evaluation_samples(
+def evaluation_batches(
     coco: CocoSet,
     folder: str | os.PathLike[str],
     size: int,
@@ -139,28 +154,41 @@ def evaluation_samples(
     batch_size: int,
     channels: int = 3,
     workers: int = 0,
-) -> Iterator[list[Sample]]:
-    """Every image once, in order, its longer side resized to ``size``; without targets.
-
-    Raises:
-        UserError: as :func:`training_samples`.
-    """
-    return _checked(_Evaluation(coco, str(folder), size, channels), range(len(coco.images)), batch_size, workers)
+) -> Iterator[DetectionBatch]:
+    """Every image once, in order, its longer side resized to ``size``, without targets; unusable ones are left out."""
+    mask_tools()
+    dataset = _Evaluation(coco, str(folder), size, channels)
+    yield from batch_loader(dataset, InOrder(len(coco.images), batch_size), workers)
 
 
-class _Training(Dataset[Sample]):
+class _Training(Dataset[DetectionBatch]):
+    """Makes a whole batch at once; it is empty where no image can be used."""
+
     def __init__(self, coco: CocoSet, folder: str, transform: ScaleJitter, channels: int, seed: int) -> None:
         self.images, self.labels = coco.images, coco.labels
         self.folder, self.transform, self.channels, self.seed = folder, transform, channels, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        epoch, index = place
-        image = self.images[index]
-        try:
-            pixels = read_image(image, self.folder, self.channels)
-        except UndecodableImage as error:
-            return _unreadable(index, error)
-        things = [thing for thing in image.objects if not thing.crowd]
+    def __getitem__(self, keys: list[tuple[int, int]]) -> DetectionBatch:
+        samples, bad = [], dict[str, None]()
+        for epoch, index in keys:
+            found = self._next_usable(index, bad)
+            if found is None:
+                return DetectionBatch([], list(bad))
+            samples.append(self._sample(epoch, index, *found))
+        return DetectionBatch(samples, list(bad))
+
+    def _next_usable(self, index: int, bad: dict[str, None]) -> tuple[int, Image] | None:
+        """Number and pixels of an image, or of the next one that can be used."""
+        for step in range(len(self.images)):
+            k = (index + step) % len(self.images)
+            try:
+                return k, read_image(self.images[k], self.folder, self.channels)
+            except UndecodableImage as error:
+                bad[str(error)] = None
+        return None
+
+    def _sample(self, epoch: int, index: int, k: int, pixels: Image) -> Sample:
+        things = [thing for thing in self.images[k].objects if not thing.crowd]
         boxes = np.array([thing.box for thing in things], dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([self.labels[thing.category] for thing in things], dtype=np.int64)
@@ -168,46 +196,43 @@ class _Training(Dataset[Sample]):
         for mask, thing in zip(masks, things, strict=True):
             mask[:] = mask_of(thing, *pixels.shape[:2])
         rng = np.random.default_rng((self.seed, epoch, index))
-        return Sample(*self.transform(pixels, boxes, labels, masks, rng), index)
+        return Sample(*self.transform(pixels, boxes, labels, masks, rng), k)
 
 
-class _Evaluation(Dataset[Sample]):
+class _Evaluation(Dataset[DetectionBatch]):
+    """Makes a whole batch at once, of those images that can be used."""
+
     def __init__(self, coco: CocoSet, folder: str, size: int, channels: int) -> None:
         self.images, self.folder, self.size, self.channels = coco.images, folder, size, channels
 
-    def __getitem__(self, index: int) -> Sample:
-        try:
-            pixels = read_image(self.images[index], self.folder, self.channels)
-        except UndecodableImage as error:
-            return _unreadable(index, error)
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return Sample(resized(image, fitted(pixels.shape[:2], self.size)), {}, index)
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> DetectionBatch:
+        samples, bad = [], []
+        for index in indices.tolist():
+            try:
+                pixels = read_image(self.images[index], self.folder, self.channels)
+            except UndecodableImage as error:
+                bad.append(str(error))
+                continue
+            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+            samples.append(Sample(resized(image, fitted(pixels.shape[:2], self.size)), {}, index))
+        return DetectionBatch(samples, bad)
 
 
-class _Order(Sampler[tuple[int, int]]):
-    """For ever (epoch, index), from place ``start`` of the epochs' permutations laid end to end."""
+class _Order(Sampler[list[tuple[int, int]]]):
+    """Endless keys (epoch, index) of batches, from batch ``start`` of the epochs' permutations laid end to end."""
 
-    def __init__(self, n: int, seed: int, start: int) -> None:
-        self.n, self.seed, self.start = n, seed, start
+    def __init__(self, n: int, batch_size: int, seed: int, start: int) -> None:
+        self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, place = divmod(self.start, self.n)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = self._keys()
+        while True:
+            yield list(islice(keys, self.batch_size))
+
+    def _keys(self) -> Iterator[tuple[int, int]]:
+        epoch, position = divmod(self.start * self.batch_size, self.n)
         while True:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.n)
-            for index in order[place:].tolist():
+            for index in order[position:].tolist():
                 yield epoch, index
-            epoch, place = epoch + 1, 0
-
-
-def _checked(dataset: Dataset[Sample], order: Any, batch_size: int, workers: int) -> Iterator[list[Sample]]:
-    """A UserError that a worker raises would come with the worker's traceback: samples say what is wrong instead."""
-    mask_tools()
-    for batch in DataLoader(dataset, batch_size, sampler=order, num_workers=workers, collate_fn=list):
-        for sample in batch:
-            if sample.problem is not None:
-                raise UserError(f"cannot use an image: {sample.problem}")
-        yield batch
-
-
-def _unreadable(index: int, error: UndecodableImage) -> Sample:
-    return Sample(torch.empty(0), {}, index, str(error))
+            epoch, position = epoch + 1, 0

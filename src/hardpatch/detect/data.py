@@ -3,8 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,10 @@ class CocoSet:
     def category_ids(self) -> list[int]:
         """From label - 1 to category id."""
         return list(self.categories)
+
+    def without(self, indices: Collection[int]) -> "CocoSet":
+        """Return the set without some of its images."""
+        return replace(self, images=[image for k, image in enumerate(self.images) if k not in indices])
 
     def ground_truth(self) -> dict[str, Any]:
         """For the evaluation: the layout of the file, annotations numbered from 1 (pycocotools takes an object of id 0

@@ -3,57 +3,69 @@
 import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
-from hardpatch.detect.batches import Sample
+from hardpatch.detect.batches import DetectionBatch, Sample
 from hardpatch.detect.data import CocoSet, mask_tools
 
-FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-"""Of a kind of detection: the mean over IoU from 0.50 to 0.95, at 0.50, at 0.75, and the first for objects of less than
-32^2, up to 96^2 and of more pixels."""
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+"""For each kind of detection: the mean over IoU from 0.50 to 0.95, at 0.50, at 0.75, and the first for objects of less
+than 32^2, up to 96^2 and of more pixels."""
 KINDS = {"box": "bbox", "mask": "segm"}
 
 Precision = dict[str, dict[str, float | None]]
-"""For ``box`` and ``mask`` the :data:`FIGURES`, in [0, 1]; None where there is no object to be found."""
+"""For ``box`` and ``mask`` the :data:`METRICS`, in [0, 1]; None where there is no object to be found."""
+
+
+class Detections(NamedTuple):
+    """Result of :func:`detect`."""
+
+    results: list[dict[str, Any]]
+    """COCO results: ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height in pixels of the
+    original image) and ``segmentation`` (compressed run lengths)"""
+    indices: set[int]
+    """images that were seen"""
+    bad: list[str]
+    """images that could not be used, "name: reason" """
 
 
 @torch.inference_mode()
-def detect(detector: nn.Module, batches: Iterable[Sequence[Sample]], coco: CocoSet) -> list[dict[str, Any]]:
+def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: CocoSet) -> Detections:
     """Run a detector in eval mode over images.
 
     Args:
         detector: :func:`~hardpatch.detect.model.mask_rcnn`.
-        batches: :func:`~hardpatch.detect.batches.evaluation_samples` of ``coco``.
+        batches: :func:`~hardpatch.detect.batches.evaluation_batches` of ``coco``.
         coco: says sizes, image ids and category ids.
-
-    Returns:
-        COCO results: ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height in pixels of the
-        original image) and ``segmentation`` (compressed run lengths).
     """
     device = next(detector.parameters()).device
-    results = []
+    results: list[dict[str, Any]] = []
+    indices, bad = set(), []
     for batch in batches:
-        images = [sample.image.to(device, non_blocking=True) for sample in batch]
-        for sample, found in zip(batch, detector(images), strict=True):
-            found = {name: values.cpu() for name, values in found.items()}
-            results += in_coco_layout(found, sample, coco)
-    return results
+        bad += batch.bad
+        images = [sample.image.to(device, non_blocking=True) for sample in batch.samples]
+        if not images:
+            continue
+        for sample, output in zip(batch.samples, detector(images), strict=True):
+            results += in_coco_layout({name: values.cpu() for name, values in output.items()}, sample, coco)
+            indices.add(sample.image_index)
+    return Detections(results, indices, bad)
 
 
-def in_coco_layout(found: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -> list[dict[str, Any]]:
-    """The detections of one image, see :func:`detect`."""
-    if not len(found["scores"]):  # nothing to paste
+def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -> list[dict[str, Any]]:
+    """Return the detections of one image as COCO results, see :class:`Detections`."""
+    if not len(output["scores"]):  # nothing to paste
         return []
-    tools, image = mask_tools(), coco.images[sample.place]
+    tools, image = mask_tools(), coco.images[sample.image_index]
     size = (image.height, image.width)
     ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
-    boxes = found["boxes"] * ratio
-    masks = paste_masks_in_image(found["masks"], boxes, size)[:, 0] >= 0.5
+    boxes = output["boxes"] * ratio
+    masks = paste_masks_in_image(output["masks"], boxes, size)[:, 0] >= 0.5
     encoded = tools.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -65,13 +77,13 @@ def in_coco_layout(found: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -
             "segmentation": {"size": list(size), "counts": code["counts"].decode("ascii")},
         }
         for label, box, score, code in zip(
-            found["labels"].tolist(), boxes.tolist(), found["scores"].tolist(), encoded, strict=True
+            output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), encoded, strict=True
         )
     ]
 
 
 def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> Precision:
-    """COCO's average precision of boxes and masks.
+    """Average precision of boxes and masks, as COCO defines it.
 
     Args:
         ground_truth: :meth:`~hardpatch.detect.data.CocoSet.ground_truth`.
@@ -89,18 +101,18 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[st
         truth = COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        for kind, name in KINDS.items():
+        for kind, coco_name in KINDS.items():
             # The size of a detection is that of its box where it has one: masks must come without.
             left_out = {"box": "segmentation", "mask": "bbox"}[kind]
-            found = [{key: value for key, value in result.items() if key != left_out} for result in results]
-            if not found:  # loadRes fails
+            kept = [{key: value for key, value in result.items() if key != left_out} for result in results]
+            if not kept:  # loadRes fails
                 any_object = any(not thing["iscrowd"] for thing in ground_truth["annotations"])
-                precision[kind] = dict.fromkeys(FIGURES, 0.0 if any_object else None)
+                precision[kind] = dict.fromkeys(METRICS, 0.0 if any_object else None)
                 continue
-            evaluation = COCOeval(truth, truth.loadRes(found), name)
+            evaluation = COCOeval(truth, truth.loadRes(kept), coco_name)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-            values = evaluation.stats[: len(FIGURES)].tolist()
-            precision[kind] = {figure: None if v < 0 else v for figure, v in zip(FIGURES, values, strict=True)}
+            values = evaluation.stats[: len(METRICS)].tolist()
+            precision[kind] = {name: None if v < 0 else v for name, v in zip(METRICS, values, strict=True)}
     return precision

@@ -46,8 +46,8 @@ class ViTDet(nn.Module):
         channels: of the maps.
         window: side of a window in patches; a larger one than the image is the whole image.
         global_blocks: how many blocks attend over the whole image.
-        autocast: compute encoder and pyramid in bfloat16. What comes out is float32 always: in bfloat16 the
-            corners of boxes would be off by pixels.
+        autocast: precision of encoder and pyramid, None for float32. The output is float32 always: in half precision
+            the corners of boxes would be off by pixels.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ViTDet(nn.Module):
         channels: int = 256,
         window: int = 14,
         global_blocks: int = 4,
-        autocast: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if window < 1:
@@ -73,7 +73,7 @@ class ViTDet(nn.Module):
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         """Normalized ``images [B, C, H, W]`` -> ``p2`` to ``p6``, float32 ``[B, channels, h, w]``, with ``h`` four
         times the rows of patches, then half of the one before."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             maps = self.pyramid(self.features(images))
         return OrderedDict((name, features.float()) for name, features in maps.items())
 
@@ -252,7 +252,7 @@ def mask_rcnn(
     head_width: int = 1024,
     rois: int = 512,
     anchor_scale: float = 8.0,
-    autocast: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> MaskRCNN:
     """Mask R-CNN (He et al. 2017) on a :class:`ViTDet` with ViTDet's heads: two hidden convolutions in the region
     proposal network, four and a linear layer for the boxes, four for the masks, with layer norms.

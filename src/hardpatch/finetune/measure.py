@@ -1,4 +1,4 @@
-"""What a classifier takes for what: measures, the most frequent mistakes and a picture."""
+"""Accuracies of a classifier, and its confusion matrix as numbers and as a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONFUSIONS_TOLD = 20
-"""The most frequent mistakes that ``accuracy.json`` names."""
+CONFUSIONS_LISTED = 20
+"""Most frequent confusions that ``result.json`` lists."""
 NAMED_CLASSES, NUMBERED_CLASSES = 100, 15
-"""Up to so many classes the confusion picture has their names, and the numbers of images."""
+"""Largest numbers of classes for which the picture shows names, and numbers of images."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a classifier makes of labeled images."""
+class ClassifierEvaluation:
+    """Result of a classifier on labeled images."""
 
     confusion: Tensor
-    """int64 ``[classes, classes]``: images of a class (row) that were taken for another (column)"""
+    """int64 ``[classes, classes]``: images by true class (row) and predicted class (column)"""
     top5: float
     """share of the images whose class is among the five (or all, if there are fewer) with the highest scores"""
     loss: float
@@ -28,7 +28,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """How many there were."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
@@ -37,32 +37,33 @@ class Evaluation:
         return float(self.confusion.trace()) / self.images
 
 
-def report(found: Evaluation, classes: Sequence[str], best_top1: float, best_epoch: float) -> dict[str, Any]:
-    """What ``accuracy.json`` holds: accuracies are shares in [0, 1], None for a class without validation images."""
-    images, right = found.confusion.sum(dim=1).tolist(), found.confusion.diag().tolist()
-    wrong = found.confusion.clone().fill_diagonal_(0)
-    counts, places = wrong.flatten().topk(min(CONFUSIONS_TOLD, wrong.numel()))
+def report(
+    evaluation: ClassifierEvaluation, classes: Sequence[str], best_top1: float, best_epoch: float
+) -> dict[str, Any]:
+    """Return plain values for ``result.json``; accuracies are in [0, 1], None for a class without validation images."""
+    images, right = evaluation.confusion.sum(dim=1).tolist(), evaluation.confusion.diag().tolist()
+    wrong = evaluation.confusion.clone().fill_diagonal_(0)
+    counts, cells = wrong.flatten().topk(min(CONFUSIONS_LISTED, wrong.numel()))
     return {
-        "top1": found.top1,
-        "top5": found.top5,
-        "val_loss": found.loss,
-        "images": found.images,
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "val_loss": evaluation.loss,
         "best_top1": best_top1,
         "best_epoch": best_epoch,
-        "classes": [
+        "per_class": [
             {"name": name, "images": count, "top1": hits / count if count else None}
             for name, count, hits in zip(classes, images, right, strict=True)
         ],
         "confusions": [
-            {"class": classes[place // len(classes)], "taken_for": classes[place % len(classes)], "images": count}
-            for count, place in zip(counts.tolist(), places.tolist(), strict=True)
+            {"class": classes[cell // len(classes)], "predicted": classes[cell % len(classes)], "images": count}
+            for count, cell in zip(counts.tolist(), cells.tolist(), strict=True)
             if count
         ],
     }
 
 
 def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> "Figure":
-    """Rows are true classes, columns what they were taken for, in shares of the row."""
+    """Draw a confusion matrix: rows are true classes, columns predicted ones, colors shares of the row."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -72,8 +73,8 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> "Figure":
     figure = Figure(figsize=(side + 1, side), dpi=110, layout=ConstrainedLayoutEngine(), facecolor="white")
     axes = figure.add_subplot()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     if count <= NAMED_CLASSES:
         size = min(8.0, 55 * side / count)  # points: rows must not run into each other
         names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]

@@ -1,11 +1,10 @@
 """Fine-tuning: a pre-trained encoder and a linear layer trained together under labels (the paper's Table S2)."""
 
-import json
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,25 +12,33 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.data.sources import Source, open_source
+from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.figures import training_curves
-from hardpatch.finetune import settings
-from hardpatch.finetune.measure import Evaluation, confusion_figure, report
+from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.model import Classifier
-from hardpatch.finetune.settings import FinetuneRun
-from hardpatch.finetune.trainer import KIND, Finetuner
-from hardpatch.interchange.backbone import build_encoder, encoder_settings, load_backbone
+from hardpatch.finetune.settings import PRESETS, FinetuneSettings, check
+from hardpatch.finetune.trainer import KIND, FinetuneJob
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.measure.features import align_labels
-from hardpatch.train import checkpoint, run_folder
+from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
+from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.log import log_to
+from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
-from hardpatch.train.progress import Progress
-from hardpatch.train.settings import to_dict, to_yaml
-from hardpatch.train.signals import interruptions
+from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.result import write_result
 
 log = logging.getLogger("hardpatch")
 
+REQUIRED = {
+    "run": "what to start from",
+    "train": "labeled images to learn from",
+    "val": "labeled images to evaluate on",
+}
 README = """# A network fine-tuned with hardpatch
 
 Made by `{command}`.
@@ -40,36 +47,39 @@ Made by `{command}`.
 |---|---|
 | `config.yaml` | every setting |
 | `environment.json` | versions and hardware |
-| `metrics.jsonl` | a JSON object a line: loss, learning rate, sometimes validation loss, top-1 and top-5 |
-| `accuracy.json` | the result after the last epoch: top-1, top-5, accuracy of each class, the most frequent mistakes |
+| `metrics.jsonl` | a JSON object a line: loss and learning rate; after an evaluation its loss, top-1 and top-5 |
+| `result.json` | the result after the last epoch: top-1, top-5, accuracy of each class, the most frequent confusions |
 | `tensorboard/` | the metrics for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights, names of the classes; `training.safetensors`: optimizer |
-| `pictures/` | `curves.png`; `confusion.png`: which classes are taken for which |
+| `pictures/` | `curves.png`; `confusion.png`: the confusion matrix |
 
-If it was interrupted, go on with
+If it was interrupted, resume with
 
     hardpatch finetune --resume --out {folder}
 
-In Python, `hardpatch.finetune.run.load_classifier("{folder}")` gives the network.
+In Python, `hardpatch.load_classifier("{folder}")` gives the network.
 """
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a call of :func:`finetune` ended. Accuracies are shares in [0, 1], NaN where the run was interrupted."""
+class FinetuneResult:
+    """How a call of :func:`finetune` ended. Accuracies are shares in [0, 1], NaN where it was interrupted."""
 
-    top1: float
-    """after the last epoch: the result"""
-    top5: float
-    best_top1: float
-    """of all measurements. They were made on the images that it is told of, so it flatters"""
-    best_epoch: float
+    folder: Path
     checkpoint: Path
     step: int
     """optimizer steps done"""
     total: int
+    top1: float = math.nan
+    """after the last epoch: the result"""
+    top5: float = math.nan
+    best_top1: float = math.nan
+    """the best of all evaluations; it was chosen on the images that it is reported on, so it flatters"""
+    best_epoch: float = math.nan
     signal: int = 0
-    """what interrupted it, 0 if nothing did"""
+    """the signal that interrupted it, 0 for none"""
+    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    """what ``result.json`` holds"""
 
     @property
     def finished(self) -> bool:
@@ -86,107 +96,111 @@ class LoadedClassifier(NamedTuple):
     """(height, width) it was trained at, pixels"""
 
 
-class _Silent:
-    """A progress that shows nothing."""
-
-    def start(self, step: int, total: int, batch_size: int) -> None: ...
-    def advance(self) -> None: ...
-    def metrics(self, row: dict[str, Any]) -> None: ...
-    def stop(self) -> None: ...
-
-
 def finetune(
-    run: FinetuneRun,
-    folder: Path,
+    run: str | None = None,
+    train: str | None = None,
+    val: str | None = None,
+    out: str | Path | None = None,
     *,
+    preset: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
-    prepare: Callable[[], None] = lambda: None,
-) -> Result:
-    """Train until the end, or until SIGINT or SIGTERM.
+    **settings: Any,
+) -> FinetuneResult:
+    """Train a classifier on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch finetune``.
 
     Args:
-        run: the settings; see :func:`~hardpatch.finetune.settings.configure`.
-        folder: of the run; new, or with ``resume`` one that was begun with these settings.
-        resume: go on from the newest checkpoint in ``folder``.
-        progress: is told of steps and metrics.
-        arguments: the command line that this came from, for the folder's README.
-        prepare: called when the folder has been made.
+        run: what to start from: run folder, weights file, reference checkpoint or timm's weights.
+        train, val: labeled images: one folder a class, or Parquet files with labels.
+        out: folder of the run.
+        preset: settings to start from, of :data:`~hardpatch.finetune.settings.PRESETS`; ``small`` by default.
+        resume: continue the run in ``out``, which then needs nothing else.
+        progress: shows steps and metrics; silent by default.
+        arguments: command line that this came from, for the folder's README.
+        settings: settings in which the run differs, see :class:`~hardpatch.finetune.settings.FinetuneSettings`.
 
     Raises:
         UserError: for a mistake in the settings or the data, before anything is written.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    if resume:
-        check_resume(folder, run)
-    else:
-        run_folder.check_new(folder)
-    sources = _open("--train", run.train), _open("--val", run.val)
-    classes, number = align_labels(*sources)
+    inputs = {"run": run, "train": train, "val": val}
+    labeled = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    return _finetune(labeled, progress or Silent(), list(arguments))
+
+
+def _finetune(labeled: FolderRun[FinetuneSettings], progress: Progress, arguments: list[str]) -> FinetuneResult:
+    started = time.monotonic()
+    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    train, val = _open("--train", inputs["train"]), _open("--val", inputs["val"])
+    check(settings, len(train))
+    classes, val_labels = align_labels(train, val)
     if len(classes) < 2:
         raise UserError(f"--train: expected two classes or more, got one, {classes[0]!r}")
-    fabric = start_fabric(run.device, run.precision, "--")
+    fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
-    # A run that goes on does not need what it began with, which may have been trained further since.
-    model = _initial(run, len(classes)) if newest is None else load_classifier(newest).model
-    trainer = Finetuner(run, folder, sources[0], sources[1], classes, number, model, fabric)
+    # A resumed run does not need what it began with, which may have been trained further since.
+    model = _initial(labeled, len(classes)) if newest is None else load_classifier(newest).model
+    job = FinetuneJob(settings, folder, train, val, classes, val_labels, model, fabric)
     if newest is not None:
-        trainer.restore(newest)
-    run_folder.write_files(
-        folder, to_yaml(to_dict(run)), arguments or ["finetune", run.run, "--out", str(folder)], README
-    )
-    prepare()
-    if len(sources[0]) < run.batch_size:
-        log.warning("%d images are less than a batch of %d; see --preset", len(sources[0]), run.batch_size)
-    with interruptions() as signals:
-        found = trainer.fit(progress or _Silent(), signals)
+        job.restore(newest)
+    labeled.write("finetune", arguments, README)
+    log_to(folder / "log.txt")
+    for name, source in (("--train", train), ("--val", val)):
+        log.info("%s: %s", name, summarize(source))
+    if len(train) < settings.batch_size:
+        log.warning("%d images are less than a batch of %d; see --preset", len(train), settings.batch_size)
+    signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
-    if trainer.step < trainer.total:
-        return Result(math.nan, math.nan, math.nan, math.nan, saved, trainer.step, trainer.total, signals[0])
-    return _finish(trainer, found or trainer.evaluate(), saved)  # a finished run that is called again is measured again
+    if job.step < job.total:
+        return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
+    return _finish(job, labeled, saved, time.monotonic() - started)
 
 
-def check_resume(folder: Path, run: FinetuneRun) -> None:
-    """Refuse to go on with other settings than a run began with.
-
-    Raises:
-        UserError: names every setting that differs, with both values.
-    """
-    before, now = to_dict(read_settings(folder)), to_dict(run)
-    changed = [name for name in now if before[name] != now[name] and name not in settings.FREE_TO_CHANGE]
-    run_folder.refuse_changes(folder, {name: (before[name], now[name]) for name in changed})
-
-
-def read_settings(folder: Path) -> FinetuneRun:
-    """The settings that a run folder was made with.
-
-    Raises:
-        UserError: if there are none.
-    """
-    values = run_folder.read_values(folder)
-    if "run" not in values:
-        raise UserError(f"--out: expected a folder of hardpatch finetune, {folder} is one of another verb")
-    return settings.build(values)
-
-
-def _finish(trainer: Finetuner, found: Evaluation, saved: Path) -> Result:
-    """Write accuracy.json and the pictures."""
-    folder, classes = trainer.folder, trainer.classes
+def _finish(job: FinetuneJob, labeled: FolderRun[FinetuneSettings], saved: Path, seconds: float) -> FinetuneResult:
+    """Write result.json and the pictures."""
+    folder, classes = job.folder, job.classes
+    if job.evaluation is None:  # a finished run that is called again is evaluated again
+        job.evaluate()
+    evaluation = job.evaluation
+    assert evaluation is not None
     rows = read_metrics(folder / "metrics.jsonl")
     best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"])
-    told = report(found, classes, best["top1"], best["epoch"])
-    partial = folder / ".accuracy.json.partial"
-    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "accuracy.json")
+    result = write_result(
+        folder,
+        "finetune",
+        run=labeled.inputs["run"],
+        data={"train": labeled.inputs["train"], "val": labeled.inputs["val"]},
+        images={"train": job.images, "val": evaluation.images},
+        classes=len(classes),
+        left_out={
+            "train, not images": len(job.source.skipped),
+            "val, not images": len(job.val.skipped),
+            "train, undecodable": len(job.bad_files),
+            "val, undecodable": len(job.bad_val),
+        },
+        seconds=seconds,
+        steps=job.total,
+        **report(evaluation, classes, best["top1"], best["epoch"]),
+    )
     training_curves(rows, folder / "pictures" / "curves.png")
-    confusion_figure(found.confusion, classes).savefig(folder / "pictures" / "confusion.png")
-    return Result(found.top1, found.top5, best["top1"], best["epoch"], saved, trainer.step, trainer.total)
+    confusion_figure(evaluation.confusion, classes).savefig(folder / "pictures" / "confusion.png")
+    return FinetuneResult(
+        folder,
+        saved,
+        job.step,
+        job.total,
+        evaluation.top1,
+        evaluation.top5,
+        best["top1"],
+        best["epoch"],
+        result=result,
+    )
 
 
 def load_classifier(path: str | Path) -> LoadedClassifier:
-    """A fine-tuned network in eval mode: ``model(model.normalize(uint8 images))`` gives scores ``[B, classes]``.
+    """Load a fine-tuned network in eval mode: ``model(model.normalize(uint8 images))`` gives scores ``[B, classes]``.
 
     Args:
         path: a run folder of :func:`finetune` (its newest checkpoint), one checkpoint's folder, or its
@@ -213,23 +227,19 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
 
 
-def _initial(run: FinetuneRun, classes: int) -> Classifier:
-    """The network with which a run begins.
+def _initial(labeled: FolderRun[FinetuneSettings], classes: int) -> Classifier:
+    """Build the network with which a run begins.
 
     Raises:
         UserError: if the weights cannot be loaded or the image size does not fit.
     """
-    encoder, mean, std = load_backbone(run.run, run.weights)
-    size = None if run.image_size is None else (run.image_size, run.image_size)
+    settings = labeled.settings
+    encoder, mean, std = load_backbone(labeled.inputs["run"], settings.weights, seed=settings.seed)
+    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        if run.from_scratch:
-            shape = encoder_settings(encoder)
-            if shape["positions"] == "learned":
-                shape["positions"] = "sincos"
-            encoder = build_encoder(shape)
+        torch.manual_seed(settings.seed)
         try:
-            return Classifier(encoder, classes, mean=mean, std=std, image_size=size, drop_path=run.drop_path)
+            return Classifier(encoder, classes, mean=mean, std=std, image_size=size, drop_path=settings.drop_path)
         except ValueError as error:
             raise UserError(f"--image_size: {error}") from None
 

@@ -9,20 +9,22 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hardpatch.choices import WeightsName
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
-from hardpatch.interchange.load import Weights, load, read_metadata, weights_file
+from hardpatch.interchange.load import load, read_metadata, weights_file
 from hardpatch.interchange.reference import from_reference, read_reference, usual_heads
 from hardpatch.methods.hpm import HPM
-from hardpatch.models.block import Block, LayerScale
+from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import build_encoder, encoder_settings, mlp_ratio
 
 EXPORTED = "hardpatch_export"
 """The metadata entry of exported files that says, as JSON, what tensors cannot: see :class:`Backbone`."""
@@ -56,22 +58,25 @@ class Backbone(NamedTuple):
 
 def load_backbone(
     path: str | Path,
-    weights: Weights = "student",
+    weights: WeightsName = "student",
     *,
     drop_path: float = 0.0,
     heads: int | None = None,
+    seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """The encoder of pre-trained weights, to be fine-tuned.
+    """Load the encoder of pre-trained weights, to be trained further.
 
     Args:
         path: a run folder or weights file of ours; a reference checkpoint of HPM or MAE; a plain ViT with a class token
             in timm's names, as ``.safetensors`` or as a pickle of tensors, which is what timm, DeiT, DINO, DINOv2
             (without registers) and iBOT publish. Never unpickled beyond tensors and plain values.
-        weights: of a run, a reference or DINO checkpoint: whose.
+        weights: student or teacher of a run, a reference or DINO checkpoint; random is an encoder of the same shape
+            with new weights.
         drop_path: of the last block while training, rising linearly from 0 in the first.
         heads: of the attention, which leave no trace in other libraries' weights; None is what
             :func:`~hardpatch.interchange.reference.usual_heads` says of the width. A run of ours knows them.
+        seed: of random weights.
         device: where to put it.
 
     Returns:
@@ -81,14 +86,23 @@ def load_backbone(
     Raises:
         UserError: if there is nothing to load, it has parts that the encoder lacks, or it could run code.
     """
-    file = weights_file(path)
+    backbone = _read_backbone(weights_file(path), "student" if weights == "random" else weights, drop_path, heads)
+    if weights == "random":
+        settings = encoder_settings(backbone.encoder)
+        if settings["positions"] == "learned":
+            settings["positions"] = "sincos"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = backbone._replace(encoder=build_encoder(settings))
+    return backbone._replace(encoder=backbone.encoder.to(device))
+
+
+def _read_backbone(file: Path, weights: Literal["student", "teacher"], drop_path: float, heads: int | None) -> Backbone:
     if read_metadata(file) is not None:
-        return _of_model(load(file, weights), drop_path, device)
-    if weights == "untrained":
-        raise UserError(f"untrained: {file} does not say how it was initialized; give a run of hardpatch")
+        return _of_model(load(file, weights), drop_path)
     state = load_file(file) if file.suffix == ".safetensors" else read_reference(file, weights)
     if any(key.endswith("decoder_embed.weight") for key in state):
-        return _of_model(from_reference(state, heads=heads), drop_path, device)
+        return _of_model(from_reference(state, heads=heads), drop_path)
     told = _exported_metadata(file)
     if heads is not None:
         told["heads"] = heads
@@ -113,72 +127,17 @@ def load_backbone(
     channels = encoder.channels
     mean = told.get("mean", IMAGENET_MEAN if channels == 3 else [0.5] * channels)
     std = told.get("std", IMAGENET_STD if channels == 3 else [0.5] * channels)
-    return Backbone(encoder.to(device), tuple(mean), tuple(std))
+    return Backbone(encoder, tuple(mean), tuple(std))
 
 
-def encoder_settings(encoder: Encoder) -> dict[str, Any]:
-    """Plain values from which :func:`build_encoder` makes an encoder of the same shape, whose ``load_state_dict`` takes
-    the ``state_dict`` of this one: what to save beside the weights of a fine-tuned network."""
-    block, last = encoder.blocks[0], encoder.blocks[-1]
-    assert isinstance(block, Block)
-    assert isinstance(last, Block)
-    if encoder.relative_bias is not None:
-        positions = "relative"
-    else:
-        positions = "learned" if "positions" in encoder.state_dict() else "sincos"
-    return {
-        "image_size": [side * encoder.patch_size for side in encoder.grid],
-        "patch_size": encoder.patch_size,
-        "channels": encoder.channels,
-        "width": encoder.width,
-        "depth": len(encoder.blocks),
-        "heads": block.attn.heads,
-        "mlp_ratio": _mlp_ratio(block.mlp.fc1.out_features, encoder.width),
-        "positions": positions,
-        "layer_scale": 1.0 if isinstance(block.ls1, LayerScale) else None,
-        "drop_path": last.drop_path,
-    }
-
-
-def build_encoder(settings: Mapping[str, Any]) -> Encoder:
-    """A new encoder that keeps all patches, from :func:`encoder_settings`.
-
-    With positions ``learned`` the buffer ``positions [N, D]`` is part of the ``state_dict``.
-
-    Raises:
-        ValueError: if the sizes do not fit each other.
-    """
-    positions = settings["positions"]
-    relative = positions == "relative"
-    encoder = Encoder(
-        **{
-            **settings,
-            "image_size": tuple(settings["image_size"]),
-            "positions": "relative" if relative else "sincos",
-            "drop_masked": not relative,
-        }
-    )
-    encoder.mask_token = None
-    if positions == "learned":
-        learn_positions(encoder, torch.zeros(encoder.grid[0] * encoder.grid[1], encoder.width))
-    return encoder
-
-
-def learn_positions(encoder: Encoder, positions: Tensor) -> None:
-    """Give the encoder ``positions [N, D]`` that cannot be computed anew, and so are saved with its weights."""
-    encoder.register_buffer("positions", positions, persistent=True)
-
-
-def _of_model(model: HPM, drop_path: float, device: str | torch.device) -> Backbone:
+def _of_model(model: HPM, drop_path: float) -> Backbone:
     encoder = model.host.encoder
     encoder.mask_token = None
     depth = len(encoder.blocks)
     for number, block in enumerate(encoder.blocks):
         assert isinstance(block, Block)
         block.drop_path = drop_path * number / max(depth - 1, 1)
-    return Backbone(
-        encoder.requires_grad_(True).train().to(device), tuple(model.mean.tolist()), tuple(model.std.tolist())
-    )
+    return Backbone(encoder.requires_grad_(True).train(), tuple(model.mean.tolist()), tuple(model.std.tolist()))
 
 
 def _timm_names(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -224,16 +183,10 @@ def _settings(state: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) 
         "width": width,
         "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
         "heads": told.get("heads") or usual_heads(width),
-        "mlp_ratio": 4.0 if hidden is None else _mlp_ratio(hidden.shape[0], width),
+        "mlp_ratio": 4.0 if hidden is None else mlp_ratio(hidden.shape[0], width),
         "positions": "learned",
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,
     }
-
-
-def _mlp_ratio(hidden: int, width: int) -> float:
-    """What ``int(width * ratio)`` turns into ``hidden`` again, whatever the rounding."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def _our_state(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:

@@ -18,12 +18,13 @@ from torch import Tensor
 from hardpatch.data.demo import demo_source
 from hardpatch.errors import UserError
 from hardpatch.interchange import to_hugging_face
-from hardpatch.interchange.backbone import EXPORTED, Backbone, encoder_settings, load_backbone
+from hardpatch.interchange.backbone import EXPORTED, Backbone, load_backbone
 from hardpatch.interchange.load import load, training_masks
 from hardpatch.interchange.to_timm import timm_arguments, timm_state
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.patches import gather, split
 from hardpatch.pickles import save_tensors
 

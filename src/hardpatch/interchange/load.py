@@ -6,21 +6,21 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
+from hardpatch.choices import WeightsName
 from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
-from hardpatch.methods.ibot import IBOT
-from hardpatch.methods.targets import Target
+from hardpatch.methods.targets import HostTargets, Target
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.train import checkpoint
-
-Weights = Literal["student", "teacher", "untrained"]
 
 
 def load(
     run: str | Path,
-    weights: Weights = "student",
+    weights: WeightsName = "student",
     *,
     device: str | torch.device = "cpu",
     heads: int | None = None,
@@ -37,7 +37,7 @@ def load(
         run: a run folder (its newest checkpoint), a ``.safetensors`` file, or a ``.pth`` checkpoint of the reference
             implementations of HPM or MAE (read without unpickling code).
         weights: the student's, which fine-tuning starts from; the teacher's, which mines and cannot reconstruct; or
-            untrained, the random initialization that the run began with.
+            random, the initialization that the run began with.
         device: where to put it.
         heads, decoder_heads, normalize_pixels: for reference checkpoints, in whose weights they leave no trace; see
             :func:`~hardpatch.interchange.reference.from_reference`.
@@ -48,14 +48,14 @@ def load(
     path = weights_file(run)
     metadata = read_metadata(path)
     if metadata is None:
-        if weights == "untrained":
-            raise UserError(f"untrained: {path} does not say how it was initialized; give a run of hardpatch")
+        if weights == "random":
+            raise UserError(f"--weights random: {path} does not say how it was initialized; give a run of hardpatch")
         state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
-        settings = config.build(metadata["config"])
+        settings = read_settings(metadata, path)
         model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"])
-        if weights != "untrained":
+        if weights != "random":
             state = checkpoint.with_prefix(load_file(path), f"{weights}.")
             if not state:
                 raise UserError(f"weights: {path} has no {weights}; a plain host has a student only")
@@ -85,26 +85,30 @@ def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "
     Raises:
         UserError: if the network that it comes from cannot be loaded.
     """
-    metadata = read_metadata(weights_file(run))
+    path = weights_file(run)
+    metadata = read_metadata(path)
     if metadata is None:
         return None
-    settings = config.build(metadata["config"])
-    host = teacher.host
-    if isinstance(host, IBOT):
-        temperature = settings.ibot.teacher_temperature_end
-        # momentum 1 leaves the centers where training left them
-        return lambda pixels, sight, mask: host.teach(sight.latent, mask, temperature, 1.0)[1]
+    settings = read_settings(metadata, path)
+    if teacher.host.uses_teacher:
+        return HostTargets(teacher.host)
     return target_of(settings, torch.device(device))[0]
 
 
 def training_masks(run: str | Path) -> tuple[float, Literal["whole", "masked"]]:
     """The mask ratio of a run, and what it mined by: difficulty that was foreseen of whole images, or where a patch was
     masked (``fast.remember``). MAE's 0.75, and whole images, for other weights."""
-    metadata = read_metadata(weights_file(run))
+    path = weights_file(run)
+    metadata = read_metadata(path)
     if metadata is None:
         return 0.75, "whole"
-    settings = config.build(metadata["config"])
+    settings = read_settings(metadata, path)
     return settings.method.mask_ratio, "masked" if settings.fast.remember else "whole"
+
+
+def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
+    """Return the configuration in the metadata of a weights file, whichever version wrote it."""
+    return config.build(upgrade(metadata["config"], str(path)))
 
 
 def weights_file(run: str | Path) -> Path:

@@ -10,11 +10,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from hardpatch.choices import SIZES
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.encoder import SIZES
 from hardpatch.pickles import load_pickle
 
 # The first that fits wins: the loss predictor's names continue those of the reconstructor.

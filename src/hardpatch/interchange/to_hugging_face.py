@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hardpatch.errors import UserError
-from hardpatch.interchange.backbone import encoder_settings
 from hardpatch.methods.mae import MAE
 from hardpatch.models.block import NORM_EPS, Block, LayerScale
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import encoder_settings
 
 
 def vit(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hardpatch.interchange.backbone import encoder_settings
-from hardpatch.models.encoder import SIZES, Encoder
+from hardpatch.choices import SIZES
+from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import encoder_settings
 
 _NAMED: dict[str, dict[str, tuple[int, ...]]] = {
     "vit": {"tiny": (16,), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14,)},

@@ -20,7 +20,8 @@ from hardpatch.data.sources import EXTENSIONS, Source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import Progress
 from hardpatch.methods.hpm import HPM
-from hardpatch.methods.masking import hard_patches, masked_count, random_mask
+from hardpatch.methods.masking import masked_count, random_mask
+from hardpatch.methods.mining import hard_patches
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher
 from hardpatch.patches import all_masked, gather, split
@@ -132,18 +133,18 @@ def score(
     for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
         pixels, indices = batch.images.to(device), batch.indices.to(device)
         images = student.normalize(pixels)
-        sight = None
+        output = None
         if predict == "whole" or target is not None:
-            sight = teacher.look(images, difficulty=predict == "whole")
+            output = teacher.see_whole(images, difficulty=predict == "whole")
         whole = all_masked(len(images), patches, images.device)
-        goal = student.target(images) if target is None else target(pixels, sight, whole)  # [B, N, ...]
+        goal = student.target(images) if target is None else target(pixels, output, whole)  # [B, N, ...]
         losses, difficulty = over_masks(
             student, images, indices, goal, masked=masked, draws=draws, seed=seed, predict=predict == "masked"
         )  # [B, N]
         if difficulty is None:
-            assert sight is not None
-            assert sight.difficulty is not None
-            difficulty = sight.difficulty.float()
+            assert output is not None
+            assert output.difficulty is not None
+            difficulty = output.difficulty.float()
         if not bool((difficulty.isfinite() & losses.isfinite()).all()):
             raise UserError(
                 "model: expected finite losses, got NaN or infinity; its training diverged, take another one"
@@ -216,11 +217,11 @@ def over_masks(
     for draw in range(draws):
         mask = random_mask(patch_noise(seed, draw, indices, total.shape[1]) - times, masked)
         parts = split(mask, masked)
-        answer = model.answer(images, parts, predict=predict)
-        loss = model.reconstruction_loss(answer.prediction, gather(target, parts.masked))  # [B, M]
+        student = model.predict(images, parts, with_loss=predict)
+        loss = model.reconstruction_loss(student.prediction, gather(target, parts.masked))  # [B, M]
         total.scatter_add_(1, parts.masked, loss.float())
-        if answer.predicted is not None:
-            foreseen.scatter_add_(1, parts.masked, answer.predicted.float())
+        if student.predicted is not None:
+            foreseen.scatter_add_(1, parts.masked, student.predicted.float())
         times += mask
     return total / times, foreseen / times if predict else None
 

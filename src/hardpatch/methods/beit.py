@@ -1,4 +1,4 @@
-"""BEiT (Bao et al., ICLR 2022): masked patches stay as mask tokens, and their visual tokens are to be named.
+"""BEiT (Bao et al., ICLR 2022): masked patches stay as mask tokens, and the encoder predicts their visual tokens.
 
 The visual tokens come from a tokenizer that is trained beforehand (:mod:`hardpatch.models.tokenizer`). BEiT masks
 blocks, and its ViT has a relative position bias and layer scale: see the recipes.
@@ -24,19 +24,18 @@ class BEiT(TokenHost):
         encoder: see :class:`~hardpatch.models.encoder.Encoder`.
     """
 
+    monitors_tokens = True
+
     def __init__(self, *, vocabulary: int, decoder_width: int | None = None, **encoder: Any) -> None:
         vit = Encoder(drop_masked=False, **encoder)
         super().__init__(vit, nn.Linear(vit.width, vocabulary), decoder_width)
-
-    def target(self, images: Tensor) -> Tensor:
-        raise ValueError("target: visual tokens come from a tokenizer, see hardpatch.methods.targets")
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return token_loss(prediction, target)
 
     @torch.no_grad()
-    def token_use(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Entropy of how often each visual token is named and is the right one, 1 = all alike."""
+    def token_metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Entropy of the use of visual tokens in predictions and targets, in [0, 1]; 1 is even use."""
         vocabulary = prediction.shape[-1]
         return {
             "token_entropy": token_entropy(prediction.argmax(dim=-1), vocabulary),

@@ -1,7 +1,7 @@
 """Masks made of blocks and of windows: what counts is where patches lie on the grid.
 
 Patch ``n`` of a grid of (rows, columns) lies in row ``n // columns`` and column ``n % columns``. A mask is bool
-``[B, N]``, True = masked; ``given`` is a mask too, of patches that are already chosen. Only additions, products and
+``[B, N]``, True = masked; ``mined`` is a mask too, of patches that are already chosen. Only additions, products and
 square roots, which every device rounds alike, turn noise into blocks: the same noise gives the same blocks anywhere.
 """
 
@@ -20,7 +20,7 @@ class Blocks(NamedTuple):
     """What :func:`draw_blocks` gives."""
 
     mask: Tensor
-    """the given patches and those of the blocks, bool ``[B, N]``"""
+    """the mined patches and those of the blocks, bool ``[B, N]``"""
     boxes: Tensor
     """int64 ``[B, attempts, 4]``: top, left, height and width of each block in patches; zeros if it was not placed"""
 
@@ -29,7 +29,7 @@ def draw_blocks(
     noise: Tensor,
     masked: int,
     grid: tuple[int, int],
-    given: Tensor | None = None,
+    mined: Tensor | None = None,
     *,
     smallest: int = 16,
     aspect: float = 0.3,
@@ -45,9 +45,9 @@ def draw_blocks(
 
     Args:
         noise: uniform in [0, 1), ``[B, 4 * attempts]``.
-        masked: M, the given patches included.
+        masked: M, the mined patches included.
         grid: (rows, columns) of patches.
-        given: masked beforehand, at most M of an image; None for none.
+        mined: masked beforehand, at most M of an image; None for none.
         smallest: patches of the smallest block; M if that is less.
         aspect: the smallest ratio of height to width, in (0, 1].
 
@@ -64,8 +64,8 @@ def draw_blocks(
     row = torch.arange(rows, device=noise.device).view(1, rows, 1)
     column = torch.arange(columns, device=noise.device).view(1, 1, columns)
     covered = torch.zeros(len(noise), rows, columns, dtype=torch.bool, device=noise.device)
-    if given is not None:
-        covered = given.unflatten(1, grid)
+    if mined is not None:
+        covered = mined.unflatten(1, grid)
     wanted = masked - covered.sum(dim=(1, 2))
     boxes = []
     for attempt in range(u.shape[1]):
@@ -87,7 +87,7 @@ def draw_blocks(
 
 
 def inverse_block_mask(
-    noise: Tensor, masked: int, grid: tuple[int, int], given: Tensor | None = None, *, side: int = 3
+    noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None, *, side: int = 3
 ) -> Tensor:
     """Keep blocks and mask the rest, as in data2vec 2.0 (Baevski et al., ICML 2023, inverse block masking).
 
@@ -99,7 +99,7 @@ def inverse_block_mask(
         noise: ``[B, N]``, uniform in [0, 1): the centers' order.
         masked: M, exactly.
         grid: (rows, columns) of patches.
-        given: masked beforehand, at most M of an image; None for none.
+        mined: masked beforehand, at most M of an image; None for none.
         side: of a block, in patches; 3 for images in the paper.
     """
     rows, columns = grid
@@ -108,23 +108,23 @@ def inverse_block_mask(
     # The block that keeps a patch is the first around it. Ranks, unlike noise, have no ties, and a float holds them.
     first = F.max_pool2d(order.float(), side, stride=1, padding=side // 2)[..., :rows, :columns]
     priority = (first.int() * patches + order.int()).flatten(1)
-    if given is not None:
-        priority = priority.masked_fill(given, -1)
+    if mined is not None:
+        priority = priority.masked_fill(mined, -1)
     visible = priority.topk(patches - masked, dim=1, sorted=False).indices
     return torch.ones_like(priority, dtype=torch.bool).scatter(1, visible, False)
 
 
-def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], given: Tensor | None = None) -> Tensor:
+def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
     """Keep one patch of every window of 2 x 2 visible: uniform sampling (Li et al., UM-MAE, 2022).
 
-    The visible patch is drawn evenly among those of its window that are not given. Where all four are given one of
-    them is visible nevertheless: there the definition goes before ``given``, and nowhere else.
+    The visible patch is drawn evenly among those of its window that are not mined. Where all four are mined one of
+    them is visible nevertheless: there the definition goes before ``mined``, and nowhere else.
 
     Args:
         noise: ``[B, N]``, uniform in [0, 1).
         masked: M; 3/4 of the patches is the only number there can be.
         grid: (rows, columns) of patches, both even.
-        given: masked beforehand; None for none.
+        mined: masked beforehand; None for none.
 
     Raises:
         ValueError: if the grid has no whole windows, or M is not 3/4 of its patches.
@@ -134,8 +134,8 @@ def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], given: Tensor |
         raise ValueError(f"grid: expected even rows and columns for one visible patch in each 2 x 2, got {grid}")
     if 4 * masked != 3 * rows * columns:
         raise ValueError(f"masked: a grid mask hides 3/4 of the patches, {3 * rows * columns // 4}, got {masked}")
-    if given is not None:
-        noise = noise - given.to(noise.dtype)
+    if mined is not None:
+        noise = noise - mined.to(noise.dtype)
     windows = noise.unflatten(1, (rows // 2, 2, columns // 2, 2)).transpose(2, 3).flatten(3)  # [B, R/2, C/2, 4]
     visible = windows.argmax(dim=3, keepdim=True)
     mask = torch.ones_like(windows, dtype=torch.bool).scatter(3, visible, False)

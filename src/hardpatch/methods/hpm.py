@@ -1,67 +1,152 @@
-"""Hard Patches Mining (Wang et al., CVPR 2023) around a masked image model; paper, Algorithm 1.
+"""Hard Patches Mining (Wang et al., CVPR 2023) around a masked image model: the paper's Algorithm 1.
 
-One training step is :func:`mine` (the teacher sets the problem) and :meth:`HPM.forward` (the student solves it).
+:class:`HardPatchesMining` is a training step up to its loss: the teacher predicts what is hard, that is masked, and the
+student, :meth:`HPM.forward`, reconstructs it. The optimizer step and the teacher's update follow in
+:mod:`hardpatch.pretrain.step`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hardpatch.methods.base import Host
-from hardpatch.methods.curriculum import mined_count
-from hardpatch.methods.ibot import IBOT, Views
+from hardpatch.choices import PredictingLossName
+from hardpatch.methods.base import Host, Targets, Views
+from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.methods.losses import PREDICTING_LOSSES
-from hardpatch.methods.masking import (
-    Mask,
-    Mining,
-    hard_patches,
-    masked_count,
-    noise_count,
-    pool_units,
-    secondary_mask,
-    spread_units,
-    subsample_masked,
-)
+from hardpatch.methods.mining import Masking, MinedMask
+from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
 from hardpatch.patches import PatchIndices, gather, split
 
-PredictingLoss = Literal["relative", "absolute", "absolute_standardized"]
+
+class Inputs(NamedTuple):
+    """A micro-batch on the device."""
+
+    images: Tensor
+    """normalized ``[B, C, H, W]``"""
+    noise: Tensor
+    """uniform in [0, 1), ``[B, masking.noise_count]``: what the masks are drawn from"""
+    pixels: Tensor | None = None
+    """uint8 ``[B, C, H, W]``, for targets from another network"""
+    views: Views | None = None
+    """other crops, for hosts that compare crops"""
+    boxes: CropBox | None = None
+    """where the crops come from, for difficulty that is remembered"""
 
 
 class Losses(NamedTuple):
-    """What one step gives. ``loss`` is what is minimized: the sum of the others."""
+    """Result of the student's half of a step."""
 
     loss: Tensor
-    """scalar"""
+    """scalar that is minimized"""
     reconstruction: Tensor
-    """of each masked patch, ``[B, M]``"""
-    predicting: Tensor | None
-    """scalar; None without a loss predictor"""
+    """loss of each masked patch, ``[B, M]``"""
     predicted: Tensor | None
-    """the predictor's scores of the masked patches, ``[B, M]``"""
-    classes: Tensor | None = None
-    """scalar: iBOT's loss between the class tokens of different views"""
-    token_use: dict[str, Tensor] | None = None
-    """how evenly BEiT's and iBOT's tokens are used, from 0 (one token) to 1; where asked for"""
+    """the loss predictor's scores of the masked patches, ``[B, M]``; None without one"""
+    parts: dict[str, Tensor]
+    """scalars by name that ``loss`` is made of"""
+    token_metrics: dict[str, Tensor]
+    """scalars by name: how evenly tokens are used, where the host has some and they are asked for"""
 
 
 class StudentOutput(NamedTuple):
-    """What the student says of the masked patches of a batch."""
+    """Predictions of the student for the masked patches of a batch."""
 
     latent: Tensor
-    """``[B, 1 + V, D]``, of every image; with iBOT of those seen whole, too"""
+    """``[B, 1 + V, D]`` of every image, those seen whole included"""
     prediction: Tensor
-    """``[B, M, T]``"""
+    """reconstruction, ``[B, M, T]``"""
     predicted: Tensor | None
-    """its loss, as the student foresees it, ``[B, M]``; None where it is not asked for"""
+    """predicted loss of the reconstruction, ``[B, M]``; None where it is not asked for"""
+
+
+@dataclass
+class HardPatchesMining:
+    """A training step up to the loss: teacher, mask, student (Algorithm 1).
+
+    Args:
+        student: a :class:`HPM`, or what a launcher wrapped around it.
+        teacher: its moving average; None where nothing is asked of it.
+        masking: how masks are made.
+        target: network that gives the targets; None for the host's own.
+        memory: difficulty from earlier epochs, in place of the teacher's.
+    """
+
+    student: Any
+    teacher: Teacher | None
+    masking: Masking
+    target: Target | None = None
+    memory: DifficultyMemory | None = None
+
+    def __call__(
+        self, inputs: Inputs, *, mask_ratio: float, alpha: float, progress: float = 0.0, observe: bool = False
+    ) -> tuple[MinedMask, Losses]:
+        """Mask what is hard, and have the student reconstruct it and predict its loss.
+
+        Args:
+            inputs: a micro-batch.
+            mask_ratio: gamma, the share of masked patches.
+            alpha: mined share of those, in [0, 1]; see :func:`~hardpatch.methods.curriculum.linear_alpha`.
+            progress: share of the training that is done, in [0, 1].
+            observe: also compute what only the log needs.
+        """
+        mining = self.masking.counts(mask_ratio, alpha)[1] > 0
+        output = self.see(inputs.images, mining)  # of whole images, no gradient
+        difficulty = self.difficulty(inputs, output) if mining else None  # [B, N]
+        count = max(1, round(len(inputs.images) * self.student.host.masked_share))
+        mined = self.masking.mine(
+            inputs.noise[:count],
+            mask_ratio=mask_ratio,
+            alpha=alpha,
+            difficulty=None if difficulty is None else difficulty[:count],
+            attention=None if output is None or output.attention is None else output.attention[:count],
+            compare=observe,
+        )
+        targets = self.targets(inputs, output, mined.mask, progress)  # no gradient
+        losses = self.student(
+            inputs.images,
+            mined.mask,
+            targets,
+            inputs.views,
+            observe=observe and self.student.host.monitors_tokens,
+        )
+        if self.memory is not None and inputs.boxes is not None:
+            self.memory.write(inputs.boxes, mined.mask, losses.predicted, self.masking.grid)
+        return mined, losses
+
+    def see(self, images: Tensor, mining: bool) -> TeacherOutput | None:
+        """Run the teacher on whole images ``[B, C, H, W]``; None where nothing is asked of it."""
+        attention = self.masking.uses_attention
+        makes_targets = self.student.host.uses_teacher or getattr(self.target, "uses_teacher", False)
+        if self.teacher is None or not (mining or attention or makes_targets):
+            return None
+        return self.teacher(images, difficulty=mining, attention=attention)
+
+    def difficulty(self, inputs: Inputs, output: TeacherOutput | None) -> Tensor | None:
+        """Difficulty ``[B, N]`` to mine by: what is remembered of the images, or what the teacher predicts."""
+        if self.memory is not None and inputs.boxes is not None:
+            remembered = self.memory.read(inputs.boxes, self.masking.grid)
+            return remembered + 1e-3 * inputs.noise[:, : remembered.shape[1]]  # random where nothing is known
+        return None if output is None else output.difficulty
+
+    @torch.no_grad()
+    def targets(
+        self, inputs: Inputs, output: TeacherOutput | None, mask: PatchIndices, progress: float
+    ) -> Targets | None:
+        """Targets of the masked patches where they come from another network; None for the host's own."""
+        if self.target is not None and inputs.pixels is not None:
+            return Targets(self.target(inputs.pixels, output, mask))
+        if self.teacher is None or output is None:
+            return None
+        return self.teacher.network.host.teacher_targets(output, mask, progress)
 
 
 class HPM(nn.Module):
-    """A host that also learns to foresee its own reconstruction loss.
+    """A host that also learns to predict its own reconstruction loss.
 
     Without a predictor this *is* the host. All images are float ``[B, C, H, W]``, normalized (:meth:`normalize`); a
     mask is bool ``[B, N]``, True = masked.
@@ -69,9 +154,8 @@ class HPM(nn.Module):
     Args:
         host: the masked image model, see :class:`~hardpatch.methods.base.Host`.
         predictor: a decoder whose mean output is the predicted loss, or None.
-        predicting_loss: ``relative`` (paper, Eq. 5 and 6), ``absolute`` (Eq. 4) or ``absolute_standardized``
-            (reference).
-        predictor_reads: the encoder after so many blocks, so that the teacher needs no more; None is all.
+        predicting_loss: ``relative`` (Eq. 5 to 7), ``absolute`` (Eq. 4) or ``absolute_standardized`` (the reference
+            code's).
         mean, std: of each channel for pixels in [0, 1].
     """
 
@@ -83,15 +167,13 @@ class HPM(nn.Module):
         host: Host,
         predictor: Decoder | None,
         *,
-        predicting_loss: PredictingLoss = "relative",
-        predictor_reads: int | None = None,
+        predicting_loss: PredictingLossName = "relative",
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         self.host = host
         self.predictor = predictor
-        self.predictor_reads = predictor_reads
         self.predicting_loss = PREDICTING_LOSSES[predicting_loss]
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -100,68 +182,62 @@ class HPM(nn.Module):
         self,
         images: Tensor,
         mask: Tensor | PatchIndices,
-        target: Tensor | None = None,
+        targets: Targets | None = None,
         views: Views | None = None,
         *,
         observe: bool = False,
     ) -> Losses:
-        """The student's half of a training step: rebuild the masked patches, and say which of them will be harder.
+        """Reconstruct the masked patches and predict which of them are harder: the student's half of a step.
 
         Args:
-            images: ``[B, C, H, W]``. With iBOT the mask may be of the first images only; the others are seen whole.
-            mask: which patches to rebuild.
-            target: of those, ``[B, M, ...]``, where it comes from another network; None asks the host.
-            views: iBOT's other crops.
+            images: ``[B, C, H, W]``. The mask may be of the first images only; the others are seen whole.
+            mask: which patches to reconstruct.
+            targets: of those, where they come from another network; None asks the host.
+            views: other crops of the images, for hosts that compare crops.
             observe: measure the use of tokens, for the log.
         """
         mask = split(mask)
-        whole, prediction, predicted = self.answer(images, mask, predict=self.has_predictor)
-        if target is None:
-            target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
-        reconstruction = self.host.reconstruction_loss(prediction, target)  # [B, M], unreduced
-        # iBOT's patch loss is a mean over all crops, in which those without masked patches count as 0.
-        mean = reconstruction.mean() * (len(mask.masked) / len(whole))
-        losses = Losses(mean, reconstruction, None, None)
+        latent, prediction, predicted = self.predict(images, mask, with_loss=self.has_predictor)
+        if targets is None:
+            targets = Targets(gather(self.host.target(images), mask.masked))  # [B, M, T], no gradient
+        reconstruction = self.host.reconstruction_loss(prediction, targets.patches)  # [B, M], unreduced
+        mean = reconstruction.mean()
+        # The mean is over all images; one that is seen whole counts as 0.
+        loss, parts = mean * (len(mask.masked) / len(latent)), {"reconstruction_loss": mean}
         if predicted is not None:
-            predicting = self.predicting_loss(predicted, reconstruction.detach())
-            losses = losses._replace(loss=losses.loss + predicting, predicting=predicting, predicted=predicted)
-        if views is not None:
-            classes = cast(IBOT, self.host).class_loss(whole[:, 0], views)
-            losses = losses._replace(loss=losses.loss + classes, classes=classes)
-        if observe and hasattr(self.host, "token_use"):
-            losses = losses._replace(token_use=self.host.token_use(prediction, target))
-        return losses
+            parts["predicting_loss"] = self.predicting_loss(predicted, reconstruction.detach())
+            loss = loss + parts["predicting_loss"]
+        image_loss = self.host.image_loss(latent, targets, views)
+        if image_loss is not None:
+            parts["class_loss"] = image_loss
+            loss = loss + image_loss
+        token_metrics = self.host.token_metrics(prediction, targets.patches) if observe else {}
+        return Losses(loss, reconstruction, predicted, parts, token_metrics)
 
-    def answer(self, images: Tensor, mask: PatchIndices, *, predict: bool = True) -> StudentOutput:
-        """Rebuild the masked patches of images ``[B, C, H, W]`` and, unless ``predict`` is off, foresee the loss.
+    def predict(self, images: Tensor, mask: PatchIndices, *, with_loss: bool = True) -> StudentOutput:
+        """Reconstruct the masked patches of images ``[B, C, H, W]`` and, ``with_loss``, predict the loss of that.
 
-        The mask may be of the first images only (iBOT).
+        The mask may be of the first images only.
         """
-        early, whole = self._early_and_whole(images, mask, predict=predict)  # [B, 1 + V, D]
+        whole = self.host.encode(images, mask)  # [B, 1 + V, D]
         latent = whole[: len(mask.masked)]
         tokens = self.host.decoder_tokens(latent, mask)
         prediction = self.host.reconstruct(latent, tokens, mask)
-        if not predict:
-            return StudentOutput(whole, prediction, None)
-        read = tokens if early is None else self.host.decoder_tokens(early, mask)
-        return StudentOutput(whole, prediction, self._predictor().mean_output(read))
+        return StudentOutput(whole, prediction, self._predictor().mean_output(tokens) if with_loss else None)
 
     def predict_loss(self, images: Tensor) -> Tensor:
-        """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked: what the masks are mined
-        from."""
-        difficulty = self.look(images).difficulty
+        """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked."""
+        difficulty = self.see_whole(images).difficulty
         assert difficulty is not None
         return difficulty
 
-    def look(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
-        """One look at whole images ``[B, C, H, W]``: the latent and, where asked for, what was predicted from it and
-        where the class token looked."""
+    def see_whole(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
+        """Encode whole images ``[B, C, H, W]``; with predicted difficulty and class attention where asked for."""
+        attended = None
         if attention:
             latent, attended = self.host.encoder.attend(images)
-        elif self.predictor_reads is not None:
-            (latent,), attended = self.host.encoder.latents(images, None, (self.predictor_reads,)), None
         else:
-            latent, attended = self.host.encode(images), None
+            latent = self.host.encode(images)
         predicted = None
         if difficulty:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
@@ -170,7 +246,8 @@ class HPM(nn.Module):
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Features ``[B, 1 + V, D]`` of the visible patches (all N without a mask), class token first, after the
-        norm."""
+        norm.
+        """
         return self.host.encode(images, mask)
 
     def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
@@ -179,15 +256,15 @@ class HPM(nn.Module):
         return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
-        """What is reconstructed, for every patch: ``[B, N, T]``."""
+        """Target of the reconstruction for every patch: ``[B, N, T]``."""
         return self.host.target(images)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss ``[B, M]`` of each patch from ``[B, M, T]`` twice."""
+        """Loss ``[B, M]`` of each patch from prediction and target ``[B, M, T]``."""
         return self.host.reconstruction_loss(prediction, target)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels uint8 ``[B, C, H, W]`` as the network wants them: float32, mean 0 and variance 1 over the data set."""
+        """Normalize uint8 pixels ``[B, C, H, W]`` by the mean and deviation of the data set: float32."""
         mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
         return (images.float() / 255.0 - mean) / std
 
@@ -208,113 +285,10 @@ class HPM(nn.Module):
 
     @property
     def has_predictor(self) -> bool:
-        """False for a plain host, which knows no difficulty."""
+        """False for a plain host, which predicts no difficulty."""
         return self.predictor is not None
-
-    def _early_and_whole(self, images: Tensor, mask: PatchIndices, *, predict: bool) -> tuple[Tensor | None, Tensor]:
-        """What the predictor reads, where that is asked for and not the latent, and the latent."""
-        if not predict or self.predictor_reads is None:
-            return None, self.host.encode(images, mask)
-        encoder = self.host.encoder
-        early, whole = encoder.latents(images, mask, (self.predictor_reads, len(encoder.blocks)))
-        return early, whole
 
     def _predictor(self) -> Decoder:
         if self.predictor is None:
             raise ValueError("predict_loss: this model was trained without a loss predictor (predicting loss 'none')")
         return self.predictor
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How masks are drawn."""
-
-    mask: Mask = "random"
-    """draws the patches that are not mined"""
-    mining: Mining = "hard"
-    """mines the hardest patches, or the easiest"""
-    unit: int = 1
-    """side, in patches, of the squares that are masked as a whole"""
-    secondary: float = 0.0
-    """share of the visible patches that are hidden behind mask tokens"""
-    asked: float = 1.0
-    """share of the masked patches that are to be rebuilt"""
-
-    @property
-    def guided(self) -> bool:
-        """Whether it needs the teacher's attention."""
-        return self.mask.startswith("attention")
-
-    def noise_count(self, grid: tuple[int, int]) -> int:
-        """Random numbers for each image of a ``grid`` of patches."""
-        patches = grid[0] * grid[1]
-        more = (self.secondary > 0.0) + (self.asked < 1.0)
-        return noise_count(self.mask, patches // self.unit**2) + more * patches
-
-
-class MinedMask(NamedTuple):
-    """What the teacher sets the student."""
-
-    mask: PatchIndices
-    """the patches to rebuild, index lists of ``[B, M]`` and ``[B, V]``"""
-    sight: TeacherOutput | None
-    """what the teacher saw; None where it was not needed"""
-    difficulty: Tensor | None
-    """predicted loss of every patch, ``[B, N]``; None where nothing was mined"""
-
-
-def mine_mask(
-    teacher: Teacher | None,
-    images: Tensor,
-    noise: Tensor,
-    *,
-    mask_ratio: float,
-    alpha: float,
-    grid: tuple[int, int],
-    masking: Masking = Masking(),
-    look: bool = False,
-    images_masked: int | None = None,
-    known: Tensor | None = None,
-) -> MinedMask:
-    """The teacher's half of a training step: look at the whole images, mask what will be hard.
-
-    Args:
-        teacher: the student's moving average; not run, and may be None, where nothing is asked of it.
-        images: normalized pixels ``[B, C, H, W]``.
-        noise: uniform in [0, 1), ``[B, masking.noise_count(grid)]``; see :func:`hardpatch.randomness.patch_noise`.
-        mask_ratio: gamma, the share of masked patches.
-        alpha: the mined share of those, in [0, 1]; see :mod:`hardpatch.methods.curriculum`.
-        grid: (rows, columns) of patches.
-        masking: how masks are drawn.
-        look: run the teacher in any case, since the target is made of what it sees.
-        images_masked: mask only so many of the images, the first (iBOT); None masks all.
-        known: the difficulty ``[B, N]`` where it comes from elsewhere than the teacher
-            (:class:`~hardpatch.methods.difficulty_memory.DifficultyMemory`).
-    """
-    units = grid[0] // masking.unit, grid[1] // masking.unit
-    masked = masked_count(units[0] * units[1], mask_ratio)
-    mined = mined_count(masked, alpha)
-    sight = None
-    if teacher is not None and (mined or masking.guided or look):
-        sight = teacher.look(images, difficulty=mined > 0, attention=masking.guided)  # no gradient
-    seen = (None, None) if sight is None else (sight.difficulty, sight.attention)
-    predicted = seen[0] if known is None or not mined else known
-    difficulty, attention = (
-        None if values is None else pool_units(values[:images_masked], grid, masking.unit)
-        for values in (predicted, seen[1])
-    )  # [B, units]
-    noise = noise[:images_masked]
-    mask = hard_patches(
-        difficulty, noise, masked, mined, masking.mining, mask=masking.mask, grid=units, attention=attention
-    )
-    mask = spread_units(mask, grid, masking.unit)  # bool [B, N]
-    masked = masked * masking.unit**2
-    parts = split(mask, masked)
-    patches = mask.shape[1]
-    if masking.secondary:
-        hidden = secondary_mask(noise[:, -patches:], mask, masking.secondary, masked)
-        parts = parts._replace(hidden=hidden.gather(1, parts.visible))
-        noise = noise[:, :-patches]
-    if masking.asked < 1.0:
-        parts = parts._replace(masked=subsample_masked(parts.masked, noise[:, -patches:], masking.asked))
-    return MinedMask(parts, sight, predicted)

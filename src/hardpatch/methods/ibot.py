@@ -1,31 +1,33 @@
 """iBOT (Zhou et al., ICLR 2022): the moving average of the student is the tokenizer.
 
 Class tokens of different views of an image must agree (DINO), and masked patches must give what the teacher sees there.
-One teacher serves iBOT and hard patches mining: it looks at the whole global crops once, and from that come the masks
-and both targets. The per-patch loss is what the loss predictor learns to rank.
+One teacher serves iBOT and Hard Patches Mining: it sees the whole global crops once, and from that come the masks and
+both targets. The loss predictor learns to rank the loss of each patch.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hardpatch.methods.base import TokenHost
-from hardpatch.methods.distillation import class_loss, cross_entropy, sharpen, update_center, usage_entropy
+from hardpatch.methods.base import Targets, TokenHost, Views
+from hardpatch.methods.distillation import (
+    class_loss,
+    cross_entropy,
+    sharpen,
+    teacher_temperature,
+    update_center,
+    usage_entropy,
+)
+from hardpatch.methods.teacher import TeacherOutput
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
 from hardpatch.patches import PatchIndices, gather
 
-
-class Views(NamedTuple):
-    """What the class tokens learn from, beside the global crops that the student is given."""
-
-    local: Tensor | None
-    """normalized small crops ``[L * B, C, h, w]``, all images of the first, then of the second..."""
-    classes: Tensor
-    """the teacher's probabilities ``[2 * B, K]`` for the global crops, in the order of those crops"""
-    back: Tensor
-    """int64 ``[2 * B]``: puts the global crops in the order of ``local``, view by view"""
+STUDENT_TEMPERATURE = 0.1
+TEACHER_TEMPERATURES = (0.04, 0.07)
+"""At the beginning and after the warm-up."""
+CENTER_MOMENTUM = 0.9
 
 
 class IBOT(TokenHost):
@@ -33,12 +35,17 @@ class IBOT(TokenHost):
 
     Args:
         outputs, head_hidden, head_bottleneck: of the head, see :class:`~hardpatch.models.projection.ProjectionHead`.
-        student_temperature: of the student's softmax.
+        temperature_warmup: share of the training in which the teacher's temperature rises linearly.
+        frozen_last_layer: share of the training in which the head's last layer keeps its initial weights.
         decoder_width: of the loss predictor's tokens; None without one.
         encoder: see :class:`~hardpatch.models.encoder.Encoder`.
     """
 
     reconstruction_only: tuple[str, ...] = ()
+    masked_share = 0.5  # of the global crops; the others are seen whole
+    uses_teacher = True
+    monitors_tokens = True
+    # British spelling: these are names in checkpoints.
     class_centre: Tensor
     patch_centre: Tensor
 
@@ -48,65 +55,77 @@ class IBOT(TokenHost):
         outputs: int = 8192,
         head_hidden: int = 2048,
         head_bottleneck: int = 256,
-        student_temperature: float = 0.1,
+        temperature_warmup: float = 0.075,
+        frozen_last_layer: float = 0.0025,
         decoder_width: int | None = None,
         **encoder: Any,
     ) -> None:
         vit = Encoder(drop_masked=False, **encoder)
         head = ProjectionHead(vit.width, outputs, hidden=head_hidden, bottleneck=head_bottleneck)
         super().__init__(vit, head, decoder_width)
-        self.student_temperature = student_temperature
+        self.temperature_warmup, self.frozen_last_layer = temperature_warmup, frozen_last_layer
         self.register_buffer("class_centre", torch.zeros(1, outputs))
         self.register_buffer("patch_centre", torch.zeros(1, 1, outputs))
 
-    def target(self, images: Tensor) -> Tensor:
-        raise ValueError("target: iBOT's comes from its teacher, see IBOT.teach")
-
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(prediction, target, self.student_temperature)
+        return cross_entropy(prediction, target, STUDENT_TEMPERATURE)
 
-    def class_loss(self, class_tokens: Tensor, views: Views) -> Tensor:
+    def image_loss(self, latent: Tensor, targets: Targets, views: Views | None) -> Tensor | None:
         """Mean cross-entropy between the teacher's global views and the student's other views.
 
         Args:
-            class_tokens: the student's, of the global crops, ``[2 * B, D]``.
-            views: the local crops, and what the teacher says.
+            latent: the student's, of the global crops, ``[2 * B, 1 + N, D]``.
+            targets: the teacher's probabilities of these, ``images [2 * B, K]``.
+            views: the local crops, and the order of the global ones; None in a model that is only measured.
         """
-        own = self.head(class_tokens)[views.back]  # [2 * B, K], view by view
-        classes = views.classes[views.back].unflatten(0, (2, -1))  # [2, B, K]
-        images = classes.shape[1]
+        if views is None or targets.images is None:
+            return None
+        student = self.head(latent[:, 0])[views.order]  # [2 * B, K], view by view
+        teacher = targets.images[views.order].unflatten(0, (2, -1))  # [2, B, K]
+        images = teacher.shape[1]
         if views.local is not None:
-            own = torch.cat([own, self.head(self.encode(views.local)[:, 0])])
-        return class_loss(own.unflatten(0, (-1, images)), classes, self.student_temperature)
+            student = torch.cat([student, self.head(self.encode(views.local)[:, 0])])
+        return class_loss(student.unflatten(0, (-1, images)), teacher, STUDENT_TEMPERATURE)
 
     @torch.no_grad()
-    def teach(
-        self, latent: Tensor, mask: PatchIndices, temperature: float, center_momentum: float
-    ) -> tuple[Tensor, Tensor]:
-        """The teacher's half: what class and masked patch tokens should say. Moves the centers afterwards.
+    def teacher_targets(
+        self, output: TeacherOutput, mask: PatchIndices, progress: float, *, update: bool = True
+    ) -> Targets:
+        """Probabilities for class tokens and masked patches; with ``update`` the centers move afterwards.
 
         Args:
-            latent: of the whole global crops, ``[2 * B, 1 + N, D]``.
-            mask: of the first images, ``[R, M]``.
-            temperature: of the teacher's softmax.
-            center_momentum: of the running means of its outputs.
+            output: the teacher's, of the whole global crops, ``latent [2 * B, 1 + N, D]``.
+            mask: of the first R images, ``[R, M]``.
+            progress: share of the training that is done, in [0, 1].
 
         Returns:
-            Probabilities ``[2 * B, K]`` of the crops and ``[R, M, K]`` of the masked patches.
+            ``patches [R, M, K]`` and ``images [2 * B, K]``.
         """
-        classes, patches = self.head(latent[:, 0]), self.head(latent[:, 1:])
-        targets = (
-            sharpen(classes, self.class_centre, temperature),
-            sharpen(gather(patches[: len(mask.masked)], mask.masked), self.patch_centre, temperature),
+        classes, patches = self.head(output.latent[:, 0]), self.head(output.latent[:, 1:])
+        temperature = self._temperature(progress)
+        targets = Targets(
+            patches=sharpen(gather(patches[: len(mask.masked)], mask.masked), self.patch_centre, temperature),
+            images=sharpen(classes, self.class_centre, temperature),
         )
-        update_center(self.class_centre, classes, center_momentum)
-        update_center(self.patch_centre, patches, center_momentum)
+        if update:
+            update_center(self.class_centre, classes, CENTER_MOMENTUM)
+            update_center(self.patch_centre, patches, CENTER_MOMENTUM)
         return targets
 
     @torch.no_grad()
-    def token_use(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Entropy of the mean distribution over the prototypes, 1 = all alike: of student and teacher."""
+    def token_metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Entropy of the mean distribution over the prototypes, of student and teacher, in [0, 1]; 1 is even use."""
         return {
-            "token_entropy": usage_entropy((prediction.float() / self.student_temperature).softmax(dim=-1)),
+            "token_entropy": usage_entropy((prediction.float() / STUDENT_TEMPERATURE).softmax(dim=-1)),
             "target_entropy": usage_entropy(target),
         }
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return {"teacher_temperature": self._temperature(progress)}
+
+    def before_update(self, progress: float) -> None:
+        if progress < self.frozen_last_layer:
+            self.head.get_parameter("last.weight").grad = None
+
+    def _temperature(self, progress: float) -> float:
+        return teacher_temperature(progress, *TEACHER_TEMPERATURES, self.temperature_warmup)

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hardpatch.choices import PredictingLossName, ReconstructionLossName
+
 
 def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each patch (paper, Eq. 1): ``[B, M, D]`` twice -> unreduced ``[B, M]``."""
+    """Mean squared error of each patch (paper, Eq. 3): ``[B, M, D]`` twice -> unreduced ``[B, M]``."""
     return (prediction.float() - target.float()).square().mean(dim=-1)
 
 
@@ -26,10 +28,9 @@ def smooth_l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def unit_vector_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the two as unit vectors, the loss of feature targets (paper, Sec. 3.1): ``[B, M, D]`` twice
-    -> ``[B, M]``.
+    """Squared distance of the unit vectors, the loss of feature targets (paper, Sec. 4.1).
 
-    ``sum((p / |p| - t / |t|)^2)``, from 0 to 4: twice :func:`cosine_loss`.
+    ``[B, M, D]`` twice -> ``[B, M]``. It is ``sum((p / |p| - t / |t|)^2)``, from 0 to 4: twice :func:`cosine_loss`.
     """
     return (F.normalize(prediction.float(), dim=-1) - F.normalize(target.float(), dim=-1)).square().sum(dim=-1)
 
@@ -44,7 +45,7 @@ def token_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(prediction.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
 
 
-RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+RECONSTRUCTION_LOSSES: dict[ReconstructionLossName, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": pixel_loss,
     "l1": absolute_pixel_loss,
     "smooth_l1": smooth_l1_loss,
@@ -54,7 +55,7 @@ RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
-    """Which of two masked patches of one image is harder? Binary cross-entropy over all pairs (paper, Eq. 5 and 6).
+    """Binary cross-entropy over all pairs of masked patches of an image: which one is harder (paper, Eq. 5 to 7).
 
     A pair counts ``-log(sigmoid(p_harder - p_easier) + eps)``; a tie does not count. The paper sums over ordered pairs;
     (i, j) and (j, i) contribute the same, so one of the two stands for both.
@@ -101,7 +102,7 @@ def standardized_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1
     return absolute_loss(predicted, (losses - mean) / (variance + eps).sqrt())
 
 
-PREDICTING_LOSSES = {
+PREDICTING_LOSSES: dict[PredictingLossName, Callable[[Tensor, Tensor], Tensor]] = {
     "relative": relative_loss,
     "absolute": absolute_loss,
     "absolute_standardized": standardized_absolute_loss,

@@ -1,11 +1,13 @@
-"""MAE (He et al., CVPR 2022): drop most patches, encode the rest, rebuild the dropped ones."""
+"""MAE (He et al., CVPR 2022): drop most patches, encode the rest, reconstruct the dropped ones."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from hardpatch.choices import ReconstructionLossName
 from hardpatch.methods import targets
+from hardpatch.methods.base import Host
 from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.block import Block, initialize
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
@@ -13,8 +15,8 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.patches import PatchIndices
 
 
-class MAE(nn.Module):
-    """A masked autoencoder; see :class:`hardpatch.methods.base.Host` for what each method returns.
+class MAE(Host):
+    """Masked autoencoder; see :class:`hardpatch.methods.base.Host` for the methods.
 
     With feature targets this is BootMAE's or MILAN's kind of distillation.
 
@@ -44,12 +46,12 @@ class MAE(nn.Module):
         cross: bool = False,
         normalize_pixels: bool = False,
         outputs: int | None = None,
-        loss: str = "mse",
+        loss: ReconstructionLossName = "mse",
         **encoder: Any,
     ) -> None:
         super().__init__()
         self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
+        self.loss = RECONSTRUCTION_LOSSES[loss]
         self.encoder = Encoder(image_size=image_size, patch_size=patch_size, channels=channels, **encoder)
         self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)
         self.reconstructor = Decoder(
@@ -62,9 +64,6 @@ class MAE(nn.Module):
         self.shared = nn.ModuleList(Block(decoder_width, decoder_heads) for _ in range(shared_blocks))
         initialize(self.shared)
 
-    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
-        return self.encoder(images, mask)
-
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
@@ -76,3 +75,6 @@ class MAE(nn.Module):
 
     def target(self, images: Tensor) -> Tensor:
         return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)
+
+    def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.loss(prediction, target)

@@ -1,20 +1,17 @@
 """Which patches to mask. Every function returns bool ``[B, N]``, True = masked (the paper's M is 1 for *visible*).
 
 All randomness enters as ``noise``, uniform in [0, 1) (see :func:`hardpatch.randomness.patch_noise`): the same noise
-gives the same mask, on any device, and the counts are exact. ``given`` is a mask of patches that are already chosen,
+gives the same mask, on any device, and the counts are exact. ``mined`` is a mask of patches that are already chosen,
 at most M of an image: hard patches mining puts the mined ones first and has any strategy draw the others.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hardpatch.choices import MaskName
 from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
-
-Mining = Literal["hard", "easy"]
-Mask = Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"]
 
 
 def masked_count(patches: int, mask_ratio: float) -> int:
@@ -31,28 +28,28 @@ def masked_count(patches: int, mask_ratio: float) -> int:
     return patches - visible
 
 
-def noise_count(strategy: Mask, patches: int) -> int:
+def noise_count(strategy: MaskName, patches: int) -> int:
     """How many random numbers :func:`draw_mask` needs for an image of N ``patches``; N but for blocks."""
     return patches + 4 * ATTEMPTS if strategy == "block" else patches
 
 
 def draw_mask(
-    strategy: Mask,
+    strategy: MaskName,
     noise: Tensor,
     masked: int,
     *,
     grid: tuple[int, int],
-    given: Tensor | None = None,
+    mined: Tensor | None = None,
     attention: Tensor | None = None,
 ) -> Tensor:
-    """Mask exactly ``masked`` patches of every image: the given ones, and the rest as the strategy draws them.
+    """Mask exactly ``masked`` patches of every image: the mined ones, and the rest as the strategy draws them.
 
     Args:
         strategy: a name of :data:`STRATEGIES`.
         noise: uniform in [0, 1), ``[B, noise_count(strategy, N)]`` or more.
-        masked: M, the given patches included.
+        masked: M, the mined patches included.
         grid: (rows, columns) of patches, N in all.
-        given: ``[B, N]``, at most M of an image; contained in the result, but for
+        mined: ``[B, N]``, at most M of an image; contained in the result, but for
             :func:`~hardpatch.methods.block_masks.grid_mask` where it fills a window. None for none.
         attention: ``[B, N]``, what the teacher's class token pays to each patch; only for the strategies of that name.
 
@@ -67,76 +64,76 @@ def draw_mask(
         raise ValueError(f"masked: expected 0 to {patches} patches, got {masked}")
     if noise.ndim != 2 or noise.shape[1] < needed:
         raise ValueError(f"noise: expected [B, {needed}] for {strategy} on a {grid} grid, got {list(noise.shape)}")
-    for name, tensor in (("given", given), ("attention", attention)):
+    for name, tensor in (("mined", mined), ("attention", attention)):
         if tensor is not None and tensor.shape != (len(noise), patches):
             raise ValueError(f"{name}: expected [{len(noise)}, {patches}], got {list(tensor.shape)}")
-    return STRATEGIES[strategy](noise[:, :needed], masked, grid, given, attention)
+    return STRATEGIES[strategy](noise[:, :needed], masked, grid, mined, attention)
 
 
-def random_mask(noise: Tensor, masked: int, given: Tensor | None = None) -> Tensor:
-    """Mask ``masked`` patches of every image at random: the given ones and those with the highest ``noise [B, N]``."""
-    return _extreme(noise if given is None else noise.masked_fill(given, 2.0), masked)
+def random_mask(noise: Tensor, masked: int, mined: Tensor | None = None) -> Tensor:
+    """Mask ``masked`` patches of every image at random: the mined ones and those with the highest ``noise [B, N]``."""
+    return _extreme(noise if mined is None else noise.masked_fill(mined, 2.0), masked)
 
 
-def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], given: Tensor | None = None) -> Tensor:
+def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
     """BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and at random what they lack of ``masked``.
 
     BEiT itself masks *at most* that many; an exact count is what DINOv3 makes of it too. The first N of
     ``noise [B, N + 4 * attempts]`` complete, the rest draws the blocks.
     """
     patches = grid[0] * grid[1]
-    blocks = draw_blocks(noise[:, patches:], masked, grid, given)
+    blocks = draw_blocks(noise[:, patches:], masked, grid, mined)
     return random_mask(noise[:, :patches], masked, blocks.mask)
 
 
-def attention_high_mask(attention: Tensor | None, masked: int, given: Tensor | None = None) -> Tensor:
+def attention_high_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
     """Mask the patches that the teacher attends to most: AttMask-High (Kakogeorgiou et al., ECCV 2022).
 
     Args:
         attention: ``[B, N]``, of the class token in the last layer, averaged over heads; of equals the first goes
             first.
-        masked: M, the given patches included.
-        given: masked beforehand, at most M of an image; None for none.
+        masked: M, the mined patches included.
+        mined: masked beforehand, at most M of an image; None for none.
 
     Raises:
         ValueError: without attention.
     """
     attention = _present(attention)
-    if given is not None:
-        attention = attention.masked_fill(given, float("inf"))
+    if mined is not None:
+        attention = attention.masked_fill(mined, float("inf"))
     chosen = attention.argsort(dim=1, descending=True, stable=True)[:, :masked]
     return torch.zeros_like(attention, dtype=torch.bool).scatter(1, chosen, True)
 
 
-def attention_low_mask(attention: Tensor | None, masked: int, given: Tensor | None = None) -> Tensor:
+def attention_low_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
     """Mask the patches that the teacher attends to least: AttMask-Low; arguments as :func:`attention_high_mask`."""
-    return attention_high_mask(-_present(attention), masked, given)
+    return attention_high_mask(-_present(attention), masked, mined)
 
 
 def attention_hint_mask(
-    noise: Tensor, attention: Tensor | None, masked: int, given: Tensor | None = None, *, share: float = 0.1
+    noise: Tensor, attention: Tensor | None, masked: int, mined: Tensor | None = None, *, share: float = 0.1
 ) -> Tensor:
     """AttMask-Hint: as :func:`attention_high_mask`, but a few of the most attended patches are shown.
 
-    With n patches that are not given, m of them to be masked: ``int(share * m)`` at random of the
+    With n patches that are not mined, m of them to be masked: ``int(share * m)`` at random of the
     ``int(share * n)`` most attended stay visible, and the next most attended are masked in their place. (The authors'
     code, whence the default, masks that many fewer.) No more are shown than the count leaves room for.
 
     Args:
         noise: ``[B, N]``, uniform in [0, 1).
-        attention, masked, given: as :func:`attention_high_mask`.
+        attention, masked, mined: as :func:`attention_high_mask`.
         share: of the patches, in [0, 1].
 
     Raises:
         ValueError: without attention.
     """
     attention, patches = _present(attention), noise.shape[1]
-    given = torch.zeros_like(noise, dtype=torch.bool) if given is None else given
-    taken = given.sum(dim=1, keepdim=True)
-    most_attended = _rank(attention.masked_fill(given, -float("inf"))) < (share * (patches - taken)).floor()
+    mined = torch.zeros_like(noise, dtype=torch.bool) if mined is None else mined
+    taken = mined.sum(dim=1, keepdim=True)
+    most_attended = _rank(attention.masked_fill(mined, -float("inf"))) < (share * (patches - taken)).floor()
     count = (share * (masked - taken)).floor().clamp(max=patches - masked)
     shown = _rank(noise.masked_fill(~most_attended, -1.0)) < count
-    return attention_high_mask(attention.masked_fill(shown, -float("inf")), masked, given)
+    return attention_high_mask(attention.masked_fill(shown, -float("inf")), masked, mined)
 
 
 def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None = None) -> Tensor:
@@ -171,81 +168,17 @@ def subsample_masked(masked: Tensor, noise: Tensor, share: float) -> Tensor:
 
 Strategy = Callable[[Tensor, int, tuple[int, int], Tensor | None, Tensor | None], Tensor]
 
-STRATEGIES: dict[Mask, Strategy] = {
-    "random": lambda noise, masked, grid, given, attention: random_mask(noise, masked, given),
-    "block": lambda noise, masked, grid, given, attention: block_mask(noise, masked, grid, given),
-    "inverse_block": lambda noise, masked, grid, given, attention: inverse_block_mask(noise, masked, grid, given),
-    "grid": lambda noise, masked, grid, given, attention: grid_mask(noise, masked, grid, given),
-    "attention_high": lambda noise, masked, grid, given, attention: attention_high_mask(attention, masked, given),
-    "attention_low": lambda noise, masked, grid, given, attention: attention_low_mask(attention, masked, given),
-    "attention_hint": lambda noise, masked, grid, given, attention: attention_hint_mask(
-        noise, attention, masked, given
+STRATEGIES: dict[MaskName, Strategy] = {
+    "random": lambda noise, masked, grid, mined, attention: random_mask(noise, masked, mined),
+    "block": lambda noise, masked, grid, mined, attention: block_mask(noise, masked, grid, mined),
+    "inverse_block": lambda noise, masked, grid, mined, attention: inverse_block_mask(noise, masked, grid, mined),
+    "grid": lambda noise, masked, grid, mined, attention: grid_mask(noise, masked, grid, mined),
+    "attention_high": lambda noise, masked, grid, mined, attention: attention_high_mask(attention, masked, mined),
+    "attention_low": lambda noise, masked, grid, mined, attention: attention_low_mask(attention, masked, mined),
+    "attention_hint": lambda noise, masked, grid, mined, attention: attention_hint_mask(
+        noise, attention, masked, mined
     ),
 }
-
-
-def hard_patches(
-    difficulty: Tensor | None,
-    noise: Tensor,
-    masked: int,
-    mined: int,
-    mining: Mining = "hard",
-    *,
-    mask: Mask = "random",
-    grid: tuple[int, int] | None = None,
-    attention: Tensor | None = None,
-) -> Tensor:
-    """Mask the ``mined`` hardest patches and draw the rest (paper, Sec. 3.3 and Algorithm 1).
-
-    With ``mined = 0`` this is :func:`draw_mask` bit for bit, and no difficulty is needed.
-
-    Args:
-        difficulty: predicted reconstruction loss ``[B, N]``.
-        noise: ``[B, N]``, uniform in [0, 1); :func:`noise_count` numbers an image for other masks than random.
-        masked: patches to mask in each image.
-        mined: how many of them are chosen by difficulty: ``int(masked * alpha)``.
-        mining: ``"hard"`` takes the highest predicted losses (argmax), ``"easy"`` the lowest (argmin).
-        mask: how the others are drawn, at random in the paper.
-        grid: (rows, columns) of patches; random masks do without.
-        attention: ``[B, N]``, see :func:`draw_mask`.
-
-    Raises:
-        ValueError: unless ``0 <= mined <= masked <= N``, if patches are to be mined without a difficulty, or for what
-            :func:`draw_mask` refuses.
-    """
-    if grid is None:
-        if mask != "random":
-            raise ValueError(f"grid: expected (rows, columns) to draw a mask of kind {mask}, got None")
-        grid = (1, noise.shape[1])
-    patches = grid[0] * grid[1]
-    if not 0 <= mined <= masked <= patches:
-        raise ValueError(f"expected 0 <= mined <= masked <= {patches} patches, got {mined} and {masked}")
-    given = None
-    if mined:
-        if difficulty is None:
-            raise ValueError(f"difficulty: expected [B, N] to mine {mined} patches, got None")
-        given = _extreme(difficulty, mined, largest=mining == "hard")
-    return draw_mask(mask, noise, masked, grid=grid, given=given, attention=attention)
-
-
-def pool_units(values: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
-    """Mean over units of ``unit`` x ``unit`` patches: ``[B, N]`` to ``[B, U]`` (SimMIM masks whole units).
-
-    Raises:
-        ValueError: if the unit does not divide the grid.
-    """
-    rows, columns = _units(grid, unit)
-    return values.unflatten(1, (rows, unit, columns, unit)).mean(dim=(2, 4)).flatten(1)
-
-
-def spread_units(mask: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
-    """A mask of units ``[B, U]`` as one of patches ``[B, N]``, each unit whole; ``grid`` is that of the patches.
-
-    Raises:
-        ValueError: if the unit does not divide the grid.
-    """
-    rows, columns = _units(grid, unit)
-    return mask.unflatten(1, (rows, 1, columns, 1)).expand(-1, -1, unit, -1, unit).flatten(1)
 
 
 def _extreme(priority: Tensor, count: int, largest: bool = True) -> Tensor:
@@ -262,9 +195,3 @@ def _present(attention: Tensor | None) -> Tensor:
     if attention is None:
         raise ValueError("attention: expected [B, N] from the teacher's class token to draw a mask by it, got None")
     return attention
-
-
-def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
-    if unit < 1 or grid[0] % unit or grid[1] % unit:
-        raise ValueError(f"unit: expected patches that divide the grid of {grid[0]} x {grid[1]}, got {unit}")
-    return grid[0] // unit, grid[1] // unit

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hardpatch.choices import ReconstructionLossName
 from hardpatch.methods import targets
 from hardpatch.methods.base import TokenHost
 from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
@@ -32,14 +33,17 @@ class SimMIM(TokenHost):
         decoder_width: int | None = None,
         normalize_pixels: bool = False,
         outputs: int | None = None,
-        loss: str = "l1",
+        loss: ReconstructionLossName = "l1",
         **encoder: Any,
     ) -> None:
         vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
         head = nn.Linear(vit.width, patch_size**2 * channels if outputs is None else outputs)
         super().__init__(vit, head, decoder_width)
         self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES[loss]
+        self.loss = RECONSTRUCTION_LOSSES[loss]
 
     def target(self, images: Tensor) -> Tensor:
         return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)
+
+    def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.loss(prediction, target)

@@ -1,24 +1,15 @@
 """The Vision Transformer that is pre-trained."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hardpatch.choices import PositionsName
 from hardpatch.models.block import NORM_EPS, Block, initialize
 from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
 from hardpatch.patches import PatchIndices, gather, patchify, scatter, split
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"width": 192, "depth": 12, "heads": 3},
-    "small": {"width": 384, "depth": 12, "heads": 6},
-    "base": {"width": 768, "depth": 12, "heads": 12},
-    "large": {"width": 1024, "depth": 24, "heads": 16},
-    "huge": {"width": 1280, "depth": 32, "heads": 16},
-}
-"""Encoder shapes by name (MAE and DeiT)."""
 
 
 class PatchEmbed(nn.Module):
@@ -45,7 +36,7 @@ class Encoder(nn.Module):
         image_size: (height, width) in pixels; other sizes are accepted later, their positions are interpolated.
         patch_size: side of a square patch in pixels.
         channels: of the images, any number.
-        width, depth, heads: of the Transformer; see :data:`SIZES`.
+        width, depth, heads: of the Transformer; see :data:`hardpatch.choices.SIZES`.
         mlp_ratio: hidden width of the MLP over ``width``.
         drop_masked: drop masked patches; else they stay, as mask tokens.
         mask_token: have one; needed where masked patches stay or visible ones are hidden.
@@ -72,7 +63,7 @@ class Encoder(nn.Module):
         mlp_ratio: float = 4.0,
         drop_masked: bool = True,
         mask_token: bool = False,
-        positions: Literal["sincos", "relative"] = "sincos",
+        positions: PositionsName = "sincos",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:

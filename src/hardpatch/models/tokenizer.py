@@ -21,6 +21,8 @@ from hardpatch.pickles import load_pickle
 
 LARGEST_VOCABULARY = 8192
 METADATA, KIND = "hardpatch_tokenizer", "discrete_vae"
+FILE = "tokenizer.safetensors"
+"""Name of the file in a folder of ``hardpatch tokenizer``."""
 """Where a :class:`DiscreteVAE`'s file says in its metadata what it is, and what it calls itself there."""
 
 PIXEL_STD = 0.25
@@ -253,13 +255,16 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Dall
     """Read a tokenizer, frozen and in eval mode: a file of ``hardpatch tokenizer``, or weights of DALL-E's encoder.
 
     Args:
-        path: a ``.safetensors`` file, or a state dict saved by ``torch.save``; nothing in it is run.
+        path: a folder of ``hardpatch tokenizer``, its ``.safetensors`` file, or a state dict saved by ``torch.save``;
+            nothing in it is run.
         device: where the tokenizer goes.
 
     Raises:
         UserError: if the file is neither.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / FILE
     state, metadata = _read(path)
     tokenizer: DalleTokenizer | DiscreteVAE
     try:

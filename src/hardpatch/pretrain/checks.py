@@ -1,16 +1,14 @@
-"""What a run's configuration cannot be; sizes of model and mask are checked by those who know them."""
+"""Checks of a run's configuration. Sizes of model and mask are checked where they are built."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from hardpatch.errors import UserError
+from hardpatch.pretrain.hosts import HOSTS
+from hardpatch.pretrain.sections import RunConfig
 
-if TYPE_CHECKING:
-    from hardpatch.pretrain.sections import RunConfig
 
-
-def check(run: "RunConfig") -> None:
+def check(run: RunConfig) -> None:
     """One clear line for each value that cannot work; sizes of model and mask are checked by those who know them."""
     _check_ranges(run)
     _check_data(run)
@@ -21,7 +19,7 @@ def check(run: "RunConfig") -> None:
         raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
 
 
-def _check_ranges(run: "RunConfig") -> None:
+def _check_ranges(run: RunConfig) -> None:
     """What every number has to be, by itself."""
     data, method, optim, train = run.data, run.method, run.optim, run.train
     shares = {
@@ -32,9 +30,7 @@ def _check_ranges(run: "RunConfig") -> None:
         "method.momentum_warmup": method.momentum_warmup,
         "method.secondary_ratio": method.secondary_ratio,
         "model.drop_path": run.model.drop_path,
-        "ibot.masked_share": run.ibot.masked_share,
         "ibot.teacher_temperature_warmup": run.ibot.teacher_temperature_warmup,
-        "ibot.center_momentum": run.ibot.center_momentum,
         "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
         "optim.warmup": optim.warmup,
         "data.flip": data.flip,
@@ -57,8 +53,6 @@ def _check_ranges(run: "RunConfig") -> None:
         "model.patch_size": run.model.patch_size,
         "model.decoder_depth": run.model.decoder_depth,
         "fast.predictor_depth": run.fast.predictor_depth,
-        "fast.teacher_every": run.fast.teacher_every,
-        "fast.teacher_blocks": run.fast.teacher_blocks,
         "optim.accumulation_steps": 1 if optim.accumulation_steps == "auto" else optim.accumulation_steps,
         "ibot.outputs": run.ibot.outputs,
         "ibot.head_hidden": run.ibot.head_hidden,
@@ -78,9 +72,6 @@ def _check_ranges(run: "RunConfig") -> None:
         "optim.clip": optim.clip,
         "optim.lr": optim.lr,
         "optim.base_lr": optim.base_lr,
-        "ibot.student_temperature": run.ibot.student_temperature,
-        "ibot.teacher_temperature_start": run.ibot.teacher_temperature_start,
-        "ibot.teacher_temperature_end": run.ibot.teacher_temperature_end,
     }
     for name, value in positive.items():
         if value is not None and value <= 0:
@@ -89,7 +80,7 @@ def _check_ranges(run: "RunConfig") -> None:
         raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
 
 
-def _check_data(run: "RunConfig") -> None:
+def _check_data(run: RunConfig) -> None:
     """Crops, channels and how images are held."""
     data, method = run.data, run.method
     for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
@@ -103,14 +94,17 @@ def _check_data(run: "RunConfig") -> None:
         raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
     if data.crops < 1 or run.batch_size % data.crops:
         raise UserError(f"data.crops: expected a divisor of batch_size={run.batch_size}, got {data.crops}")
-    if data.crops > 1 and method.host == "ibot":
-        raise UserError(f"data.crops: host ibot has its own crops of each image, expected 1, got {data.crops}")
+    host = HOSTS[method.host]
+    if data.crops > 1 and host.multi_crop:
+        raise UserError(f"data.crops: host {method.host} has its own crops of each image, expected 1, got {data.crops}")
     if data.in_memory == "device" and data.color_jitter:
         raise UserError(
             f"data.color_jitter: in_memory device only crops and flips, expected 0, got {data.color_jitter}"
         )
-    if data.in_memory == "device" and method.host == "ibot":
-        raise UserError("data.in_memory: device gives one crop of an image and host ibot needs many; use host or no")
+    if data.in_memory == "device" and host.multi_crop:
+        raise UserError(
+            f"data.in_memory: device gives one crop of an image and host {method.host} needs many; use host or no"
+        )
     if data.channels not in (1, 3):
         raise UserError(f"data.channels: expected 3 (RGB) or 1 (gray), got {data.channels}")
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
@@ -122,7 +116,7 @@ def _check_data(run: "RunConfig") -> None:
         raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
 
 
-def _check_training(run: "RunConfig") -> None:
+def _check_training(run: RunConfig) -> None:
     """Length, pieces of a batch, compilation."""
     method, optim, train = run.method, run.optim, run.train
     if optim.accumulation_steps != "auto" and run.batch_size % optim.accumulation_steps:
@@ -144,7 +138,7 @@ def _check_training(run: "RunConfig") -> None:
         raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
 
 
-def _check_method(run: "RunConfig") -> None:
+def _check_method(run: RunConfig) -> None:
     """Parts of a method that do not go together."""
     method, model = run.method, run.model
     if (method.target == "frozen") != (method.frozen is not None):
@@ -154,20 +148,22 @@ def _check_method(run: "RunConfig") -> None:
         )
     if method.frozen_weights is not None and method.frozen is None:
         raise UserError("method.frozen_weights: expected with method.frozen, which says what network they are of")
-    if method.host in ("beit", "ibot") and (method.target, method.reconstruction_loss) != ("auto", "auto"):
+    host = HOSTS[method.host]
+    if host.own_target and (method.target, method.reconstruction_loss) != ("auto", "auto"):
         raise UserError(
             f"method.target, method.reconstruction_loss: host {method.host} has its own, expected auto, got "
             f"{method.target} and {method.reconstruction_loss}"
         )
-    if method.host != "beit" and method.tokenizer is not None:
-        raise UserError(f"method.tokenizer: only host beit has visual tokens, got host {method.host}; leave it out")
-    if method.host == "beit" and run.data.channels != 3:
-        raise UserError(f"data.channels: the tokenizer of host beit reads 3 channels, got {run.data.channels}")
-    if method.host == "mae" and model.positions == "relative":
-        raise UserError("model.positions: host mae drops patches and needs sincos, got relative")
-    if method.host != "mae" and method.secondary_ratio:
+    if not host.tokenizer and method.tokenizer is not None:
+        raise UserError(f"method.tokenizer: host {method.host} has no visual tokens; leave it out")
+    if host.tokenizer and run.data.channels != 3:
+        raise UserError(f"data.channels: the tokenizer of host {method.host} reads 3 channels, got {run.data.channels}")
+    if host.drops_masked and model.positions == "relative":
+        raise UserError(f"model.positions: host {method.host} drops patches and needs sincos, got relative")
+    if not host.drops_masked and method.secondary_ratio:
         raise UserError(
-            f"method.secondary_ratio: only host mae has visible patches to hide, got host {method.host}; leave it 0"
+            f"method.secondary_ratio: host {method.host} has no dropped patches to add to, expected 0, got "
+            f"{method.secondary_ratio}"
         )
     if method.mask == "grid" and (method.mask_ratio, method.mask_ratio_spread) != (0.75, 0.0):
         raise UserError(
@@ -179,23 +175,21 @@ def _check_method(run: "RunConfig") -> None:
             f"method.mask_unit: expected a multiple of the patch size {model.patch_size} in pixels, got "
             f"{method.mask_unit}"
         )
-    if method.host == "ibot":
+    if host.multi_crop:
         if run.ibot.local_crops < 0:
             raise UserError(f"ibot.local_crops: expected 0 or more, got {run.ibot.local_crops}")
         if run.ibot.local_size % model.patch_size:
             raise UserError(
                 f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
             )
-        if run.ibot.masked_share == 0.0:
-            raise UserError("ibot.masked_share: expected above 0, there is nothing to reconstruct; got 0.0")
 
 
-def _check_fast(run: "RunConfig") -> None:
+def _check_fast(run: RunConfig) -> None:
     """What mining at a lower price cannot do."""
     fast, method, model = run.fast, run.method, run.model
     changed = [name for name, value in asdict(fast).items() if value != getattr(type(fast)(), name)]
-    if changed and method.host != "mae":
-        raise UserError(f"fast.{changed[0]}: only with host mae, got host {method.host}; leave it out")
+    if changed and not HOSTS[method.host].drops_masked:
+        raise UserError(f"fast.{changed[0]}: only for a host that drops patches, got {method.host}; leave it out")
     for name in changed:
         if method.predicting_loss == "none" and name not in ("decoder", "prediction_ratio"):
             raise UserError(f"fast.{name}: there is no loss predictor with method.predicting_loss none; leave it out")
@@ -208,14 +202,12 @@ def _check_fast(run: "RunConfig") -> None:
         raise UserError("fast.shared_blocks: not with fast.decoder cross; use fast.predictor_depth to save there")
     if fast.teacher_resolution > 1.0:
         raise UserError(f"fast.teacher_resolution: expected a factor up to 1, got {fast.teacher_resolution}")
-    looks = method.target == "teacher" or method.mask.startswith("attention")
-    if looks and (fast.teacher_resolution, fast.teacher_blocks, fast.remember) != (1.0, None, False):
-        name = next(name for name in ("teacher_resolution", "teacher_blocks", "remember") if name in changed)
+    sees_all = method.target == "teacher" or method.mask.startswith("attention")
+    if sees_all and (fast.teacher_resolution, fast.remember) != (1.0, False):
+        name = next(name for name in ("teacher_resolution", "remember") if name in changed)
         raise UserError(f"fast.{name}: target teacher and masks by attention need all that the teacher sees")
     if fast.remember and run.data.crops > 1:
         raise UserError(
             f"fast.remember: two crops of an image in one batch would write to one map; set data.crops 1, got "
             f"{run.data.crops}"
         )
-    if fast.remember and fast.teacher_every != 1:
-        raise UserError("fast.remember: there is no teacher to run with fast.teacher_every; leave one of them out")

@@ -1,4 +1,4 @@
-"""torch.compile of a training step's two large parts: the teacher's look, and the student's forward with its losses.
+"""torch.compile of a training step's two large parts: the teacher, and the student's forward with its losses.
 
 Masks are made between the two, uncompiled: that takes little, and its shapes change as ever more patches are mined.
 """
@@ -20,7 +20,7 @@ def compile_parts(
     """Compile student and teacher in place, each as one graph of fixed shapes, when they are first called.
 
     The modules stay as they are, names of weights included, and so does all that is called on them in other ways:
-    ``model(images, ...)`` and ``teacher.look`` run compiled. Precision is what surrounds the first call.
+    ``model(images, ...)`` and ``teacher(images)`` run compiled. Precision is that of the first call.
 
     Args:
         model: the student.
@@ -35,13 +35,13 @@ def compile_parts(
     """
     if backend == "inductor":
         check_compiler(device, cuda_graphs)
-    how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
     if backend == "inductor":
         # Drop path draws the same numbers as uncompiled; graphs are what mode "reduce-overhead" stands for.
-        how["options"] = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
-    model.compile(**how)
+        options["options"] = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
+    model.compile(**options)
     if teacher is not None:
-        teacher.network.look = torch.compile(teacher.network.look, **how)
+        teacher.network.see_whole = torch.compile(teacher.network.see_whole, **options)
 
 
 def begin_step() -> None:

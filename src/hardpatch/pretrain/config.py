@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, one_line
+from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.upgrade import hint
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -53,7 +55,9 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
         raise UserError(explain(error)) from None
     nested = namespace.as_dict()
     sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
-    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
+    run = RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
+    check(run)
+    return run
 
 
 @cache
@@ -80,23 +84,20 @@ def check_names(values: Mapping[str, Any], source: str = "configuration") -> Non
                 raise UserError(f"{source}: expected settings under {key!r}, got {value!r}")
             for name in value:
                 if name not in known[key]:
-                    suggestion = did_you_mean(name, known[key])
+                    suggestion = hint(f"{key}.{name}") or did_you_mean(name, known[key])
                     raise UserError(f"{source}: unknown setting {f'{key}.{name}'!r}{suggestion}")
 
 
 def explain(error: Exception) -> str:
     """A parser's complaint as one line."""
-    text = " ".join(str(error).split()).replace('Parser key "', "").replace('":', ":", 1)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
-    # "name: Does not validate against any of the Union subtypes Subtypes: [...] Errors: ... Given value: x"
-    text = re.sub(
-        r": Does not validate.*?Subtypes: \[(.*)\] Errors:.*Given value: ", r": Expected \1. Got value: ", text
-    )
+    text = one_line(error)
     if text.startswith("unrecognized arguments: "):
         known = setting_names()
         options = [*known[""], *(f"{section}.{name}" for section in known if section for name in known[section])]
         unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1])
         name = unknown.removeprefix("--").split("=")[0]
+        if hint(name):
+            return f"{unknown}: unknown argument{hint(name)}"
         # A plain name is most often a nested setting without its section.
         nested = [option for option in options if option.split(".")[-1] == name]
         suggestion = (

@@ -1,11 +1,15 @@
-"""The folder of a run: what is written into it before the first step, and whether a run in it may go on."""
+"""The folder of a run: which run it holds, what is written before the first step, whether it may be resumed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from hardpatch.pretrain import config
+from hardpatch.errors import UserError
+from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.train.run_folder import read_values, refuse_changes, write_files
+from hardpatch.pretrain.upgrade import upgrade
+from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
+
+__all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
 
 FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
 """Settings that a run may change when it goes on: they do not decide what is learned."""
@@ -26,8 +30,8 @@ Made by `{command}`.
 What to do with it:
 
     hardpatch info {folder}
-    hardpatch knn {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
-    hardpatch linear {folder} --train LABELLED_IMAGES --val LABELLED_IMAGES
+    hardpatch knn {folder} --train LABELED_IMAGES --val LABELED_IMAGES
+    hardpatch linear {folder} --train LABELED_IMAGES --val LABELED_IMAGES
     hardpatch score {folder} IMAGES --out PICTURES
     hardpatch pretrain --resume --out {folder}
 
@@ -35,13 +39,56 @@ In Python, `hardpatch.load("{folder}")` gives the model.
 """
 
 
+def plan(
+    recipe: str | None,
+    file: str | Path | None,
+    data: str | None,
+    folder: Path | None,
+    changes: Sequence[str],
+    *,
+    resume: bool = False,
+) -> tuple[RunConfig, Path]:
+    """Return the configuration of a run and its folder.
+
+    Args:
+        recipe: a named run to start from.
+        file: a YAML file of settings, in place of a recipe.
+        data: the images.
+        folder: of the run; None is ``runs/NAME``.
+        changes: settings in which it differs, as on the command line.
+        resume: without recipe and file, the settings are those of the folder.
+
+    Raises:
+        UserError: names what is missing or does not go together.
+    """
+    if recipe and file:
+        raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
+    if data is not None:
+        changes = [*changes, "--data.path", data]
+    no_data = not any(change.split("=")[0] == "--data.path" for change in changes)
+    name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
+    folder = folder or Path("runs") / name
+    if recipe:
+        values = recipes.read(recipe)
+    elif file:
+        values = recipes.read_file(file)
+    elif resume:
+        values = config.to_dict(read_config(folder))
+    else:
+        values = recipes.read("demo") if no_data else {}
+    run = config.build(values, changes)
+    if recipe and run.data.path is None:
+        raise UserError(f"--data: recipe {recipe} needs your images: --data PATH (demo:train is the embedded set)")
+    return run, folder
+
+
 def read_config(folder: Path) -> RunConfig:
-    """The configuration that a run folder was made with.
+    """Read the configuration that a run folder was made with.
 
     Raises:
         UserError: if there is none.
     """
-    return config.build(read_values(folder))
+    return config.build(upgrade(read_values(folder), str(folder / "config.yaml")))
 
 
 def check_resume(folder: Path, run: RunConfig) -> None:

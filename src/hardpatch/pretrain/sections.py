@@ -1,12 +1,28 @@
-"""The settings of a pre-training run, a frozen dataclass for each section.
+"""Settings of a pre-training run, a frozen dataclass for each section, and the facts that follow from them.
 
-Nothing here imports torch, so that the command line answers at once.
+Nothing here imports torch at the top, so that the command line answers at once.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-from hardpatch.pretrain.checks import check
+from hardpatch.choices import (
+    SIZES,
+    DeviceName,
+    HostName,
+    MaskName,
+    MiningName,
+    PositionsName,
+    PrecisionName,
+    PredictingLossName,
+    ReconstructionLossName,
+    SizeName,
+)
+from hardpatch.errors import UserError
+
+if TYPE_CHECKING:
+    from hardpatch.methods.mining import Masking
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class DataConfig:
 class ModelConfig:
     """The Vision Transformer and its two decoders."""
 
-    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    size: SizeName = "base"
     """Encoder: tiny 192 wide 12 deep, small 384/12, base 768/12, large 1024/24, huge 1280/32."""
     patch_size: int = 16
     """Side of a patch in pixels; must divide the image size."""
@@ -59,7 +75,7 @@ class ModelConfig:
     """Encoder blocks, instead of the size's."""
     heads: int | None = None
     """Encoder attention heads, instead of the size's."""
-    positions: Literal["sincos", "relative"] = "sincos"
+    positions: PositionsName = "sincos"
     """Fixed sine-cosine positions, or BEiT's relative position bias, shared by all blocks (not with host mae)."""
     layer_scale: float | None = None
     """First value of a learned factor on each branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
@@ -77,7 +93,7 @@ class ModelConfig:
 class MethodConfig:
     """A masked image model, and hard patches mining on it: predicting_loss none is the plain host."""
 
-    host: Literal["mae", "simmim", "beit", "ibot"] = "mae"
+    host: HostName = "mae"
     """What is pre-trained, with or without mining."""
     target: Literal["auto", "pixels", "normalized_pixels", "teacher", "frozen"] = "auto"
     """What is reconstructed: auto is the host's own (pixels, BEiT's and iBOT's tokens), teacher the EMA's features."""
@@ -87,11 +103,9 @@ class MethodConfig:
     """Its weights, a local file in timm's layout; nothing = timm downloads them."""
     tokenizer: str | None = None
     """BEiT's visual tokens: a file of hardpatch tokenizer, or the DALL-E encoder's weights."""
-    reconstruction_loss: Literal["auto", "mse", "l1", "smooth_l1", "l2norm", "cosine"] = "auto"
+    reconstruction_loss: Literal["auto"] | ReconstructionLossName = "auto"
     """Auto is mse for pixels, l1 with host simmim, and for features l2norm: squared distance of unit vectors."""
-    mask: Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"] = (
-        "random"
-    )
+    mask: MaskName = "random"
     """How the patches that are not mined are drawn: BEiT's blocks, UM-MAE's grid, AttMask's attention."""
     mask_ratio: float = 0.75
     """Share of masked patches (gamma)."""
@@ -101,9 +115,9 @@ class MethodConfig:
     """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch."""
     secondary_ratio: float = 0.0
     """Share of the visible patches that host mae sees as mask tokens (UM-MAE: 0.25)."""
-    predicting_loss: Literal["relative", "absolute", "absolute_standardized", "none"] = "relative"
+    predicting_loss: PredictingLossName | Literal["none"] = "relative"
     """Relative (Eq. 5), absolute (Eq. 4), absolute against standardized losses (reference code), or no predictor."""
-    mining: Literal["hard", "easy"] = "hard"
+    mining: MiningName = "hard"
     """Mask the patches with the highest predicted loss (argmax) or the lowest (argmin)."""
     alpha_start: float = 0.0
     """Mined share of the masked patches at the beginning (alpha_0)."""
@@ -134,10 +148,6 @@ class FastConfig:
     negative number counts from the last: -1 is all but one."""
     teacher_resolution: float = 1.0
     """The teacher looks at images that are smaller by this factor; its map is enlarged again."""
-    teacher_blocks: int | None = None
-    """The predictor reads the encoder after so many blocks, so that the teacher needs no more; null is all."""
-    teacher_every: int = 1
-    """Mine at every so many steps only; between them masks are drawn at random."""
     remember: bool = False
     """No teacher: mine by what the student predicted for the same image in earlier epochs."""
 
@@ -158,24 +168,14 @@ class IbotConfig:
     """Smallest and largest share of the image's area in a local crop; data.crop_scale is for the global ones."""
     color: bool = True
     """Color jitter, gray, blur and solarization."""
-    masked_share: float = 0.5
-    """Share of the global crops that are masked; the others are seen whole."""
     outputs: int = 8192
     """Prototypes of the head, for class and patch tokens alike."""
     head_hidden: int = 2048
     """Width of the head's hidden layers."""
     head_bottleneck: int = 256
     """Width of the head's last hidden layer, which is normalized."""
-    student_temperature: float = 0.1
-    """Of the student's softmax."""
-    teacher_temperature_start: float = 0.04
-    """Of the teacher's softmax at the beginning."""
-    teacher_temperature_end: float = 0.07
-    """After teacher_temperature_warmup."""
     teacher_temperature_warmup: float = 0.075
-    """Share of the training in which it rises linearly (30 of 400 epochs)."""
-    center_momentum: float = 0.9
-    """Of the running mean of the teacher's outputs."""
+    """Share of the training in which the temperature of the teacher's softmax rises (30 of 400 epochs)."""
     frozen_last_layer: float = 0.0025
     """Share of the training in which the head's last layer stays as it is (1 of 400 epochs)."""
 
@@ -208,9 +208,9 @@ class OptimConfig:
 class TrainConfig:
     """Where and how it runs. None of these changes what is learned, but for rounding."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: DeviceName = "auto"
     """Accelerator."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: PrecisionName = "auto"
     """Auto is bf16 on a GPU that has it, else fp32. Weights and losses stay in float32."""
     compile: Literal["no", "yes", "cuda_graphs"] = "no"
     """Compile student and teacher (torch.compile); cuda_graphs replays their kernels too, where these are short."""
@@ -259,5 +259,55 @@ class RunConfig:
     seed: int = 0
     """Decides initial weights, order, crops and masks."""
 
-    def __post_init__(self) -> None:
-        check(self)
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the crops in pixels."""
+        size = self.data.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches.
+
+        Raises:
+            UserError: if the patch size does not divide the image.
+        """
+        from hardpatch.models.encoder import patch_grid
+
+        try:
+            return patch_grid(self.image_size, self.model.patch_size)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    @cached_property
+    def masking(self) -> "Masking":
+        """How masks are made."""
+        from hardpatch.methods.mining import Masking
+
+        method = self.method
+        unit = 1 if method.mask_unit is None else method.mask_unit // self.model.patch_size
+        return Masking(self.grid, method.mask, method.mining, unit, method.secondary_ratio, self.fast.prediction_ratio)
+
+    @property
+    def has_predictor(self) -> bool:
+        """Whether there is a loss predictor."""
+        return self.method.predicting_loss != "none"
+
+    @property
+    def encoder_shape(self) -> dict[str, int]:
+        """``width``, ``depth`` and ``heads`` of the encoder."""
+        model = self.model
+        changed = {"width": model.width, "depth": model.depth, "heads": model.heads}
+        return SIZES[model.size] | {name: value for name, value in changed.items() if value is not None}
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate, scaled with the batch."""
+        optim = self.optim
+        return optim.lr if optim.lr is not None else optim.base_lr * self.batch_size / 256
+
+    def total_steps(self, images: int) -> int:
+        """Optimizer steps over a set of ``images``; at least one."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0.0) * images / self.batch_size))

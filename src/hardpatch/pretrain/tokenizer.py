@@ -1,58 +1,33 @@
 """Training of a small tokenizer on images without labels, for BEiT's visual tokens (Ramesh et al. 2021, Sec. 2.1)."""
 
-import json
 import math
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
+from lightning_fabric import Fabric
+from torch import Tensor
 
-from hardpatch import __version__
 from hardpatch.data.augment import EvalTransform, TrainTransform
-from hardpatch.data.loader import BadFiles, eval_batches, train_batches
+from hardpatch.data.loader import BadFiles, Batch, eval_batches, train_batches
 from hardpatch.data.sources import Source, Subset
-from hardpatch.errors import TrainingError, UserError
-from hardpatch.figures import enlarge
-from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
-from hardpatch.pickles import save_tensors
+from hardpatch.errors import UserError
+from hardpatch.models.tokenizer import KIND, PIXEL_STD, DiscreteVAE
+from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
 from hardpatch.schedules import half_cosine, learning_rate
-
-if TYPE_CHECKING:
-    from hardpatch.train.progress import Progress
+from hardpatch.train.cadence import Cadence
+from hardpatch.train.device import loader_workers
+from hardpatch.train.settings import to_dict
+from hardpatch.train.state import TrainingState
 
 USE_WEIGHT = 0.1
 """Of the term that spreads the use of the words. Without it a short trial ended with 10 of 512 words in use, with it
 with 440 and a smaller error."""
 WARMUP = 0.1
-CLIP = 1.0
-LOG_EVERY = 50
-MEASURED, PICTURED = 1000, 8
-
-
-@dataclass(frozen=True)
-class TokenizerRun:
-    """How a tokenizer is trained."""
-
-    steps: int
-    """optimizer steps"""
-    image_size: int = 64
-    """side of the crops, pixels"""
-    patch_size: int = 8
-    """side of what becomes one token, pixels"""
-    vocabulary: int = 512
-    width: int = 64
-    batch_size: int = 128
-    lr: float = 3e-3
-    """peak learning rate of AdamW"""
-    seed: int = 0
+MEASURED = 1000
+"""Images that the quality is measured on."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +44,21 @@ class Quality:
 
     @property
     def psnr(self) -> float:
-        """Peak signal to noise, dB."""
+        """Peak signal-to-noise ratio, dB."""
         return -10 * math.log10(max(self.error, 1e-12))
 
     @property
     def perplexity(self) -> float:
-        """How many words, used alike, would have this entropy."""
+        """Number of words that, used alike, would have this entropy."""
         return 2**self.entropy
 
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values."""
+        return {**asdict(self), "psnr": self.psnr, "perplexity": self.perplexity}
 
-def initial_tokenizer(run: TokenizerRun) -> DiscreteVAE:
-    """The tokenizer with which a run of that seed begins.
+
+def initial_tokenizer(run: TokenizerSettings) -> DiscreteVAE:
+    """Build the tokenizer with which a run of that seed begins.
 
     Raises:
         UserError: if sizes are out of range or do not fit each other.
@@ -97,8 +76,112 @@ def initial_tokenizer(run: TokenizerRun) -> DiscreteVAE:
             raise UserError(f"--{error}") from None
 
 
+class TokenizerJob:
+    """A tokenizer in training, on random crops.
+
+    The loss is the squared error in units of the pixels' variance plus :data:`USE_WEIGHT` times :func:`uneven_use`.
+
+    Args:
+        run: the settings.
+        folder: of the run.
+        source: the images.
+        fabric: device and precision.
+    """
+
+    def __init__(self, run: TokenizerSettings, folder: Path, source: Source, fabric: Fabric) -> None:
+        self.run, self.folder, self.source, self.fabric = run, folder, source, fabric
+        self.model = initial_tokenizer(run).to(fabric.device).train()
+        self.images, self.batch_size = len(source), run.batch_size
+        self.step, self.total = 0, run.total_steps(self.images)
+        adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.network, self.optimizer = fabric.setup(self.model, adamw)
+        self.state = TrainingState(fabric, self.model, adamw)
+        self.cadence = Cadence(self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps)
+        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction")
+        self.advice = f"an --lr below {run.lr:g}, or --precision fp32"
+        self.quality: Quality | None = None
+        self._generator = torch.Generator(fabric.device)
+        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
+        self._counts = torch.zeros(run.vocabulary, device=fabric.device)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Random crops from the next step on."""
+        run = self.run
+        return train_batches(
+            self.source,
+            TrainTransform((run.image_size, run.image_size)),
+            batch_size=run.batch_size,
+            seed=run.seed,
+            start=self.step,
+            workers=loader_workers(run.workers),
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+
+    def train_step(self, batch: Batch, *, observe: bool = False) -> None:
+        """Take one optimizer step."""
+        run, count, progress = self.run, self.run.accumulation_steps, self.step / self.total
+        self._generator.manual_seed((run.seed * 1_000_003 + self.step) % 2**63)
+        for pixels in batch.images.to(self.fabric.device, non_blocking=True).chunk(count):
+            images = pixels.float() / 255
+            output = self.network(images, temperature(progress), self._generator)
+            error = F.mse_loss(output.images, images)
+            uneven = uneven_use(output.logits)
+            loss = error / PIXEL_STD**2 + USE_WEIGHT * uneven
+            self.fabric.backward(loss / count)
+            with torch.no_grad():
+                self._sums += torch.stack([loss, error, uneven]) / count
+                self._counts += word_counts(output.logits)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, run.lr, 0.0, WARMUP)
+        if run.clip is not None:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call; ``entropy`` (bits), ``perplexity`` and ``used`` are of the likeliest words."""
+        means = (self._sums / self._steps).tolist()
+        bits, used = entropy(self._counts), int((self._counts > 0).sum())
+        self._sums.zero_()
+        self._counts.zero_()
+        self._steps = 0
+        progress = (self.step - 1) / self.total
+        return {
+            **dict(zip(("loss", "reconstruction_loss", "uneven_use"), means, strict=True)),
+            "entropy": bits,
+            "perplexity": 2**bits,
+            "used": used,
+            "temperature": temperature(progress),
+            "lr": learning_rate(progress, self.run.lr, 0.0, WARMUP),
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the quality on images that are not augmented; the result is :attr:`quality`."""
+        self.quality = measure(
+            self.model.eval(),
+            self.source,
+            self.run.image_size,
+            device=self.fabric.device,
+            batch_size=self.run.batch_size,
+            workers=loader_workers(self.run.workers),
+        )
+        self.model.train()
+        return {"psnr": self.quality.psnr, "words_used": self.quality.used}
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        metadata = {"kind": KIND, "tokenizer": to_dict(self.run), "steps": self.total, "images": self.images}
+        self.state.save(self.folder, self.step, metadata)
+
+    def restore(self, saved: Path) -> None:
+        """Go back to a checkpoint of this run, to the bit."""
+        self.step = self.state.restore(saved)
+
+
 def temperature(progress: float) -> float:
-    """Of the Gumbel softmax: half a cosine from 1/2 to 1/16 over three quarters of the training, then 1/16.
+    """Temperature of the Gumbel softmax: half a cosine from 1/2 to 1/16 over three quarters of the training, then 1/16.
 
     Ramesh et al. (App. A.2) end there too, and start at 1; here cosines are bounded, and lower starts learned faster.
     """
@@ -106,198 +189,47 @@ def temperature(progress: float) -> float:
 
 
 def uneven_use(logits: Tensor) -> Tensor:
-    """Divergence of the batch's mean use of the words from even use, in nats: ``[B, vocabulary, rows, columns]`` to [].
+    """Divergence of the batch's mean use of the words from even use, in nats.
 
-    It is the part of the VAE's KL to the uniform prior that says nothing of a single patch: the whole KL is this plus
-    the mutual information of patch and word (Hoffman and Johnson 2016), which is wanted. Taken alone it keeps the
-    codebook from collapsing without making the choice of a word vaguer.
+    ``[B, vocabulary, rows, columns]`` to ``[]``. It is the part of the VAE's KL to the uniform prior that says nothing
+    of a single patch: the whole KL is this plus the mutual information of patch and word (Hoffman and Johnson 2016),
+    which is wanted. Taken alone it keeps the codebook from collapsing without making the choice of a word vaguer.
     """
     use = logits.float().softmax(dim=1).mean(dim=(0, 2, 3))
     return (use * (use.clamp_min(1e-12).log() + math.log(len(use)))).sum()
-
-
-def train_tokenizer(
-    source: Source, run: TokenizerRun, *, device: torch.device, workers: int, progress: "Progress"
-) -> tuple[DiscreteVAE, list[dict[str, float]]]:
-    """Train on random crops of the source.
-
-    The loss is the squared error in units of the pixels' variance plus :data:`USE_WEIGHT` times :func:`uneven_use`.
-
-    Returns:
-        The tokenizer in eval mode, and a row of metrics every :data:`LOG_EVERY` steps: means since the row before;
-        ``entropy`` (bits), ``perplexity`` and ``used`` are of the likeliest words.
-
-    Raises:
-        UserError: for settings that do not fit, or if no image can be decoded.
-        TrainingError: if the loss becomes NaN or infinite.
-    """
-    model = initial_tokenizer(run).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator(device).manual_seed(run.seed)
-    transform = TrainTransform((run.image_size, run.image_size))
-    pin = device.type == "cuda"
-    batches = train_batches(
-        source, transform, batch_size=run.batch_size, seed=run.seed, workers=workers, pin_memory=pin
-    )
-    bad = BadFiles(len(source), 1.0)
-    rows: list[dict[str, float]] = []
-    sums, counts = torch.zeros(3, device=device), torch.zeros(run.vocabulary, device=device)
-    logged, logged_at = 0, time.monotonic()
-    progress.start(0, run.steps, run.batch_size)
-    try:
-        for step in range(1, run.steps + 1):
-            batch = next(batches)
-            bad.update(batch.bad)
-            done = (step - 1) / run.steps
-            images = batch.images.to(device, non_blocking=True).float() / 255
-            coded = model(images, temperature(done), generator)
-            error = F.mse_loss(coded.images, images)
-            uneven = uneven_use(coded.logits)
-            loss = error / PIXEL_STD**2 + USE_WEIGHT * uneven
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(done, run.lr, 0.0, WARMUP)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            with torch.no_grad():
-                sums += torch.stack([loss, error, uneven])
-                counts += _occurrences(coded.logits)
-            progress.advance()
-            if step % LOG_EVERY == 0 or step == run.steps:
-                means = (sums / (step - logged)).tolist()
-                if not all(map(math.isfinite, means)):
-                    raise TrainingError(
-                        f"the loss became NaN or infinite between steps {logged + 1} and {step}; nothing was written. "
-                        f"Try an --lr below {run.lr:g}"
-                    )
-                entropy, used = _entropy(counts), int((counts > 0).sum())
-                row = {
-                    "step": step,
-                    "epoch": step * run.batch_size / len(source),
-                    **dict(zip(("loss", "reconstruction_loss", "uneven_use"), means, strict=True)),
-                    "entropy": entropy,
-                    "perplexity": 2**entropy,
-                    "used": used,
-                    "temperature": temperature(done),
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "images_per_second": (step - logged) * run.batch_size / (time.monotonic() - logged_at),
-                }
-                rows.append(row)
-                progress.metrics(row)
-                sums.zero_()
-                counts.zero_()
-                logged, logged_at = step, time.monotonic()
-    finally:
-        batches.close()
-        progress.stop()
-    return model.requires_grad_(False).eval(), rows
 
 
 @torch.no_grad()
 def measure(
     tokenizer: DiscreteVAE, source: Source, image_size: int, *, device: torch.device, batch_size: int, workers: int = 0
 ) -> Quality:
-    """Rebuild up to :data:`MEASURED` images, evenly spread over the source and not augmented, from their tokens."""
-    chosen = Subset(source, _spread(len(source), MEASURED))
+    """Reconstruct up to :data:`MEASURED` images, evenly spread over the source and not augmented, from their tokens."""
+    chosen = Subset(source, evenly_spread(len(source), MEASURED))
     transform = EvalTransform((image_size, image_size))
     total, images = 0.0, 0
     counts = torch.zeros(tokenizer.vocabulary, device=device)
     for batch in eval_batches(chosen, transform, batch_size=batch_size, workers=workers):
         pixels = batch.images.to(device).float() / 255
-        coded = tokenizer(pixels)
-        total += F.mse_loss(coded.images.clamp(0, 1), pixels).item() * len(pixels)
+        output = tokenizer(pixels)
+        total += F.mse_loss(output.images.clamp(0, 1), pixels).item() * len(pixels)
         images += len(pixels)
-        counts += _occurrences(coded.logits)
-    return Quality(images, total / images, int((counts > 0).sum()), _entropy(counts))
+        counts += word_counts(output.logits)
+    return Quality(images, total / images, int((counts > 0).sum()), entropy(counts))
 
 
-@torch.no_grad()
-def picture(tokenizer: DiscreteVAE, source: Source, image_size: int, *, device: torch.device) -> Image.Image:
-    """Some images, and below each what its tokens say of it."""
-    chosen = Subset(source, _spread(len(source), PICTURED))
-    batch = next(iter(eval_batches(chosen, EvalTransform((image_size, image_size)), batch_size=PICTURED)))
-    rebuilt = tokenizer(batch.images.to(device).float() / 255).images
-    rows = [batch.images, (rebuilt.clamp(0, 1) * 255).round().byte().cpu()]
-    lines = [np.concatenate([enlarge(i, 128) for i in row.permute(0, 2, 3, 1).numpy()], axis=1) for row in rows]
-    return Image.fromarray(np.concatenate(lines, axis=0))
-
-
-def companions(out: Path) -> tuple[Path, Path]:
-    """Where the metrics and the picture of a tokenizer's file lie: beside it."""
-    return out.with_suffix(".jsonl"), out.with_suffix(".png")
-
-
-def check_out(out: Path) -> None:
-    """Refuse to write over anything, or where nothing can be written; makes the folder of ``out``.
-
-    Raises:
-        UserError: says why.
-    """
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out: expected the name of a .safetensors file, got {out}")
-    for path in (out, *companions(out)):
-        if path.exists():
-            raise UserError(f"--out: {path} already exists; move it away or take another --out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: expected a place that can be written, got {out}: {error.strerror}") from None
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out: expected a place that can be written, got {out}: no permission")
-
-
-def write(
-    out: Path,
-    tokenizer: DiscreteVAE,
-    run: TokenizerRun,
-    quality: Quality,
-    rows: Sequence[Mapping[str, Any]],
-    shown: Image.Image,
-) -> None:
-    """Write the weights and, beside them, metrics and picture: each whole or not at all, the weights last.
-
-    Raises:
-        UserError: if they cannot be written.
-    """
-    metadata = {
-        "hardpatch": __version__,
-        "kind": KIND,
-        **asdict(run),
-        "quality": {**asdict(quality), "perplexity": quality.perplexity},
-    }
-    metrics, pictured = companions(out)
-    partial = {path: path.with_name(f".{path.name}.partial") for path in (metrics, pictured, out)}
-    try:
-        partial[metrics].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        shown.save(partial[pictured], format="PNG")
-        # One metadata entry: safetensors writes several in an order that changes from run to run.
-        state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        save_tensors(state, partial[out], {METADATA: json.dumps(metadata)})
-        for path, unfinished in partial.items():
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
-    finally:
-        for unfinished in partial.values():
-            unfinished.unlink(missing_ok=True)
-
-
-def _occurrences(logits: Tensor) -> Tensor:
-    """How often each word is the likeliest, ``[vocabulary]``; counted without waiting for the device."""
+def word_counts(logits: Tensor) -> Tensor:
+    """Count how often each word is the likeliest, ``[vocabulary]``, without waiting for the device."""
     words = logits.argmax(dim=1).flatten()
     ones = torch.ones_like(words, dtype=torch.float32)
     return torch.zeros(logits.shape[1], device=logits.device).scatter_add_(0, words, ones)
 
 
-def _entropy(counts: Tensor) -> float:
-    """Of a distribution given by counts, in bits."""
+def entropy(counts: Tensor) -> float:
+    """Entropy of a distribution given by counts, in bits."""
     share = counts.double().cpu() / counts.double().cpu().sum()
     return float(torch.special.entr(share).sum()) / math.log(2)
 
 
-def _spread(number: int, at_most: int) -> list[int]:
-    """Up to so many of ``number`` indices, evenly spread."""
+def evenly_spread(number: int, at_most: int) -> list[int]:
+    """Return up to ``at_most`` of ``number`` indices, evenly spread."""
     return [k * number // min(number, at_most) for k in range(min(number, at_most))]

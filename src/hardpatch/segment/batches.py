@@ -1,4 +1,4 @@
-"""Batches of images with a class for every pixel: augmented crops to train on, whole images to be judged on."""
+"""Batches of images with a class for every pixel: augmented crops to train on, whole images to evaluate on."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 
 from hardpatch.data.augment import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
-from hardpatch.data.loader import TrainingOrder, batch_loader
-from hardpatch.errors import UserError
+from hardpatch.data.loader import TrainingOrder, batch_loader, nothing_decodes
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10
@@ -22,8 +21,7 @@ CROP_TRIALS = 10
 
 @dataclass(frozen=True)
 class SegmentationTransform:
-    """Random scale, random crop, flip, photometric distortion (the field's recipe for ADE20K, after PSPNet and
-    DeepLab).
+    """Random scale, random crop, flip, photometric distortion: the recipe for ADE20K of PSPNet and DeepLab.
 
     Args:
         crop: (height, width).
@@ -102,7 +100,7 @@ def distort(image: Image, rng: np.random.Generator) -> Image:
 
 
 class LabeledBatch(NamedTuple):
-    """Crops to train on; `bad` says "name: reason" of files that could not be decoded, whose places are left out."""
+    """Crops to train on; `bad` has "name: reason" of each file that could not be decoded on the way to it."""
 
     images: torch.Tensor  # uint8 [B, C, h, w]
     labels: torch.Tensor  # uint8 [B, h, w]
@@ -110,11 +108,11 @@ class LabeledBatch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image at the scale at which it is looked at, and its label map as it is in the file."""
+    """An image at the scale of the evaluation, and its label map as it is in the file."""
 
     image: torch.Tensor  # uint8 [C, h, w]
     labels: torch.Tensor  # uint8 [H, W]
-    bad: str = ""
+    bad: str = ""  # "name: reason" where the file cannot be decoded; the tensors are then empty
 
 
 def segmentation_batches(
@@ -128,31 +126,25 @@ def segmentation_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[LabeledBatch, None, None]:
-    """Endless training batches from batch number ``start`` on, in the order of
-    :func:`hardpatch.data.loader.train_batches`.
+    """Endless training batches from number ``start`` on, in the order of :func:`hardpatch.data.loader.train_batches`.
+
+    A pair that cannot be decoded gives its place to the next one that can be.
 
     Raises:
-        UserError: if a file cannot be decoded.
+        UserError: if nothing can be decoded.
     """
     check_channels(channels)
     order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
     for batch in batch_loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):
-        if batch.bad:
-            raise UserError(f"--train: cannot decode {batch.bad[0]}; repair the file or take the pair away")
+        if not len(batch.images):
+            raise nothing_decodes(len(pairs), batch.bad)
         yield batch
 
 
 def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, workers: int = 0) -> Iterator[Pair]:
-    """Every image once, in order, its shorter side resized to ``short_side`` pixels.
-
-    Raises:
-        UserError: if a file cannot be decoded.
-    """
+    """Every pair once, in order, the image's shorter side resized to ``short_side`` pixels."""
     check_channels(channels)
-    for pair in batch_loader(_Whole(pairs, short_side, channels), None, workers):
-        if pair.bad:
-            raise UserError(f"--val: cannot decode {pair.bad}; repair the file or take the pair away")
-        yield pair
+    yield from batch_loader(_Whole(pairs, short_side, channels), None, workers)
 
 
 def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
@@ -168,18 +160,25 @@ class _Crops(Dataset[LabeledBatch]):
         self.pairs, self.transform, self.channels, self.seed = pairs, transform, channels, seed
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> LabeledBatch:
-        made, bad = [], []
+        crops: list[tuple[torch.Tensor, torch.Tensor]] = []
+        bad: dict[str, None] = {}
         for epoch, index in samples.tolist():
+            pair = self._next_decodable(index, bad)
+            if pair is None:
+                return LabeledBatch(torch.empty(0), torch.empty(0), list(bad))
+            crops.append(self.transform(*pair, np.random.default_rng((self.seed, epoch, index))))
+        images, maps = zip(*crops, strict=True)
+        return LabeledBatch(torch.stack(images), torch.stack(maps), list(bad))
+
+    def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[Image, Map] | None:
+        """A pair, or the next one that can be decoded."""
+        for step in range(len(self.pairs)):
+            k = (index + step) % len(self.pairs)
             try:
-                image, labels = self.pairs.image(index, self.channels), self.pairs.label_map(index)
+                return self.pairs.image(k, self.channels), self.pairs.label_map(k)
             except UndecodableImage as error:
-                bad.append(str(error))
-            else:
-                made.append(self.transform(image, labels, np.random.default_rng((self.seed, epoch, index))))
-        if not made:
-            return LabeledBatch(torch.empty(0), torch.empty(0), bad)
-        images, maps = zip(*made, strict=True)
-        return LabeledBatch(torch.stack(images), torch.stack(maps), bad)
+                bad[str(error)] = None
+        return None
 
 
 class _Whole(Dataset[Pair]):

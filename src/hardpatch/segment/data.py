@@ -5,12 +5,12 @@ or without a subfolder a split. A label map is a PNG of one channel whose values
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,11 @@ class SegmentationSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def without(self, numbers: Collection[int]) -> "SegmentationSet":
+        """Return the set without some of its pairs."""
+        chosen = [k for k in range(len(self)) if k not in numbers]
+        return SegmentationSet([self.images[k] for k in chosen], [self.labels[k] for k in chosen], self.meaning)
+
     def image(self, i: int, channels: int) -> Image:
         """uint8 ``[H, W, channels]``; raises UndecodableImage with the name and the reason."""
         try:
@@ -118,10 +123,7 @@ class SegmentationSet:
 
     def label_map(self, i: int) -> Map:
         """uint8 ``[H, W]``: the class of each pixel, or :data:`IGNORED`. Values are as :func:`check` saw them."""
-        try:
-            return self._table[_read_map(self.labels[i])]
-        except UserError as error:
-            raise UndecodableImage(str(error)) from None
+        return self._table[_read_map(self.labels[i])]
 
 
 def open_segmentation(path: str | PathLike[str], split: Literal["train", "val"], meaning: Labels) -> SegmentationSet:
@@ -134,41 +136,52 @@ def open_segmentation(path: str | PathLike[str], split: Literal["train", "val"],
         UserError: if there are none, or an image has no label map.
     """
     root = Path(path)
-    found = _folders(root, split)
-    if found is None:
+    folders = _folders(root, split)
+    if folders is None:
         raise UserError(
             f"--{split}: expected images/ and labels/ (or annotations/) with or without a subfolder {split}, "
             f"got {root}" + ("" if root.is_dir() else ", which is not a folder")
         )
-    images = sorted(file for file in found[0].iterdir() if _is_file(file, EXTENSIONS))
-    labels = {file.stem: file for file in found[1].iterdir() if _is_file(file, (".png",))}
+    images = sorted(file for file in folders[0].iterdir() if _is_file(file, EXTENSIONS))
+    labels = {file.stem: file for file in folders[1].iterdir() if _is_file(file, (".png",))}
     missing = [file for file in images if file.stem not in labels]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"--{split}: {missing[0]} has no label map: expected {found[1] / missing[0].stem}.png{more}; "
+            f"--{split}: {missing[0]} has no label map: expected {folders[1] / missing[0].stem}.png{more}; "
             "add it or take the image away"
         )
     if not images:
-        raise UserError(f"--{split}: no images in {found[0]}")
+        raise UserError(f"--{split}: no images in {folders[0]}")
     return SegmentationSet(images, [labels[file.stem] for file in images], meaning)
 
 
-def check(pairs: SegmentationSet, split: str, threads: int = 4) -> npt.NDArray[np.int64]:
+class SetCheck(NamedTuple):
+    """Result of :func:`check`."""
+
+    pixels: npt.NDArray[np.int64]
+    """of each class"""
+    unreadable: dict[int, str]
+    """pairs that cannot be read, by number: the reason"""
+
+
+def check(pairs: SegmentationSet, split: str, threads: int = 4) -> SetCheck:
     """Read every label map and the header of every image.
 
-    Returns:
-        The number of pixels of each class.
-
     Raises:
-        UserError: for a value that is no class, sizes that differ, a file that cannot be read.
+        UserError: for a value that is no class, sizes that differ, or if no pixel has a class.
     """
     table = pairs.meaning.table()
+    class_values = list(pairs.meaning.values)
+    unreadable: dict[int, str] = {}
 
-    def look(i: int) -> npt.NDArray[np.int64]:
+    def count(i: int) -> npt.NDArray[np.int64]:
         image, label = pairs.images[i], pairs.labels[i]
-        values = _read_map(label)
-        size = _image_size(image)
+        try:
+            values, size = _read_map(label), _image_size(image)
+        except UndecodableImage as error:
+            unreadable[i] = str(error)
+            return np.zeros(len(class_values), dtype=np.int64)
         if values.shape != size:
             raise UserError(
                 f"{image} has {size[1]} x {size[0]} pixels and {label} {values.shape[1]} x {values.shape[0]}; "
@@ -178,24 +191,25 @@ def check(pairs: SegmentationSet, split: str, threads: int = 4) -> npt.NDArray[n
         wrong = [*np.flatnonzero(counts[:256] * (table < 0)), *(256 + np.flatnonzero(counts[256:]))]
         if wrong:
             raise UserError(
-                f"{label} has the value {wrong[0]} in {counts[wrong[0]]} pixels; expected the {len(table_values)} "
-                f"classes {_ranges(table_values)} or, ignored, {_ranges(pairs.meaning.ignored)}; "
+                f"{label} has the value {wrong[0]} in {counts[wrong[0]]} pixels; expected the {len(class_values)} "
+                f"classes {_ranges(class_values)} or, ignored, {_ranges(pairs.meaning.ignored)}; "
                 f"correct it, or see --classes and --ignore"
             )
-        return counts[table_values]
+        return counts[class_values]
 
-    table_values = list(pairs.meaning.values)
-    total = np.zeros(len(table_values), dtype=np.int64)
+    total = np.zeros(len(class_values), dtype=np.int64)
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for counts in pool.map(look, range(len(pairs))):
+            for counts in pool.map(count, range(len(pairs))):
                 total += counts
         except UserError as error:
             pool.shutdown(cancel_futures=True)
             raise UserError(f"--{split}: {error}") from None
+    if len(unreadable) == len(pairs):
+        raise UserError(f"--{split}: none of the {len(pairs)} pairs can be read; the first: {unreadable[0]}")
     if not total.any():
         raise UserError(f"--{split}: every pixel of the {len(pairs)} label maps is ignored; see --classes and --ignore")
-    return total
+    return SetCheck(total, dict(sorted(unreadable.items())))
 
 
 def _read_map(path: Path) -> npt.NDArray[np.integer]:
@@ -204,9 +218,11 @@ def _read_map(path: Path) -> npt.NDArray[np.integer]:
         with Pillow.open(path, formats=("PNG",)) as file:
             values = np.array(file)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is no label map: cannot read it as PNG ({str(error).splitlines()[0]})") from None
+        raise UndecodableImage(
+            f"{path} is no label map: cannot read it as PNG ({str(error).splitlines()[0]})"
+        ) from None
     if values.ndim != 2:
-        raise UserError(
+        raise UndecodableImage(
             f"{path} is no label map: expected one channel of class indices, got {values.shape[2]} channels"
         )
     return values.astype(np.uint8) if values.dtype == bool else values
@@ -218,7 +234,7 @@ def _image_size(path: Path) -> tuple[int, int]:
         with Pillow.open(path, formats=FORMATS) as file:
             return file.height, file.width
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"cannot read {path} as an image ({str(error).splitlines()[0]})") from None
+        raise UndecodableImage(f"cannot read {path} as an image ({str(error).splitlines()[0]})") from None
 
 
 def _is_file(path: Path, endings: tuple[str, ...]) -> bool:

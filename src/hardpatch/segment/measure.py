@@ -1,7 +1,8 @@
-"""Semantic segmentation judged: whole and sliding-window inference, and one confusion matrix for all measures."""
+"""Evaluation of segmentation: whole and sliding-window inference, and one confusion matrix for all measures."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hardpatch.data.loader import BadFiles, nothing_decodes
 from hardpatch.segment.batches import evaluation_pairs
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.model import UperNet
@@ -18,7 +20,7 @@ WINDOWS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image of any size is segmented.
+    """Way in which an image of any size is segmented.
 
     Args:
         short_side: to which its shorter side is resized first, pixels.
@@ -34,19 +36,21 @@ class Inference:
 
 
 class Confusion:
-    """Counts pixels by true and predicted class; the counts stay on the device until they are read."""
+    """Count of pixels by true and predicted class; it stays on the device until it is read."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.classes = classes
         self.counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
-        """Count pixels: integer tensors of one shape, ``truth`` with :data:`~hardpatch.segment.data.IGNORED` where
-        a pixel does not count."""
+        """Count pixels: integer tensors of one shape.
+
+        ``truth`` is :data:`~hardpatch.segment.data.IGNORED` where a pixel does not count.
+        """
         truth, predicted = truth.flatten().long(), predicted.flatten().long()
-        # what is ignored goes into a last place: choosing pixels by a mask would wait for the device
-        places = torch.where(truth == IGNORED, self.classes**2, truth * self.classes + predicted)
-        self.counts.scatter_add_(0, places, torch.ones_like(places))
+        # ignored pixels go into a last cell: choosing pixels by a mask would wait for the device
+        cells = torch.where(truth == IGNORED, self.classes**2, truth * self.classes + predicted)
+        self.counts.scatter_add_(0, cells, torch.ones_like(cells))
 
     def matrix(self) -> Tensor:
         """int64 ``[classes, classes]`` on the CPU: rows are true, columns predicted classes."""
@@ -55,7 +59,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of a confusion matrix, in [0, 1]; the means leave out classes that have no value (NaN)."""
+    """Measures of a confusion matrix, in [0, 1]; the means leave out classes that have no value (NaN)."""
 
     miou: float
     """mean of ``iou``"""
@@ -71,15 +75,15 @@ class Measures:
     """true ones of each class"""
 
     def headline(self) -> dict[str, float]:
-        """The three numbers."""
+        """Return the three main numbers."""
         return {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """Plain values for JSON, None for NaN."""
+        """Return plain values for JSON, None for NaN."""
         rows = zip(names, self.iou, self.accuracy, self.pixels, strict=True)
         return {
             **self.headline(),
-            "classes": [
+            "per_class": [
                 {"name": name, "iou": _plain(iou), "accuracy": _plain(accuracy), "pixels": pixels}
                 for name, iou, accuracy, pixels in rows
             ],
@@ -87,7 +91,7 @@ class Measures:
 
 
 def measures(matrix: Tensor) -> Measures:
-    """From int64 ``[classes, classes]``, rows true and columns predicted."""
+    """Compute measures from int64 ``[classes, classes]``, rows true and columns predicted."""
     matrix = matrix.double()
     right, true, predicted = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
     iou = right / (true + predicted - right)
@@ -103,8 +107,7 @@ def measures(matrix: Tensor) -> Measures:
 
 
 def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tensor:
-    """Logits of each pixel: uint8 ``[B, C, H, W]``, at the scale at which they are looked at, to float32
-    ``[B, classes, H, W]``.
+    """Logits of each pixel: uint8 ``[B, C, H, W]`` at the scale of the evaluation to float32 ``[B, classes, H, W]``.
 
     Sides that are no multiple of the patch size are filled up with the mean, at the bottom and on the right.
     """
@@ -117,29 +120,29 @@ def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tens
         window = [min(side, size) for side, size in zip(inference.window, pixels.shape[2:], strict=True)]
         boxes = [
             (slice(top, top + window[0]), slice(left, left + window[1]))
-            for top in window_places(pixels.shape[2], window[0], inference.stride[0])
-            for left in window_places(pixels.shape[3], window[1], inference.stride[1])
+            for top in window_starts(pixels.shape[2], window[0], inference.stride[0])
+            for left in window_starts(pixels.shape[3], window[1], inference.stride[1])
         ]
         logits = pixels.new_zeros(len(images), model.classes, *pixels.shape[2:])
         times = pixels.new_zeros(pixels.shape[2:])
         for first in range(0, len(boxes), WINDOWS_AT_ONCE):
-            some = boxes[first : first + WINDOWS_AT_ONCE]
-            found = _at_pixels(model, torch.cat([pixels[:, :, rows, columns] for rows, columns in some]))
-            for (rows, columns), seen in zip(some, found.split(len(images)), strict=True):
-                logits[:, :, rows, columns] += seen
+            group = boxes[first : first + WINDOWS_AT_ONCE]
+            windows = _at_pixels(model, torch.cat([pixels[:, :, rows, columns] for rows, columns in group]))
+            for (rows, columns), part in zip(group, windows.split(len(images)), strict=True):
+                logits[:, :, rows, columns] += part
                 times[rows, columns] += 1
         logits = logits / times
     return logits[:, :, :height, :width]
 
 
-def window_places(size: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side: every ``stride`` pixels, the last one moved back to end with the image."""
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Starts of windows along a side: every ``stride`` pixels, the last one moved back to end with the image."""
     count = max(0, math.ceil((size - window) / stride)) + 1
     return [min(number * stride, size - window) for number in range(count)]
 
 
-class Judged(NamedTuple):
-    """What came of :func:`evaluate`."""
+class EvaluationResult(NamedTuple):
+    """Result of :func:`evaluate`."""
 
     measures: Measures
     maps: dict[int, Tensor]
@@ -154,30 +157,36 @@ def evaluate(
     *,
     device: torch.device,
     workers: int = 0,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     keep: Collection[int] = (),
+    bad_files: BadFiles | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
-) -> Judged:
-    """Segment every image and compare at the size of its label map; the model is in eval mode while it lasts.
+) -> EvaluationResult:
+    """Segment every image and compare at the size of its label map; the model is in eval mode meanwhile.
 
     Args:
         model: on the device.
         pairs: images and label maps.
         inference: how.
         device, workers: where, and how many processes decode.
-        precision: of the network; logits are float32.
+        autocast: context of the network's precision; logits are float32.
         keep: numbers of images whose predictions are returned.
-        progress: is told how many images are done, of how many.
+        bad_files: counts pairs that cannot be decoded, which are left out; by default none is allowed.
+        progress: called with the number of images done, and of all.
 
     Raises:
-        UserError: if a file cannot be decoded.
+        UserError: if too many pairs cannot be decoded, or all of them.
     """
     training = model.training
     model.eval()
     confusion = Confusion(model.classes, device)
     maps = {}
+    bad: list[str] = []
     for number, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.encoder.channels, workers)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        if pair.bad:
+            bad.append(pair.bad)
+            continue
+        with autocast():
             logits = predict_logits(model, pair.image.unsqueeze(0).to(device), inference)
         predicted = _resize(logits, pair.labels.shape).argmax(dim=1)[0]
         confusion.add(pair.labels.to(device), predicted)
@@ -185,7 +194,10 @@ def evaluate(
             maps[number] = predicted.byte().cpu()
         progress(number + 1, len(pairs))
     model.train(training)
-    return Judged(measures(confusion.matrix()), maps)
+    (bad_files or BadFiles(len(pairs), 0.0, "--max_bad_fraction")).update(bad)
+    if len(bad) == len(pairs):
+        raise nothing_decodes(len(pairs), bad)
+    return EvaluationResult(measures(confusion.matrix()), maps)
 
 
 def _at_pixels(model: UperNet, pixels: Tensor) -> Tensor:

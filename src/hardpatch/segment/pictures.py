@@ -1,8 +1,7 @@
-"""What is written when a segmenter is trained: its measures, and label maps as pictures."""
+"""Pictures of segmentation: label maps beside images, and the measures of each class as a table."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from hardpatch.data.augment import Image
 from hardpatch.figures import INK, to_rgb, training_curves
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
-from hardpatch.segment.measure import Judged, Measures
+from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ LEGEND_ENTRIES = 24
 
 
 def palette() -> Map:
-    """A color for each class, ``[256, 3]``, black for what is ignored.
+    """Return a color for each class, ``[256, 3]``, black for ignored pixels.
 
     The colors of PASCAL VOC without its black: the bits of the class number go to the three colors in turn, the
     lowest ones to the highest bits.
@@ -36,7 +35,7 @@ def palette() -> Map:
 
 
 def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) -> "Figure":
-    """Below each other: an image ``[H, W, C]``, its true classes and the predicted ones ``[H, W]``; a legend.
+    """Draw rows of an image ``[H, W, C]``, its true and its predicted classes ``[H, W]``, and a legend.
 
     Raises:
         ValueError: if there is no row.
@@ -47,8 +46,8 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
     colors = palette()
-    seen = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
-    shown = [k for k in seen.tolist() if k != IGNORED][:LEGEND_ENTRIES]
+    present = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
+    shown = [k for k in present.tolist() if k != IGNORED][:LEGEND_ENTRIES]
     width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
     heights = [width * image.shape[0] / image.shape[1] for image, _, _ in rows]
     total = title + sum(heights) + 0.06 * len(rows) + legend
@@ -58,39 +57,32 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
         pictures = {"image": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
         for column, (name, picture) in enumerate(pictures.items()):
             left = 0.06 + column * (width + 0.06)
-            place = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
-            axes = figure.add_axes(place)
+            box = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
+            axes = figure.add_axes(box)
             axes.imshow(picture, aspect="auto", interpolation="nearest")
             axes.set_axis_off()
             if number == 0:
                 axes.set_title(name, fontsize=10, color=INK)
         top -= height + 0.06
     handles = [Patch(color=colors[k] / 255, label=names[k]) for k in shown]
-    drawn = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
-    for text in drawn.get_texts():
+    labels = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
+    for text in labels.get_texts():
         text.set_parse_math(False)  # a name may hold dollars
     return figure
 
 
-def write_report(
-    folder: Path, judged: Judged, pairs: SegmentationSet, channels: int, more: Mapping[str, object]
-) -> list[Path]:
-    """Write ``result.json`` and, below ``pictures``, curves and predictions; returns the pictures.
+def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: SegmentationSet, channels: int) -> list[Path]:
+    """Draw curves and predictions below ``pictures``; returns the pictures.
 
     Args:
         folder: of the run.
-        judged: its measures, and the maps to show.
-        pairs: what it was judged on.
+        evaluation: the maps to show.
+        pairs: the set they are of.
         channels: of the images.
-        more: plain values that go into ``result.json`` too.
     """
-    names = pairs.meaning.names
-    result = {**judged.measures.to_dict(names), **more}
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    rows = [_row(pairs, number, predicted, channels) for number, predicted in judged.maps.items()]
+    rows = [_row(pairs, number, predicted, channels) for number, predicted in evaluation.maps.items()]
     predictions = folder / "pictures" / "predictions.png"
-    predictions.parent.mkdir(parents=True, exist_ok=True)
-    label_sheet(rows, names).savefig(predictions)
+    label_sheet(rows, pairs.meaning.names).savefig(predictions)
     return [training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png"), predictions]
 
 

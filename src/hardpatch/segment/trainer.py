@@ -1,41 +1,170 @@
-"""Training of UperNet on an encoder: the recipe of BEiT and MAE for ADE20K, and one for a CPU."""
+"""Training of UperNet on an encoder, as a job of the training loop: the recipe of BEiT and MAE for ADE20K."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.data.loader import BadFiles
+from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
-from hardpatch.segment.measure import Inference, Judged, evaluate
+from hardpatch.segment.file import describe
+from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
-from hardpatch.segment.settings import SegmentationRun
-from hardpatch.train import supervised
-from hardpatch.train.metrics import MetricsLog
-from hardpatch.train.optimizer import layer_decay_groups
+from hardpatch.segment.settings import SegmentSettings
+from hardpatch.train.cadence import Cadence
+from hardpatch.train.device import loader_workers
+from hardpatch.train.optimizer import BETAS, layer_decay_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
-
-if TYPE_CHECKING:
-    from hardpatch.train.progress import Progress
+from hardpatch.train.state import TrainingState
 
 KIND = "segmenter"
-"""In the metadata of checkpoints, which are no pre-training run's."""
-BETAS = (0.9, 0.999)
+"""In the metadata of checkpoints, to tell them from a pre-training run's."""
+PICTURED = 6
+"""Validation images whose predictions are drawn."""
 
 
-def inference_of(run: SegmentationRun) -> Inference:
-    """How images are segmented when the run is judged."""
-    return Inference(run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1]))
+class SegmentJob:
+    """A segmenter in training.
+
+    Args:
+        run: the settings.
+        folder: of the run.
+        train, val: images and label maps.
+        model: the network to start from.
+        fabric: device and precision.
+        unreadable: pairs of both sets that have been left out, "name: reason".
+    """
+
+    def __init__(
+        self,
+        run: SegmentSettings,
+        folder: Path,
+        train: SegmentationSet,
+        val: SegmentationSet,
+        model: UperNet,
+        fabric: Fabric,
+        unreadable: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    ) -> None:
+        self.run, self.folder, self.train, self.val, self.fabric = run, folder, train, val, fabric
+        self.model = model.to(fabric.device).train()
+        self.images, self.batch_size = len(train), run.batch_size
+        self.step, self.total = 0, run.total_steps(self.images)
+        groups = layer_decay_groups(self.model, run.weight_decay, run.layer_decay or 1.0)
+        adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
+        self.network, self.optimizer = fabric.setup(self.model, adamw)
+        self.state = TrainingState(fabric, self.model, adamw)
+        self.inference = Inference(
+            run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
+        )
+        self.cadence = Cadence(
+            self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
+        )
+        self.bad_files, self.bad_val = (
+            BadFiles(len(pairs) + len(bad), run.max_bad_fraction, "--max_bad_fraction")
+            for pairs, bad in zip((train, val), unreadable, strict=True)
+        )
+        for files, bad in zip((self.bad_files, self.bad_val), unreadable, strict=True):
+            files.update(bad)
+        self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
+        self.evaluation: EvaluationResult | None = None
+        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
+
+    def batches(self) -> Generator[LabeledBatch, None, None]:
+        """Augmented batches from the next step on."""
+        run = self.run
+        transform = SegmentationTransform(
+            (run.crop[0], run.crop[1]),
+            run.short_side,
+            scale=(run.scale[0], run.scale[1]),
+            cat_max_ratio=run.cat_max_ratio,
+            flip=run.flip,
+            photometric=run.photometric,
+            fill=tuple(round(255 * value) for value in self.model.mean.flatten().tolist()),
+        )
+        return segmentation_batches(
+            self.train,
+            transform,
+            batch_size=run.batch_size,
+            channels=self.model.encoder.channels,
+            seed=run.seed,
+            start=self.step,
+            workers=loader_workers(run.workers),
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+
+    def train_step(self, batch: LabeledBatch, *, observe: bool = False) -> None:
+        """Take one optimizer step."""
+        run, device, count = self.run, self.fabric.device, self.run.accumulation_steps
+        seed_step(run.seed, self.step)
+        set_learning_rate(self.state.optimizer, poly_learning_rate(self.step, self.total, run))
+        images = self.model.normalize(batch.images.to(device, non_blocking=True))
+        labels = batch.labels.to(device, non_blocking=True)
+        for part, truth in zip(images.chunk(count), labels.chunk(count), strict=True):
+            logits = self.network(part)
+            main, auxiliary = pixel_loss(logits.main, truth), pixel_loss(logits.auxiliary, truth)
+            loss = main + run.auxiliary_weight * auxiliary
+            self.fabric.backward(loss / count)
+            self._sums += torch.stack([loss, main, auxiliary]).detach() / count
+        if run.clip is not None:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Mean losses since the last call, and the learning rate of the last step."""
+        means = (self._sums / self._steps).tolist()
+        self._sums.zero_()
+        self._steps = 0
+        losses = dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=True))
+        return losses | {"lr": poly_learning_rate(self.step - 1, self.total, self.run)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Segment the validation images; the result is :attr:`evaluation`.
+
+        Raises:
+            UserError: if too many of them cannot be decoded.
+        """
+        self.evaluation = evaluate(
+            self.model,
+            self.val,
+            self.inference,
+            device=self.fabric.device,
+            workers=loader_workers(self.run.workers),
+            autocast=self.fabric.autocast,
+            keep=spread(len(self.val)) if self.step == self.total else (),
+            bad_files=self.bad_val,
+        )
+        return self.evaluation.measures.headline()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        metadata = {
+            "kind": KIND,
+            "segment": to_dict(self.run),
+            **describe(self.model, self.train.meaning.names, self.inference),
+            "steps": self.total,
+            "images": self.images,
+        }
+        self.state.save(self.folder, self.step, metadata)
+
+    def restore(self, saved: Path) -> None:
+        """Go back to a checkpoint of this run, to the bit."""
+        self.step = self.state.restore(saved)
 
 
-def poly_learning_rate(step: int, run: SegmentationRun) -> float:
-    """For the optimizer step after ``step``: ``(1 - step / steps) ** power`` of the peak, while warming up
-    ``step / warmup_steps`` of that (mmsegmentation's policy ``poly``, whose warm-up starts at a millionth)."""
-    falling = run.min_lr + (run.lr - run.min_lr) * (1 - step / run.steps) ** run.power
+def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:
+    """Learning rate of the step after ``step``: mmsegmentation's policy ``poly`` with a linear warm-up.
+
+    ``(1 - step / total) ** power`` of the peak, while warming up ``step / warmup_steps`` of that.
+    """
+    falling = run.min_lr + (run.lr - run.min_lr) * (1 - step / total) ** run.power
     return falling * min(1.0, step / run.warmup_steps) if run.warmup_steps else falling
 
 
@@ -49,160 +178,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORED).sum().clamp_min(1)
 
 
-def resolve_precision(run: SegmentationRun, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What ``auto`` stands for."""
-    if run.precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return run.precision
-
-
-class SegmentationTrainer:
-    """A segmenter in training.
-
-    Args:
-        model: on the device.
-        run: the settings.
-        train, val: images and label maps.
-        folder: of the run; checkpoints go into its ``checkpoints``.
-        device, workers: where, and how many processes decode.
-        checkpoint_minutes: between checkpoints.
-    """
-
-    def __init__(
-        self,
-        model: UperNet,
-        run: SegmentationRun,
-        train: SegmentationSet,
-        val: SegmentationSet,
-        folder: Path,
-        *,
-        device: torch.device,
-        workers: int = 0,
-        checkpoint_minutes: float = 10.0,
-    ) -> None:
-        self.model, self.run, self.train, self.val, self.folder = model, run, train, val, folder
-        self.device, self.workers, self.checkpoint_minutes = device, workers, checkpoint_minutes
-        self.precision = resolve_precision(run, device)
-        self.optimizer = torch.optim.AdamW(
-            layer_decay_groups(model, run.weight_decay, run.layer_decay), lr=run.lr, betas=BETAS
-        )
-        self.step = 0
-        self.sums = torch.zeros(3, device=device)
-
-    def restore(self) -> None:
-        """Go back to the newest checkpoint of the folder, if there is one, to the bit."""
-        self.step = supervised.restore(self.folder, self.model, self.optimizer)
-
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
-        metadata = {"kind": KIND, "run": to_dict(self.run)}
-        supervised.save(self.folder, self.step, self.model, self.optimizer, metadata)
-
-    def fit(self, progress: "Progress", interrupted: Callable[[], bool] = lambda: False) -> Judged | None:
-        """Train to the end, from where the run is; None where it was interrupted, which ends after the step.
-
-        Raises:
-            UserError: if a file cannot be decoded.
-            TrainingError: if the loss becomes NaN or infinite.
-        """
-        run = self.run
-        metrics = MetricsLog(self.folder, self.step)
-        batches = segmentation_batches(
-            self.train,
-            self._transform(),
-            batch_size=run.batch_size,
-            channels=self.model.encoder.channels,
-            seed=run.seed,
-            start=self.step,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        judged: Judged | None = None
-        saved_at = logged_at = time.monotonic()
-        logged, stopping = self.step, False
-        self.model.train()
-        progress.start(self.step, run.steps, run.batch_size)
-        try:
-            while self.step < run.steps and not stopping:
-                lr = self.train_step(next(batches))
-                progress.advance()
-                stopping = interrupted()
-                last = self.step == run.steps
-                due = last or self.step % run.val_every == 0
-                if due or stopping or self.step % run.log_every == 0:
-                    row = self._means(logged)
-                    row |= {"lr": lr, "images_per_second": self._speed(logged, logged_at)}
-                    if due:
-                        judged = self.judge(keep=spread(len(self.val)) if last else ())
-                        row |= judged.measures.headline()
-                    metrics.write(row)
-                    progress.metrics(row)
-                    logged, logged_at = self.step, time.monotonic()
-                if stopping or last or (time.monotonic() - saved_at) / 60 >= self.checkpoint_minutes:
-                    self.save()
-                    saved_at = time.monotonic()
-        finally:
-            batches.close()
-            metrics.close()
-            progress.stop()
-        if self.step < run.steps:
-            return None
-        return judged or self.judge(keep=spread(len(self.val)))  # a finished run that is called again is judged again
-
-    def train_step(self, batch: LabeledBatch) -> float:
-        """One optimizer step; returns the learning rate of the heads. Nothing here waits for the device."""
-        run, model = self.run, self.model
-        supervised.seed_step(run.seed, self.step)
-        lr = poly_learning_rate(self.step, run)
-        supervised.set_rates(self.optimizer, lr)
-        images = model.normalize(batch.images.to(self.device, non_blocking=True))
-        labels = batch.labels.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = model(images)
-        main, auxiliary = pixel_loss(logits.main, labels), pixel_loss(logits.auxiliary, labels)
-        loss = main + run.auxiliary_weight * auxiliary
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        self.sums += torch.stack([loss, main, auxiliary]).detach()
-        return lr
-
-    def judge(self, keep: tuple[int, ...] = ()) -> Judged:
-        """Measure on the validation set."""
-        return evaluate(
-            self.model,
-            self.val,
-            inference_of(self.run),
-            device=self.device,
-            workers=self.workers,
-            precision=self.precision,
-            keep=keep,
-        )
-
-    def _transform(self) -> SegmentationTransform:
-        run = self.run
-        return SegmentationTransform(
-            (run.crop[0], run.crop[1]),
-            run.short_side,
-            scale=(run.scale[0], run.scale[1]),
-            cat_max_ratio=run.cat_max_ratio,
-            flip=run.flip,
-            photometric=run.photometric,
-            fill=tuple(round(255 * value) for value in self.model.mean.flatten().tolist()),
-        )
-
-    def _means(self, logged: int) -> dict[str, float]:
-        advice = f"an --lr below {self.run.lr:g}, or --precision fp32"
-        means = supervised.read_means(self.sums, logged + 1, self.step, advice)
-        row = {"step": self.step, "epoch": self.step * self.run.batch_size / len(self.train)}
-        return row | dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=True))
-
-    def _speed(self, logged: int, since: float) -> float:
-        return (self.step - logged) * self.run.batch_size / (time.monotonic() - since)
-
-
-def spread(number: int, at_most: int = 6) -> tuple[int, ...]:
-    """Up to so many of ``number`` indices, evenly spread: the images that pictures show."""
+def spread(number: int, at_most: int = PICTURED) -> tuple[int, ...]:
+    """Return up to ``at_most`` of ``number`` indices, evenly spread: the images that pictures show."""
     shown = min(number, at_most)
     return tuple((2 * k + 1) * number // (2 * shown) for k in range(shown))

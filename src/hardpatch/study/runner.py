@@ -373,7 +373,7 @@ def _pretrain(study: Study, task: Task, progress: Progress) -> None:
     """As ``hardpatch pretrain`` does it, but for the pictures."""
     from hardpatch.pretrain import folder as run_folder
     from hardpatch.pretrain.run import pretrain
-    from hardpatch.train.progress import show_log
+    from hardpatch.train.log import show_log
 
     def prepare() -> None:
         run_folder.write(task.folder, task.run, ["study", *study.arguments])

@@ -6,6 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from hardpatch.data.loader import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.train.memory import keep_buffers
 
@@ -46,6 +47,11 @@ def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = Tru
     return fabric
 
 
+def autocast_dtype(fabric: Fabric) -> torch.dtype | None:
+    """Return the half precision that a fabric computes in, None for float32."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(fabric.strategy.precision.precision))
+
+
 def use_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is the accelerator if there is one.
 
@@ -60,3 +66,8 @@ def use_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device: {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def loader_workers(workers: int | None) -> int:
+    """Return the number of loader processes: as given, or one fewer than there are cores."""
+    return resolve_workers("auto" if workers is None else workers)

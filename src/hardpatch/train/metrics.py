@@ -1,4 +1,4 @@
-"""The metrics of a run, as JSON lines and for TensorBoard."""
+"""Metrics of a run, as JSON lines and for TensorBoard."""
 
 import json
 import os
@@ -19,9 +19,11 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        rows = [row for row in _read_lines(self.path) if row["step"] <= step]
+        self.evaluated = sum(row["step"] == step for row in rows) > 1
+        """whether there is a line of an evaluation at ``step``, beside that of the training"""
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         os.replace(partial, self.path)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -39,7 +41,17 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``, none if there is no file; a line that a kill cut short is left out."""
+    """Read a ``metrics.jsonl``: a row for each step, with what an evaluation after that step found.
+
+    No rows if there is no file; a line that a kill cut short is left out.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for line in _read_lines(path):
+        rows.setdefault(line["step"], {}).update(line)
+    return list(rows.values())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []

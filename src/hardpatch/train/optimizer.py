@@ -1,17 +1,36 @@
-"""Optimizer groups."""
+"""Parameter groups of an optimizer, with and without weight decay and layer decay, and its learning rates."""
 
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from hardpatch.models.encoder import Encoder
 
+BETAS = (0.9, 0.999)
+"""AdamW betas for training under labels."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups: weight decay on matrices and tokens, none on biases and norms."""
+    """Group parameters by weight decay: none on biases and norms, ``weight_decay`` on matrices and tokens."""
     from timm.optim import param_groups_weight_decay
 
-    return param_groups_weight_decay(model, weight_decay)
+    # Without any weight decay timm makes one group of all parameters, so it is set afterwards.
+    plain, decayed = param_groups_weight_decay(model, 1.0)
+    return [plain, decayed | {"weight_decay": weight_decay, "decays": True}]
+
+
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of those groups of :func:`parameter_groups` that have one."""
+    for group in optimizer.param_groups:
+        if group.get("decays"):
+            group["weight_decay"] = weight_decay
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give each group ``lr`` times its ``lr_scale``, see :func:`layer_decay_groups`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -1,15 +1,11 @@
-"""What a person sees while something runs: progress bars, log lines, the choice of a device."""
+"""Progress bars on a terminal; elsewhere a line for every line of metrics."""
 
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich import progress as rich_progress
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SHOWN = {
@@ -30,6 +26,60 @@ SHOWN = {
     "images_per_second": ".0f",
 }
 """The metrics of a line on the terminal, and how they are written."""
+
+
+class Progress(Protocol):
+    """What shows a run to a person; the command line draws a bar."""
+
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        """The run begins, or goes on, after ``step`` of ``total`` steps of ``batch_size`` images."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """A line of metrics was written."""
+
+    def stop(self) -> None:
+        """The run is over, however it ended."""
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def start(self, step: int, total: int, batch_size: int) -> None: ...
+    def advance(self) -> None: ...
+    def metrics(self, row: dict[str, Any]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Unbreakable:
+    """A progress that outlives its terminal: after a failed write it shows nothing more, and training goes on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress: Progress = progress
+
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        """See :meth:`Progress.start`."""
+        self._show(self.progress.start, step, total, batch_size)
+
+    def advance(self) -> None:
+        """See :meth:`Progress.advance`."""
+        self._show(self.progress.advance)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """See :meth:`Progress.metrics`."""
+        self._show(self.progress.metrics, row)
+
+    def stop(self) -> None:
+        """See :meth:`Progress.stop`."""
+        self._show(self.progress.stop)
+
+    def _show(self, show: Callable[..., None], *arguments: Any) -> None:
+        try:
+            show(*arguments)
+        except (OSError, ValueError):  # ValueError: the file is closed
+            self.progress = Silent()
 
 
 class TrainingProgress:
@@ -66,19 +116,17 @@ class TrainingProgress:
             self.bar.advance(self.task)
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """Show a line of metrics."""
-        if self.bar is not None:
-            self.bar.update(
-                self.task, description=f"loss {row['loss']:.4f}", speed=f"{row['images_per_second']:.0f} images/s"
-            )
-        else:
-            told = "  ".join(f"{name} {row[name]:{form}}" for name, form in SHOWN.items() if name in row)
+        """Show a line of metrics, or of an evaluation, which has no loss of the training."""
+        shown = "  ".join(f"{name} {row[name]:{form}}" for name, form in SHOWN.items() if name in row)
+        if self.bar is not None and "loss" in row:
+            speed = f"{row['images_per_second']:.0f} images/s"
+            self.bar.update(self.task, description=f"loss {row['loss']:.4f}", speed=speed)
+            return
+        line = f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {shown}"
+        if "loss" in row:
             left = (self.total - row["step"]) * self.batch_size / row["images_per_second"]
-            self.console.print(
-                f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {told}  left {left / 60:.1f} min",
-                highlight=False,
-                soft_wrap=True,
-            )
+            line += f"  left {left / 60:.1f} min"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -98,37 +146,3 @@ def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
             bar.update(task, completed=done, total=total)
 
         yield update
-
-
-def show_log(console: Console | None = None, file: Path | None = None) -> None:
-    """Send the log of `hardpatch` to the terminal, above a bar if there is one, and to a file if one is named."""
-    logger = logging.getLogger("hardpatch")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for old in logger.handlers[:]:
-        logger.removeHandler(old)
-        old.close()
-    if console is not None and console.is_terminal:
-        logger.addHandler(RichHandler(console=console, show_path=False, show_time=False, markup=False))
-    else:
-        logger.addHandler(logging.StreamHandler(sys.stderr))
-    if file is not None:
-        handler = logging.FileHandler(file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-
-
-class Progress(Protocol):
-    """What shows a run to a person; the command line draws a bar."""
-
-    def start(self, step: int, total: int, batch_size: int) -> None:
-        """The run begins, or goes on, after ``step`` of ``total`` steps of ``batch_size`` images."""
-
-    def advance(self) -> None:
-        """A step is done."""
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """A line of metrics was written."""
-
-    def stop(self) -> None:
-        """The run is over, however it ended."""

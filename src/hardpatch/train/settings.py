@@ -1,32 +1,167 @@
-"""What the settings of the verbs that train on labels have in common.
+"""Settings that the jobs of the training loop share, and how they are checked and changed.
 
 Nothing here imports torch, so that the command line answers at once.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, field
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.errors import UserError
+from hardpatch.choices import DeviceName, PrecisionName, WeightsName
+from hardpatch.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+FREE_TO_CHANGE = (
+    *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
+    *("workers", "max_bad_fraction", "device", "precision"),
+)
+"""Settings that a run may change when it is resumed: they do not decide what is learned, but for rounding."""
 
-def setting(default: Any, told: str) -> Any:
-    """A field of a dataclass of settings; the command line tells ``told``."""
-    return field(default=default, metadata={"help": told})
+
+def setting(default: Any, help_text: str) -> Any:
+    """Return a field of a dataclass of settings, with its text for ``--help``."""
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Settings of any job of the training loop."""
+
+    epochs: float | None = setting(None, "passes over the training images; this or steps")
+    steps: int | None = setting(None, "optimizer steps, in place of epochs")
+    batch_size: int = setting(16, "images of an optimizer step")
+    accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory")
+    clip: float | None = setting(None, "largest norm of the gradient; null does not clip")
+    seed: int = setting(0, "seed of new weights, the order of the images, augmentation and drop path")
+    log_every: int = setting(50, "steps between lines of metrics")
+    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; there is one at the end too")
+    checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition")
+    workers: int | None = setting(None, "processes that decode images; auto takes one fewer than there are cores")
+    max_bad_fraction: float = setting(0.1, "share of a set that may be undecodable: such files are named and skipped")
+    device: DeviceName = setting("auto", "accelerator")
+    precision: PrecisionName = setting("auto", "auto is bf16 on a GPU that has it, else fp32; weights stay in fp32")
+
+    def total_steps(self, images: int) -> int:
+        """Optimizer steps over a set of ``images``; at least one."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0.0) * images / self.batch_size))
+
+
+@dataclass(frozen=True)
+class TrainingSettings(LoopSettings):
+    """Settings of a training on labels, whichever verb it is."""
+
+    layer_decay: float | None = setting(0.75, "factor of the learning rate from each layer to the one below it")
+    weight_decay: float = setting(0.05, "of matrices; vectors and the class token have none")
+    drop_path: float = setting(0.1, "drop path of the last block, rising linearly from 0 in the first")
+    flip: float = setting(0.5, "probability of a horizontal flip")
+    weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
+    val_every: float | None = setting(None, "epochs between evaluations; there is always one at the end")
+
+    def val_steps(self, images: int) -> float | None:
+        """Optimizer steps between evaluations, whole or not; None for one at the end only."""
+        return None if self.val_every is None else self.val_every * images / self.batch_size
+
+
+Settings = TypeVar("Settings", bound=LoopSettings)
+
+
+def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str] = ()) -> Settings:
+    """Return a preset with other values.
+
+    Length is said in one unit: giving ``steps`` unsets the preset's ``epochs``, and the other way round.
+
+    Args:
+        preset: the settings to start from.
+        values: plain values by name; lists stand for tuples.
+        arguments: further names that are known to the caller, for the suggestion where a name is not.
+
+    Raises:
+        UserError: for a name that is no setting, or a value of another type.
+    """
+    names = {f.name for f in fields(preset)}
+    unknown = next((name for name in values if name not in names), None)
+    if unknown is not None:
+        suggestion = did_you_mean(unknown, sorted({*names, *arguments}))
+        raise UserError(f"--{unknown}: unknown setting{suggestion}")
+    if values.get("steps") is not None and values.get("epochs") is not None:
+        raise UserError("--steps: not allowed with --epochs; give one of them")
+    length = {name: None for name in ("steps", "epochs") if values.get("steps") or values.get("epochs")}
+    try:
+        parsed = _parser(type(preset)).parse_object({**to_dict(preset), **length, **to_plain(values)})
+    except ArgumentError as error:
+        raise UserError(f"--{one_line(error)}") from None
+    return type(preset)(**parsed.as_dict())
+
+
+@cache
+def _parser(kind: Any) -> ArgumentParser:
+    """A parser that knows the types of the settings."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def check_loop(run: LoopSettings) -> None:
+    """Refuse values of the shared settings that cannot work.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name in ("batch_size", "accumulation_steps", "steps", "log_every", "checkpoint_steps"):
+        expect(run, name, "a whole number from 1", _optional(run, name, lambda number: number >= 1))
+    for name in ("epochs", "clip", "checkpoint_minutes"):
+        expect(run, name, "a number above 0", _optional(run, name, lambda number: 0 < number < math.inf))
+    if (run.epochs is None) == (run.steps is None):
+        raise UserError("--epochs, --steps: expected one of the two; say how long to train")
+    expect(run, "seed", "a whole number from 0", 0 <= run.seed < 2**63)
+    expect(run, "workers", "a whole number from 0", _optional(run, "workers", lambda number: number >= 0))
+    expect(run, "max_bad_fraction", "a number from 0 to 1", 0 <= run.max_bad_fraction <= 1)
+    if run.batch_size % run.accumulation_steps:
+        raise UserError(
+            f"--accumulation_steps: expected a divisor of the batch size {run.batch_size}, got {run.accumulation_steps}"
+        )
+
+
+def check_training(run: TrainingSettings) -> None:
+    """Refuse values of the settings for labels that cannot work, see :func:`check_loop`.
+
+    Raises:
+        UserError: names the first.
+    """
+    check_loop(run)
+    expect(run, "val_every", "a number above 0", _optional(run, "val_every", lambda number: 0 < number < math.inf))
+    expect(run, "weight_decay", "a number from 0", 0 <= run.weight_decay < math.inf)
+    expect(run, "layer_decay", "a number above 0, up to 1", _optional(run, "layer_decay", lambda x: 0 < x <= 1))
+    expect(run, "drop_path", "a number from 0, below 1", 0 <= run.drop_path < 1)
+    expect(run, "flip", "a number from 0 to 1", 0 <= run.flip <= 1)
+
+
+def _optional(run: LoopSettings, name: str, holds: Any) -> bool:
+    value = getattr(run, name)
+    return value is None or holds(value)
 
 
 def to_dict(run: "DataclassInstance") -> dict[str, Any]:
-    """Plain values, as YAML and JSON hold them: lists for tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(run).items()}
+    """Return plain values, as YAML and JSON hold them: lists for tuples."""
+    return to_plain(asdict(run))
+
+
+def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with lists for tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Plain values in their order, a line each."""
+    """Write plain values as YAML in their order, a line each."""
     # None: lists of numbers stay on one line
     return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=1000)
 
@@ -39,5 +174,5 @@ def expect(run: "DataclassInstance", name: str, expected: str, holds: bool) -> N
     """
     if not holds:
         value = getattr(run, name)
-        told = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"--{name}: expected {expected}, got {told}")
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UserError(f"--{name}: expected {expected}, got {shown}")

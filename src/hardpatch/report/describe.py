@@ -5,53 +5,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hardpatch.data.sources import Subset, open_source
-from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
-from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, training_masks, weights_file
-from hardpatch.measure.difficulty import score
+from hardpatch.interchange.load import load, read_metadata, read_settings, weights_file
 from hardpatch.pretrain import config
-from hardpatch.pretrain.folder import read_config
 from hardpatch.train.metrics import read_metrics
 
 log = logging.getLogger("hardpatch")
 
 PICTURED = 8
 """Images of the training set whose difficulty is shown at the end of a run."""
-
-
-def write_pictures(folder: Path) -> list[Path]:
-    """Draw the curves of a finished run and, where it has a loss predictor, what it finds hard.
-
-    Returns:
-        The pictures: ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``.
-    """
-    pictures = []
-    metrics = read_metrics(folder / "metrics.jsonl")
-    if metrics:
-        pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
-    student, teacher = load_pair(folder)
-    if student.has_predictor:
-        source, (ratio, mined_by) = open_source(read_config(folder).data.path), training_masks(folder)
-        chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
-        out = folder / "pictures" / "difficulty"
-        try:
-            target = load_target(folder, teacher)
-            summary = score(
-                student,
-                teacher,
-                Subset(source, chosen),
-                out=out,
-                target=target,
-                mask_ratio=ratio,
-                predict=mined_by,
-                pictures=PICTURED,
-            )
-        except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
-            log.warning("no pictures of the difficulty: %s", error)
-        else:
-            pictures += [summary.contact_sheet] if summary.contact_sheet is not None else []
-    return pictures
 
 
 def describe(run: str | Path) -> str:
@@ -93,7 +54,7 @@ def describe(run: str | Path) -> str:
         lines["pictures"] = ", ".join(pictures[:4]) + (f" and {len(pictures) - 4} more" if len(pictures) > 4 else "")
     text = "".join(f"{name:<15} {value}\n" for name, value in lines.items())
     if metadata is not None:
-        text += "\n" + config.to_yaml(config.build(metadata["config"]))
+        text += "\n" + config.to_yaml(read_settings(metadata, path))
     return text
 
 

@@ -1,0 +1,41 @@
+"""Names that settings choose from, each once. Nothing here imports torch.
+
+The code that gives a name its meaning has a dictionary over the same type; ``tests/test_choices.py`` compares the two.
+"""
+
+from typing import Literal
+
+HostName = Literal["mae", "simmim", "beit", "ibot"]
+"""Hosts: the masked image models of :data:`hardpatch.pretrain.hosts.HOSTS`."""
+
+MaskName = Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"]
+"""How patches that are not mined are masked: :data:`hardpatch.methods.masking.STRATEGIES`."""
+
+MiningName = Literal["hard", "easy"]
+"""Mine the patches with the highest predicted loss (argmax) or the lowest (argmin)."""
+
+PredictingLossName = Literal["relative", "absolute", "absolute_standardized"]
+"""Losses of the loss predictor: :data:`hardpatch.methods.losses.PREDICTING_LOSSES`."""
+
+ReconstructionLossName = Literal["mse", "l1", "smooth_l1", "l2norm", "cosine"]
+"""Losses of the reconstruction: :data:`hardpatch.methods.losses.RECONSTRUCTION_LOSSES`."""
+
+PositionsName = Literal["sincos", "relative"]
+"""Position encodings of the encoder."""
+
+SizeName = Literal["tiny", "small", "base", "large", "huge"]
+"""Encoder shapes: :data:`SIZES`."""
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+WeightsName = Literal["student", "teacher", "random"]
+"""Which weights of a run to use: the student, its moving average, or the random initialization."""
+
+SIZES: dict[SizeName, dict[str, int]] = {
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+    "huge": {"width": 1280, "depth": 32, "heads": 16},
+}
+"""Encoder shapes by name (MAE and DeiT)."""

@@ -1,0 +1,262 @@
+"""Detection: Mask R-CNN on a pre-trained encoder, from COCO annotations to a run folder."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hardpatch.detect.data import CocoSet, check_images, mask_tools, read_coco
+from hardpatch.detect.measure import Precision
+from hardpatch.detect.pictures import detection_sheet
+from hardpatch.detect.settings import PRESETS, DetectSettings, check
+from hardpatch.detect.trainer import KIND, DetectJob, build
+from hardpatch.errors import UserError
+from hardpatch.figures import training_curves
+from hardpatch.interchange.backbone import Backbone, load_backbone
+from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.train import checkpoint
+from hardpatch.train.device import start_fabric
+from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.log import log_to
+from hardpatch.train.loop import fit
+from hardpatch.train.metrics import read_metrics
+from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.result import write_result
+from hardpatch.train.settings import changed
+
+log = logging.getLogger("hardpatch")
+
+DETECTIONS = "detections.json"
+REQUIRED = {
+    "run": "what to start from",
+    "train": "a folder of images to learn from",
+    "annotations": "annotations of these in COCO's layout",
+    "val": "a folder of images to evaluate on",
+    "val_annotations": "annotations of these in COCO's layout",
+}
+README = """# A detector trained with hardpatch
+
+Made by `{command}`.
+
+| file | what |
+|---|---|
+| `config.yaml` | every setting, the data and the encoder it began with |
+| `result.json` | average precision of boxes and masks on the validation images |
+| `detections.json` | detections in them, as COCO results |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision as training went on |
+| `pictures/` | curves; annotated and detected objects side by side |
+| `checkpoints/` | weights, and all that is needed to resume |
+
+If it was interrupted, resume with
+
+    hardpatch detect --resume --out {folder}
+
+In Python, `hardpatch.load_detector("{folder}")` gives the detector.
+"""
+
+
+@dataclass(frozen=True)
+class DetectResult:
+    """How a call of :func:`detect` ended."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    """optimizer steps done"""
+    total: int
+    precision: Precision | None = None
+    """for ``box`` and ``mask`` average precision in [0, 1]; None where it was interrupted"""
+    detections: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """COCO results"""
+    pictures: tuple[Path, ...] = ()
+    signal: int = 0
+    """the signal that interrupted it, 0 for none"""
+    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    """what ``result.json`` holds"""
+
+    @property
+    def finished(self) -> bool:
+        """False where the run was interrupted."""
+        return self.step == self.total
+
+
+class Detector(NamedTuple):
+    """A trained detector and what its labels mean."""
+
+    model: nn.Module
+    """in eval mode, see :func:`~hardpatch.detect.model.mask_rcnn`; images must fit ``image_size``"""
+    categories: dict[int, str]
+    """names by category id, in the order of the labels from 1"""
+    image_size: int
+    """side of the canvas, pixels"""
+
+
+def detect(
+    run: str | None = None,
+    train: str | None = None,
+    annotations: str | None = None,
+    val: str | None = None,
+    val_annotations: str | None = None,
+    out: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    arguments: Sequence[str] = (),
+    **settings: Any,
+) -> DetectResult:
+    """Train Mask R-CNN on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch detect``.
+
+    Args:
+        run: what to start from: run folder, weights file or checkpoint of a ViT.
+        train, val: folders of images.
+        annotations, val_annotations: of these, files in COCO's layout.
+        out: folder of the run.
+        preset: settings to start from, of :data:`~hardpatch.detect.settings.PRESETS`; ``small`` by default.
+        resume: continue the run in ``out``, which then needs nothing else.
+        progress: shows steps and metrics; silent by default.
+        arguments: command line that this came from, for the folder's README.
+        settings: settings in which the run differs, see :class:`~hardpatch.detect.settings.DetectSettings`.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, before anything is written.
+        TrainingError: if the loss becomes NaN or infinite.
+    """
+    mask_tools()  # complains before anything is read
+    inputs = {
+        "run": run,
+        "train": train,
+        "annotations": annotations,
+        "val": val,
+        "val_annotations": val_annotations,
+    }
+    labeled = open_run("detect", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    return _detect(labeled, progress or Silent(), list(arguments))
+
+
+def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: list[str]) -> DetectResult:
+    started = time.monotonic()
+    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    check(settings)
+    train, val = Path(inputs["train"]), Path(inputs["val"])
+    annotations = _read("annotations", inputs["annotations"], "train", train)
+    val_annotations = _read("val_annotations", inputs["val_annotations"], "val", val)
+    if annotations.categories != val_annotations.categories:
+        raise UserError(
+            f"--val_annotations: expected the {len(annotations.categories)} categories of {annotations.path}, "
+            f"{val_annotations.path} has others"
+        )
+    fabric = start_fabric(settings.device, settings.precision, "--")
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
+    else:
+        backbone = _backbone(_metadata(newest))
+    job = DetectJob(settings, folder, (annotations, train), (val_annotations, val), backbone, fabric)
+    if newest is not None:
+        job.restore(newest)
+    labeled.write("detect", arguments, README)
+    log_to(folder / "log.txt")
+    for name, coco in (("--train", annotations), ("--val", val_annotations)):
+        log.info("%s: %s", name, _summary(coco))
+    signal = fit(job, progress)
+    saved = checkpoint.newest(folder)
+    assert saved is not None
+    if job.step < job.total:
+        return DetectResult(folder, saved, job.step, job.total, signal=signal)
+    return _finish(job, labeled, saved, time.monotonic() - started)
+
+
+def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, seconds: float) -> DetectResult:
+    """Write result.json, the detections and the pictures."""
+    folder, inputs = job.folder, labeled.inputs
+    if job.evaluation is None:  # a finished run that is called again is evaluated again
+        job.evaluate()
+    assert job.evaluation is not None
+    precision, detections = job.evaluation.precision, job.evaluation.detections
+    partial = folder / f".{DETECTIONS}.partial"
+    partial.write_text(json.dumps(detections) + "\n", encoding="utf-8")
+    partial.replace(folder / DETECTIONS)
+    result = write_result(
+        folder,
+        "detect",
+        run=inputs["run"],
+        data={name: value for name, value in inputs.items() if name != "run"},
+        images={"train": job.images, "val": len(job.evaluated_set.images)},
+        classes=len(job.train[0].categories),
+        left_out={
+            "train, objects without extent": job.train[0].dropped,
+            "val, objects without extent": job.val[0].dropped,
+            "train, undecodable": len(job.bad_files),
+            "val, undecodable": len(job.bad_val),
+        },
+        seconds=seconds,
+        steps=job.total,
+        detections=len(detections),
+        **precision,
+    )
+    curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
+    sheet = folder / "pictures" / "detections.png"
+    detection_sheet(job.evaluated_set, job.val[1], detections, channels=job.channels).save(sheet)
+    return DetectResult(folder, saved, job.step, job.total, precision, detections, (curves, sheet), result=result)
+
+
+def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detector:
+    """Load the detector of a run folder of ``hardpatch detect``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    newest = checkpoint.newest(Path(run))
+    if newest is None:
+        raise UserError(f"RUN: expected a folder made by hardpatch detect, got {run}")
+    metadata = _metadata(newest)
+    names = {f.name for f in fields(DetectSettings)}
+    settings = changed(PRESETS["paper"], {name: value for name, value in metadata["detect"].items() if name in names})
+    categories = {int(number): name for number, name in metadata["categories"]}
+    model = build(_backbone(metadata), settings, len(categories)).to(device)
+    state: dict[str, Tensor] = checkpoint.with_prefix(load_file(newest / checkpoint.WEIGHTS), "student.")
+    model.load_state_dict(state)
+    return Detector(model.eval(), categories, settings.image_size)
+
+
+def _metadata(saved: Path) -> dict[str, Any]:
+    metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
+    if metadata.get("kind") != KIND:
+        raise UserError(f"RUN: expected a folder made by hardpatch detect, {saved} is of another kind")
+    if "detect" not in metadata:  # an earlier version's name
+        metadata["detect"] = metadata.get("run", {})
+    return metadata
+
+
+def _backbone(metadata: Mapping[str, Any]) -> Backbone:
+    """Build the encoder of a checkpoint, with new weights."""
+    encoder = build_encoder(metadata["encoder"])
+    return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]))
+
+
+def _read(argument: str, path: str, folder_argument: str, folder: Path) -> CocoSet:
+    """Read the annotations of a folder that holds all of their images."""
+    try:
+        coco = read_coco(path)
+    except UserError as error:
+        raise UserError(f"--{argument}: {error}") from None
+    try:
+        check_images(coco, folder)
+    except UserError as error:
+        raise UserError(f"--{folder_argument}: {error}") from None
+    return coco
+
+
+def _summary(coco: CocoSet) -> str:
+    """Return "N images, K classes, left out M (why)" for a set."""
+    objects = sum(len(image.objects) for image in coco.images)
+    text = f"{len(coco.images)} images, {len(coco.categories)} classes, {objects} objects"
+    return text + (f", left out {coco.dropped} objects (without extent)" if coco.dropped else "")

@@ -1,0 +1,155 @@
+"""Pre-training as a job of the training loop."""
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from hardpatch.data.device_set import DeviceSet
+from hardpatch.data.loader import BadFiles, Batch, on_device, resolve_workers, train_batches
+from hardpatch.data.sources import Source
+from hardpatch.errors import UserError
+from hardpatch.measure.knn import knn_accuracy
+from hardpatch.measure.labels import labeled_features
+from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.pretrain.build import transform_of
+from hardpatch.pretrain.config import to_dict
+from hardpatch.pretrain.schedule import Schedule, schedule
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.step import Learner, Step
+from hardpatch.pretrain.vital_signs import vital_signs
+from hardpatch.train import checkpoint
+from hardpatch.train.cadence import Cadence
+
+
+class PretrainJob:
+    """Student, teacher and data of a run, for :func:`hardpatch.train.loop.fit`.
+
+    Args:
+        run: the configuration.
+        folder: of the run.
+        source: the images.
+        learner: student, teacher and optimizer.
+        outputs: numbers that another network's target takes for a patch; goes into the checkpoint.
+        held: the same images on the device, where batches are then made.
+    """
+
+    advice = "a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16)"
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: Path,
+        source: Source,
+        learner: Learner,
+        outputs: int | None = None,
+        held: DeviceSet | None = None,
+    ) -> None:
+        self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
+        self.held = held
+        self.total, self.batch_size, self.images = learner.total, run.batch_size, len(source)
+        self.cadence = Cadence(
+            self.total,
+            run.train.log_every,
+            run.train.checkpoint_minutes,
+            run.train.checkpoint_steps,
+            None if run.knn.train is None else run.knn.every_epochs * self.images / run.batch_size,
+            evaluate_at_end=False,
+        )
+        self.bad_files = BadFiles(self.images, run.data.max_bad_fraction)
+        self._last: tuple[Schedule, Step]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.learner.step
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches from the next step on."""
+        run, device = self.run, self.learner.fabric.device
+        if self.held is not None:
+            return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.step, crops=run.data.crops)
+        batches = train_batches(
+            self.source,
+            transform_of(run),
+            batch_size=run.batch_size,
+            seed=run.seed,
+            start=self.step,
+            workers=resolve_workers(run.data.workers),
+            pin_memory=device.type == "cuda",
+            crops=run.data.crops,
+        )
+        return on_device(batches, device)
+
+    def train_step(self, batch: Batch, *, observe: bool) -> None:
+        """Take one optimizer step."""
+        values = schedule(self.run, self.step, self.total)
+        self._last = values, self.learner.train_step(batch, values, observe=observe)
+
+    def metrics(self) -> dict[str, float]:
+        """Means of the losses since the last call; schedule, vital signs and memory as of the last step."""
+        values, step = self._last
+        learner, device = self.learner, self.learner.fabric.device
+        signs = vital_signs(step.mined, step.losses)
+        if step.gradient_norm is not None:
+            signs["gradient_norm"] = step.gradient_norm
+        numbers = {name: value.item() for name, value in signs.items()}
+        row = {
+            **learner.means.read(),
+            **values.metrics(self.run),
+            **learner.model.host.scheduled(values.progress),
+            **{name: number for name, number in numbers.items() if math.isfinite(number)},
+        }
+        if device.type == "cuda":  # of tensors, at the most since the last line
+            row["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+            torch.cuda.reset_peak_memory_stats(device)
+        return row
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        model = self.learner.model
+        metadata = {
+            "config": to_dict(self.run),
+            "encoder": encoder_settings(model.host.encoder),
+            "mean": model.mean.tolist(),
+            "std": model.std.tolist(),
+            "steps": self.total,
+            "images": self.images,
+            "outputs": self.outputs,
+        }
+        self.learner.state.save(self.folder, self.step, metadata, keep=self.run.train.keep_checkpoints)
+
+    def restore(self, saved: Path) -> None:
+        """Go back to a checkpoint of this run, to the bit.
+
+        Raises:
+            UserError: if the data set has another number of images now.
+        """
+        images = (checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}).get("images")
+        if images != self.images:
+            raise UserError(
+                f"--resume: the run began with {images} images and --data now has {self.images}; "
+                "put the set back as it was, or start anew with another --out"
+            )
+        self.learner.step = self.learner.state.restore(saved)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure k-NN accuracy on the labeled set of section ``knn``."""
+        knn, data, learner = self.run.knn, self.run.data, self.learner
+        assert knn.train is not None
+        assert knn.val is not None
+        device = learner.fabric.device
+        features = labeled_features(
+            learner.model.eval(),
+            knn.train,
+            knn.val,
+            device=device,
+            workers=data.workers,
+            max_bad_fraction=data.max_bad_fraction,
+        )
+        learner.model.train()
+        accuracy = knn_accuracy(features.train, features.val, classes=len(features.classes), device=device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        return {"knn_top1": accuracy.top1}

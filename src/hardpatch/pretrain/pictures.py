@@ -1,0 +1,54 @@
+"""Pictures of a finished run: its curves, and where the model finds images hard."""
+
+import logging
+from pathlib import Path
+
+from hardpatch.data.sources import Subset, open_source
+from hardpatch.errors import UserError
+from hardpatch.figures import training_curves
+from hardpatch.measure.difficulty import score
+from hardpatch.methods.targets import HostTargets
+from hardpatch.pretrain.job import PretrainJob
+from hardpatch.train.metrics import read_metrics
+
+log = logging.getLogger("hardpatch")
+
+PICTURED = 8
+"""Images of the training set whose difficulty is shown."""
+
+
+def write_pictures(job: PretrainJob) -> list[Path]:
+    """Draw the curves of a run and, where it has a loss predictor, the difficulty of some of its images.
+
+    Returns:
+        The pictures: ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``.
+    """
+    folder, learner = job.folder, job.learner
+    pictures = []
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if metrics:
+        pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
+    student = learner.model.eval()
+    if not student.has_predictor:
+        return pictures
+    teacher = student if learner.teacher is None else learner.teacher.network
+    source = open_source(job.run.data.path)
+    chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
+    target = HostTargets(teacher.host) if student.host.uses_teacher else learner.mining.target
+    try:
+        summary = score(
+            student,
+            teacher,
+            Subset(source, chosen),
+            out=folder / "pictures" / "difficulty",
+            target=target,
+            mask_ratio=job.run.method.mask_ratio,
+            predict="masked" if job.run.fast.remember else "whole",
+            pictures=PICTURED,
+            device=learner.fabric.device,
+        )
+    except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
+        log.warning("no pictures of the difficulty: %s", error)
+    else:
+        pictures += [summary.contact_sheet] if summary.contact_sheet is not None else []
+    return pictures

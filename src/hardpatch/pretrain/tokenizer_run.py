@@ -1,0 +1,169 @@
+"""A tokenizer for BEiT, from images to a run folder with the file that ``method.tokenizer`` takes."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hardpatch import __version__
+from hardpatch.data.augment import EvalTransform
+from hardpatch.data.loader import eval_batches
+from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.summary import summarize
+from hardpatch.errors import UserError
+from hardpatch.figures import enlarge, training_curves
+from hardpatch.models.tokenizer import FILE, KIND, METADATA, DiscreteVAE
+from hardpatch.pickles import save_tensors
+from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
+from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
+from hardpatch.train import checkpoint
+from hardpatch.train.device import start_fabric
+from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.log import log_to
+from hardpatch.train.loop import fit
+from hardpatch.train.metrics import read_metrics
+from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.result import write_result
+from hardpatch.train.settings import to_dict
+
+log = logging.getLogger("hardpatch")
+
+PICTURED = 8
+README = """# A tokenizer trained with hardpatch
+
+Made by `{command}`.
+
+| file | what |
+|---|---|
+| `tokenizer.safetensors` | the tokenizer; `--method.tokenizer {folder}` uses it with host `beit` |
+| `config.yaml` | every setting |
+| `result.json` | error of the reconstruction, use of the words |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and the use of the words as training went on |
+| `pictures/` | curves; `reconstructions.png`: originals above what their tokens say of them |
+| `checkpoints/` | to resume from |
+
+If it was interrupted, resume with
+
+    hardpatch tokenizer --resume --out {folder}
+"""
+
+
+@dataclass(frozen=True)
+class TokenizerResult:
+    """How a call of :func:`train_tokenizer` ended."""
+
+    folder: Path
+    step: int
+    """optimizer steps done"""
+    total: int
+    quality: Quality | None = None
+    """None where it was interrupted"""
+    pictures: tuple[Path, ...] = ()
+    signal: int = 0
+    """the signal that interrupted it, 0 for none"""
+    result: dict[str, Any] | None = None
+    """what ``result.json`` holds"""
+
+    @property
+    def finished(self) -> bool:
+        """False where the run was interrupted."""
+        return self.step == self.total
+
+
+def train_tokenizer(
+    data: str | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    arguments: Sequence[str] = (),
+    **settings: Any,
+) -> TokenizerResult:
+    """Train visual tokens for host ``beit``, to the end or until SIGINT or SIGTERM: ``hardpatch tokenizer``.
+
+    Args:
+        data: images, see :func:`~hardpatch.data.sources.open_source`.
+        out: folder of the run.
+        resume: continue the run in ``out``, which then needs nothing else.
+        progress: shows steps and metrics; silent by default.
+        arguments: command line that this came from, for the folder's README.
+        settings: settings in which the run differs, see
+            :class:`~hardpatch.pretrain.tokenizer_settings.TokenizerSettings`.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, before anything is written.
+        TrainingError: if the loss becomes NaN or infinite.
+    """
+    required = {"data": "images to learn from; demo:train is the embedded set"}
+    run = open_run("tokenizer", out, {"data": data}, PRESETS, None, settings, resume=resume, required=required)
+    return _train(run, progress or Silent(), list(arguments))
+
+
+def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: list[str]) -> TokenizerResult:
+    started = time.monotonic()
+    folder, settings, data = run.folder, run.settings, run.inputs["data"]
+    check(settings)
+    try:
+        source = open_source(data)
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
+    fabric = start_fabric(settings.device, settings.precision, "--")
+    job = TokenizerJob(settings, folder, source, fabric)
+    newest = checkpoint.newest(folder)
+    if newest is not None:
+        job.restore(newest)
+    run.write("tokenizer", arguments, README)
+    log_to(folder / "log.txt")
+    log.info("--data: %s", summarize(source))
+    signal = fit(job, progress)
+    if job.step < job.total:
+        return TokenizerResult(folder, job.step, job.total, signal=signal)
+    if job.quality is None:  # a finished run that is called again is evaluated again
+        job.evaluate()
+    assert job.quality is not None
+    model = job.model.requires_grad_(False).eval()
+    write_tokenizer(folder / FILE, model, settings, job.quality)
+    shown = folder / "pictures" / "reconstructions.png"
+    reconstructions(model, source, settings.image_size, device=fabric.device).save(shown)
+    curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
+    result = write_result(
+        folder,
+        "tokenizer",
+        run=str(folder),
+        data={"train": data},
+        images={"train": len(source)},
+        classes=None,
+        left_out={"not images": len(source.skipped), "undecodable": len(job.bad_files)},
+        seconds=time.monotonic() - started,
+        steps=job.total,
+        quality=job.quality.to_dict(),
+    )
+    return TokenizerResult(folder, job.step, job.total, job.quality, (shown, curves), result=result)
+
+
+def write_tokenizer(path: Path, tokenizer: DiscreteVAE, run: TokenizerSettings, quality: Quality) -> None:
+    """Write the weights and all that is needed to rebuild the network, whole or not at all."""
+    metadata = {"hardpatch": __version__, "kind": KIND, **to_dict(run), "quality": quality.to_dict()}
+    # One metadata entry: safetensors writes several in an order that changes from run to run.
+    state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+    partial = path.with_name(f".{path.name}.partial")
+    save_tensors(state, partial, {METADATA: json.dumps(metadata)})
+    partial.replace(path)
+
+
+@torch.no_grad()
+def reconstructions(tokenizer: DiscreteVAE, source: Source, image_size: int, *, device: torch.device) -> Image.Image:
+    """Draw some images, and below each its reconstruction from tokens."""
+    chosen = Subset(source, evenly_spread(len(source), PICTURED))
+    batch = next(iter(eval_batches(chosen, EvalTransform((image_size, image_size)), batch_size=PICTURED)))
+    output = tokenizer(batch.images.to(device).float() / 255).images
+    rows = [batch.images, (output.clamp(0, 1) * 255).round().byte().cpu()]
+    lines = [np.concatenate([enlarge(i, 128) for i in row.permute(0, 2, 3, 1).numpy()], axis=1) for row in rows]
+    return Image.fromarray(np.concatenate(lines, axis=0))

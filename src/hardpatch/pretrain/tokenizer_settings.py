@@ -1,0 +1,36 @@
+"""Settings of the training of a tokenizer.
+
+Nothing here imports torch, so that the command line answers at once.
+"""
+
+from dataclasses import dataclass
+
+from hardpatch.train.settings import LoopSettings, check_loop, expect, setting
+
+
+@dataclass(frozen=True)
+class TokenizerSettings(LoopSettings):
+    """Training of a discrete VAE; this project's choice for small images."""
+
+    steps: int | None = setting(2000, "optimizer steps; this or epochs")
+    batch_size: int = setting(128, "images of an optimizer step")
+    clip: float | None = setting(1.0, "largest norm of the gradient; null does not clip")
+    lr: float = setting(3e-3, "peak learning rate of AdamW")
+    image_size: int = setting(64, "side of the crops, pixels")
+    patch_size: int = setting(8, "side of what becomes one token, pixels")
+    vocabulary: int = setting(512, "number of different tokens, up to 8192")
+    width: int = setting(64, "channels of the network where the tokens are")
+
+
+PRESETS = {"small": TokenizerSettings()}
+
+
+def check(run: TokenizerSettings) -> None:
+    """Refuse settings that cannot work; sizes are checked where the network is built.
+
+    Raises:
+        UserError: names the first.
+    """
+    check_loop(run)
+    expect(run, "lr", "a number above 0", run.lr > 0)
+    expect(run, "image_size", "1 pixel or more", run.image_size >= 1)

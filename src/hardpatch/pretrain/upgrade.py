@@ -1,0 +1,73 @@
+"""Settings of runs that an earlier version made, under the names of this one."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hardpatch.errors import UserError
+
+log = logging.getLogger("hardpatch")
+
+RENAMED = {
+    "data.colour_jitter": "data.color_jitter",
+    "fast.asked_share": "fast.prediction_ratio",
+    "ibot.colour": "ibot.color",
+    "optim.accumulate": "optim.accumulation_steps",
+}
+RENAMED_VALUES = {
+    "method.target": {"normalised_pixels": "normalized_pixels"},
+    "method.predicting_loss": {"absolute_standardised": "absolute_standardized"},
+}
+REMOVED: dict[str, Any] = {
+    "fast.teacher_blocks": None,
+    "fast.teacher_every": 1,
+    "ibot.masked_share": 0.5,
+    "ibot.student_temperature": 0.1,
+    "ibot.teacher_temperature_start": 0.04,
+    "ibot.teacher_temperature_end": 0.07,
+    "ibot.centre_momentum": 0.9,
+}
+"""Settings that are gone, and the value that stands in the code now."""
+
+
+def upgrade(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the saved configuration of a run under today's names; says in the log what was renamed.
+
+    Args:
+        values: sections of settings.
+        source: file that they come from.
+
+    Raises:
+        UserError: if the run used a setting that is gone, at another value than the code has now.
+    """
+    upgraded = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
+    renamed = []
+    for old, new in RENAMED.items():
+        section, name = old.split(".")
+        if name in upgraded.get(section, {}):
+            upgraded[section][new.split(".")[1]] = upgraded[section].pop(name)
+            renamed.append(f"{old} as {new}")
+    for setting, names in RENAMED_VALUES.items():
+        section, name = setting.split(".")
+        value = upgraded.get(section, {}).get(name)
+        if value in names:
+            upgraded[section][name] = names[value]
+            renamed.append(f"{setting} {value} as {names[value]}")
+    for setting, fixed in REMOVED.items():
+        section, name = setting.split(".")
+        if name in upgraded.get(section, {}):
+            value = upgraded[section].pop(name)
+            if value != fixed:
+                raise UserError(
+                    f"{source}: made with {setting} {value!r}, which this version does not have; it is always {fixed!r}"
+                )
+    if renamed:
+        log.info("%s is of an earlier version: reading %s", source, ", ".join(renamed))
+    return upgraded
+
+
+def hint(setting: str) -> str:
+    """``; it is now called ...`` for a setting that was renamed or is gone, else nothing."""
+    if setting in RENAMED:
+        return f"; it is now called {RENAMED[setting]!r}"
+    return f"; it is gone, the value is always {REMOVED[setting]!r}" if setting in REMOVED else ""

@@ -1,0 +1,225 @@
+"""Segmentation: UperNet on a pre-trained encoder, from pairs of images and label maps to a run folder."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardpatch.errors import UserError
+from hardpatch.interchange.backbone import load_backbone
+from hardpatch.segment.data import Labels, check, find_labels, open_segmentation
+from hardpatch.segment.file import FILE, rebuild, save_segmenter
+from hardpatch.segment.measure import EvaluationResult
+from hardpatch.segment.model import UperNet
+from hardpatch.segment.pictures import write_pictures
+from hardpatch.segment.settings import PRESETS, SegmentSettings
+from hardpatch.segment.settings import check as check_settings
+from hardpatch.segment.trainer import KIND, SegmentJob
+from hardpatch.train import checkpoint
+from hardpatch.train.device import start_fabric
+from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.log import log_to
+from hardpatch.train.loop import fit
+from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.result import write_result
+
+log = logging.getLogger("hardpatch")
+
+REQUIRED = {
+    "run": "what to start from",
+    "train": "a folder of images and label maps to learn from",
+    "val": "a folder of images and label maps to evaluate on",
+}
+README = """# A segmenter trained with hardpatch
+
+Made by `{command}`.
+
+| file | what |
+|---|---|
+| `config.yaml` | every setting, the data and the encoder it began with |
+| `result.json` | mIoU, mean and pixel accuracy on the validation images, and IoU, accuracy and pixels of each class |
+| `segmenter.safetensors` | encoder and heads |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures as training went on |
+| `pictures/` | curves; images beside their true and their predicted classes |
+| `checkpoints/` | to resume from |
+
+If it was interrupted, resume with
+
+    hardpatch segment --resume --out {folder}
+
+In Python, `hardpatch.load_segmenter("{folder}")` gives the network.
+"""
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """How a call of :func:`segment` ended. Measures are in [0, 1], NaN where it was interrupted."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    """optimizer steps done"""
+    total: int
+    miou: float = math.nan
+    mean_accuracy: float = math.nan
+    pixel_accuracy: float = math.nan
+    classes: tuple[str, ...] = ()
+    evaluation: EvaluationResult | None = field(default=None, repr=False)
+    pictures: tuple[Path, ...] = ()
+    signal: int = 0
+    """the signal that interrupted it, 0 for none"""
+    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    """what ``result.json`` holds"""
+
+    @property
+    def finished(self) -> bool:
+        """False where the run was interrupted."""
+        return self.step == self.total
+
+
+def segment(
+    run: str | None = None,
+    train: str | None = None,
+    val: str | None = None,
+    out: str | Path | None = None,
+    *,
+    classes: str | None = None,
+    ignore: Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+    preset: str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    arguments: Sequence[str] = (),
+    **settings: Any,
+) -> SegmentResult:
+    """Train UperNet on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch segment``.
+
+    Args:
+        run: what to start from: run folder, weights file or checkpoint of a ViT.
+        train, val: folders of images and label maps, see :func:`~hardpatch.segment.data.open_segmentation`.
+        out: folder of the run.
+        classes: their number, or a file of their names; ``classes.txt`` of ``train`` by default.
+        ignore: label values to leave out; 255 by default.
+        reduce_zero_label: 0 is ignored and 1 is the first class; on for ADE20K's folders.
+        preset: settings to start from, of :data:`~hardpatch.segment.settings.PRESETS`; ``small`` by default.
+        resume: continue the run in ``out``, which then needs nothing else.
+        progress: shows steps and metrics; silent by default.
+        arguments: command line that this came from, for the folder's README.
+        settings: settings in which the run differs, see :class:`~hardpatch.segment.settings.SegmentSettings`.
+
+    Raises:
+        UserError: for a mistake in the settings or the data, before anything is written.
+        TrainingError: if the loss becomes NaN or infinite.
+    """
+    inputs = {
+        "run": run,
+        "train": train,
+        "val": val,
+        "classes": classes,
+        "ignore": None if ignore is None else list(ignore),
+        "reduce_zero_label": reduce_zero_label,
+    }
+    for name in ("crop", "stride"):
+        if name in settings and len(settings[name]) == 1:  # one number is a square
+            settings[name] = (*settings[name], *settings[name])
+    labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    return _segment(labeled, progress or Silent(), list(arguments))
+
+
+def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments: list[str]) -> SegmentResult:
+    started = time.monotonic()
+    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    ignored = [255] if inputs["ignore"] is None else inputs["ignore"]
+    meaning = find_labels(inputs["train"], inputs["classes"], ignored, bool(inputs["reduce_zero_label"]))
+    fabric = start_fabric(settings.device, settings.precision, "--")
+    newest = checkpoint.newest(folder)
+    model = _initial(labeled, meaning) if newest is None else _of_checkpoint(newest, settings)
+    train, val = (open_segmentation(inputs[split], split, meaning) for split in ("train", "val"))
+    check_settings(settings, model.encoder.patch_size, len(train))
+    pixels, unreadable = check(train, "train")
+    _, unreadable_val = check(val, "val")
+    train, val = train.without(unreadable), val.without(unreadable_val)
+    bad = list(unreadable.values()), list(unreadable_val.values())
+    job = SegmentJob(settings, folder, train, val, model, fabric, bad)
+    if newest is not None:
+        job.restore(newest)
+    labeled.write("segment", arguments, README)
+    log_to(folder / "log.txt")
+    for name, pairs, missing in (("--train", train, bad[0]), ("--val", val, bad[1])):
+        left_out = f", left out {len(missing)} (unreadable; the first: {missing[0]})" if missing else ""
+        log.info("%s: %d images, %d classes%s", name, len(pairs), len(meaning.names), left_out)
+    signal = fit(job, progress)
+    saved = checkpoint.newest(folder)
+    assert saved is not None
+    if job.step < job.total:
+        return SegmentResult(folder, saved, job.step, job.total, signal=signal)
+    if job.evaluation is None or not job.evaluation.maps:  # a finished run that is called again is evaluated again
+        job.evaluate()
+    assert job.evaluation is not None
+    save_segmenter(folder / FILE, job.model, meaning.names, job.inference)
+    measures = job.evaluation.measures
+    shares = {name: int(count) for name, count in zip(meaning.names, pixels, strict=True)}
+    result = write_result(
+        folder,
+        "segment",
+        run=inputs["run"],
+        data={"train": inputs["train"], "val": inputs["val"]},
+        images={"train": len(train), "val": len(val)},
+        classes=len(meaning.names),
+        left_out={"train, undecodable": len(job.bad_files), "val, undecodable": len(job.bad_val)},
+        seconds=time.monotonic() - started,
+        steps=job.total,
+        inference=settings.inference,
+        train_pixels=shares,
+        **measures.to_dict(meaning.names),
+    )
+    return SegmentResult(
+        folder,
+        saved,
+        job.step,
+        job.total,
+        measures.miou,
+        measures.mean_accuracy,
+        measures.pixel_accuracy,
+        meaning.names,
+        job.evaluation,
+        tuple(write_pictures(folder, job.evaluation, val, model.encoder.channels)),
+        result=result,
+    )
+
+
+def _initial(labeled: FolderRun[SegmentSettings], meaning: Labels) -> UperNet:
+    """Build the network with which a run begins.
+
+    Raises:
+        UserError: if the weights cannot be loaded or sizes do not fit.
+    """
+    settings = labeled.settings
+    backbone = load_backbone(labeled.inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            return UperNet(
+                backbone.encoder,
+                len(meaning.names),
+                mean=backbone.mean,
+                std=backbone.std,
+                channels=settings.channels,
+                blocks=settings.blocks,
+                dropout=settings.dropout,
+            )
+        except ValueError as error:
+            raise UserError(f"--{error}") from None
+
+
+def _of_checkpoint(saved: Path, settings: SegmentSettings) -> UperNet:
+    """Build the network of a checkpoint: a resumed run does not need what it began with."""
+    metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
+    if metadata.get("kind") != KIND or "encoder" not in metadata:
+        raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
+    return rebuild(metadata, dropout=settings.dropout)

@@ -1,0 +1,53 @@
+"""When a training logs, saves and evaluates."""
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Due(NamedTuple):
+    """Duties after a step."""
+
+    log: bool
+    save: bool
+    evaluate: bool
+
+
+@dataclass
+class Cadence:
+    """Intervals between log lines, checkpoints and evaluations.
+
+    Args:
+        total: optimizer steps of the run.
+        log_every: steps between two lines of metrics.
+        checkpoint_minutes: minutes between two checkpoints.
+        checkpoint_steps: steps between two checkpoints, in addition.
+        evaluate_every: steps between two evaluations, whole or not; None for none on the way.
+        evaluate_at_end: evaluate after the last step in any case.
+    """
+
+    total: int
+    log_every: int
+    checkpoint_minutes: float
+    checkpoint_steps: int | None = None
+    evaluate_every: float | None = None
+    evaluate_at_end: bool = True
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> Due:
+        """Return what is due after optimizer step number ``step``, counted from 1."""
+        last = step == self.total
+        save = last or step % (self.checkpoint_steps or self.total) == 0
+        save = save or time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
+        evaluate = self.evaluates(step)
+        return Due(save or evaluate or step % self.log_every == 0, save or evaluate, evaluate)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after ``step``."""
+        every = self.evaluate_every
+        crossed = every is not None and step // every > (step - 1) // every
+        return step > 0 and (crossed or (self.evaluate_at_end and step == self.total))
+
+    def saved(self) -> None:
+        """Count the minutes to the next checkpoint from now."""
+        self._saved_at = time.monotonic()

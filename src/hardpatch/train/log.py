@@ -1,0 +1,39 @@
+"""The log of ``hardpatch``: on the terminal, and in the folder of a run."""
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def show_log(console: Console | None = None) -> None:
+    """Send the log to the terminal, above a progress bar if there is one."""
+    logger = _logger()
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    if console is not None and console.is_terminal:
+        logger.addHandler(RichHandler(console=console, show_path=False, show_time=False, markup=False))
+    else:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def log_to(file: Path) -> None:
+    """Write the log to a file from now on, in place of the last such file."""
+    logger = _logger()
+    for handler in logger.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+
+
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("hardpatch")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return logger
