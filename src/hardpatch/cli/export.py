@@ -8,31 +8,7 @@ from hardpatch.errors import UserError
 
 def export(arguments: list[str]) -> int:
     """Run ``hardpatch export`` and return the exit code."""
-    parser = Parser(
-        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the outputs."
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
-    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="format: timm writes a file, hf a folder")
-    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="new .safetensors file, or new folder")
-    parser.add_argument(
-        "--weights", choices=("student", "teacher"), default="student", help="which weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--form",
-        choices=("vit", "vit_mae"),
-        help="with --to hf: vit, the encoder alone (default), or vit_mae, with the reconstructor of host mae",
-    )
-    architecture = parser.add_argument_group("facts that checkpoints of other libraries do not hold")
-    architecture.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
-    architecture.add_argument(
-        "--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: attention heads of the decoder"
-    )
-    architecture.add_argument(
-        "--normalize_pixels",
-        action="store_true",
-        help="with --form vit_mae: the targets were pixels normalized by patch",
-    )
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.form is not None and options.to != "hf":
         raise UserError(f"--form: only --to hf has forms, got --to {options.to}; leave it out")
     if options.form != "vit_mae" and (options.decoder_heads or options.normalize_pixels):
@@ -67,3 +43,31 @@ def export(arguments: list[str]) -> int:
         f"(outputs up to {difference.largest:.1f})"
     )
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the outputs."
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
+    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="format: timm writes a file, hf a folder")
+    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="new .safetensors file, or new folder")
+    parser.add_argument(
+        "--weights", choices=("student", "teacher"), default="student", help="which weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--form",
+        choices=("vit", "vit_mae"),
+        help="with --to hf: vit, the encoder alone (default), or vit_mae, with the reconstructor of host mae",
+    )
+    architecture = parser.add_argument_group("facts that checkpoints of other libraries do not hold")
+    architecture.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
+    architecture.add_argument(
+        "--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: attention heads of the decoder"
+    )
+    architecture.add_argument(
+        "--normalize_pixels",
+        action="store_true",
+        help="with --form vit_mae: the targets were pixels normalized by patch",
+    )
+    return parser
