@@ -31,10 +31,10 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         theirs: Any = eval(code, {"timm": timm, "transformers": transformers}).eval()
         found = theirs.forward_features(images) if to == "timm" else theirs(images).last_hidden_state
         assert_close(found, expected, rtol=0, atol=1e-5)
-        said = re.search(r"on a random image, (\S+) on real ones \(outputs up to", printed)
+        said = re.search(r"on a random image, (\S+) on real images \(outputs up to", printed)
         assert said is not None
         assert float(said[1]) < 1e-5
-        assert "images: 32 x 32, pixels in [0, 1] less mean 0.485, 0.456, 0.406" in printed
+        assert "images: 32 x 32, pixels in [0, 1] normalized with mean 0.485, 0.456, 0.406" in printed
     back = load_backbone(tmp_path / "vit.safetensors").encoder.eval()
     assert torch.equal(back(images), expected)
     mae = ["export", str(run), "--to", "hf", "--form", "vit_mae", "--out", str(tmp_path / "mae")]

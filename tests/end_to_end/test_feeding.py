@@ -1,4 +1,4 @@
-"""Where the images of a run are held changes how fast it is fed, and nothing or only the crops of what it learns."""
+"""Images held in memory: host gives the same training to the bit, device other crops of the same images."""
 
 import json
 import re
@@ -24,17 +24,17 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_held_in_memory_a_run_is_the_same(run: Path, images: Path, tmp_path: Path) -> None:
+def test_images_in_memory_give_the_same_training(run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "host"
     pretrain = ["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(out)]
     assert main([*pretrain, "--data.in_memory", "host"]) == 0
     assert losses(out) == losses(run)
-    theirs = weights(run)
+    expected = weights(run)
     for name, tensor in weights(out).items():
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
-def test_held_on_the_device_a_run_resumes_exactly(images: Path, tmp_path: Path) -> None:
+def test_images_on_the_device_resume_exactly(images: Path, tmp_path: Path) -> None:
     (images.parent / "with_broken").mkdir(exist_ok=True)
     (images.parent / "with_broken" / "broken.jpg").write_bytes(b"no picture")
     for k, path in enumerate(sorted(images.rglob("*.jpg"))):
@@ -44,14 +44,14 @@ def test_held_on_the_device_a_run_resumes_exactly(images: Path, tmp_path: Path) 
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert main([*pretrain, "--out", str(whole)]) == 0
     assert main([*pretrain, "--out", str(halves)]) == 0
-    for path in sorted((halves / "checkpoints").iterdir())[1:]:  # as if it had been killed after four steps
+    for path in sorted((halves / "checkpoints").iterdir())[1:]:  # as if the run had been killed after four steps
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
     assert main([*pretrain, "--out", str(halves), "--resume"]) == 0
-    theirs = weights(whole)
+    expected = weights(whole)
     for name, tensor in weights(halves).items():
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_several_crops_of_an_image(images: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_several_crops_of_an_image(images: Path, tmp_path: Path) -> None:
         (["--data.device_side", "0"], "data.device_side: expected at least 1 pixel, got 0"),
     ],
 )
-def test_what_does_not_go_together(fails: Fails, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_options_that_cannot_be_combined(fails: Fails, tmp_path: Path, arguments: list[str], message: str) -> None:
     line = fails("pretrain", *SMALL, "--steps", 1, "--out", tmp_path / "run", *arguments)
     assert re.search(message, line), line
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""hardpatch shrink: the same images in the same order, smaller; and what it leaves when it fails."""
+"""hardpatch shrink: the same images in the same order, resized; nothing is left when it fails."""
 
 import io
 import json
@@ -60,21 +60,23 @@ def test_order_labels_and_sizes(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1
     before, after = open_source(tree), open_source(out)
-    kept = [i for i in range(len(before)) if "20b" not in before.name(i)]
+    readable = [i for i in range(len(before)) if "20b" not in before.name(i)]
     assert after.classes == before.classes == ("class_0", "class_1", "class_2")
-    assert len(after) == len(kept) == 36
-    for k, i in enumerate(kept):
+    assert len(after) == len(readable) == 36
+    for k, i in enumerate(readable):
         assert after.label(k) == before.label(i)
         assert before.name(i) in after.name(k)
         old, new = before.image(i, 3), after.image(k, 3)
         if min(old.shape[:2]) <= 40:
-            assert after.encoded(k) == before.encoded(i), "an image that is no larger stays as it is"
+            assert after.encoded(k) == before.encoded(i), "an image that is small enough is copied unchanged"
         else:
             zoom = 40 / min(old.shape[:2])
             assert min(new.shape[:2]) == 40
             assert new.shape[:2] == tuple(round(side * zoom) for side in old.shape[:2])
-            wanted = np.asarray(Image.fromarray(old).resize(new.shape[1::-1], Image.Resampling.BICUBIC))
-            assert np.abs(new.astype(int) - wanted).mean() < 6  # mostly of colors, which are kept at half resolution
+            expected = np.asarray(Image.fromarray(old).resize(new.shape[1::-1], Image.Resampling.BICUBIC))
+            assert (
+                np.abs(new.astype(int) - expected).mean() < 6
+            )  # mostly in the colors, which are stored at half resolution
     for path in out.iterdir():
         metadata = pq.ParquetFile(path).metadata
         assert all(metadata.row_group(group).num_rows <= 4 for group in range(metadata.num_row_groups))
@@ -84,9 +86,9 @@ def test_large_files_are_read_at_random(tree: Path, tmp_path: Path, monkeypatch:
     shrink(open_source(tree), tmp_path / "small", 40)
     resident = open_source(tmp_path / "small")
     monkeypatch.setattr(sources, "RESIDENT_BYTES", 0)
-    there = open_source(tmp_path / "small")
+    on_disk = open_source(tmp_path / "small")
     for i in np.random.default_rng(0).integers(36, size=60).tolist():
-        assert there.encoded(i) == resident.encoded(i)
+        assert on_disk.encoded(i) == resident.encoded(i)
 
 
 def test_huggingface_reads_the_features(tree: Path, tmp_path: Path) -> None:
@@ -112,20 +114,20 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale(photograph: np.ndarray) -> N
     assert 0 < np.abs(ours - whole).mean() < 1.5
 
 
-def test_mistakes_leave_nothing(fails: Callable[..., str], tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    assert "--out: expected a folder that does not exist" in fails("shrink", tree, "--out", tmp_path / "there")
+def test_mistakes_leave_no_files(fails: Callable[..., str], tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "existing").mkdir()
+    assert "--out: expected a folder that does not exist" in fails("shrink", tree, "--out", tmp_path / "existing")
     assert "--side: expected a whole number from 1, got 0" in fails("shrink", tree, "--side", "0", "--out", "x")
     assert "no such file" in fails("shrink", tmp_path / "nowhere", "--out", tmp_path / "x")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     broken = ["shrink", tmp_path / "broken.jpg", "--out", tmp_path / "x", "--workers", "0"]
     assert "none of the 1 images can be decoded" in fails(*broken)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     assert "--out: cannot write" in fails("shrink", tree, "--workers", "0", "--out", tmp_path / "file" / "x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "file", "images", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "existing", "file", "images"]
 
 
-def test_interrupted_it_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+def test_an_interruption_leaves_no_files(tree: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The paper's tables through the command line, at the smallest scale: run, stopped, gone on with, refused."""
+"""Studies through the command line, at the smallest scale: run, interrupted, resumed, refused."""
 
 import json
 import os
@@ -22,12 +22,12 @@ MICRO = ("--scale", "micro", "--train.device", "cpu")
 
 @pytest.fixture(scope="module")
 def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images to be judged on, of the same two classes as ``images``."""
+    """Images to evaluate on, of the same two classes as ``images``."""
     return write_images(tmp_path_factory.mktemp("val") / "labeled", each=6)
 
 
-def study(table: str, out: Path, *more: object) -> int:
-    return main(["study", table, *MICRO, "--out", str(out), *map(str, more)])
+def study(table: str, out: Path, *options: object) -> int:
+    return main(["study", table, *MICRO, "--out", str(out), *map(str, options)])
 
 
 def read_table(out: Path) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def read_table(out: Path) -> dict[str, Any]:
     return content
 
 
-def measured(out: Path) -> dict[str, Any]:
-    """What was measured of each run, without what differs from one call to the next."""
+def measurements(out: Path) -> dict[str, Any]:
+    """Measurements of each run, without the facts that differ between calls."""
     return {
         str(path.relative_to(out)): json.loads(path.read_text())["details"]
         for path in sorted(out.glob("*/seed_*/result.json"))
@@ -59,15 +59,15 @@ def test_table2_on_the_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert imread(out / "table.png").shape[1] > 1000
     assert "hardpatch study table2 --scale micro" in (out / "README.md").read_text()
 
-    # A second call finds all of it done, and one run that was not measured is measured without being trained again.
+    # A second call skips the runs that are done. A trained run without a result is measured and not trained again.
     default = out / next(row.key for row in table.rows if row.default) / "seed_0"
-    before, weights = measured(out), default / "checkpoints" / "step_00000020" / "model.safetensors"
+    before, weights = measurements(out), default / "checkpoints" / "step_00000020" / "model.safetensors"
     (default / "result.json").unlink()
     trained = weights.stat().st_mtime_ns
     capsys.readouterr()
     assert study("table2", out) == 0
     assert "7 runs, 1 of them to do" in capsys.readouterr().out
-    assert measured(out) == before
+    assert measurements(out) == before
     assert weights.stat().st_mtime_ns == trained
     assert main(["info", str(default)]) == 0
 
@@ -80,15 +80,15 @@ def test_every_host_of_table_b(images: Path, val: Path, tmp_path: Path, capsys: 
     assert len(lines) == 8
     assert all(set(line["ours"]) == {"knn", "linear", "finetune"} for line in lines)
     assert "9 runs, 9 of them to do" in capsys.readouterr().out
-    # The tokenizer of one study serves another.
+    # Another study can use the tokenizer of this one.
     other = tmp_path / "other"
     tokenizer = ("--tokenizer", out / "tokenizer.safetensors")
     assert study("tableB", other, "--data", images, "--val", val, "--steps", "4", *tokenizer) == 0
-    assert measured(other) == measured(out)
+    assert measurements(other) == measurements(out)
     assert not (other / "tokenizer.safetensors").exists()
 
 
-def test_rows_that_cannot_be_run_are_in_the_table(
+def test_rows_that_cannot_be_run_are_in_the_table_with_a_reason(
     images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study("table1", tmp_path, "--data", images, "--val", val, "--steps", "2") == 0
@@ -103,7 +103,7 @@ def test_rows_that_cannot_be_run_are_in_the_table(
     )
 
 
-def test_labels_and_half_of_the_patches(images: Path, val: Path, tmp_path: Path) -> None:
+def test_supervised_rows_of_table_d(images: Path, val: Path, tmp_path: Path) -> None:
     assert study("tableD", tmp_path, "--data", images, "--val", val, "--steps", "4", "--seeds", "2") == 0
     for line in read_table(tmp_path)["rows"]:
         assert set(line["ours"]) == {"supervised", "whole"}
@@ -121,22 +121,26 @@ def test_a_row_that_diverges_is_reported(
     assert "NaN" in lines[0]["missing"]
 
 
-def test_side_by_side_is_one_after_the_other(images: Path, val: Path, tmp_path: Path) -> None:
-    given = ("--data", images, "--val", val, "--steps", "4")
-    assert study("table3", tmp_path / "one", *given) == 0
-    assert study("table3", tmp_path / "two", *given, "--jobs", "2") == 0
-    assert measured(tmp_path / "one") == measured(tmp_path / "two")
-    assert len(measured(tmp_path / "one")) == 4
+def test_runs_in_parallel_give_the_same_results(images: Path, val: Path, tmp_path: Path) -> None:
+    options = ("--data", images, "--val", val, "--steps", "4")
+    assert study("table3", tmp_path / "one", *options) == 0
+    assert study("table3", tmp_path / "two", *options, "--jobs", "2") == 0
+    assert measurements(tmp_path / "one") == measurements(tmp_path / "two")
+    assert len(measurements(tmp_path / "one")) == 4
 
 
 COMMAND = [sys.executable, "-m", "hardpatch", "study", "table3", *MICRO, "--train.checkpoint_steps", "5"]
 
 
-def start(images: Path, val: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
+def start(images: Path, val: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, "--train.log_every", "1", "--steps", "30", "--data", str(images), "--val", str(val)]
     return subprocess.Popen(
-        [*command, "--out", str(out), *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(out), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -146,10 +150,10 @@ def wait_for(process: "subprocess.Popen[str]", done: Callable[[], bool]) -> None
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    raise AssertionError("the study does not get on")
+    raise AssertionError("the study makes no progress")
 
 
-def lines_of(path: Path) -> int:
+def count_lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
@@ -163,85 +167,88 @@ def uninterrupted(images: Path, val: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_a_study_stopped_in_its_second_row_ends_the_same(
+def test_a_study_stopped_in_its_second_row_resumes_to_the_same_results(
     kind: signal.Signals, images: Path, val: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
     second = out / rows.read("table3").rows[1].key / "seed_0"
     process = start(images, val, out)
-    wait_for(process, lambda: lines_of(second / "metrics.jsonl") >= 8)
+    wait_for(process, lambda: count_lines(second / "metrics.jsonl") >= 8)
     process.send_signal(kind)
-    told, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert not (second / "result.json").exists()
-    assert len(measured(out)) == 1
+    assert len(measurements(out)) == 1
     if kind == signal.SIGKILL:
         assert process.returncode == -kind
     else:
         assert process.returncode == 128 + kind, errors
-        assert "go on with: hardpatch study table3 --scale micro" in told
+        assert "To resume, run: hardpatch study table3 --scale micro" in output
         assert [bool(line["ours"]) for line in read_table(out)["rows"]] == [True, False, False, False]
-        assert read_table(out)["rows"][1]["missing"] == "not run: not yet"
+        assert read_table(out)["rows"][1]["missing"] == "not run: pending"
     process = start(images, val, out)
-    told, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "4 runs, 3 of them to do" in told
-    assert measured(out) == measured(uninterrupted)
+    assert "4 runs, 3 of them to do" in output
+    assert measurements(out) == measurements(uninterrupted)
 
 
-def test_runs_side_by_side_are_stopped_together(images: Path, val: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_all_parallel_runs(images: Path, val: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     folders = [out / row.key / "seed_0" for row in rows.read("table3").rows[:2]]
     process = start(images, val, out, "--jobs", "2", "--steps", "3000")
-    wait_for(process, lambda: all(lines_of(folder / "metrics.jsonl") >= 3 for folder in folders))
+    wait_for(process, lambda: all(count_lines(folder / "metrics.jsonl") >= 3 for folder in folders))
     process.send_signal(signal.SIGTERM)
-    told, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "go on with" in told
-    for folder in folders:  # they saved the step that they were in
-        steps = lines_of(folder / "metrics.jsonl")
+    assert "To resume, run: " in output
+    for folder in folders:  # each saved its current step
+        steps = count_lines(folder / "metrics.jsonl")
         assert (folder / "checkpoints" / f"step_{steps:08d}").is_dir()
     assert "Traceback" not in errors
 
 
 def test_plan_by_hand(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
-    given = ("--data", images, "--val", val, "--seeds", "2", "--epochs", "48", "--batch_size", "36")
+    options = ("--data", images, "--val", val, "--seeds", "2", "--epochs", "48", "--batch_size", "36")
     speed = ("--images_per_second", "2")
-    assert main(["study", "plan", "table4", *MICRO, *map(str, given), *speed, "--out", str(out)]) == 0
-    told = capsys.readouterr().out.splitlines()
+    assert main(["study", "plan", "table4", *MICRO, *map(str, options), *speed, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
     assert not out.exists()
     # 30 images, 48 epochs, 36 a step: 40 steps, 1,440 images; twice; at 2 a second that is 0.4 hours.
-    assert [line.split()[-4:] for line in told if line.startswith("HPM  ")] == [["2", "2,880", "2", "0.40"]]
-    longer = next(line for line in told if line.startswith("HPM, 4 times"))
+    assert [line.split()[-4:] for line in printed if line.startswith("HPM  ")] == [["2", "2,880", "2", "0.40"]]
+    longer = next(line for line in printed if line.startswith("HPM, 4 times"))
     assert longer.split()[-4:] == ["2", "11,520", "2", "1.60"]
     # lengths 1, 1, 8, 4, 8, 4
-    assert told[-1].startswith("12 runs, 74,880 images, 10.40 hours")
-    assert "fine-tuning (36 images)" in told[-1]  # 12 runs, a tenth of an epoch of 30 images
+    assert printed[-1].startswith("12 runs, 74,880 images, 10.40 hours")
+    assert "fine-tuning (36 images)" in printed[-1]  # 12 runs, a tenth of an epoch of 30 images
 
 
-def test_plan_measures(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--data", str(images), "--val", str(val), "--out", str(tmp_path / "study")]
-    assert main(["study", "plan", "tableD", *MICRO, *given]) == 0
-    told = capsys.readouterr().out
-    assert "?" not in told
-    assert "5 runs, 3,200 images" in told
-    assert "fine-tuning (0 images)" in told  # these rows are under labels anyway
+def test_plan_measures_the_speed(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(images), "--val", str(val), "--out", str(tmp_path / "study")]
+    assert main(["study", "plan", "tableD", *MICRO, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "?" not in printed
+    assert "5 runs, 3,200 images" in printed
+    assert "fine-tuning (0 images)" in printed  # these rows are supervised themselves
     assert not (tmp_path / "study").exists()
 
 
 def test_mistakes_are_one_line(images: Path, val: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     out = tmp_path / "study"
-    given = ("--data", images, "--val", val, "--steps", "2")
-    assert study("tableS4", out, *given) == 0
-    line = fails("study", "tableS4", *MICRO, *given, "--out", out, "--optim.lr", "0.5")
-    assert "was made with other settings: optim.lr was None, now 0.5; take those, or another --out" in line
-    line = fails("study", "table3", *MICRO, *given, "--out", out)
-    assert "has table tableS4, now table3; take another --out" in line
+    options = ("--data", images, "--val", val, "--steps", "2")
+    assert study("tableS4", out, *options) == 0
+    line = fails("study", "tableS4", *MICRO, *options, "--out", out, "--optim.lr", "0.5")
+    assert "--out: " in line
+    assert "optim.lr was None, now 0.5" in line
+    line = fails("study", "table3", *MICRO, *options, "--out", out)
+    assert "has table tableS4, now table3; choose another --out" in line
     line = fails("study", "tableS4", *MICRO, "--data", images, "--val", images, "--steps", "2", "--out", out)
     assert f"has val {val}, now {images}" in line
     assert "did you mean 'table3'" in fails("study", "tabel3", *MICRO, "--out", out)
     assert "--out: expected a folder" in fails("study", "table3", *MICRO)
-    assert "--data and --val: scale tiny needs images" in fails("study", "table3", "--out", tmp_path / "new")
+    assert "--data and --val: scale tiny has no images of its own" in fails(
+        "study", "table3", "--out", tmp_path / "new"
+    )
     assert "--val: " in fails("study", "table3", *MICRO, "--val", tmp_path / "none", "--out", tmp_path / "new")
     assert "label" in fails("study", "table3", *MICRO, "--val", val / "class_0", "--out", tmp_path / "new")
     assert "--optim.lrr" in fails("study", "table3", *MICRO, "--optim.lrr", "1", "--out", tmp_path / "new")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hardpatch.cli import main
-from hardpatch.study.suite import numbers_of, read_suite
+from hardpatch.study.suite import read_suite, table_values
 
 
 def write(path: Path, *entries: object) -> Path:
@@ -28,15 +28,15 @@ def test_a_suite_of_two_and_one_that_fails(
     )
     out = tmp_path / "out"
     assert main(["evaluate", str(run), "--suite", str(suite), "--out", str(out)]) == 1
-    told = capsys.readouterr()
-    assert "hardpatch knn: --val:" in told.err
+    printed = capsys.readouterr()
+    assert "hardpatch knn: --val:" in printed.err
     table = (out / "table.md").read_text()
     knn = json.loads((out / "knn-bars.json").read_text())
     assert f"| bars | k-NN top-1 | {100 * knn['top1']:.2f} % |" in table
     assert [row["k"] for row in knn["rows"]] == [3, 5]
     assert "| bars | linear top-5 |" in table
     assert "| gone | knn | failed" in table
-    # What is done is not done again.
+    # Measurements that are done are not repeated.
     before = (out / "knn-bars.json").stat().st_mtime_ns
     (tmp_path / "gone").symlink_to(images)
     capsys.readouterr()
@@ -55,24 +55,24 @@ def test_arguments_of_an_entry(tmp_path: Path) -> None:
     assert measurement.key == "linear-my_set"
 
 
-def test_numbers_are_found_where_they_stand() -> None:
-    assert numbers_of("detect", {"box": {"AP": 0.25, "AP50": 0.5}, "mask": {}}) == {"AP box": 0.25}
-    assert numbers_of("knn", {"top1": 1}) == {"k-NN top-1": 1.0}
+def test_values_are_read_from_the_json_of_a_verb() -> None:
+    assert table_values("detect", {"box": {"AP": 0.25, "AP50": 0.5}, "mask": {}}) == {"AP box": 0.25}
+    assert table_values("knn", {"top1": 1}) == {"k-NN top-1": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "message"),
     [
         ([{"verb": "knn"}], "expected name and verb in entry 1"),
         ([{"name": "a", "verb": "knnn"}], "did you mean 'knn'"),
-        ([{"name": "a", "verb": "knn"}, {"name": "a", "verb": "knn"}], "is there twice"),
-        ([{"name": "a", "verb": "finetune", "out": "x"}], "out of entry 1 is chosen by the suite"),
+        ([{"name": "a", "verb": "knn"}, {"name": "a", "verb": "knn"}], "occurs twice"),
+        ([{"name": "a", "verb": "finetune", "out": "x"}], "out of entry 1 is set by hardpatch evaluate"),
         ([], "expected a list of measurements"),
     ],
 )
 def test_a_wrong_suite_is_one_line(
-    entries: list[object], told: str, run: Path, tmp_path: Path, fails: Callable[..., str]
+    entries: list[object], message: str, run: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     suite = write(tmp_path / "suite.yaml", *entries)
-    assert told in fails("evaluate", run, "--suite", suite, "--out", tmp_path / "out")
+    assert message in fails("evaluate", run, "--suite", suite, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The table's arithmetic and words, against cases worked out by hand."""
+"""The numbers and the text of a table, against cases computed by hand."""
 
 import json
 import math
@@ -11,20 +11,21 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from hardpatch.study import table as output
-from hardpatch.study.rows import Row, Table
-from hardpatch.study.table import Figure, collect
+from hardpatch.study.picture import draw
+from hardpatch.study.rows import StudyRow, Table
+from hardpatch.study.table import MeanStd, RowResult, collect
 
 TABLE = Table(
     "tableX",
     "Two rows",
     (
-        Row("plain", {"method.alpha_end": 0.0}, {"finetune": 82.2}),
-        Row("mined | hard", {}, {"finetune": 82.95}, default=True),
-        Row("not to be had", {"method.frozen": "dino"}),
+        StudyRow("plain", {"method.alpha_end": 0.0}, {"finetune": 82.2}),
+        StudyRow("mined | hard", {}, {"finetune": 82.95}, default=True),
+        StudyRow("not available", {"method.frozen": "dino"}),
     ),
     "From a README.",
 )
-ABOUT = {
+HEADER = {
     "scale": "micro",
     "scale_about": "small",
     "seeds": 3,
@@ -50,55 +51,55 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def lines(out: Path) -> list[output.Line]:
-    return collect(TABLE, out, 3, {"not_to_be_had": "it needs --dino_weights FILE"})
+def collected(out: Path) -> list[RowResult]:
+    return collect(TABLE, out, 3, {"not_available": "it needs --dino_weights FILE"})
 
 
-def test_mean_and_deviation_by_hand() -> None:
-    figure = Figure((0.5, 0.6, 0.7))
-    assert figure.mean == pytest.approx(0.6)
-    assert figure.std == pytest.approx(0.1)  # (0.01 + 0 + 0.01) / (3 - 1)
-    assert str(figure) == "60.00 ± 10.00"
-    assert str(Figure((0.1234,))) == "12.34"
-    assert Figure((0.1234,)).std is None
+def test_mean_and_standard_deviation_by_hand() -> None:
+    metric = MeanStd((0.5, 0.6, 0.7))
+    assert metric.mean == pytest.approx(0.6)
+    assert metric.std == pytest.approx(0.1)  # (0.01 + 0 + 0.01) / (3 - 1)
+    assert str(metric) == "60.00 ± 10.00"
+    assert str(MeanStd((0.1234,))) == "12.34"
+    assert MeanStd((0.1234,)).std is None
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=6))
-def test_mean_and_deviation_by_their_definition(values: list[float]) -> None:
-    figure = Figure(tuple(values))
+def test_mean_and_standard_deviation_by_their_definition(values: list[float]) -> None:
+    metric = MeanStd(tuple(values))
     mean = sum(values) / len(values)
-    assert figure.mean == pytest.approx(mean)
-    assert figure.std is not None
-    assert figure.std == pytest.approx(
+    assert metric.mean == pytest.approx(mean)
+    assert metric.std is not None
+    assert metric.std == pytest.approx(
         math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)), abs=1e-7
     )
 
 
-def test_what_is_missing_is_said(out: Path) -> None:
-    first, second, third = lines(out)
+def test_missing_seeds_have_a_reason(out: Path) -> None:
+    first, second, third = collected(out)
     assert first.missing == ""
-    assert second.missing == "1 of 3 seeds: not yet"
+    assert second.missing == "1 of 3 seeds: pending"
     assert third.missing == "not run: it needs --dino_weights FILE"
     assert set(first.ours) == {"knn", "linear"}
     assert third.ours == {}
 
 
 def test_markdown(out: Path) -> None:
-    text = output.markdown(TABLE, lines(out), ABOUT).splitlines()
+    text = output.markdown(TABLE, collected(out), HEADER).splitlines()
     rows = [line for line in text if line.startswith("|")]
     assert rows == [
         "|  | k-NN | linear probe | paper's fine-tuning |",
         "| --- | ---: | ---: | ---: |",
         "| plain | 60.00 ± 10.00 | 75.00 ± 0.00 | 82.2 |",
-        r"| **mined \| hard** (1 of 3 seeds: not yet) | 25.00 |  | 82.95 |",
-        "| not to be had (not run: it needs --dino_weights FILE) |  |  |  |",
+        r"| **mined \| hard** (1 of 3 seeds: pending) | 25.00 |  | 82.95 |",
+        "| not available (not run: it needs --dino_weights FILE) |  |  |  |",
     ]
     assert any("From a README." in line for line in text)
     assert any("over 3 seeds" in line for line in text)
 
 
 def test_json(out: Path) -> None:
-    content: dict[str, Any] = json.loads(json.dumps(output.as_json(TABLE, lines(out), ABOUT), allow_nan=False))
+    content: dict[str, Any] = json.loads(json.dumps(output.as_json(TABLE, collected(out), HEADER), allow_nan=False))
     plain, mined, missing = content["rows"]
     assert plain["ours"]["knn"] == {
         "mean": pytest.approx(0.6),
@@ -113,14 +114,14 @@ def test_json(out: Path) -> None:
     assert missing["missing"].startswith("not run")
 
 
-def test_files_are_written_whole(out: Path) -> None:
-    output.write(out, TABLE, lines(out), ABOUT)
+def test_writing_leaves_no_partial_files(out: Path) -> None:
+    output.write(out, TABLE, collected(out), HEADER)
     assert "hardpatch study tableX" in (out / "README.md").read_text()
     assert not list(out.glob(".*"))
 
 
 def test_picture(out: Path) -> None:
-    path = output.draw(out, TABLE, lines(out), ABOUT)
+    path = draw(out, TABLE, collected(out), HEADER)
     assert path == out / "table.png"
     height, width, _ = imread(path).shape
     assert width > 1000  # three panels
@@ -128,5 +129,5 @@ def test_picture(out: Path) -> None:
     assert not list(out.glob(".*"))
 
 
-def test_no_picture_of_nothing(tmp_path: Path) -> None:
-    assert output.draw(tmp_path, TABLE, collect(TABLE, tmp_path, 1, {}), ABOUT) is None
+def test_no_picture_without_results(tmp_path: Path) -> None:
+    assert draw(tmp_path, TABLE, collect(TABLE, tmp_path, 1, {}), HEADER) is None

@@ -1,4 +1,4 @@
-"""hardpatch export."""
+"""The verb export."""
 
 from pathlib import Path
 
@@ -7,25 +7,8 @@ from hardpatch.errors import UserError
 
 
 def export(arguments: list[str]) -> int:
-    parser = Parser("export", "Weights for timm or Hugging Face transformers, loaded there and compared with ours.")
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
-    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="timm: a file; hf: a folder")
-    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="a new .safetensors file, or folder")
-    parser.add_argument("--weights", choices=("student", "teacher"), default="student")
-    parser.add_argument(
-        "--form",
-        choices=("vit", "vit_mae"),
-        help="with --to hf: vit, the encoder (default), or vit_mae, with the reconstructor of host mae",
-    )
-    told = parser.add_argument_group("what checkpoints of other libraries do not say")
-    told.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
-    told.add_argument("--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: of the decoder")
-    told.add_argument(
-        "--normalize_pixels",
-        action="store_true",
-        help="with --form vit_mae: targets were normalized patch by patch",
-    )
-    options = parser.parse_args(arguments)
+    """Run ``hardpatch export`` and return the exit code."""
+    options = _parser().parse_args(arguments)
     if options.form is not None and options.to != "hf":
         raise UserError(f"--form: only --to hf has forms, got --to {options.to}; leave it out")
     if options.form != "vit_mae" and (options.decoder_heads or options.normalize_pixels):
@@ -49,13 +32,42 @@ def export(arguments: list[str]) -> int:
     print(f"{written.path}: written; load it with")
     print(f"  {written.code}")
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
-    print(f"images: {height} x {width}, pixels in [0, 1] less mean {mean}, over standard deviation {std}")
-    found = written.difference
-    if found is None:
+    print(f"images: {height} x {width}, pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
+    difference = written.difference
+    if difference is None:
         print("transformers is not installed, so its outputs were not compared with ours")
         return 0
-    real = "" if found.real is None else f", {found.real:.1e} on real ones"
+    real = "" if difference.real is None else f", {difference.real:.1e} on real images"
     print(
-        f"largest difference of outputs: {found.random:.1e} on a random image{real} (outputs up to {found.largest:.1f})"
+        f"largest difference of outputs: {difference.random:.1e} on a random image{real} "
+        f"(outputs up to {difference.largest:.1f})"
     )
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the outputs."
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
+    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="format: timm writes a file, hf a folder")
+    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="new .safetensors file, or new folder")
+    parser.add_argument(
+        "--weights", choices=("student", "teacher"), default="student", help="which weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--form",
+        choices=("vit", "vit_mae"),
+        help="with --to hf: vit, the encoder alone (default), or vit_mae, with the reconstructor of host mae",
+    )
+    architecture = parser.add_argument_group("facts that checkpoints of other libraries do not hold")
+    architecture.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
+    architecture.add_argument(
+        "--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: attention heads of the decoder"
+    )
+    architecture.add_argument(
+        "--normalize_pixels",
+        action="store_true",
+        help="with --form vit_mae: the targets were pixels normalized by patch",
+    )
+    return parser

@@ -1,10 +1,11 @@
-"""hardpatch info and hardpatch recipes: look, and change nothing."""
+"""The verbs info and recipes, which only print."""
 
 from hardpatch.cli.arguments import Parser
 
 
 def info(arguments: list[str]) -> int:
-    parser = Parser("info", "What a run or a weights file is.")
+    """Run ``hardpatch info`` and return the exit code."""
+    parser = Parser("info", "Describe a run or a weights file.")
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     options = parser.parse_args(arguments)
 
@@ -15,8 +16,9 @@ def info(arguments: list[str]) -> int:
 
 
 def recipes(arguments: list[str]) -> int:
-    parser = Parser("recipes", "The named runs; with a NAME, its text.")
-    parser.add_argument("name", metavar="NAME", nargs="?")
+    """Run ``hardpatch recipes`` and return the exit code."""
+    parser = Parser("recipes", "List the recipes, or print one of them.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="recipe to print")
     options = parser.parse_args(arguments)
 
     from hardpatch.pretrain import recipes
@@ -26,6 +28,6 @@ def recipes(arguments: list[str]) -> int:
         return 0
     names = recipes.names()
     for name in names:
-        first = recipes.text(name).splitlines()[0].removeprefix("# ")
-        print(f"{name:<{max(map(len, names))}}  {first}")
+        summary = recipes.text(name).splitlines()[0].removeprefix("# ")
+        print(f"{name:<{max(map(len, names))}}  {summary}")
     return 0

@@ -1,4 +1,4 @@
-"""hardpatch shrink."""
+"""The verb shrink."""
 
 from pathlib import Path
 
@@ -6,12 +6,15 @@ from hardpatch.cli.arguments import Parser, at_least_one, workers
 
 
 def shrink(arguments: list[str]) -> int:
+    """Run ``hardpatch shrink`` and return the exit code."""
     parser = Parser(
-        "shrink", "A set with a smaller shorter side, as Parquet files: read and decoded faster by every run."
+        "shrink", "Copy a set into Parquet files with its images resized to a smaller shorter side, which load faster."
     )
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:train")
-    parser.add_argument("--side", metavar="N", type=at_least_one, default=256, help="pixels (default: %(default)s)")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder; must not exist")
+    parser.add_argument(
+        "--side", metavar="N", type=at_least_one, default=256, help="shorter side in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder; must not exist")
     parser.add_argument(
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
     )
@@ -25,7 +28,7 @@ def shrink(arguments: list[str]) -> int:
 
     show_log()
     source = open_images(options.images)
-    with counting("images made smaller") as progress:
+    with counting("images resized") as progress:
         written, bad = write(
             source, options.out, options.side, workers=resolve_workers(options.workers), progress=progress
         )

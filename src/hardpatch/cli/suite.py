@@ -1,4 +1,4 @@
-"""hardpatch evaluate."""
+"""The verb evaluate."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,13 @@ from hardpatch.errors import UserError
 
 
 def evaluate(arguments: list[str]) -> int:
-    parser = Parser("evaluate", "Several measurements of one run, on several data sets, as one table.")
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument(
-        "--suite", metavar="FILE", required=True, help="a YAML list of measurements; see docs/suites.md"
+    """Run ``hardpatch evaluate`` and return the exit code."""
+    parser = Parser(
+        "evaluate", "Make several measurements of one run, on several data sets, and write them as one table."
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the results")
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("--suite", metavar="FILE", required=True, help="YAML list of measurements; see docs/suites.md")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     options = parser.parse_args(arguments)
 
     from hardpatch.cli import main
@@ -27,23 +28,25 @@ def evaluate(arguments: list[str]) -> int:
         raise UserError(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from None
     results: list[tuple[suites.Measurement, dict[str, float] | str]] = []
     for measurement in suite:
-        trains = measurement.verb in suites.FILES
-        place = out / measurement.key
-        file = place / suites.FILES[measurement.verb] if trains else place.with_name(f"{place.name}.json")
-        if not file.is_file():  # what is done is not done again
-            where = ["--out", str(place)] if trains else ["--json", str(file)]
-            resumed = ["--resume"] if (place / "config.yaml").is_file() else []
-            code = main([measurement.verb, options.run, *measurement.arguments, *where, *resumed])
-            if code >= 128 or code == 130:
+        trains = measurement.verb in suites.TRAINING_VERBS
+        folder = out / measurement.key
+        file = folder / "result.json" if trains else out / f"{measurement.key}.json"
+        if not file.is_file():
+            output = ["--out", str(folder)] if trains else ["--json", str(file)]
+            resume = ["--resume"] if (folder / "config.yaml").is_file() else []
+            code = main([measurement.verb, options.run, *measurement.arguments, *output, *resume])
+            if code >= 128:  # a signal stopped it
                 return code
-        found = suites.numbers_of(measurement.verb, json.loads(file.read_text())) if file.is_file() else "see above"
-        results.append((measurement, found))
+        if file.is_file():
+            results.append((measurement, suites.table_values(measurement.verb, json.loads(file.read_text()))))
+        else:
+            results.append((measurement, "see the error message on the terminal"))
         table = suites.markdown(options.run, results)
         (out / "table.md").write_text(table, encoding="utf-8")
         write_json(
             out / "table.json",
-            {"run": options.run, "results": [{"name": m.name, "verb": m.verb, "found": f} for m, f in results]},
+            {"run": options.run, "results": [{"name": m.name, "verb": m.verb, "result": r} for m, r in results]},
         )
     print(table, end="")
     print(f"table: {out / 'table.md'} and table.json")
-    return 1 if any(isinstance(found, str) for _, found in results) else 0
+    return 1 if any(isinstance(result, str) for _, result in results) else 0

@@ -1,147 +1,156 @@
-"""What a study will cost, before it starts."""
+"""The runs of a study: which there are, in which order, and which are done."""
 
-import tempfile
-import time
-from dataclasses import replace
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from hardpatch.data.loader import resolve_workers
-from hardpatch.data.sources import open_source
-from hardpatch.errors import TrainingError, UserError
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.run import pretrain, total_steps
-from hardpatch.pretrain.sections import MethodConfig, RunConfig
-from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer, train_tokenizer, write
-from hardpatch.study.runner import PREDICTOR, TOKENIZER, Study, Task, finetuning, plan, tokenizer_run
-from hardpatch.study.table_d import Supervised
-from hardpatch.train.device import use_device
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.study.rows import StudyRow, Table
+from hardpatch.study.scales import SCALES, configure
+from hardpatch.train.settings import changed
 
-WARM_UP, MEASURED = 2, 6
-"""Steps of a row before and while its speed is measured."""
+if TYPE_CHECKING:
+    from hardpatch.finetune.settings import FinetuneSettings
+    from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
+
+RESULT = "result.json"
+"""File in the folder of a finished run."""
+
+WEIGHTS_ARGUMENTS = {"dino": "--dino_weights", "clip": "--clip_weights"}
+"""The argument that names the weights of each frozen network; a study downloads nothing."""
+
+PREDICTOR = StudyRow(name="predictor", settings={"method.predicting_loss": "relative"})
+"""The pre-training run whose loss predictor ranks the patches of supervised rows: HPM with the scale's settings."""
+
+TOKENIZER = StudyRow(name="tokenizer")
+"""The training of BEiT's visual tokens, which rows with that host need unless a file of them is given."""
 
 
-class Cost(NamedTuple):
-    """What a row costs, over all seeds."""
+@dataclass(frozen=True)
+class Study:
+    """One table at one scale."""
 
-    name: str
-    runs: int
-    images: int
-    """That its runs see, over all."""
-    speed: float | None
-    """Images a second; None where it could not be measured."""
-    note: str
-    """Why there is none."""
+    table: Table
+    scale: str
+    out: Path
+    """Folder of the study."""
+    data: str
+    """Images to train on."""
+    train: str
+    """Labeled images for the k-NN vote, the linear probe and fine-tuning."""
+    val: str
+    """Labeled images to evaluate on."""
+    seeds: int = 1
+    jobs: int = 1
+    """Number of runs at a time, each in its own process."""
+    settings: tuple[str, ...] = ()
+    """The user's settings for all rows, as command-line arguments."""
+    weights: Mapping[str, str] | None = None
+    """Weight files of frozen networks, by network."""
+    tokenizer: str | None = None
+    """File of BEiT's visual tokens; None trains them on the data first."""
+    arguments: tuple[str, ...] = ()
+    """Command line that describes this study."""
 
     @property
-    def hours(self) -> float | None:
-        """Of training, one run after the other."""
-        return None if self.speed is None else self.images / self.speed / 3600
+    def command(self) -> str:
+        """Command that starts or resumes the study."""
+        return shlex.join(["hardpatch", "study", *self.arguments])
+
+    @property
+    def trained_tokenizer(self) -> Path:
+        """File of the visual tokens that the study trains."""
+        return self.out / "trained_tokenizer"
 
 
-def costs(study: Study, images_per_second: float | None = None) -> tuple[list[Cost], dict[str, str]]:
-    """The cost of each row that can be run, and why others cannot, by key.
+@dataclass(frozen=True)
+class Task:
+    """One run: a row with one seed, or a run that rows depend on."""
 
-    Args:
-        study: the table, at its scale.
-        images_per_second: of training; None trains each row for a few steps.
+    row: StudyRow
+    seed: int
+    run: RunConfig
+    folder: Path
 
-    Raises:
-        UserError: for a mistake in the settings or the data.
+    @property
+    def name(self) -> str:
+        """Name on the terminal."""
+        return f"{self.row.name}, seed {self.seed}" if self.row != TOKENIZER else self.row.name
+
+    @property
+    def result(self) -> Path:
+        """File with the metrics, written last."""
+        return self.folder / RESULT
+
+    @property
+    def done(self) -> bool:
+        """True once the run is trained and measured."""
+        return self.result.is_file()
+
+
+def plan(study: Study) -> tuple[list[list[Task]], dict[str, str]]:
+    """List the runs of a study.
+
+    Returns:
+        The runs in stages, each of which needs those before it; and by row key the reason why a row cannot be run.
     """
-    stages, reasons = plan(study)
-    try:
-        images = len(open_source(study.data))
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
-    rows: dict[str, list[Task]] = {}
-    for task in (task for stage in stages for task in stage):
-        rows.setdefault(task.row.name, []).append(task)
-    found = []
-    for name, tasks in rows.items():
-        speed, note = (images_per_second, "") if images_per_second is not None else measure(study, tasks[0])
-        if tasks[0].row == TOKENIZER:
-            run = tokenizer_run(study, tasks[0])
-            seen = run.steps * run.batch_size
-        else:
-            seen = total_steps(tasks[0].run, images) * tasks[0].run.batch_size
-        found.append(Cost(name, len(tasks), len(tasks) * seen, speed, note))
-    return found, reasons
+    table = study.table
+    reasons: dict[str, str] = {}
+    runs: list[tuple[StudyRow, RunConfig]] = []
+    for row in table.rows:
+        settings = {**table.base, **row.settings}
+        files: dict[str, Any] = {}
+        if "method.frozen" in settings:
+            weights = (study.weights or {}).get(settings["method.frozen"])
+            if weights is None:
+                reasons[row.key] = f"it needs {WEIGHTS_ARGUMENTS[settings['method.frozen']]} FILE"
+                continue
+            files["method.frozen_weights"] = weights
+        if settings.get("method.host") == "beit":
+            files["method.tokenizer"] = study.tokenizer or str(study.trained_tokenizer)
+        runs.append((row, _configure(study, table, row, files)))
+    prerequisites = []
+    if any(row.keep in ("hardest", "easiest") for row in table.rows):
+        prerequisites.append((PREDICTOR, _configure(study, replace(table, base={}), PREDICTOR, {})))
+    stages = [
+        [
+            Task(row, seed, replace(run, seed=run.seed + seed), study.out / row.key / f"seed_{seed}")
+            for seed in range(study.seeds)
+            for row, run in stage
+        ]
+        for stage in (prerequisites, runs)
+    ]
+    beit = next((run for _, run in runs if run.method.host == "beit"), None)
+    if beit is not None and study.tokenizer is None:  # one for all seeds
+        stages[0].append(Task(TOKENIZER, 0, beit, study.out / TOKENIZER.key))
+    return [stage for stage in stages if stage], reasons
 
 
-def finetuned_images(study: Study) -> int:
-    """Images that fine-tuning all of the runs sees, which comes on top of :func:`costs`."""
-    stages, _ = plan(study)
-    runs = sum(task.row not in (TOKENIZER, PREDICTOR) and task.row.keep is None for stage in stages for task in stage)
-    if not runs:
-        return 0
-    run = finetuning(study, "", seed=0, device="cpu", workers=0)
-    return round(runs * run.epochs * len(open_source(study.train)))
+def tokenizer_settings(study: Study, task: Task) -> "TokenizerSettings":
+    """Return the settings of the training of BEiT's visual tokens."""
+    from hardpatch.pretrain.tokenizer_settings import PRESETS
+
+    run, workers = task.run, task.run.data.workers
+    machine = {"device": run.train.device, "workers": workers if isinstance(workers, int) else None}
+    return changed(PRESETS["small"], {**SCALES[study.scale].tokenizer, "seed": run.seed, **machine})
 
 
-def measure(study: Study, task: Task) -> tuple[float | None, str]:
-    """Images a second while training, or why that is not known.
+def finetune_settings(study: Study, run: RunConfig) -> "FinetuneSettings":
+    """Return the settings that fine-tune the encoder of a pre-training run."""
+    from hardpatch.finetune.settings import PRESETS
 
-    What a row needs first need not be there: an untrained predictor or tokenizer is as slow as a trained one.
-    """
-    watch = _Stopwatch()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            if task.row == TOKENIZER:
-                tokenizer = replace(tokenizer_run(study, task), steps=WARM_UP + MEASURED)
-                device, workers = use_device(task.run.train.device), resolve_workers(task.run.data.workers)
-                train_tokenizer(open_source(study.data), tokenizer, device=device, workers=workers, progress=watch)
-                return MEASURED * tokenizer.batch_size / watch.seconds, ""
-            run = _short(task.run)
-            if run.method.host == "beit" and study.tokenizer is None:
-                run = replace(run, method=replace(run.method, tokenizer=str(_untrained(study, task, folder))))
-            if task.row.keep is None:
-                pretrain(run, folder, watch)
-            else:
-                device = use_device(run.train.device)
-                predictor = initial_model(replace(run, method=MethodConfig())).to(device)
-                Supervised(run, folder, study.val, task.row.keep, predictor, device).fit(watch)
-        except (UserError, TrainingError) as error:
-            return None, str(error)
-    return MEASURED * run.batch_size / watch.seconds, ""
+    values = dict(SCALES[study.scale].finetune)
+    preset, workers = PRESETS[values.pop("preset")], run.data.workers
+    machine = {"device": run.train.device, "workers": workers if isinstance(workers, int) else None}
+    return changed(preset, {"seed": run.seed, **machine, **values})
 
 
-def _short(run: RunConfig) -> RunConfig:
-    """The run, but a few steps long and with the teacher at work from the first."""
-    alpha = max(run.method.alpha_start, run.method.alpha_end)
-    return replace(run, steps=WARM_UP + MEASURED, epochs=None, method=replace(run.method, alpha_start=alpha))
-
-
-def _untrained(study: Study, task: Task, folder: Path) -> Path:
-    """A tokenizer's file."""
-    run, out = tokenizer_run(study, task), folder / "tokenizer.safetensors"
-    write(
-        out, initial_tokenizer(run), run, Quality(images=0, error=1.0, used=0, entropy=0.0), [], Image.new("L", (1, 1))
-    )
-    return out
-
-
-class _Stopwatch:
-    """Times the steps after the first few."""
-
-    def start(self, step: int, total: int, batch_size: int) -> None:
-        self.steps, self.began, self.seconds = 0, 0.0, 0.0
-
-    def advance(self) -> None:
-        self.steps += 1
-        if self.steps in (WARM_UP, WARM_UP + MEASURED) and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if self.steps == WARM_UP:
-            self.began = time.monotonic()
-        if self.steps == WARM_UP + MEASURED:
-            self.seconds = time.monotonic() - self.began
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def stop(self) -> None:
-        """Nothing."""
+def _configure(study: Study, table: Table, row: StudyRow, overrides: Mapping[str, Any]) -> RunConfig:
+    scale = SCALES[study.scale]
+    run = configure(table, row, scale, data=study.data, settings=study.settings, overrides=overrides)
+    if study.jobs > 1 and run.data.workers == "auto":  # the runs share the cores
+        return replace(run, data=replace(run.data, workers=max(1, resolve_workers("auto") // study.jobs)))
+    return run

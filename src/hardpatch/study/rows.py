@@ -1,7 +1,7 @@
-"""What a table of the paper consists of: its rows, as YAML files beside this module.
+"""The rows of the paper's tables, which are YAML files in ``paper/`` beside this module.
 
-A row states the settings (dotted names of :mod:`hardpatch.pretrain.sections`) in which it differs, and the paper's
-figures where they are known.
+A row lists the settings that it changes (dotted names of :mod:`hardpatch.pretrain.sections`), and the paper's numbers
+where they are known.
 """
 
 import re
@@ -23,62 +23,62 @@ METRICS = {
     "supervised": "top-1, same patches",
     "whole": "top-1, all patches",
 }
-"""What may be measured of a row, and what it is called; all are top-1 accuracies."""
+"""Metrics of a row and their column titles; all are top-1 accuracies."""
 
 Keep = Literal["random", "easiest", "hardest", "all"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row."""
+class StudyRow:
+    """One row of a table."""
 
     name: str
-    """As in the table; unique there."""
+    """Name in the table; unique there."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the table's base, by dotted name."""
+    """Settings that differ from the table's base, by dotted name."""
     paper: Mapping[str, float | None] = field(default_factory=dict)
-    """The paper's figures in percent, by key of :data:`METRICS`; missing or None where it is not at hand."""
+    """The paper's numbers in percent, by key of :data:`METRICS`; missing or None where they are not known."""
     default: bool = False
-    """The setting that the paper goes on with."""
+    """True for the setting that the paper uses elsewhere."""
     length: float = 1.0
-    """Times the schedule of the scale."""
+    """Length of the training, as a multiple of the scale's."""
     large: bool = False
-    """With the larger encoder of the scale."""
+    """True for rows with the scale's larger encoder."""
     keep: Keep | None = None
-    """Which patches a network under labels sees; None is pre-training."""
+    """Patches that a supervised network sees; None is pre-training."""
 
     @property
     def key(self) -> str:
-        """The name of its folder."""
+        """Name of the row's folder."""
         return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table."""
+    """One table of the paper."""
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     source: str
-    """Whence the paper's figures come, and what is not known."""
+    """Where the paper's numbers come from, and which are not known."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Settings of all rows, by dotted name."""
 
 
 def names() -> list[str]:
-    """The tables that there are."""
+    """Return the names of all tables."""
     return sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
 
 def read(name: str) -> Table:
-    """The table of that name.
+    """Read a table by its name.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such table.
     """
-    known = names()
-    if name not in known:
-        raise UserError(f"TABLE: expected one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}")
+    tables = names()
+    if name not in tables:
+        raise UserError(f"TABLE: expected one of {', '.join(tables)}, got {name!r}{did_you_mean(name, tables)}")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Table(name=name, **{**values, "rows": tuple(Row(**row) for row in values["rows"])})
+    return Table(name=name, **{**values, "rows": tuple(StudyRow(**row) for row in values["rows"])})

@@ -1,4 +1,4 @@
-"""How large a study is: the paper's runs, runs for one GPU, or runs that prove the plumbing."""
+"""Scales of a study: the paper's runs, runs for one GPU, or runs that only check that everything works."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.study.rows import Row, Table
+from hardpatch.study.rows import StudyRow, Table
 
 Settings = Mapping[str, Any]
 """Values by dotted name, as in ``{"optim.warmup": 0.1}``."""
@@ -14,27 +14,27 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Scale:
-    """Recipes, and what differs from them."""
+    """Recipes by host, and the settings that differ from them."""
 
     about: str
     recipes: Mapping[str, str]
-    """By host; that of mae is for hosts without one."""
+    """Recipe names by host; hosts without one take that of mae."""
     settings: Settings = field(default_factory=dict)
     hosts: Mapping[str, Settings] = field(default_factory=dict)
-    """What a host needs beside the recipe."""
+    """Further settings by host."""
     large: Settings = field(default_factory=dict)
-    """For rows with a larger encoder."""
+    """Settings of rows with a larger encoder."""
     tokenizer: Mapping[str, int] = field(default_factory=dict)
-    """How BEiT's visual tokens are made: a :class:`~hardpatch.pretrain.tokenizer.TokenizerRun`."""
+    """Fields of :class:`~hardpatch.pretrain.tokenizer_settings.TokenizerSettings` that trains BEiT's visual tokens."""
     finetune: Settings = field(default_factory=dict)
-    """Of :class:`~hardpatch.finetune.settings.FinetuneRun`, beside the name of a preset."""
+    """A fine-tuning preset, and fields of :class:`~hardpatch.finetune.settings.FinetuneSettings` that override it."""
     data: str | None = None
-    """The images, unless others are given; None where they must be."""
+    """Default images to train on; None if the user must name them."""
     val: str | None = None
-    """Labeled images to be judged on, likewise."""
+    """Default labeled images to evaluate on, likewise."""
 
 
-# The hosts' own settings that hold at any size; what the size of the images decides follows in each scale.
+# Settings of the hosts that hold at any image size. Those that depend on it follow in each scale.
 SIMMIM: Settings = {
     "model.positions": "relative",
     "model.layer_scale": 0.1,
@@ -78,7 +78,7 @@ SCALES = {
         },
         large={"model.size": "large", "optim.warmup": 0.2},
         finetune={"preset": "paper"},
-        # DALL-E's shape, of which --tokenizer takes the weights
+        # the architecture of DALL-E's encoder, whose weights --tokenizer also takes
         tokenizer={
             "steps": 50_000,
             "image_size": 112,
@@ -89,7 +89,7 @@ SCALES = {
         },
     ),
     "tiny": Scale(
-        about="ViT-tiny with 4-px patches at 32 px, 100 epochs; made for CIFAR-10 on one GPU",
+        about="ViT-tiny with 4-px patches at 32 px, 100 epochs; meant for CIFAR-10 on one GPU",
         recipes={"mae": "cifar10_tiny"},
         settings={"epochs": 100},
         large={"model.size": "small"},
@@ -109,7 +109,7 @@ SCALES = {
         },
     ),
     "micro": Scale(
-        about="two blocks of 32 on the embedded set, 20 steps; proves the plumbing, its figures mean nothing",
+        about="2 blocks of width 32 on the embedded set, 20 steps; a test that all runs, its numbers mean nothing",
         recipes={"mae": "demo"},
         settings={
             "model.width": 32,
@@ -153,28 +153,32 @@ SCALES = {
 
 def configure(
     table: Table,
-    row: Row,
+    row: StudyRow,
     scale: Scale,
     *,
     data: str | None = None,
     settings: Sequence[str] = (),
-    given: Settings | None = None,
+    overrides: Settings | None = None,
 ) -> RunConfig:
-    """The run of a row.
+    """Return the pre-training run of a row.
 
-    What comes later prevails: the scale's recipe for the row's host and what the scale changes in it, ``settings``,
-    the table's base, the row's own, ``given``. A longer schedule keeps the length of warm-ups in epochs.
+    Later settings override earlier ones: the scale's recipe for the row's host, the scale's changes to it,
+    ``settings``, the table's base, the row's own settings, ``overrides``. A longer training keeps the length of its
+    warm-ups in epochs.
 
     Args:
-        data: images in place of the scale's.
-        settings: command-line arguments of the user's, such as ``["--epochs", "20"]``.
-        given: further values, such as the file of a tokenizer.
+        table: the table, for the settings of all its rows.
+        row: the row.
+        scale: the recipes to start from.
+        data: images to train on instead of the scale's.
+        settings: the user's command-line arguments, such as ``["--epochs", "20"]``.
+        overrides: further settings, such as the file of a tokenizer.
 
     Raises:
-        UserError: for settings that do not exist or do not go together.
+        UserError: for settings that do not exist or cannot be combined.
     """
-    own = {**table.base, **row.settings}
-    host = own.get("method.host", "mae")
+    row_settings = {**table.base, **row.settings}
+    host = row_settings.get("method.host", "mae")
     values = recipes.read(scale.recipes.get(host, scale.recipes["mae"]))
     if {"steps", "epochs"} & set(scale.settings):
         values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
@@ -186,17 +190,17 @@ def configure(
         scale.large if row.large else {},
     )
     run = config.build(values, settings)
-    values = merged(config.to_dict(run), own, given or {})
+    values = merged(config.to_dict(run), row_settings, overrides or {})
     if row.length != 1.0:
-        longer = {"optim.warmup": run.optim.warmup, "method.momentum_warmup": run.method.momentum_warmup}
-        values = merged(values, {name: share / row.length for name, share in longer.items()})
+        warmups = {"optim.warmup": run.optim.warmup, "method.momentum_warmup": run.method.momentum_warmup}
+        values = merged(values, {name: share / row.length for name, share in warmups.items()})
         values["steps"] = None if run.steps is None else round(run.steps * row.length)
         values["epochs"] = None if run.epochs is None else run.epochs * row.length
     return config.build(values)
 
 
 def merged(values: Mapping[str, Any], *changes: Settings) -> dict[str, Any]:
-    """Nested ``values`` with what the changes say, the later ones prevailing."""
+    """Return nested ``values`` with changes by dotted name applied in order."""
     result = dict(values)
     for change in changes:
         for name, value in change.items():

@@ -6,6 +6,7 @@ reconstruct is what says most of an image.
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,19 @@ def unseen(keep: Keep, difficulty: Tensor | None, noise: Tensor, ratio: float) -
     return hard_patches(difficulty, noise, dropped, dropped, "easy" if keep == "hardest" else "hard")
 
 
+class TableDResult(NamedTuple):
+    """How a call of :func:`train_supervised` ended."""
+
+    accuracies: dict[str, float]
+    """top-1 on the validation images: ``supervised`` where it sees the patches that it was trained on, ``whole`` where
+    it sees all; empty where it was interrupted"""
+    signal: int
+    """the signal that interrupted it, 0 for none"""
+
+
 def train_supervised(
     run: RunConfig, folder: Path, val: str, keep: Keep, predictor: HPM | None, progress: Progress
-) -> dict[str, float] | None:
+) -> TableDResult:
     """Train under the labels of ``run.data``, from the newest checkpoint in ``folder`` if there is one.
 
     Args:
@@ -82,10 +93,6 @@ def train_supervised(
         keep: which patches are seen.
         predictor: the teacher of a pre-training run, whose predicted loss says what is hard.
         progress: shows steps and metrics.
-
-    Returns:
-        Top-1 accuracies on ``val``: ``supervised`` where it sees the patches that it was trained on, ``whole`` where
-        it sees all. None where a signal interrupted the training.
 
     Raises:
         UserError: for data without labels, or that cannot be read.
@@ -97,8 +104,10 @@ def train_supervised(
     newest = checkpoint.newest(folder)
     if newest is not None:
         job.restore(newest)
-    fit(job, progress)
-    return None if job.step < job.total else job.accuracies or job.evaluate()
+    signal = fit(job, progress)
+    if job.step < job.total:
+        return TableDResult({}, signal)
+    return TableDResult(job.accuracies or job.evaluate(), 0)
 
 
 class TableDJob:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -96,7 +96,7 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         raise UserError("--steps: not allowed with --epochs; give one of them")
     length = {name: None for name in ("steps", "epochs") if values.get("steps") or values.get("epochs")}
     try:
-        parsed = _parser(type(preset)).parse_object({**to_dict(preset), **length, **to_plain(values)})
+        parsed = _parser(cast(Any, type(preset))).parse_object({**to_dict(preset), **length, **to_plain(values)})
     except ArgumentError as error:
         raise UserError(f"--{one_line(error)}") from None
     return type(preset)(**parsed.as_dict())
