@@ -16,17 +16,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.datasets import load_sample_image
 
 import hardpatch
+from hardpatch.choices import MaskName
 from hardpatch.data.augment import EvalTransform
 from hardpatch.figures import INK, heat_map, masked_image
-from hardpatch.methods.masking import (
-    Mask,
-    draw_mask,
-    hard_patches,
-    masked_count,
-    noise_count,
-    secondary_mask,
-    spread_units,
-)
+from hardpatch.methods.masking import draw_mask, masked_count, noise_count, secondary_mask
+from hardpatch.methods.mining import hard_patches, spread_units
 from hardpatch.patches import split
 
 GRID = (14, 14)
@@ -47,16 +41,16 @@ def main() -> None:
     photograph = load_sample_image("china.jpg").copy()
     pixels = EvalTransform(size)(photograph)
     with torch.no_grad():
-        sight = teacher.look(teacher.normalize(pixels.unsqueeze(0)), attention=True)
-    difficulty, attention = sight.difficulty, sight.attention
+        output = teacher.see_whole(teacher.normalize(pixels.unsqueeze(0)), attention=True)
+    difficulty, attention = output.difficulty, output.attention
     assert difficulty is not None
     assert attention is not None
     shown = EvalTransform((448, 448))(photograph).permute(1, 2, 0).numpy()
 
-    def drawn(mask: Mask, ratio: float, mined: float = 0.0) -> torch.Tensor:
+    def drawn(mask: MaskName, ratio: float, mined: float = 0.0) -> torch.Tensor:
         count = masked_count(PATCHES, ratio)
         noise = torch.rand(1, noise_count(mask, PATCHES))
-        return hard_patches(difficulty, noise, count, int(count * mined), mask=mask, grid=GRID, attention=attention)
+        return hard_patches(difficulty, noise, count, int(count * mined), strategy=mask, grid=GRID, attention=attention)
 
     grid = drawn("grid", 0.75)
     hidden = secondary_mask(torch.rand(1, PATCHES), grid, 0.25)

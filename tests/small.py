@@ -2,8 +2,9 @@
 
 import torch
 
+from hardpatch.choices import PredictingLossName
 from hardpatch.methods.beit import BEiT
-from hardpatch.methods.hpm import HPM, PredictingLoss
+from hardpatch.methods.hpm import HPM
 from hardpatch.methods.ibot import IBOT
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.simmim import SimMIM
@@ -31,7 +32,7 @@ def small_predictor() -> Decoder:
     return Decoder(width=16, depth=1, heads=2, outputs=48)
 
 
-def small_hpm(predicting_loss: PredictingLoss = "relative", seed: int = 0) -> HPM:
+def small_hpm(predicting_loss: PredictingLossName = "relative", seed: int = 0) -> HPM:
     """:func:`small_mae` with a loss predictor."""
     host = small_mae(seed=seed)
     return HPM(host, small_predictor(), predicting_loss=predicting_loss)

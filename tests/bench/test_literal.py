@@ -8,7 +8,7 @@ from torch import Tensor
 from hardpatch.bench import literal
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.methods.masking import hard_patches
+from hardpatch.methods.mining import hard_patches
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule

@@ -1,6 +1,7 @@
 """Each thing that the step does once or not at all: twenty steps without it have the same losses."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch.methods import hpm, losses, masking
+from hardpatch.methods import hpm, losses, mining
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
@@ -88,29 +89,26 @@ def embedded_for_each_decoder(patch: Patch) -> None:
         assert self.predictor is not None
         predicted = self.predictor.mean_output(self.host.decoder_tokens(latent, mask))
         predicting = self.predicting_loss(predicted, reconstruction.detach())
-        return hpm.Losses(reconstruction.mean() + predicting, reconstruction, predicting, predicted)
+        return hpm.Losses(reconstruction.mean() + predicting, reconstruction, predicted, {}, {})
 
     patch.setattr(hpm.HPM, "forward", forward)
 
 
-def a_teacher_that_always_looks(patch: Patch) -> None:
-    mine_mask = hpm.mine_mask
-
-    def looking(*arguments: object, **options: object) -> hpm.MinedMask:
-        return mine_mask(*arguments, **{**options, "look": True})  # type: ignore[arg-type]
-
-    patch.setattr("hardpatch.pretrain.step.mine_mask", looking)
+def a_teacher_that_always_runs(patch: Patch) -> None:
+    see = hpm.HardPatchesMining.see
+    patch.setattr(hpm.HardPatchesMining, "see", lambda self, images, mining: see(self, images, True))
 
 
 def masks_image_by_image(patch: Patch) -> None:
-    together = masking.hard_patches
+    together = mining.draw_mask
 
-    def one_by_one(difficulty: Tensor | None, noise: Tensor, *counts: int | str, **options: object) -> Tensor:
-        rows = [None] * len(noise) if difficulty is None else list(difficulty.split(1))
-        masks = [together(d, n, *counts, **options) for d, n in zip(rows, noise.split(1), strict=True)]  # type: ignore[arg-type]
-        return torch.cat(masks)
+    def one_by_one(strategy: Any, noise: Tensor, masked: int, *, mined: Tensor | None, **options: Any) -> Tensor:
+        rows = [None] * len(noise) if mined is None else list(mined.split(1))
+        return torch.cat(
+            [together(strategy, n, masked, mined=m, **options) for m, n in zip(rows, noise.split(1), strict=True)]
+        )
 
-    patch.setattr(hpm, "hard_patches", one_by_one)
+    patch.setattr(mining, "draw_mask", one_by_one)
 
 
 def an_average_weight_by_weight(patch: Patch) -> None:
@@ -147,7 +145,7 @@ def attention_by_hand(patch: Patch) -> None:
         all_pairs,
         all_patches_embedded,
         embedded_for_each_decoder,
-        a_teacher_that_always_looks,
+        a_teacher_that_always_runs,
         masks_image_by_image,
         an_average_weight_by_weight,
         gradients_scaled_in_any_case,

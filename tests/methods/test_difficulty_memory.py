@@ -1,19 +1,23 @@
 import torch
 from torch.testing import assert_close
 
-from hardpatch.methods.difficulty_memory import DifficultyMemory
+from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.patches import all_masked, split
 
 GRID = (4, 6)
-WHOLE, NOT_FLIPPED = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([False])
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def told(scores: torch.Tensor, images: int = 1) -> DifficultyMemory:
-    """Remembers ``scores [B, N]`` of the first images, seen whole."""
+def crop(box: tuple[float, ...] = WHOLE, *, flipped: bool = False, image: int = 0, count: int = 1) -> CropBox:
+    """The same crop of ``count`` images from number ``image`` on."""
+    boxes = torch.tensor([box]).expand(count, -1)
+    return CropBox(torch.arange(image, image + count), boxes, torch.full((count,), flipped))
+
+
+def memory_of(scores: torch.Tensor, images: int = 1) -> DifficultyMemory:
+    """A memory with ``scores [B, N]`` of the first images, seen whole."""
     memory, count = DifficultyMemory(images, GRID), len(scores)
-    everything = all_masked(count, 24, scores.device)
-    boxes, flipped = WHOLE.expand(count, -1), NOT_FLIPPED.expand(count)
-    memory.write(torch.arange(count), boxes, flipped, everything, scores, GRID)
+    memory.write(crop(count=count), all_masked(count, 24, scores.device), scores, GRID)
     return memory
 
 
@@ -23,51 +27,47 @@ def standardized(scores: torch.Tensor) -> torch.Tensor:
 
 def test_what_was_seen_whole_comes_back_whole() -> None:
     scores = torch.randn(3, 24)
-    found = told(scores, images=3).recall(torch.arange(3), WHOLE.expand(3, -1), NOT_FLIPPED.expand(3), GRID)
-    assert_close(found, standardized(scores), rtol=1e-3, atol=1e-3)  # it is kept in half precision
+    difficulty = memory_of(scores, images=3).read(crop(count=3), GRID)
+    assert_close(difficulty, standardized(scores), rtol=1e-3, atol=1e-3)  # half precision
 
 
 def test_a_crop_reads_its_part_of_the_map() -> None:
     scores = torch.randn(1, 24)
-    box = torch.tensor([[0.5, 0.0, 0.5, 0.5]])  # the lower left quarter: 2 x 3 cells
-    found = told(scores).recall(torch.tensor([0]), box, NOT_FLIPPED, (2, 3))
-    wanted = standardized(scores).view(GRID)[2:, :3]
-    assert_close(found.view(2, 3), wanted, rtol=1e-3, atol=1e-3)
-    flipped = told(scores).recall(torch.tensor([0]), box, torch.tensor([True]), (2, 3))
-    assert_close(flipped.view(2, 3), wanted.flip(1), rtol=1e-3, atol=1e-3)
+    box = (0.5, 0.0, 0.5, 0.5)  # the lower left quarter: 2 x 3 cells
+    memory, expected = memory_of(scores), standardized(scores).view(GRID)[2:, :3]
+    assert_close(memory.read(crop(box), (2, 3)).view(2, 3), expected, rtol=1e-3, atol=1e-3)
+    flipped = memory.read(crop(box, flipped=True), (2, 3)).view(2, 3)
+    assert_close(flipped, expected.flip(1), rtol=1e-3, atol=1e-3)
 
 
 def test_a_flipped_crop_is_written_where_it_belongs() -> None:
     scores, memory = torch.randn(1, 24), DifficultyMemory(1, GRID)
-    memory.write(torch.tensor([0]), WHOLE, torch.tensor([True]), all_masked(1, 24, scores.device), scores, GRID)
-    found = memory.recall(torch.tensor([0]), WHOLE, NOT_FLIPPED, GRID)
-    assert_close(found.view(GRID), standardized(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
+    memory.write(crop(flipped=True), all_masked(1, 24, scores.device), scores, GRID)
+    assert_close(memory.read(crop(), GRID).view(GRID), standardized(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
 
 
 def test_only_masked_patches_within_the_crop_are_written() -> None:
     memory = DifficultyMemory(2, GRID)
     mask = torch.zeros(1, 6, dtype=torch.bool)
     mask[0, [0, 4]] = True
-    upper_right = torch.tensor([[0.0, 0.5, 0.5, 0.5]])
-    memory.write(torch.tensor([1]), upper_right, NOT_FLIPPED, split(mask), torch.tensor([[-1.0, 1.0]]), (2, 3))
+    upper_right = crop((0.0, 0.5, 0.5, 0.5), image=1)
+    memory.write(upper_right, split(mask), torch.tensor([[-1.0, 1.0]]), (2, 3))
     assert memory.maps[0].isnan().all()
-    known = {(0, 3): -(0.5**0.5), (1, 4): 0.5**0.5}  # two numbers of which each is this far from their mean
+    expected = {(0, 3): -(0.5**0.5), (1, 4): 0.5**0.5}  # two numbers of which each is this far from their mean
     for row in range(4):
         for column in range(6):
             value = memory.maps[1, row, column].item()
-            assert ((row, column) in known) == (value == value)
-            assert (row, column) not in known or abs(value - known[row, column]) < 1e-3
+            assert ((row, column) in expected) == (value == value)
+            assert (row, column) not in expected or abs(value - expected[row, column]) < 1e-3
 
 
-def test_news_are_mixed_with_what_was_known() -> None:
+def test_new_scores_are_averaged_with_old_ones() -> None:
     one, other = torch.randn(1, 24), torch.randn(1, 24)
-    memory = told(one)
-    memory.write(torch.tensor([0]), WHOLE, NOT_FLIPPED, all_masked(1, 24, one.device), other, GRID)
-    wanted = (standardized(one) + standardized(other)) / 2
-    assert_close(memory.maps.flatten(1).float(), wanted, rtol=1e-2, atol=1e-3)
+    memory = memory_of(one)
+    memory.write(crop(), all_masked(1, 24, one.device), other, GRID)
+    expected = (standardized(one) + standardized(other)) / 2
+    assert_close(memory.maps.flatten(1).float(), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_nothing_is_known_at_first() -> None:
-    assert torch.equal(
-        DifficultyMemory(2, GRID).recall(torch.tensor([1]), WHOLE, NOT_FLIPPED, GRID), torch.zeros(1, 24)
-    )
+    assert torch.equal(DifficultyMemory(2, GRID).read(crop(image=1), GRID), torch.zeros(1, 24))

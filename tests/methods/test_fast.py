@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from hardpatch.data.loader import Batch
 from hardpatch.errors import UserError
-from hardpatch.methods.hpm import HPM, Masking, mine_mask
 from hardpatch.methods.masking import random_mask, subsample_masked
+from hardpatch.methods.mining import Masking
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
@@ -19,6 +19,7 @@ from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
+from hardpatch.randomness import patch_noise
 from tests.small import mae_of
 
 STEPS, GRID = 4, (6, 6)
@@ -61,14 +62,11 @@ OPTIONS = [
     ["--fast.shared_blocks=1"],
     ["--fast.shared_blocks=-1", "--fast.prediction_ratio=0.75", "--fast.remember=true"],
     ["--fast.teacher_resolution=0.5"],
-    ["--fast.teacher_blocks=2"],
-    ["--fast.teacher_every=2"],
     ["--fast.remember=true"],
     [
         "--fast.decoder=cross",
         "--fast.prediction_ratio=0.34",
         "--fast.teacher_resolution=0.5",
-        "--fast.teacher_blocks=2",
     ],
     ["--fast.decoder=cross", "--fast.prediction_ratio=0.5", "--fast.remember=true", "--optim.accumulation_steps=2"],
 ]
@@ -106,10 +104,10 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
 
 def test_some_of_the_masked_patches_are_asked_for() -> None:
     noise = torch.rand(200, 72, generator=torch.Generator().manual_seed(0))
-    masking = Masking(asked=1 / 3)
-    assert masking.noise_count(GRID) == 72
-    everything = mine_mask(None, images(), noise[:, :36], mask_ratio=0.75, alpha=0.0, grid=GRID).mask
-    asked = mine_mask(None, images(), noise, mask_ratio=0.75, alpha=0.0, grid=GRID, masking=masking).mask
+    masking = Masking(GRID, prediction_ratio=1 / 3)
+    assert masking.noise_count == 72
+    everything = Masking(GRID).mine(noise[:, :36], mask_ratio=0.75, alpha=0.0).mask
+    asked = masking.mine(noise, mask_ratio=0.75, alpha=0.0).mask
     assert torch.equal(asked.visible, everything.visible)  # what the encoder sees stays the same
     assert asked.masked.shape == (200, 9)
     assert (asked.masked.diff(dim=1) > 0).all()
@@ -150,7 +148,7 @@ def test_a_teacher_at_half_resolution_gives_a_map_of_the_whole() -> None:
     half, whole = Teacher(model, 0.5), Teacher(model)
     flat = torch.ones(2, 3, 24, 24) * torch.tensor([0.3, -1.0]).view(2, 1, 1, 1)
     small = whole.predict_loss(flat[:, :, :12, :12])  # [B, 9]: the mean over 2 x 2 pixels changes nothing here
-    found = half.look(flat).difficulty
+    found = half(flat).difficulty
     assert found is not None
     assert found.shape == (2, 36)
     # the corners of the map are the corners of the small one
@@ -158,61 +156,32 @@ def test_a_teacher_at_half_resolution_gives_a_map_of_the_whole() -> None:
     assert_close(found.mean(1), small.mean(1), atol=0.05, rtol=0.05)
 
 
-@torch.no_grad()
-def test_a_teacher_that_stops_early_runs_no_further_block() -> None:
-    learner = learner_of(small_run("--fast.teacher_blocks=2"))
-    assert learner.teacher is not None
-    network = learner.teacher.network
-    ran: list[int] = []
-    for number, block in enumerate(network.host.encoder.blocks, 1):
-        block.register_forward_hook(lambda *_, number=number: ran.append(number))
-    difficulty = learner.teacher.predict_loss(images())
-    assert ran == [1, 2]
-    model: HPM = learner.model  # the weights are still the same
-    (latent,) = model.host.encoder.latents(images(), None, (2,))
-    assert_close(difficulty, model._predictor().mean_output(model.host.decoder_tokens(latent)))
-    # the student's predictor learns from the same depth
-    mask = split(random_mask(torch.rand(6, 36), 27))
-    (early,) = model.host.encoder.latents(images(), mask, (2,))
-    predicted = model._predictor().mean_output(model.host.decoder_tokens(early, mask))
-    found = model(images(), mask).predicted
-    assert found is not None
-    assert_close(found, predicted)
-
-
-def test_a_teacher_at_every_second_step_leaves_the_others_to_chance() -> None:
-    steps = steps_of(learner_of(small_run("--fast.teacher_every=2")))
-    assert [step.problem.difficulty is not None for step in steps] == [False, True, False, True]
-    noise = steps[0].noise
-    assert torch.equal(steps[0].problem.mask.masked, split(random_mask(noise, 27)).masked)
-
-
 def test_what_is_remembered_is_mined_without_a_teacher() -> None:
     learner = learner_of(small_run("--fast.remember=true"))
     assert learner.teacher is None
-    assert learner.memory is not None
+    assert learner.mining.memory is not None
+    noise = patch_noise(0, 0, torch.arange(6), 37)[:, :36]
     first, second, *_ = steps_of(learner, 2)
-    assert torch.equal(first.problem.mask.masked, split(random_mask(first.noise, 27)).masked)  # nothing is known yet
-    assert second.problem.difficulty is not None
+    assert torch.equal(first.mined.mask.masked, split(random_mask(noise, 27)).masked)  # nothing is known yet
+    assert second.mined.mined is not None
     assert first.losses.predicted is not None
     # the hardest of those that were masked in the first step are masked again
-    hardest = first.problem.mask.masked.gather(1, first.losses.predicted.topk(13, dim=1).indices)
-    again = (second.problem.mask.masked.unsqueeze(1) == hardest.unsqueeze(2)).any(2)
+    hardest = first.mined.mask.masked.gather(1, first.losses.predicted.topk(13, dim=1).indices)
+    again = (second.mined.mask.masked.unsqueeze(1) == hardest.unsqueeze(2)).any(2)
     assert again.float().mean() > 0.9
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--method.host=simmim", "--fast.decoder=cross"], "fast.decoder: only with host mae"),
-        (["--method.predicting_loss=none", "--fast.teacher_every=2"], "fast.teacher_every: there is no loss predictor"),
+        (["--method.host=simmim", "--fast.decoder=cross"], "fast.decoder: only for a host that drops patches"),
+        (["--method.predicting_loss=none", "--fast.remember=true"], "fast.remember: there is no loss predictor"),
         (["--fast.shared_blocks=2"], "fast.shared_blocks: expected fewer than the reconstructor's 2 blocks, 0 to 1 or"),
         (["--fast.shared_blocks=-3"], "-1 to -2 from the last, got -3"),
         (["--fast.shared_blocks=1", "--fast.decoder=cross"], "fast.shared_blocks: not with fast.decoder cross"),
         (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a factor up to 1"),
-        (["--fast.teacher_blocks=4"], "fast.teacher_blocks: expected at most the encoder's 3 blocks, got 4"),
-        (["--method.target=teacher", "--fast.teacher_blocks=2"], "fast.teacher_blocks: target teacher"),
-        (["--fast.remember=true", "--fast.teacher_every=2"], "fast.remember: there is no teacher"),
+        (["--fast.teacher_every=2"], "fast.teacher_every: unknown argument; it is gone, the value is always 1"),
+        (["--method.target=teacher", "--fast.remember=true"], "fast.remember: target teacher"),
         (["--fast.remember=true", "--data.crops=2"], "fast.remember: two crops of an image"),
         (["--fast.prediction_ratio=0"], "fast.prediction_ratio: expected a number above 0"),
     ],

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from hardpatch.methods.base import Targets, Views
 from hardpatch.methods.distillation import sharpen
-from hardpatch.methods.hpm import HPM, Masking, mine_mask
-from hardpatch.methods.ibot import Views
+from hardpatch.methods.hpm import HPM, HardPatchesMining
+from hardpatch.methods.ibot import TEACHER_TEMPERATURES
 from hardpatch.methods.masking import random_mask
+from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.teacher import Teacher
 from hardpatch.patches import gather, patchify, split
 from tests.small import small_beit, small_hpm, small_ibot, small_predictor, small_simmim
@@ -22,13 +24,23 @@ MASK = split(random_mask(NOISE, 14))
 HOSTS: dict[str, Callable[[], Any]] = {"simmim": small_simmim, "beit": small_beit, "ibot": small_ibot}
 
 
-def target_for(host: Any) -> Tensor | None:
+def mined(teacher: Teacher | None, noise: Tensor, mask_ratio: float, alpha: float, **masking: Any) -> MinedMask:
+    """Mask images with 4 x 6 patches by what a teacher says of them."""
+    step, options = HardPatchesMining(None, teacher, Masking((4, 6), **masking)), {}
+    if teacher is not None:
+        output = teacher(IMAGES, difficulty=alpha > 0, attention=step.masking.uses_attention)
+        options = {"difficulty": output.difficulty, "attention": output.attention}
+    return step.masking.mine(noise, mask_ratio=mask_ratio, alpha=alpha, **options)
+
+
+def target_for(host: Any) -> Targets | None:
     generator = torch.Generator().manual_seed(3)
-    return {
+    patches = {
         "SimMIM": None,
         "BEiT": torch.randint(11, (5, 14), generator=generator),
         "IBOT": torch.rand(5, 14, 11, generator=generator).softmax(dim=-1),
     }[type(host).__name__]
+    return None if patches is None else Targets(patches)
 
 
 @torch.no_grad()
@@ -46,12 +58,12 @@ def test_simmim_by_hand() -> None:
 @torch.no_grad()
 def test_beit_by_hand() -> None:
     host, tokens = small_beit().eval(), torch.randint(11, (5, 24))
-    losses = HPM(host, None)(IMAGES, MASK, tokens.gather(1, MASK.masked), observe=True)
+    losses = HPM(host, None)(IMAGES, MASK, Targets(tokens.gather(1, MASK.masked)), observe=True)
     logits = host.head(host.encoder(IMAGES, MASK)[:, 1:]).log_softmax(dim=-1)
     for image in range(5):
         for place, patch in enumerate(MASK.masked[image].tolist()):
             assert_close(losses.reconstruction[image, place], -logits[image, patch, tokens[image, patch]])
-    assert set(losses.token_use) == {"token_entropy", "target_entropy"}
+    assert set(losses.token_metrics) == {"token_entropy", "target_entropy"}
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -60,7 +72,7 @@ def test_without_predictor_a_host_is_itself_bit_for_bit(name: str) -> None:
     target = target_for(host)
     losses = HPM(host, None)(IMAGES, MASK, target)
     losses.loss.backward()
-    wanted = gather(other.target(IMAGES), MASK.masked) if target is None else target
+    wanted = gather(other.target(IMAGES), MASK.masked) if target is None else target.patches
     loss = other.reconstruction_loss(HPM(other, None).reconstruct(other.encode(IMAGES, MASK), MASK), wanted).mean()
     loss.backward()
     assert torch.equal(losses.loss, loss)
@@ -74,7 +86,7 @@ def test_the_predictor_learns_into_the_encoder_but_not_into_the_head(name: str) 
     model = HPM(HOSTS[name](), small_predictor())
     losses = model(IMAGES, MASK, target_for(model.host))
     assert losses.predicted.shape == losses.reconstruction.shape == (5, 14)
-    losses.predicting.backward()
+    losses.parts["predicting_loss"].backward()
     grads = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
     assert all(found != name.startswith("host.head.") for name, found in grads.items()), grads
 
@@ -85,15 +97,14 @@ def test_the_teacher_scores_whole_images(name: str) -> None:
     teacher = Teacher(model)
     assert teacher.predict_loss(IMAGES).shape == (5, 24)
     assert (teacher.network.host.head is None) == (name != "ibot")  # iBOT's teacher speaks through its head
-    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.6, alpha=1.0, grid=(4, 6))
+    problem = mined(teacher, NOISE, 0.6, alpha=1.0)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :15].sort(dim=1).values)
 
 
 def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
     teacher = Teacher(HPM(small_simmim(), small_predictor()))
-    masking = Masking(unit=2)
-    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.5, alpha=1.0, grid=(4, 6), masking=masking)
+    problem = mined(teacher, NOISE, 0.5, alpha=1.0, unit=2)
     difficulty = teacher.predict_loss(IMAGES)
     for image in range(5):
         units = {
@@ -107,9 +118,9 @@ def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
 
 
 def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
-    masking = Masking(mask="grid", secondary=0.5)
-    noise = torch.rand(5, masking.noise_count((4, 6)), generator=torch.Generator().manual_seed(4))
-    problem = mine_mask(None, IMAGES, noise, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    noise = torch.rand(5, 48, generator=torch.Generator().manual_seed(4))
+    assert Masking((4, 6), "grid", secondary_ratio=0.5).noise_count == 48
+    problem = mined(None, noise, 0.75, alpha=0.0, strategy="grid", secondary_ratio=0.5)
     assert problem.mask.hidden is not None
     assert problem.mask.hidden.shape == (5, 6)
     assert problem.mask.hidden.sum(dim=1).tolist() == [3] * 5
@@ -117,12 +128,11 @@ def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
 
 def test_attention_guides_the_mask() -> None:
     teacher = Teacher(small_hpm())
-    masking = Masking(mask="attention_high")
-    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
+    problem = mined(teacher, NOISE, 0.75, alpha=0.0, strategy="attention_high")
     with torch.no_grad():
         order = teacher.network.host.encoder.attend(IMAGES)[1].argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
-    assert problem.difficulty is None  # nothing is mined, so that the predictor need not run
+    assert problem.mined is None
 
 
 def slow_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -144,24 +154,30 @@ def test_ibot_puts_the_views_in_their_places() -> None:
     crops, local = torch.randn(6, 3, 16, 24), torch.randn(6, 3, 8, 8)  # 3 images, 2 views each
     order = torch.tensor([4, 0, 3, 5, 1, 2])
     mask = split(random_mask(torch.rand(3, 24), 6))
-    sight = teacher.look(crops[order], difficulty=False)
+    output = teacher(crops[order], difficulty=False)
     before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
-    classes, tokens = teacher.network.host.teach(sight.latent, mask, temperature=0.05, center_momentum=0.9)
+    progress, temperature = 0.03, TEACHER_TEMPERATURES[0] + 0.4 * (TEACHER_TEMPERATURES[1] - TEACHER_TEMPERATURES[0])
+    unmoved = teacher.network.host.teacher_targets(output, mask, progress, update=False)
+    assert torch.equal(teacher.network.host.patch_centre, before[0])
+    targets = teacher.network.host.teacher_targets(output, mask, progress)
+    assert torch.equal(targets.patches, unmoved.patches)
     with torch.no_grad():
         latent = host.encode(crops)
         logits = host.head(latent[:, 0])
-        assert_close(classes, sharpen(logits, before[1], 0.05)[order])
+        assert_close(targets.images, sharpen(logits, before[1], temperature)[order])
         patches = host.head(latent[:, 1:])
-        assert_close(tokens, sharpen(gather(patches[order][:3], mask.masked), before[0], 0.05))
+        assert_close(targets.patches, sharpen(gather(patches[order][:3], mask.masked), before[0], temperature))
         moved = teacher.network.host
         assert_close(moved.class_centre, 0.1 * logits.mean(0, keepdim=True))
         assert_close(moved.patch_centre, 0.1 * patches.mean((0, 1), keepdim=True))
 
-        losses = model(crops[order], mask, tokens, Views(local, classes, order.argsort()))
+        losses = model(crops[order], mask, targets, Views(local, order.argsort()))
         masked = torch.cat([host.encode(crops[order][:3], mask), host.encode(crops[order][3:])])[order.argsort()]
         student = host.head(torch.cat([masked[:, 0], host.encode(local)[:, 0]]))
-        slow = slow_class_loss(student.unflatten(0, (4, 3)), sharpen(logits, before[1], 0.05).unflatten(0, (2, 3)))
-    assert_close(losses.classes, slow)
+        slow = slow_class_loss(
+            student.unflatten(0, (4, 3)), sharpen(logits, before[1], temperature).unflatten(0, (2, 3))
+        )
+    assert_close(losses.parts["class_loss"], slow)
     assert losses.reconstruction.shape == (3, 6)
     assert_close(losses.loss, losses.reconstruction.sum() / 6 / 6 + slow)  # six crops, three of them unmasked
 

@@ -1,10 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from hardpatch.methods.hpm import HPM, Masking, PredictingLoss, mine_mask
+from hardpatch.choices import MiningName, PredictingLossName
+from hardpatch.methods.hpm import HPM, HardPatchesMining, Inputs
 from hardpatch.methods.losses import PREDICTING_LOSSES
-from hardpatch.methods.masking import Mining, random_mask
+from hardpatch.methods.masking import random_mask
+from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.patches import split
 from tests.small import mae_of, small_hpm, small_mae
@@ -13,9 +17,23 @@ IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
 
 
+def whole_hpm(seed: int = 0) -> HPM:
+    """A model whose teacher keeps the reconstructor, so that it can be a student as well."""
+    model = small_hpm(seed=seed)
+    mae_of(model).reconstruction_only = ()
+    return model
+
+
 class NeverRun(Teacher):
-    def look(self, images: torch.Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
+    def forward(self, images: torch.Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
         raise AssertionError("the teacher was run")
+
+
+def mined(teacher: Teacher, images: torch.Tensor, noise: torch.Tensor, alpha: float, **masking: Any) -> MinedMask:
+    """Mask 75 % of images with 4 x 6 patches, without training on them."""
+    step = HardPatchesMining(teacher.network, teacher, Masking((4, 6), **masking))
+    with torch.no_grad():
+        return step(Inputs(images, noise), mask_ratio=0.75, alpha=alpha)[0]
 
 
 def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
@@ -25,9 +43,9 @@ def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
     target = mae.target(IMAGES).gather(1, mask.masked.unsqueeze(-1).expand(-1, -1, 48))
     loss = mae.reconstruction_loss(HPM(mae, None).reconstruct(latent, mask), target).mean()
     loss.backward()
-    problem = mine_mask(None, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6))
-    assert all(map(torch.equal, problem.mask[:2], mask[:2]))
-    losses = hpm(IMAGES, problem.mask)
+    step = HardPatchesMining(hpm, None, Masking((4, 6)))
+    drawn, losses = step(Inputs(IMAGES, NOISE), mask_ratio=0.75, alpha=0.0)
+    assert all(map(torch.equal, drawn.mask[:2], mask[:2]))
     losses.loss.backward()
     assert torch.equal(losses.loss, loss)
     assert losses.predicted is None
@@ -38,39 +56,41 @@ def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
 
 
 def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None:
-    problem = mine_mask(
-        NeverRun(small_hpm()), IMAGES, NOISE, mask_ratio=0.75, alpha=0.05, grid=(4, 6)
-    )  # int(18 * 0.05) == 0
-    assert problem.difficulty is None
-    assert all(map(torch.equal, problem.mask[:2], split(random_mask(NOISE, 18))[:2]))
+    model = small_hpm()
+    step = HardPatchesMining(model, NeverRun(model), Masking((4, 6)))
+    drawn, _ = step(Inputs(IMAGES, NOISE), mask_ratio=0.75, alpha=0.05)  # int(18 * 0.05) == 0
+    assert drawn.mined is None
+    assert all(map(torch.equal, drawn.mask[:2], split(random_mask(NOISE, 18))[:2]))
 
 
 @pytest.mark.parametrize("mining", ["hard", "easy"])
-def test_mined_patches_are_what_the_teacher_finds_hard(mining: Mining) -> None:
-    teacher, masking = Teacher(small_hpm(seed=3)), Masking(mining=mining)
-    problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=1.0, grid=(4, 6), masking=masking)
+def test_mined_patches_are_what_the_teacher_finds_hard(mining: MiningName) -> None:
+    teacher = Teacher(whole_hpm(seed=3))
+    result = mined(teacher, IMAGES, NOISE, alpha=1.0, mining=mining)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=mining == "hard")
-    assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
+    assert torch.equal(result.mask.masked, order[:, :18].sort(dim=1).values)
+    assert result.mined is not None
+    assert torch.equal(result.mined, torch.zeros(5, 24, dtype=torch.bool).scatter(1, order[:, :18], True))
 
 
 @torch.no_grad()
 def test_permuting_images_permutes_scores_and_masks() -> None:
-    teacher = Teacher(small_hpm())
+    teacher = Teacher(whole_hpm())
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(teacher.predict_loss(IMAGES[order]), teacher.predict_loss(IMAGES)[order])
-    one = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.5, grid=(4, 6))
-    other = mine_mask(teacher, IMAGES[order], NOISE[order], mask_ratio=0.75, alpha=0.5, grid=(4, 6))
+    one = mined(teacher, IMAGES, NOISE, alpha=0.5)
+    other = mined(teacher, IMAGES[order], NOISE[order], alpha=0.5)
     assert torch.equal(other.mask.masked, one.mask.masked[order])
 
 
 @pytest.mark.parametrize("name", list(PREDICTING_LOSSES))
-def test_loss_is_the_sum_of_both_and_the_predictor_does_not_teach_the_reconstructor(name: PredictingLoss) -> None:
+def test_loss_is_the_sum_of_both_and_the_predictor_does_not_teach_the_reconstructor(name: PredictingLossName) -> None:
     model = small_hpm(name)
     losses = model(IMAGES, random_mask(NOISE, 18))
     assert losses.reconstruction.shape == losses.predicted.shape == (5, 18)
-    assert_close(losses.loss, losses.reconstruction.mean() + losses.predicting)
-    assert_close(losses.predicting, PREDICTING_LOSSES[name](losses.predicted, losses.reconstruction))
-    losses.predicting.backward()
+    assert_close(losses.loss, losses.reconstruction.mean() + losses.parts["predicting_loss"])
+    assert_close(losses.parts["predicting_loss"], PREDICTING_LOSSES[name](losses.predicted, losses.reconstruction))
+    losses.parts["predicting_loss"].backward()
     assert all(p.grad is None for p in mae_of(model).reconstructor.parameters())
     assert all(p.grad is not None for p in model.host.encoder.parameters())  # the gradient flows into the encoder
     assert model.predictor is not None

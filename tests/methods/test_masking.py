@@ -6,39 +6,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hardpatch.choices import MaskName, MiningName
 from hardpatch.methods.block_masks import draw_blocks, grid_mask, inverse_block_mask
 from hardpatch.methods.curriculum import linear_alpha, mined_count
 from hardpatch.methods.masking import (
     STRATEGIES,
-    Mask,
-    Mining,
     attention_high_mask,
     attention_hint_mask,
     attention_low_mask,
     block_mask,
     draw_mask,
-    hard_patches,
     masked_count,
     noise_count,
-    pool_units,
     random_mask,
     secondary_mask,
-    spread_units,
 )
+from hardpatch.methods.mining import hard_patches, pool_units, spread_units
 
 DRAWS = 1000
 GRID, MASKED = (14, 14), 147
-MASKS: tuple[Mask, ...] = get_args(Mask)
+MASKS: tuple[MaskName, ...] = get_args(MaskName)
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(mask: Mask, given: Tensor | None = None, masked: int = MASKED, grid: tuple[int, int] = GRID) -> Tensor:
+def drawn(mask: MaskName, given: Tensor | None = None, masked: int = MASKED, grid: tuple[int, int] = GRID) -> Tensor:
     patches = grid[0] * grid[1]
     noise, attention = uniform(DRAWS, noise_count(mask, patches)), uniform(DRAWS, patches, seed=1)
-    return draw_mask(mask, noise, masked, grid=grid, given=given, attention=attention)
+    return draw_mask(mask, noise, masked, grid=grid, mined=given, attention=attention)
 
 
 def some(counts: Tensor, patches: int = 196) -> Tensor:
@@ -65,7 +62,7 @@ def test_counts_are_exact(patches: int, ratio: float, alpha: float, easy: bool, 
     assert masked == patches - visible
     assert mined == int(masked * alpha)
     difficulty, noise = torch.randn(b, patches), torch.rand(b, patches)
-    mining: Mining = "easy" if easy else "hard"
+    mining: MiningName = "easy" if easy else "hard"
     mask = hard_patches(difficulty, noise, masked, mined, mining)
     assert mask.dtype == torch.bool
     assert mask.sum(dim=1).tolist() == [masked] * b
@@ -74,7 +71,7 @@ def test_counts_are_exact(patches: int, ratio: float, alpha: float, easy: bool, 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("mining", ["hard", "easy"])
-def test_mined_patches_are_the_extreme_ones_and_the_rest_is_random(mining: Mining, ties: bool) -> None:
+def test_mined_patches_are_the_extreme_ones_and_the_rest_is_random(mining: MiningName, ties: bool) -> None:
     difficulty = torch.randn(50, 196).round(decimals=1 if ties else 8)
     noise = torch.rand(50, 196)
     mask = hard_patches(difficulty, noise, masked=147, mined=60, mining=mining)
@@ -134,7 +131,7 @@ def test_every_strategy_has_a_function() -> None:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_every_strategy_masks_exactly_the_count_and_what_is_given(mask: Mask) -> None:
+def test_every_strategy_masks_exactly_the_count_and_what_is_given(mask: MaskName) -> None:
     assert drawn(mask).dtype == torch.bool
     assert (drawn(mask).sum(dim=1) == MASKED).all()
     given = some(torch.arange(DRAWS) % (MASKED + 1))  # none, all, and any number between
@@ -159,7 +156,7 @@ def test_every_strategy_masks_exactly_the_count_and_what_is_given(mask: Mask) ->
     easy=st.booleans(),
 )
 def test_any_grid_and_any_count(
-    mask: Mask, rows: int, columns: int, share: float, mined: float, seed: int, easy: bool
+    mask: MaskName, rows: int, columns: int, share: float, mined: float, seed: int, easy: bool
 ) -> None:
     if mask == "grid":
         rows, columns, share = 2 * rows, 2 * columns, 0.75
@@ -173,7 +170,7 @@ def test_any_grid_and_any_count(
         masked,
         int(mined * masked),
         "easy" if easy else "hard",
-        mask=mask,
+        strategy=mask,
         grid=(rows, columns),
         attention=attention,
     )
@@ -184,25 +181,25 @@ def test_any_grid_and_any_count(
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_mask_depends_on_its_own_images_noise_alone(mask: Mask) -> None:
+def test_a_mask_depends_on_its_own_images_noise_alone(mask: MaskName) -> None:
     noise, attention = uniform(64, noise_count(mask, 196)), uniform(64, 196, seed=1)
     given = some(torch.full((64,), 50))
     before = noise.clone(), attention.clone(), given.clone()
     state = torch.get_rng_state()
-    result = draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention)
-    again = draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention)
+    result = draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention)
+    again = draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention)
     assert result.equal(again)
     assert torch.get_rng_state().equal(state)
     assert all(now.equal(then) for now, then in zip((noise, attention, given), before, strict=True))
     for image in (0, 31, 63):
         one = slice(image, image + 1)
-        alone = draw_mask(mask, noise[one], MASKED, grid=GRID, given=given[one], attention=attention[one])
+        alone = draw_mask(mask, noise[one], MASKED, grid=GRID, mined=given[one], attention=attention[one])
         assert alone[0].equal(result[image])
     more = torch.cat([noise, uniform(64, 100, seed=3)], dim=1)
-    assert draw_mask(mask, more, MASKED, grid=GRID, given=given, attention=attention).equal(result)
+    assert draw_mask(mask, more, MASKED, grid=GRID, mined=given, attention=attention).equal(result)
     if mask not in ("attention_high", "attention_low"):
         other = uniform(64, noise_count(mask, 196), seed=4)
-        assert not draw_mask(mask, other, MASKED, grid=GRID, given=given, attention=attention).equal(result)
+        assert not draw_mask(mask, other, MASKED, grid=GRID, mined=given, attention=attention).equal(result)
 
 
 def test_names_stand_for_the_public_functions() -> None:
@@ -210,7 +207,7 @@ def test_names_stand_for_the_public_functions() -> None:
     first = noise[:, :196]
     assert drawn("block").equal(block_mask(noise, MASKED, GRID))
     assert noise_count("random", 196) == 196
-    pairs: list[tuple[Mask, Tensor]] = [
+    pairs: list[tuple[MaskName, Tensor]] = [
         ("random", random_mask(first, MASKED)),
         ("inverse_block", inverse_block_mask(first, MASKED, GRID)),
         ("grid", grid_mask(first, MASKED, GRID)),
@@ -300,23 +297,23 @@ def test_secondary_masking_takes_a_share_of_the_visible(share: float) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("mining", ["hard", "easy"])
-def test_mining_composes_with_every_mask(mask: Mask, mining: Mining) -> None:
+def test_mining_composes_with_every_mask(mask: MaskName, mining: MiningName) -> None:
     """The mined patches first, and the rest is what the strategy draws around them."""
     noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
     difficulty = uniform(DRAWS, 196, seed=6)
     mined = difficulty.argsort(dim=1, descending=mining == "hard")[:, :73]
     given = torch.zeros(DRAWS, 196, dtype=torch.bool).scatter(1, mined, True)
-    result = hard_patches(difficulty, noise, MASKED, 73, mining, mask=mask, grid=GRID, attention=attention)
-    assert result.equal(draw_mask(mask, noise, MASKED, grid=GRID, given=given, attention=attention))
+    result = hard_patches(difficulty, noise, MASKED, 73, mining, strategy=mask, grid=GRID, attention=attention)
+    assert result.equal(draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention))
     assert (result.sum(dim=1) == MASKED).all()
     if mask == "grid":
         visible = (~result).unflatten(1, (7, 2, 7, 2)).sum(dim=(2, 4))
         assert (visible == 1).all()
     else:
         assert (result & given).equal(given)
-    none = hard_patches(None, noise, MASKED, 0, mining, mask=mask, grid=GRID, attention=attention)
+    none = hard_patches(None, noise, MASKED, 0, mining, strategy=mask, grid=GRID, attention=attention)
     assert none.equal(draw_mask(mask, noise, MASKED, grid=GRID, attention=attention))
-    every = hard_patches(difficulty, noise, MASKED, MASKED, mining, mask=mask, grid=GRID, attention=attention)
+    every = hard_patches(difficulty, noise, MASKED, MASKED, mining, strategy=mask, grid=GRID, attention=attention)
     if mask != "grid":
         hardest = difficulty.argsort(dim=1, descending=mining == "hard")[:, :MASKED]
         assert every.equal(torch.zeros_like(every).scatter(1, hardest, True))
@@ -355,32 +352,32 @@ def test_mistakes_in_drawing() -> None:
         draw_mask("random", noise, 17, grid=(4, 4))
     with pytest.raises(ValueError, match=r"noise: expected \[B, 176\] for block on a \(4, 4\) grid, got \[2, 16\]"):
         draw_mask("block", noise, 12, grid=(4, 4))
-    with pytest.raises(ValueError, match=r"given: expected \[2, 16\], got \[2, 15\]"):
-        draw_mask("random", noise, 12, grid=(4, 4), given=torch.zeros(2, 15, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mined: expected \[2, 16\], got \[2, 15\]"):
+        draw_mask("random", noise, 12, grid=(4, 4), mined=torch.zeros(2, 15, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"attention: expected \[2, 16\], got \[1, 16\]"):
         draw_mask("attention_low", noise, 12, grid=(4, 4), attention=torch.rand(1, 16))
-    names: tuple[Mask, ...] = ("attention_high", "attention_low", "attention_hint")
+    names: tuple[MaskName, ...] = ("attention_high", "attention_low", "attention_hint")
     for name in names:
         with pytest.raises(ValueError, match=r"attention: expected \[B, N\] .*, got None"):
             draw_mask(name, noise, 12, grid=(4, 4))
     with pytest.raises(ValueError, match=r"grid: expected even rows and columns"):
         draw_mask("grid", noise[:, :15], 11, grid=(3, 5))
     with pytest.raises(ValueError, match=r"grid: expected \(rows, columns\) to draw a mask of kind block, got None"):
-        hard_patches(None, noise, 12, 0, mask="block")
+        hard_patches(None, noise, 12, 0, strategy="block")
     with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got 1\.5"):
         secondary_mask(noise, noise > 0.5, 1.5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks_are_the_same_on_a_gpu_and_wait_for_nothing(mask: Mask) -> None:
+def test_masks_are_the_same_on_a_gpu_and_wait_for_nothing(mask: MaskName) -> None:
     noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
     difficulty = uniform(DRAWS, 196, seed=6)
-    here = hard_patches(difficulty, noise, MASKED, 30, mask=mask, grid=GRID, attention=attention)
+    here = hard_patches(difficulty, noise, MASKED, 30, strategy=mask, grid=GRID, attention=attention)
     on_gpu = difficulty.cuda(), noise.cuda(), attention.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        there = hard_patches(on_gpu[0], on_gpu[1], MASKED, 30, mask=mask, grid=GRID, attention=on_gpu[2])
+        there = hard_patches(on_gpu[0], on_gpu[1], MASKED, 30, strategy=mask, grid=GRID, attention=on_gpu[2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert there.cpu().equal(here)

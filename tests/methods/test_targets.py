@@ -3,6 +3,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hardpatch.methods import targets
+from hardpatch.methods.base import Targets
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.teacher import Teacher
@@ -16,7 +17,7 @@ MASK = split(random_mask(torch.rand(3, 24, generator=torch.Generator().manual_se
 def test_teacher_features_are_of_the_whole_image_after_the_norm() -> None:
     model = small_hpm()
     teacher, images = Teacher(model), model.normalize(PIXELS)
-    target = targets.teacher_features(PIXELS, teacher.look(images), MASK)
+    target = targets.TeacherFeatures()(PIXELS, teacher(images), MASK)
     with torch.no_grad():
         latent = model.host.encoder(images)
     for image in range(3):
@@ -53,6 +54,6 @@ def test_a_target_from_outside_replaces_the_hosts_own() -> None:
     model = HPM(small_mae(), None)
     images = model.normalize(PIXELS)
     own = model(images, MASK)
-    given = targets.pixels(images, 4).gather(1, MASK.masked.unsqueeze(-1).expand(-1, -1, 48))
-    assert torch.equal(model(images, MASK, given).loss, own.loss)
-    assert not torch.equal(model(images, MASK, given + 1).loss, own.loss)
+    patches = targets.pixels(images, 4).gather(1, MASK.masked.unsqueeze(-1).expand(-1, -1, 48))
+    assert torch.equal(model(images, MASK, Targets(patches)).loss, own.loss)
+    assert not torch.equal(model(images, MASK, Targets(patches + 1)).loss, own.loss)

@@ -1,30 +1,30 @@
-"""Adding a host takes less than 40 lines outside the package."""
+"""Adding a host takes less than 40 lines outside the package, targets and vital signs included."""
 
 import inspect
 
 import torch
 from torch import Tensor, nn
 
-from hardpatch.methods.hpm import HPM, mine_mask
+from hardpatch.methods.base import Host
+from hardpatch.methods.hpm import HPM, HardPatchesMining, Inputs
+from hardpatch.methods.mining import Masking
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import PatchIndices, patchify
+from hardpatch.pretrain.vital_signs import vital_signs
 
 
-class MeanColor(nn.Module):
+class MeanColor(Host):
     """Guesses the mean color of each masked patch from what is visible."""
 
-    reconstruction_only: tuple[str, ...] = ("head",)
+    reconstruction_only = ("head",)
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = Encoder(image_size=(16, 16), patch_size=4, width=32, depth=1, heads=2)
         self.embed = DecoderEmbed(latent_width=32, width=16, grid=self.encoder.grid)
         self.head = nn.Linear(16, 3)
-
-    def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
-        return self.encoder(images, mask)
 
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
@@ -50,13 +50,18 @@ def test_a_toy_host_mines_hard_patches() -> None:
     images[..., :8] = torch.randn(64, 3, 4, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
     model = HPM(MeanColor(), Decoder(width=16, depth=1, heads=2, outputs=3))
     teacher = Teacher(model)
+    step = HardPatchesMining(model, teacher, Masking((4, 4)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(250):
-        problem = mine_mask(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=step / 500, grid=(4, 4))
-        losses = model(images, problem.mask)
+    for number in range(250):
+        _, losses = step(Inputs(images, torch.rand(64, 16)), mask_ratio=0.5, alpha=number / 500)
         losses.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         teacher.update(model, momentum=0.8)
-    problem = mine_mask(teacher, images, torch.rand(64, 16), mask_ratio=0.5, alpha=1.0, grid=(4, 4))
-    assert (problem.mask.masked % 4 < 2).float().mean() > 0.9  # what it masks stands in the left half
+    mined, losses = step(Inputs(images, torch.rand(64, 16)), mask_ratio=0.5, alpha=0.5, observe=True)
+    assert mined.mined is not None
+    assert (mined.mined.nonzero()[:, 1] % 4 < 2).float().mean() > 0.9  # what is mined lies in the left half
+    signs = vital_signs(mined, losses)
+    assert signs["pair_accuracy"] > 0.6
+    assert signs["mined_loss_ratio"] > 1.5
+    assert 0.3 < signs["mined_overlap"] < 0.7
