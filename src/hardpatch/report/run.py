@@ -9,7 +9,7 @@ from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.figures import training_curves
 from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, training_masks, weights_file
-from hardpatch.measure.difficulty import score
+from hardpatch.measure.score import score
 from hardpatch.pretrain import config
 from hardpatch.pretrain.folder import read_config
 from hardpatch.train.metrics import read_metrics
