@@ -1,4 +1,4 @@
-"""Each thing that the step does once or not at all: twenty steps without it have the same losses."""
+"""Each optimization of the step leaves the losses of twenty steps as they are."""
 
 from collections.abc import Callable
 
@@ -26,16 +26,16 @@ def losses_of_a_run(prepare: Callable[[Learner], None] = lambda learner: None) -
     run = small_run("--method.alpha_start=0.0")  # nothing is mined at first
     learner = Learner(run, initial_model(run), Fabric(accelerator="cpu", devices=1), STEPS)
     prepare(learner)
-    found = [
+    step_losses = [
         learner.train_step(batch, schedule(run, step, STEPS)).losses.loss.detach()
         for step, batch in enumerate(batches(run))
     ]
-    return torch.stack(found)
+    return torch.stack(step_losses)
 
 
 @pytest.fixture(scope="module")
-def ours() -> Tensor:
-    """Losses ``[STEPS]`` of the step as it is."""
+def optimized() -> Tensor:
+    """Losses ``[STEPS]`` of the optimized step."""
     return losses_of_a_run()
 
 
@@ -56,7 +56,7 @@ def all_tokens_in_the_last_block(patch: Patch) -> None:
     patch.setattr(decoder, "last_block", last_block)
 
 
-def the_head_at_full_width(patch: Patch) -> None:
+def predictor_head_at_full_width(patch: Patch) -> None:
     patch.setattr(decoder.Decoder, "mean_output", lambda self, tokens: self(tokens).mean(dim=-1))
 
 
@@ -79,7 +79,7 @@ def all_patches_embedded(patch: Patch) -> None:
     patch.setattr(encoder.Encoder, "_tokens", tokens)
 
 
-def embedded_for_each_decoder(patch: Patch) -> None:
+def latent_embedded_for_each_decoder(patch: Patch) -> None:
     def forward(self: hpm.HPM, images: Tensor, mask: PatchIndices, *_: object, **__: object) -> hpm.Losses:
         latent = self.encode(images, mask)
         reconstruction = self.reconstruction_loss(
@@ -93,37 +93,37 @@ def embedded_for_each_decoder(patch: Patch) -> None:
     patch.setattr(hpm.HPM, "forward", forward)
 
 
-def a_teacher_that_always_looks(patch: Patch) -> None:
+def a_teacher_that_always_runs(patch: Patch) -> None:
     mine_mask = hpm.mine_mask
 
-    def looking(*arguments: object, **options: object) -> hpm.MinedMask:
+    def mine_with_teacher(*arguments: object, **options: object) -> hpm.MinedMask:
         return mine_mask(*arguments, **{**options, "look": True})  # type: ignore[arg-type]
 
-    patch.setattr("hardpatch.pretrain.step.mine_mask", looking)
+    patch.setattr("hardpatch.pretrain.step.mine_mask", mine_with_teacher)
 
 
-def masks_image_by_image(patch: Patch) -> None:
-    together = masking.hard_patches
+def masks_generated_image_by_image(patch: Patch) -> None:
+    hard_patches = masking.hard_patches
 
     def one_by_one(difficulty: Tensor | None, noise: Tensor, *counts: int | str, **options: object) -> Tensor:
         rows = [None] * len(noise) if difficulty is None else list(difficulty.split(1))
-        masks = [together(d, n, *counts, **options) for d, n in zip(rows, noise.split(1), strict=True)]  # type: ignore[arg-type]
+        masks = [hard_patches(d, n, *counts, **options) for d, n in zip(rows, noise.split(1), strict=True)]  # type: ignore[arg-type]
         return torch.cat(masks)
 
     patch.setattr(hpm, "hard_patches", one_by_one)
 
 
-def an_average_weight_by_weight(patch: Patch) -> None:
+def teacher_update_weight_by_weight(patch: Patch) -> None:
     @torch.no_grad()
     def update(self: Teacher, student: torch.nn.Module, momentum: float) -> None:
-        theirs = dict(student.named_parameters())
+        new = dict(student.named_parameters())
         for name, weight in self.network.named_parameters():
-            weight.mul_(momentum).add_(theirs[name], alpha=1.0 - momentum)
+            weight.mul_(momentum).add_(new[name], alpha=1.0 - momentum)
 
     patch.setattr(Teacher, "update", update)
 
 
-def gradients_scaled_in_any_case(patch: Patch) -> None:
+def gradients_always_scaled(patch: Patch) -> None:
     def clip(self: Learner) -> Tensor:
         assert self.run.optim.clip is not None
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
@@ -131,7 +131,7 @@ def gradients_scaled_in_any_case(patch: Patch) -> None:
     patch.setattr(Learner, "_clip", clip)
 
 
-def attention_by_hand(patch: Patch) -> None:
+def unfused_attention(patch: Patch) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
 
@@ -139,30 +139,30 @@ def attention_by_hand(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize(
-    "without",
+    "undo",
     [
         mask_tokens_in_every_image,
         all_tokens_in_the_last_block,
-        the_head_at_full_width,
+        predictor_head_at_full_width,
         all_pairs,
         all_patches_embedded,
-        embedded_for_each_decoder,
-        a_teacher_that_always_looks,
-        masks_image_by_image,
-        an_average_weight_by_weight,
-        gradients_scaled_in_any_case,
-        attention_by_hand,
+        latent_embedded_for_each_decoder,
+        a_teacher_that_always_runs,
+        masks_generated_image_by_image,
+        teacher_update_weight_by_weight,
+        gradients_always_scaled,
+        unfused_attention,
     ],
 )
-def test_a_saving_changes_no_loss(without: Callable[[Patch], None], ours: Tensor, monkeypatch: Patch) -> None:
-    without(monkeypatch)
-    torch.testing.assert_close(losses_of_a_run(), ours, rtol=1e-6, atol=0.0)
+def test_an_optimization_changes_no_loss(undo: Callable[[Patch], None], optimized: Tensor, monkeypatch: Patch) -> None:
+    undo(monkeypatch)
+    torch.testing.assert_close(losses_of_a_run(), optimized, rtol=1e-6, atol=0.0)
 
 
-def test_a_fused_optimizer_changes_no_loss(ours: Tensor) -> None:
+def test_a_fused_optimizer_changes_no_loss(optimized: Tensor) -> None:
     def unfused(learner: Learner) -> None:
         for group in learner.adamw.param_groups:
             group["fused"] = False
             group["foreach"] = False
 
-    torch.testing.assert_close(losses_of_a_run(unfused), ours, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(losses_of_a_run(unfused), optimized, rtol=1e-6, atol=0.0)

@@ -114,8 +114,8 @@ def _evaluate(
 ) -> int:
     """Features of one or two models, a measurement on each, a line and a JSON entry for each."""
     from hardpatch.interchange.load import load
-    from hardpatch.measure.labels import labeled_features
     from hardpatch.measure.distributed import process_group, process_rank
+    from hardpatch.measure.labels import labeled_features
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import counting, show_log
 

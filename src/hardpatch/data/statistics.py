@@ -1,6 +1,7 @@
 """Mean and standard deviation of the channels of a data set."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,3 +44,33 @@ def channel_statistics(
     # images of one color would have the model divide by zero; a gray level is the finest there is
     std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class ChannelStatistics(NamedTuple):
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: list[float]
+    std: list[float]
+
+
+def resolve_statistics(
+    mean: str | Sequence[float],
+    std: str | Sequence[float],
+    compute: Callable[[], tuple[Sequence[float], Sequence[float]]],
+) -> ChannelStatistics:
+    """Return the statistics that the settings ``data.mean`` and ``data.std`` stand for.
+
+    Args:
+        mean: ``imagenet``, ``computed``, or the values of each channel.
+        std: likewise.
+        compute: returns mean and standard deviation of the images; called only if a setting is ``computed``.
+    """
+    computed = compute() if "computed" in (mean, std) else ((), ())
+    named: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+        "computed": computed,
+    }
+    return ChannelStatistics(
+        list(named[mean][0] if isinstance(mean, str) else mean),
+        list(named[std][1] if isinstance(std, str) else std),
+    )

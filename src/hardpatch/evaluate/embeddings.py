@@ -46,7 +46,8 @@ def write_embeddings(
         device: where the model is.
         pool: mean of the patch tokens, or the class token.
         normalize: scale every vector to length 1.
-        batch_size, workers: for loading.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
         progress: called after each batch with (images done, images).
 
     Raises:

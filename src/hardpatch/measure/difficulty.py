@@ -74,7 +74,8 @@ def patch_difficulty(
     """Predict the difficulty of every patch and measure its true loss.
 
     Args:
-        student, teacher: in eval mode, on the device of ``pixels``.
+        student: in eval mode, on the device of ``pixels``.
+        teacher: likewise; may be the student.
         pixels: uint8 ``[B, C, H, W]``.
         indices: int64 ``[B]``; with ``seed`` they determine the masks.
         masked: patches in a mask.

@@ -76,7 +76,8 @@ def knn_accuracy(
     """Classify by a vote of the k most similar training images, with weights ``exp(cosine / temperature)``.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        train: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        val: likewise.
         classes: the number of classes.
         ks: numbers of neighbors; one above the number of training images is lowered to it, and ``note`` says so.
         temperature: of the votes; 0.07 in DINO.

@@ -47,11 +47,13 @@ def labeled_features(
 
     Args:
         model: in eval mode, on ``device``.
-        train, val: folders with one subfolder per class, or Parquet files with labels; see
+        train: a folder with one subfolder per class, or Parquet files with labels; see
             :func:`hardpatch.data.sources.open_source`.
+        val: likewise.
         device: where the model is.
         pool: mean of the patch tokens, or the class token.
-        batch_size, workers: for loading.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
         max_bad_fraction: files that cannot be decoded are logged and left out, up to this fraction of a set.
         cache: folder for the features (:mod:`hardpatch.measure.cache`); None computes them and does not store them.
         progress: called after each batch with (images done, images) of both sets together.

@@ -132,7 +132,8 @@ def linear_probe(
     The rate is ``base_lr * batch_size / 256`` with linear warmup and half-cosine decay; the momentum is 0.9.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        train: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        val: likewise.
         classes: the number of classes.
         generator: on the CPU, for the first weights and the order of the images.
         base_lrs: the learning rates to try, for 256 images per step.
@@ -140,8 +141,7 @@ def linear_probe(
             ``base_lrs=[0.1]`` suits large sets only: its steps are too small for a few thousand images.
         epochs: passes over the training set.
         warmup_epochs: of those; None is a ninth (10 of 90).
-        batch_size: lowered to a tenth of a small training set, but not below 64, so that an epoch has several steps.
-            The last, incomplete batch of an epoch is dropped.
+        batch_size: lowered to a tenth of a small training set, but not below 64; the incomplete last batch is dropped.
         device: where to compute. All of ``train`` is moved there.
         progress: called after each epoch with (epochs done, epochs).
 

@@ -93,7 +93,8 @@ def score(
         predict: source of the predicted difficulty, see :data:`~hardpatch.measure.difficulty.Predict`.
         seed: of the random masks.
         pictures: number of images with a picture; all are in the table.
-        batch_size, workers: for loading.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
         device: where the models are.
         progress: called after each batch with (images done, images).
 
