@@ -1,4 +1,4 @@
-"""What a run shows of itself: pictures in its folder, a description on the terminal."""
+"""Pictures in the folder of a run, and its description for the terminal."""
 
 import logging
 from pathlib import Path
@@ -16,15 +16,15 @@ from hardpatch.train.metrics import read_metrics
 
 log = logging.getLogger("hardpatch")
 
-PICTURED = 8
-"""Images of the training set whose difficulty is shown at the end of a run."""
+DIFFICULTY_IMAGES = 8
+"""Training images whose difficulty is drawn at the end of a run."""
 
 
 def write_pictures(folder: Path) -> list[Path]:
-    """Draw the curves of a finished run and, where it has a loss predictor, what it finds hard.
+    """Draw the training curves of a finished run and, if it has a loss predictor, the difficulty of some images.
 
     Returns:
-        The pictures: ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``.
+        The paths of ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``, as far as they were written.
     """
     pictures = []
     metrics = read_metrics(folder / "metrics.jsonl")
@@ -32,33 +32,34 @@ def write_pictures(folder: Path) -> list[Path]:
         pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
     student, teacher = load_pair(folder)
     if student.has_predictor:
-        source, (ratio, mined_by) = open_source(read_config(folder).data.path), training_masks(folder)
-        chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
+        source, masks = open_source(read_config(folder).data.path), training_masks(folder)
+        last = len(source) - 1
+        indices = sorted({round(k * last / (DIFFICULTY_IMAGES - 1)) for k in range(DIFFICULTY_IMAGES)})
         out = folder / "pictures" / "difficulty"
         try:
             target = load_target(folder, teacher)
-            summary = score(
+            result = score(
                 student,
                 teacher,
-                Subset(source, chosen),
+                Subset(source, indices),
                 out=out,
                 target=target,
-                mask_ratio=ratio,
-                predict=mined_by,
-                pictures=PICTURED,
+                mask_ratio=masks.mask_ratio,
+                predict=masks.predict,
+                pictures=DIFFICULTY_IMAGES,
             )
-        except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
+        except UserError as error:  # for example too few patches; the run itself did not fail
             log.warning("no pictures of the difficulty: %s", error)
         else:
-            pictures += [summary.contact_sheet] if summary.contact_sheet is not None else []
+            pictures += [result.contact_sheet] if result.contact_sheet is not None else []
     return pictures
 
 
 def describe(run: str | Path) -> str:
-    """A run or weights file in a few lines, ready to print.
+    """Describe a run or weights file in a few lines, and by its configuration.
 
     Raises:
-        UserError: if there is nothing to describe.
+        UserError: if there are no weights.
     """
     path = weights_file(run)
     metadata = read_metadata(path)
@@ -86,8 +87,9 @@ def describe(run: str | Path) -> str:
     folder = Path(run)
     metrics = read_metrics(folder / "metrics.jsonl") if folder.is_dir() else []
     if metrics:
-        told = {name: value for name, value in metrics[-1].items() if name not in ("step", "epoch", "lr", "momentum")}
-        lines["last metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+        hidden = ("step", "epoch", "lr", "momentum")
+        shown = (f"{name} {value:.4g}" for name, value in metrics[-1].items() if name not in hidden)
+        lines["last metrics"] = ", ".join(shown)
     pictures = sorted(str(p) for p in folder.glob("pictures/**/*.png")) if folder.is_dir() else []
     if pictures:
         lines["pictures"] = ", ".join(pictures[:4]) + (f" and {len(pictures) - 4} more" if len(pictures) > 4 else "")
