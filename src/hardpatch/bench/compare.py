@@ -178,7 +178,10 @@ class _Entry:
 
 
 def _start(name: str, run: RunConfig, fabric: Fabric, batch: Batch, steps: int, separate_process: bool) -> _Entry:
-    """Build a contender and take its first turn. Only its step is kept, so that one without memory frees it."""
+    """Build a contender and take its first turn.
+
+    Only ``timed.step`` refers to it afterwards, so that its memory is freed if it is out of memory.
+    """
     before = allocated(fabric.device)
     process = SeparateProcess(name, run) if separate_process else None
     contender = process or prepare_contender(name, run, fabric, batch)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hardpatch.bench.contenders import OTHER_LIBRARIES, UnavailableError, prepare_contender, synthetic_batch
+from hardpatch.bench.contenders import UnavailableError, prepare_contender, synthetic_batch
+from hardpatch.bench.other_libraries import OTHER_LIBRARIES
 from hardpatch.errors import UserError
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.device import start_fabric

@@ -112,8 +112,8 @@ def export_hugging_face(
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` for ``from_pretrained``.
 
     Args:
-        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` what
-            :func:`hardpatch.load` reads.
+        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` anything
+            that :func:`hardpatch.load` reads.
         out: a new folder.
         weights: which weights of the run.
         form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
