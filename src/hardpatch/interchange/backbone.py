@@ -66,8 +66,8 @@ def load_backbone(
 
     Args:
         path: a run folder or weights file of ours; a reference checkpoint of HPM or MAE; a plain ViT with a class token
-            in timm's names, as ``.safetensors`` or as a pickle of tensors, as published by timm, DeiT, DINO, DINOv2
-            (without registers) and iBOT. Only tensors and plain values are unpickled.
+            in timm's names, as timm, DeiT, DINO, DINOv2 (without registers) and iBOT publish it, as ``.safetensors`` or
+            as a pickle, of which only tensors and plain values are read.
         weights: which weights of a run, a reference or a DINO checkpoint.
         drop_path: drop probability of the last block, rising linearly from 0 in the first.
         heads: attention heads, which cannot be inferred from other libraries' weights; None uses
@@ -75,8 +75,7 @@ def load_backbone(
         device: where to put it.
 
     Returns:
-        The encoder with the normalization of the run. For other files that of ImageNet, or mean and standard deviation
-        0.5 if there are not three channels.
+        The encoder and the run's normalization; for other files ImageNet's, or 0.5 if there are not three channels.
 
     Raises:
         UserError: if there is nothing to load, the file has parts that the encoder lacks, or it could run code.
@@ -112,9 +111,8 @@ def load_backbone(
             f"RUN: {file} is not a plain ViT: missing {problems.missing_keys[:3]}, "
             f"unknown {problems.unexpected_keys[:3]}"
         )
-    channels = encoder.channels
-    mean = metadata.get("mean", IMAGENET_MEAN if channels == 3 else [0.5] * channels)
-    std = metadata.get("std", IMAGENET_STD if channels == 3 else [0.5] * channels)
+    other = None if encoder.channels == 3 else [0.5] * encoder.channels
+    mean, std = metadata.get("mean", other or IMAGENET_MEAN), metadata.get("std", other or IMAGENET_STD)
     return Backbone(encoder.to(device), tuple(mean), tuple(std))
 
 
