@@ -1,10 +1,10 @@
-"""Decoding and cropping on one core, beside Pillow: bytes of a JPEG to a random resized crop as a uint8 array.
+"""Benchmark of decoding and cropping on one core: bytes of a JPEG to a random resized crop as a uint8 array.
 
     python benchmarks/decode.py [--data IMAGES] [--repeats 15]
 
-Prints median and quartiles of the microseconds of an image, and of how many times as fast as Pillow each way is, over
-repeats that alternate. Photographs of scikit-image at 500 x 375 and 2000 x 1500, quality 90 to 95, and those of --data
-as they are. The last table tells what decoding at a smaller scale, and libjpeg's quicker transforms, cost in quality.
+Prints medians and quartiles of the time per image and of the speedup over Pillow, over alternating repeats. The images
+are photographs of scikit-image at 500 x 375 and 2000 x 1500 with quality 90 to 95, and those of --data as they are. The
+last table is the loss of quality by decoding at a smaller scale and by libjpeg's faster transforms.
 """
 
 import argparse
@@ -28,13 +28,14 @@ SIZE, SCALE, RATIO = (224, 224), (0.2, 1.0), (3 / 4, 4 / 3)
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg")
 QUALITIES = (90, 92, 95)
 ZOOMS = (1.0, 1.5, 2.0, 3.0)
-MOST_IMAGES = 60  # of --data
+MAX_IMAGES = 60  # of --data
 
-Way = Callable[[bytes, int], object]
+Loader = Callable[[bytes, int], object]
+"""Takes the bytes of a file and the seed of the crop."""
 
 
 def photographs(width: int, height: int) -> list[bytes]:
-    """JPEGs of this size, cut from the middle of photographs that are scaled to cover it."""
+    """Encode JPEGs of this size, center crops of scaled photographs."""
     import skimage
 
     files = []
@@ -51,7 +52,7 @@ def photographs(width: int, height: int) -> list[bytes]:
 
 
 def with_pillow(data: bytes, seed: int) -> npt.NDArray[np.uint8]:
-    """The whole image decoded, a box of it resized in one call; the same boxes as ours, flipped as ours."""
+    """Decode the whole image and resize a box of it, with the boxes and flips of :func:`hardpatch_loader`."""
     rng = np.random.default_rng((0, 0, seed))
     image = Image.open(io.BytesIO(data)).convert("RGB")
     top, left, h, w = crop_box(image.height, image.width, SCALE, RATIO, rng)
@@ -61,85 +62,86 @@ def with_pillow(data: bytes, seed: int) -> npt.NDArray[np.uint8]:
     return np.asarray(out)
 
 
-def ours(shrink_on_decode: float | None) -> Way:
-    """As a loader's worker does it, up to the copy into the batch."""
+def hardpatch_loader(shrink_on_decode: float | None) -> Loader:
+    """Return a function that works like a worker of the loader, including the copy into the batch."""
     transform = TrainTransform(SIZE, scale=SCALE, ratio=RATIO, shrink_on_decode=shrink_on_decode)
-    place = torch.empty(3, *SIZE, dtype=torch.uint8)
+    buffer = torch.empty(3, *SIZE, dtype=torch.uint8)
 
-    def way(data: bytes, seed: int) -> torch.Tensor:
-        return place.copy_(transform.crop(open_image(data), np.random.default_rng((0, 0, seed))).pixels)
+    def load(data: bytes, seed: int) -> torch.Tensor:
+        return buffer.copy_(transform.crop(open_image(data), np.random.default_rng((0, 0, seed))).pixels)
 
-    return way
+    return load
 
 
-def table(what: str, files: list[bytes], ways: dict[str, Way], repeats: int) -> None:
-    """Each repeat goes over all files with one way after the other, other crops in each repeat."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def print_times(title: str, files: list[bytes], loaders: dict[str, Loader], repeats: int) -> None:
+    """Time all files with each loader in turn, with new crops in each repeat, and print a table."""
+    times: dict[str, list[float]] = {name: [] for name in loaders}
     for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            begin = time.perf_counter()
+        for name, load in loaders.items():
+            start = time.perf_counter()
             for k, data in enumerate(files):
-                way(data, repeat * len(files) + k)
-            if repeat:  # the first one warms up
-                times[name].append((time.perf_counter() - begin) / len(files))
+                load(data, repeat * len(files) + k)
+            if repeat:  # the first one is a warm-up
+                times[name].append((time.perf_counter() - start) / len(files))
     mean = sum(map(len, files)) / len(files) / 1000
-    print(f"\n{what}, {len(files)} JPEGs of {mean:.0f} kB on average, {repeats} repeats:\n")
+    print(f"\n{title}, {len(files)} JPEGs of {mean:.0f} kB on average, {repeats} repeats:\n")
     print("| | us an image, median (quartiles) | times as fast as Pillow |")
     print("|---|---|---|")
-    first = next(iter(ways))
-    for name in ways:
-        each = [second * 1e6 for second in times[name]]
+    first = next(iter(loaders))
+    for name in loaders:
+        microseconds = [second * 1e6 for second in times[name]]
         ratios = [a / b for a, b in zip(times[first], times[name], strict=True)]
-        print(f"| {name} | {_spread(each, '.0f')} | {_spread(ratios, '.2f')} |")
+        print(f"| {name} | {_quartiles(microseconds, '.0f')} | {_quartiles(ratios, '.2f')} |")
 
 
-def _spread(values: list[float], form: str) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+def _quartiles(values: list[float], spec: str) -> str:
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return f"{median:{spec}} ({lower:{spec}} to {upper:{spec}})"
 
 
-def quality(files: list[bytes]) -> None:
-    """PSNR of the whole image, resized to where the decoded pixels are `zoom` times as high and wide as the output."""
-    print("\nPSNR in dB beside the full decode, median (least) over the images:\n")
+def print_quality(files: list[bytes]) -> None:
+    """Print the PSNR of whole images resized so that the decoded pixels are `zoom` times as high and wide."""
+    print("\nPSNR in dB compared with full decoding, median (minimum) over the images:\n")
     print("| decoded pixels over the output's | " + " | ".join(f"{zoom:g}" for zoom in ZOOMS) + " |")
     print("|---|" + "---|" * len(ZOOMS))
-    quick = {"fastdct": {"fastdct": True}, "fastupsample": {"fastupsample": True}}
-    for name in ("1/2", "1/4", "1/8", *quick):
+    fast = {"fastdct": {"fastdct": True}, "fastupsample": {"fastupsample": True}}
+    for name in ("1/2", "1/4", "1/8", *fast):
         row = []
         for zoom in ZOOMS:
-            found = []
+            psnrs = []
             for data in files:
                 jpeg, full = open_image(data), decode(data)
                 if not isinstance(jpeg, Jpeg):
                     continue
-                shrink = 1 if name in quick else int(name[2:])
-                fewer = jpeg.pixels(shrink) if shrink > 1 else simplejpeg.decode_jpeg(data, "RGB", **quick[name])
+                shrink = 1 if name in fast else int(name[2:])
+                pixels = jpeg.pixels(shrink) if shrink > 1 else simplejpeg.decode_jpeg(data, "RGB", **fast[name])
                 h, w = full.shape[0] // shrink, full.shape[1] // shrink
                 size = (max(1, int(h / zoom)), max(1, int(w / zoom)))
-                difference = resize(full[: h * shrink, : w * shrink], size).astype(int) - resize(fewer[:h, :w], size)
-                found.append(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-6)))
-            row.append(f"{np.median(found):.1f} ({min(found):.1f})")
+                difference = resize(full[: h * shrink, : w * shrink], size).astype(int) - resize(pixels[:h, :w], size)
+                psnrs.append(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-6)))
+            row.append(f"{np.median(psnrs):.1f} ({min(psnrs):.1f})")
         print(f"| {name} | " + " | ".join(row) + " |")
 
 
 def main() -> None:
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="more images: a folder or Parquet files")
+    parser.add_argument("--data", help="additional images: a folder or Parquet files")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
     small, large = photographs(500, 375), photographs(2000, 1500)
-    in_full: dict[str, Way] = {"Pillow": with_pillow, "hardpatch": ours(None)}
-    table("500 x 375", small * 4, in_full, options.repeats)
-    ways = {**in_full, "hardpatch, shrink_on_decode 2": ours(2.0)}
-    table("2000 x 1500", large, ways, options.repeats)
+    loaders: dict[str, Loader] = {"Pillow": with_pillow, "hardpatch": hardpatch_loader(None)}
+    print_times("500 x 375", small * 4, loaders, options.repeats)
+    loaders["hardpatch, shrink_on_decode 2"] = hardpatch_loader(2.0)
+    print_times("2000 x 1500", large, loaders, options.repeats)
     files = small
     if options.data:
         source = open_source(options.data)
-        encoded = [source.encoded(i) for i in range(min(len(source), MOST_IMAGES))]
+        encoded = [source.encoded(i) for i in range(min(len(source), MAX_IMAGES))]
         files = [data for data in encoded if data is not None and data[:3] == b"\xff\xd8\xff"]
-        table(options.data, files, ways, options.repeats)
-    quality(files)
+        print_times(options.data, files, loaders, options.repeats)
+    print_quality(files)
 
 
 if __name__ == "__main__":

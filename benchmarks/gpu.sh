@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# All tables of a GPU in one call, each into a file of its own:
+# Write all benchmark tables of a GPU, each into its own file:
 #
 #     benchmarks/gpu.sh [OUT]            default: runs/gpu
 #     DATA=imagenet/train benchmarks/gpu.sh OUT
-#     PARTS="tests base" benchmarks/gpu.sh OUT      some of: tests base large compiled graphs fit data feed
+#     PARTS="tests base" benchmarks/gpu.sh OUT      parts: tests base large compiled graphs fit data feed
 #
-# Nothing is installed: PYTHON (default: .venv's, else python3) has what it has, and what a table lacks it says itself.
-# DATA are photographs; without them some 3000 JPEGs of 500 x 375 are made of scikit-image's. A part that fails does not
-# stop the others; the exit code says how many failed.
+# Nothing is installed: libraries that PYTHON (default: .venv's, else python3) lacks are named in the tables. DATA is a
+# folder of photographs; by default 3000 JPEGs of 500 x 375 are made from those of scikit-image. If a part fails, the
+# others still run; the exit code is the number of failed parts.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-runs/gpu}
@@ -26,7 +26,7 @@ failed=0
 
 hardpatch() { "$PYTHON" -m hardpatch "$@"; }
 
-# save NAME COMMAND...: what it prints goes to the terminal and, below the command, into OUT/NAME.md
+# save NAME COMMAND...: print the command and its output, and write both to OUT/NAME.md
 save() {
     local name=$1
     shift
@@ -37,11 +37,11 @@ save() {
 
 wants() { [[ " $PARTS " == *" $1 "* ]]; }
 
-# against NAME RECIPE BATCH CONTENDERS MORE...: one table
-against() {
-    local name=$1 recipe=$2 batch=$3 who=$4
+# compare NAME RECIPE BATCH CONTENDERS [OPTION...]: one table of hardpatch bench
+compare() {
+    local name=$1 recipe=$2 batch=$3 contenders=$4
     shift 4
-    save "$name" hardpatch bench --recipe "$recipe" --batch_size "$batch" --contenders "$who" --device cuda \
+    save "$name" hardpatch bench --recipe "$recipe" --batch_size "$batch" --contenders "$contenders" --device cuda \
         --precision bf16 --repeats "$REPEATS" --json "$OUT/$name.json" "$@"
 }
 
@@ -53,34 +53,36 @@ if wants tests; then
 fi
 if wants base; then
     for batch in $BATCHES_BASE; do
-        against "base_$batch" imagenet_base_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal
+        compare "base_$batch" imagenet_base_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal
     done
 fi
 if wants large; then
     for batch in $BATCHES_LARGE; do
-        against "large_$batch" imagenet_large_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal
+        compare "large_$batch" imagenet_large_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal
     done
 fi
 if wants compiled; then
     for batch in $BATCHES_BASE; do
-        against "base_${batch}_compiled" imagenet_base_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal --compile
+        compare "base_${batch}_compiled" imagenet_base_200 "$batch" hpm,mae,hpm_fast,transformers,lightly,literal --compile
     done
     for batch in $BATCHES_LARGE; do
-        against "large_${batch}_compiled" imagenet_large_200 "$batch" hpm,mae,hpm_fast,transformers,lightly --compile
+        compare "large_${batch}_compiled" imagenet_large_200 "$batch" hpm,mae,hpm_fast,transformers,lightly --compile
     done
 fi
 if wants graphs; then
-    # Graphs spare the launches of kernels, which count where these are short: small models, small batches.
-    against tiny_graphs cifar10_tiny 256 hpm,mae,transformers,lightly --compile cuda_graphs
-    against base_graphs imagenet_base_200 "${BATCHES_BASE%% *}" hpm,mae,transformers,lightly --compile cuda_graphs
+    # CUDA graphs save kernel launches, which matter for short kernels: small models, small batches.
+    compare tiny_graphs cifar10_tiny 256 hpm,mae,transformers,lightly --compile cuda_graphs
+    compare base_graphs imagenet_base_200 "${BATCHES_BASE%% *}" hpm,mae,transformers,lightly --compile cuda_graphs
 fi
 if wants fit; then
-    # ViT-L at the paper's batch of 4096: the pieces that are found, and peak memory, blocks kept or computed again.
-    for again in false true; do
-        save "fit_$again" hardpatch pretrain --recipe imagenet_large_200 --data demo:train --out "$WORK/fit_$again" \
-            --steps 3 --train.log_every 1 --optim.accumulation_steps auto --train.checkpoint_activations "$again" \
-            --method.alpha_start 0.5 --train.device cuda --train.precision bf16
-        tail -n 1 "$WORK/fit_$again/metrics.jsonl" | tee -a "$OUT/fit_$again.md"
+    # ViT-L at the paper's batch of 4096: number of micro-batches and peak memory, without and with checkpointing.
+    for checkpointing in false true; do
+        name=fit_$checkpointing
+        save "$name" hardpatch pretrain --recipe imagenet_large_200 --data demo:train --out "$WORK/$name" \
+            --steps 3 --train.log_every 1 --optim.accumulation_steps auto \
+            --train.checkpoint_activations "$checkpointing" --method.alpha_start 0.5 --train.device cuda \
+            --train.precision bf16
+        tail -n 1 "$WORK/$name/metrics.jsonl" | tee -a "$OUT/$name.md"
     done
 fi
 if wants data || wants feed; then
@@ -107,12 +109,12 @@ if wants data; then
     save data_shards hardpatch bench data --data "$WORK/shards" --json "$OUT/data_shards.json"
 fi
 if wants feed; then
-    # The real training on the shards, beside the same steps on made images: images_per_second of the last lines.
+    # Training on the shards, and the same steps on synthetic images: compare images_per_second of the last lines.
     save feed hardpatch pretrain --recipe imagenet_base_200 --data "$WORK/shards" --out "$WORK/feed" \
         --steps "$FEED_STEPS" --batch_size "$FEED_BATCH" --method.alpha_start 0.5 --train.log_every 50 \
         --train.device cuda --train.precision bf16
     tail -n 3 "$WORK/feed/metrics.jsonl" | tee -a "$OUT/feed.md"
-    against feed_synthetic imagenet_base_200 "$FEED_BATCH" hpm
+    compare feed_synthetic imagenet_base_200 "$FEED_BATCH" hpm
 fi
 echo "$OUT: $(ls "$OUT" | wc -l) files, $failed parts failed"
 exit "$failed"

@@ -1,4 +1,4 @@
-"""The formula against what torch counts, product by product, in a real step."""
+"""Formula for the FLOPs of a step, against those that torch counts in a real step."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hardpatch.bench.contenders import noise_batch
 from hardpatch.bench.flops import step_flops
-from hardpatch.bench.literal import Literal
+from hardpatch.bench.literal import LiteralLearner
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.schedule import schedule
@@ -22,24 +22,24 @@ SHAPES = {
     "oblong, gray": ["--data.image_size=[16,24]", "--data.channels=1", "--data.mean=computed", "--data.std=computed"],
     "one block each": ["--model.depth=1", "--model.decoder_depth=1"],
     "wide decoders": ["--model.decoder_width=48", "--model.decoder_depth=3", "--method.mask_ratio=0.5"],
-    "units, pieces": ["--method.mask_unit=8", "--optim.accumulation_steps=2"],
+    "units, micro-batches": ["--method.mask_unit=8", "--optim.accumulation_steps=2"],
 }
 
 
 FAST = {
     "cross": ["decoder=cross"],
-    "a share": ["prediction_ratio=0.4"],
-    "cross, a share": ["decoder=cross", "prediction_ratio=0.4"],
+    "some queries": ["prediction_ratio=0.4"],
+    "cross, some queries": ["decoder=cross", "prediction_ratio=0.4"],
     "shallow predictor": ["predictor_depth=1"],
     "shared trunk": ["shared_blocks=2"],
-    "shared trunk, but for one": ["shared_blocks=-1", "prediction_ratio=0.4"],
+    "shared trunk except one block": ["shared_blocks=-1", "prediction_ratio=0.4"],
     "shared trunk, deeper predictor": ["shared_blocks=1", "predictor_depth=3"],
     "small teacher": ["teacher_resolution=0.5"],
     "early teacher": ["teacher_blocks=1"],
     "early teacher, trunk": ["teacher_blocks=1", "shared_blocks=1"],
     "late teacher": ["teacher_blocks=2"],
-    "seldom": ["teacher_every=2"],
-    "memory": ["remember=true"],
+    "rare teacher": ["teacher_every=2"],
+    "difficulty memory": ["remember=true"],
     "all": ["decoder=cross", "prediction_ratio=0.4", "predictor_depth=1", "teacher_resolution=0.5", "teacher_blocks=1"],
 }
 
@@ -57,11 +57,11 @@ def learner_of(run: RunConfig) -> Learner:
     return Learner(run, initial_model(run, [0.5] * channels, [0.2] * channels), fabric, 4, target, images=4)
 
 
-def counted(trainer: Any, run: RunConfig, **now: float) -> int:
-    """FLOPs of a step as torch counts them. Plain attention: the fused one computes its scores twice."""
+def counted(learner: Any, run: RunConfig, **values: float) -> int:
+    """Count the FLOPs of a step by torch. Without fused attention, whose backward pass repeats the scores."""
     batch = noise_batch(run, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.train_step(batch, schedule(run, 0, 4)._replace(**now))
+        learner.train_step(batch, schedule(run, 0, 4)._replace(**values))
     return counter.get_total_flops()
 
 
@@ -72,26 +72,26 @@ def total(parts: dict[str, float] | None, run: RunConfig) -> float:
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("loss", ["relative", "none"])
-def test_a_step_takes_what_the_formula_says(name: str, loss: str) -> None:
+def test_a_step_has_the_flops_of_the_formula(name: str, loss: str) -> None:
     run = run_of(*SHAPES[name], f"--method.predicting_loss={loss}")
     assert counted(learner_of(run), run) == total(step_flops(run), run)
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_at_a_lower_price(name: str) -> None:
+def test_cheaper_settings(name: str) -> None:
     run = run_of("--model.decoder_depth=3", *(f"--fast.{setting}" for setting in FAST[name]))
     learner = learner_of(run)
-    found = sum(counted(learner, run) for _ in range(run.fast.teacher_every)) / run.fast.teacher_every
-    assert found == pytest.approx(total(step_flops(run), run), rel=1e-12)
+    mean = sum(counted(learner, run) for _ in range(run.fast.teacher_every)) / run.fast.teacher_every
+    assert mean == pytest.approx(total(step_flops(run), run), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cross", "a share", "cross, a share"])
+@pytest.mark.parametrize("name", ["cross", "some queries", "cross, some queries"])
 def test_a_cheaper_host(name: str) -> None:
     run = run_of("--method.predicting_loss=none", *(f"--fast.{setting}" for setting in FAST[name]))
     assert counted(learner_of(run), run) == total(step_flops(run), run)
 
 
-def test_without_mining_the_teacher_costs_nothing() -> None:
+def test_without_mining_the_teacher_does_not_run() -> None:
     run = run_of()
     assert counted(learner_of(run), run, alpha=0.0) == total(step_flops(run, mined=False), run)
 
@@ -105,8 +105,8 @@ def test_with_the_teachers_features_as_target() -> None:
 @pytest.mark.parametrize("name", ["square", "wide decoders"])
 def test_the_literal_algorithm(name: str) -> None:
     run = run_of(*SHAPES[name])
-    trainer = Literal(run, initial_model(run), torch.device("cpu"))
-    assert counted(trainer, run) == total(step_flops(run, literal=True), run)
+    learner = LiteralLearner(run, initial_model(run), torch.device("cpu"))
+    assert counted(learner, run) == total(step_flops(run, literal=True), run)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_the_literal_algorithm(name: str) -> None:
     ],
 )
 def test_at_the_papers_sizes(size: str, loss: str, literal: int, least: int) -> None:
-    """GFLOP an image at 224 px, patches of 16."""
+    """Compare GFLOPs per image at 224 px with patches of 16."""
     run = config.build({"steps": 1, "batch_size": 4096}, [f"--model.size={size}", f"--method.predicting_loss={loss}"])
     assert round(total(step_flops(run, literal=True), run) / 4096e9) == literal
     assert round(total(step_flops(run), run) / 4096e9) == least
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_hpm_fast_takes_no_more_than_mae(size: str) -> None:
+def test_hpm_fast_takes_fewer_flops_than_mae(size: str) -> None:
     fast = config.build(recipes.read("hpm_fast"), [f"--model.size={size}"])
     mae = config.build(recipes.read("mae_imagenet_base_200"), [f"--model.size={size}"])
     assert total(step_flops(fast), fast) < total(step_flops(mae), mae)
@@ -142,13 +142,14 @@ def test_hpm_fast_takes_no_more_than_mae(size: str) -> None:
     ],
 )
 def test_savings_of_the_exact_step(settings: list[str], saved: int) -> None:
-    """Percent, ViT-B/16 at 224 px."""
+    """Compare percentages for ViT-B/16 at 224 px."""
     exact, cheap = (
-        config.build({"steps": 1, "batch_size": 4096}, given) for given in ([], [f"--fast.{s}" for s in settings])
+        config.build({"steps": 1, "batch_size": 4096}, arguments)
+        for arguments in ([], [f"--fast.{s}" for s in settings])
     )
     assert round(100 - 100 * total(step_flops(cheap), cheap) / total(step_flops(exact), exact)) == saved
 
 
 @pytest.mark.parametrize("setting", ["--method.host=simmim", "--method.mask=attention_high"])
-def test_what_is_not_counted(setting: str) -> None:
+def test_unsupported_settings_are_not_counted(setting: str) -> None:
     assert step_flops(run_of(setting)) is None

@@ -1,4 +1,4 @@
-"""The step that does nothing in vain gives the losses of Algorithm 1 taken at its word."""
+"""The real training step has the losses of literal Algorithm 1."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ from hardpatch.randomness import patch_noise
 STEPS = 20
 
 
-def small_run(*more: str) -> RunConfig:
-    """36 patches, 27 of them masked, 8 to 18 of those mined; rates at which the losses move."""
+def small_run(*arguments: str) -> RunConfig:
+    """Configure 36 patches, 27 masked, 8 to 18 of them mined, and a learning rate at which the losses change."""
     settings = ["--data.image_size=24", "--model.patch_size=4", "--model.width=32", "--model.depth=2"]
     settings += ["--model.heads=2", "--model.decoder_width=32", "--model.decoder_depth=2", "--model.decoder_heads=2"]
     settings += ["--method.alpha_start=0.3", "--method.alpha_end=0.7", "--optim.lr=1e-3", "--method.momentum_start=0.9"]
-    return config.build({"steps": STEPS, "batch_size": 6, "seed": 3}, [*settings, *more])
+    return config.build({"steps": STEPS, "batch_size": 6, "seed": 3}, [*settings, *arguments])
 
 
 def batches(run: RunConfig) -> list[Batch]:
@@ -35,30 +35,32 @@ def batches(run: RunConfig) -> list[Batch]:
 
 
 def losses_of_both(run: RunConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Losses ``[STEPS]`` of the real step and of the literal one, from the same weights."""
-    ours = Learner(run, initial_model(run).to(dtype), Fabric(accelerator="cpu", devices=1), STEPS)
-    theirs = literal.Literal(run, initial_model(run).to(dtype), torch.device("cpu"))
-    found = [
+    """Train from the same weights by the real and by the literal step. Returns the losses ``[STEPS]`` of each."""
+    learner = Learner(run, initial_model(run).to(dtype), Fabric(accelerator="cpu", devices=1), STEPS)
+    literal_learner = literal.LiteralLearner(run, initial_model(run).to(dtype), torch.device("cpu"))
+    losses = [
         (
-            ours.train_step(batch, schedule(run, step, STEPS)).losses.loss.detach(),
-            theirs.train_step(batch, schedule(run, step, STEPS)),
+            learner.train_step(batch, schedule(run, step, STEPS)).losses.loss.detach(),
+            literal_learner.train_step(batch, schedule(run, step, STEPS)),
         )
         for step, batch in enumerate(batches(run))
     ]
-    return torch.stack([a for a, _ in found]), torch.stack([b for _, b in found])
+    return torch.stack([loss for loss, _ in losses]), torch.stack([loss for _, loss in losses])
 
 
 def test_twenty_steps_have_the_losses_of_algorithm_1() -> None:
-    ours, theirs = losses_of_both(small_run(), torch.float32)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0.0)
-    assert ours[-1] < ours[0] - 0.1  # they learned, so that it is twenty different steps
+    losses, expected = losses_of_both(small_run(), torch.float32)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0.0)
+    assert losses[-1] < losses[0] - 0.1  # the model learned: these are twenty different steps
 
 
-def test_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tensor, "float", Tensor.double)  # the losses are in float32 whatever the model is in
-    ours, theirs = losses_of_both(small_run(), torch.float64)
-    assert ours.dtype == torch.float64
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0.0)
+def test_equal_losses_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Tensor, "float", Tensor.double
+    )  # losses are computed in float32 even if the model is in float64
+    losses, expected = losses_of_both(small_run(), torch.float64)
+    assert losses.dtype == torch.float64
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("mined", [0, 5, 27])
@@ -68,7 +70,7 @@ def test_the_masks_are_equal(mined: int) -> None:
     assert torch.equal(literal.generate_mask(difficulty, noise, 27, mined), hard_patches(difficulty, noise, 27, mined))
 
 
-def test_it_is_the_plain_algorithm_only() -> None:
+def test_only_plain_algorithm_1_is_supported() -> None:
     run = small_run("--method.host=simmim")
     with pytest.raises(UserError, match="literal: expected host mae"):
-        literal.Literal(run, initial_model(run), torch.device("cpu"))
+        literal.LiteralLearner(run, initial_model(run), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Each thing that the step does once or not at all: twenty steps without it have the same losses."""
+"""Each optimization of the step leaves the losses of twenty steps as they are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,16 +27,16 @@ def losses_of_a_run(prepare: Callable[[Learner], None] = lambda learner: None) -
     run = small_run("--method.alpha_start=0.0")  # nothing is mined at first
     learner = Learner(run, initial_model(run), Fabric(accelerator="cpu", devices=1), STEPS)
     prepare(learner)
-    found = [
+    step_losses = [
         learner.train_step(batch, schedule(run, step, STEPS)).losses.loss.detach()
         for step, batch in enumerate(batches(run))
     ]
-    return torch.stack(found)
+    return torch.stack(step_losses)
 
 
 @pytest.fixture(scope="module")
-def ours() -> Tensor:
-    """Losses ``[STEPS]`` of the step as it is."""
+def optimized() -> Tensor:
+    """Losses ``[STEPS]`` of the optimized step."""
     return losses_of_a_run()
 
 
@@ -57,7 +57,7 @@ def all_tokens_in_the_last_block(patch: Patch) -> None:
     patch.setattr(decoder, "last_block", last_block)
 
 
-def the_head_at_full_width(patch: Patch) -> None:
+def predictor_head_at_full_width(patch: Patch) -> None:
     patch.setattr(decoder.Decoder, "mean_output", lambda self, tokens: self(tokens).mean(dim=-1))
 
 
@@ -80,7 +80,7 @@ def all_patches_embedded(patch: Patch) -> None:
     patch.setattr(encoder.Encoder, "_tokens", tokens)
 
 
-def embedded_for_each_decoder(patch: Patch) -> None:
+def latent_embedded_for_each_decoder(patch: Patch) -> None:
     def forward(self: hpm.HPM, images: Tensor, mask: PatchIndices, *_: object, **__: object) -> hpm.Losses:
         latent = self.encode(images, mask)
         reconstruction = self.reconstruction_loss(
@@ -99,29 +99,29 @@ def a_teacher_that_always_runs(patch: Patch) -> None:
     patch.setattr(hpm.HardPatchesMining, "see", lambda self, images, mining: see(self, images, True))
 
 
-def masks_image_by_image(patch: Patch) -> None:
-    together = mining.draw_mask
+def masks_generated_image_by_image(patch: Patch) -> None:
+    draw_mask = mining.draw_mask
 
     def one_by_one(strategy: Any, noise: Tensor, masked: int, *, mined: Tensor | None, **options: Any) -> Tensor:
         rows = [None] * len(noise) if mined is None else list(mined.split(1))
         return torch.cat(
-            [together(strategy, n, masked, mined=m, **options) for m, n in zip(rows, noise.split(1), strict=True)]
+            [draw_mask(strategy, n, masked, mined=m, **options) for m, n in zip(rows, noise.split(1), strict=True)]
         )
 
     patch.setattr(mining, "draw_mask", one_by_one)
 
 
-def an_average_weight_by_weight(patch: Patch) -> None:
+def teacher_update_weight_by_weight(patch: Patch) -> None:
     @torch.no_grad()
     def update(self: Teacher, student: torch.nn.Module, momentum: float) -> None:
-        theirs = dict(student.named_parameters())
+        new = dict(student.named_parameters())
         for name, weight in self.network.named_parameters():
-            weight.mul_(momentum).add_(theirs[name], alpha=1.0 - momentum)
+            weight.mul_(momentum).add_(new[name], alpha=1.0 - momentum)
 
     patch.setattr(Teacher, "update", update)
 
 
-def gradients_scaled_in_any_case(patch: Patch) -> None:
+def gradients_always_scaled(patch: Patch) -> None:
     def clip(self: Learner) -> Tensor:
         assert self.run.optim.clip is not None
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
@@ -129,7 +129,7 @@ def gradients_scaled_in_any_case(patch: Patch) -> None:
     patch.setattr(Learner, "_clip", clip)
 
 
-def attention_by_hand(patch: Patch) -> None:
+def unfused_attention(patch: Patch) -> None:
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
 
@@ -137,30 +137,30 @@ def attention_by_hand(patch: Patch) -> None:
 
 
 @pytest.mark.parametrize(
-    "without",
+    "undo",
     [
         mask_tokens_in_every_image,
         all_tokens_in_the_last_block,
-        the_head_at_full_width,
+        predictor_head_at_full_width,
         all_pairs,
         all_patches_embedded,
-        embedded_for_each_decoder,
+        latent_embedded_for_each_decoder,
         a_teacher_that_always_runs,
-        masks_image_by_image,
-        an_average_weight_by_weight,
-        gradients_scaled_in_any_case,
-        attention_by_hand,
+        masks_generated_image_by_image,
+        teacher_update_weight_by_weight,
+        gradients_always_scaled,
+        unfused_attention,
     ],
 )
-def test_a_saving_changes_no_loss(without: Callable[[Patch], None], ours: Tensor, monkeypatch: Patch) -> None:
-    without(monkeypatch)
-    torch.testing.assert_close(losses_of_a_run(), ours, rtol=1e-6, atol=0.0)
+def test_an_optimization_changes_no_loss(undo: Callable[[Patch], None], optimized: Tensor, monkeypatch: Patch) -> None:
+    undo(monkeypatch)
+    torch.testing.assert_close(losses_of_a_run(), optimized, rtol=1e-6, atol=0.0)
 
 
-def test_a_fused_optimizer_changes_no_loss(ours: Tensor) -> None:
+def test_a_fused_optimizer_changes_no_loss(optimized: Tensor) -> None:
     def unfused(learner: Learner) -> None:
         for group in learner.adamw.param_groups:
             group["fused"] = False
             group["foreach"] = False
 
-    torch.testing.assert_close(losses_of_a_run(unfused), ours, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(losses_of_a_run(unfused), optimized, rtol=1e-6, atol=0.0)

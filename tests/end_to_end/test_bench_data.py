@@ -1,4 +1,4 @@
-"""hardpatch bench data: its table on real files and on the embedded set."""
+"""Throughput of data loading, for real files and for the embedded set: `hardpatch bench data`."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.bench.feeding import BATCH, FULL, READ, RESIZE, SHRUNKEN, _verdict
-from hardpatch.bench.timing import Spread
+from hardpatch.bench.data_loading import ALL, DECODE, DECODE_FOR_CROP, READ, RESIZE, _verdict
+from hardpatch.bench.timing import Quartiles
 from hardpatch.cli import main
 from tests.data.test_loader import MANY_WORKERS
 
@@ -26,20 +26,20 @@ def test_every_stage_of_files(images: Path, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "31 images, 40 x 48 on average, to 32 px" in printed
     numbers = json.loads(out.read_text())
-    assert list(numbers["stages"]) == [READ, FULL, SHRUNKEN, RESIZE, BATCH]
+    assert list(numbers["stages"]) == [READ, DECODE, DECODE_FOR_CROP, RESIZE, ALL]
     assert set(numbers["loader"]) == {"0", "1"}
-    rates = [*(rate["middle"] for rate in numbers["stages"].values()), *numbers["loader"].values()]
+    rates = [*(rate["median"] for rate in numbers["stages"].values()), *numbers["loader"].values()]
     rates += [numbers["host"], numbers["device"]]
     assert all(rate > 10 for rate in rates)
     assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")] == [
         "|",
-        *(f"| one core: {stage}" for stage in (READ, FULL, SHRUNKEN, RESIZE, BATCH)),
+        *(f"| one core: {stage}" for stage in (READ, DECODE, DECODE_FOR_CROP, RESIZE, ALL)),
         *("| loader, workers 0", "| loader, workers 1"),
         next(line for line in printed.splitlines() if "in_memory host" in line).split(" | ")[0],
         "| in_memory device",
     ]
     assert numbers["verdict"] in printed
-    assert printed.count("What limits: ") == 1
+    assert printed.count("Bottleneck: ") == 1
 
 
 def test_the_embedded_set_is_not_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,8 +47,8 @@ def test_the_embedded_set_is_not_decoded(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["bench", "data", *QUICK, "--images", "100", "--json", str(out)]) == 0
     assert "4000 images, 100 of them measured, 32 x 32 on average" in capsys.readouterr().out
     numbers = json.loads(out.read_text())
-    assert list(numbers["stages"]) == [RESIZE, BATCH]
-    assert "What limits: resizing" in numbers["verdict"]
+    assert list(numbers["stages"]) == [RESIZE, ALL]
+    assert "Bottleneck: resizing" in numbers["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_the_embedded_set_is_not_decoded(tmp_path: Path, capsys: pytest.CaptureF
         (9.0, 2.0, {0: 100, 2: 200}, 0.0, 0.0, "reading, 78%", "shrink --side 256`"),
         (0.1, 2.0, {0: 400, 2: 800}, 2000.0, 0.0, "decoding", "--data.in_memory host --data.workers 2 (2000 images/s)"),
         (0.1, 2.0, {0: 400, 2: 800}, 2000.0, 9000.0, "decoding", "--data.in_memory device (9000 images/s)"),
-        (0.1, 0.2, {0: 400, 2: 800}, 900.0, 500.0, "resizing, 62%", "--data.workers 2, and take more cores"),
+        (0.1, 0.2, {0: 400, 2: 800}, 900.0, 500.0, "resizing, 62%", "--data.workers 2, and use more cores"),
         (0.1, 0.2, {0: 900, 2: 800}, 900.0, 500.0, "resizing, 62%", "set --data.workers 0."),
     ],
 )
-def test_what_is_said(
+def test_verdict(
     read: float, decode: float, loader: dict[int, float], host: float, device: float, limit: str, advice: str
 ) -> None:
-    times = {READ: read, FULL: decode, SHRUNKEN: decode, RESIZE: 0.5, BATCH: read + decode + 0.5}  # ms
-    stages = {name: Spread(*[1000 / time] * 3) for name, time in times.items()}
+    times = {READ: read, DECODE: decode, DECODE_FOR_CROP: decode, RESIZE: 0.5, ALL: read + decode + 0.5}  # ms
+    stages = {name: Quartiles(*[1000 / time] * 3) for name, time in times.items()}
     verdict = _verdict(stages, loader, host, device, (500, 700), 224)
     assert limit in verdict
     assert advice in verdict

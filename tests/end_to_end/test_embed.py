@@ -1,4 +1,4 @@
-"""Vectors for every image, and measurements over several processes."""
+"""Embeddings of images, and measurements in several processes."""
 
 import json
 import os
@@ -34,11 +34,11 @@ def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     model = hardpatch.load(run)
     pixels = eval_transform(model)(source.image(3, 3)).unsqueeze(0)
     with torch.no_grad():
-        wanted = model.encode(model.normalize(pixels))[0, 1:].mean(dim=0)
-    np.testing.assert_allclose(table[2]["embedding"], wanted.numpy(), rtol=1e-4, atol=1e-5)
+        expected = model.encode(model.normalize(pixels))[0, 1:].mean(dim=0)
+    np.testing.assert_allclose(table[2]["embedding"], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_embed_refuses_in_one_line(run: Path, images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_embed_fails_in_one_line(run: Path, images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     (tmp_path / "there.parquet").write_bytes(b"")
     assert "--out: expected a file that does not exist" in fails(
         "embed", run, images, "--out", tmp_path / "there.parquet"
@@ -48,17 +48,17 @@ def test_embed_refuses_in_one_line(run: Path, images: Path, tmp_path: Path, fail
 
 
 @pytest.mark.parametrize("verb", ["knn", "linear"])
-def test_two_processes_find_the_same_number(verb: str, run: Path, images: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_the_same_accuracy(verb: str, run: Path, images: Path, tmp_path: Path) -> None:
     common = [verb, str(run), "--train", str(images), "--val", str(images), "--workers", "0", "--device", "cpu"]
     common += ["--batch_size", "7", *(["--epochs", "3"] if verb == "linear" else [])]
     assert main([*common, "--no_cache", "--json", str(tmp_path / "one.json")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["-m", "hardpatch", *common, "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "two.json")]
-    done = subprocess.run(
+    process = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("student: ") == 1  # one process speaks
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("student: ") == 1  # only one process prints
     assert main([*common, "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "cached.json")]) == 0
     one, two, cached = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "cached"))
     assert one["top1"] == two["top1"] == cached["top1"]

@@ -1,4 +1,4 @@
-"""Weights out of a run, through the command line, and wrong commands."""
+"""Export of a run from the command line, and wrong commands."""
 
 import pickle
 import re
@@ -28,15 +28,15 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(["export", str(run), "--to", to, "--out", str(tmp_path / name)]) == 0
         printed = capsys.readouterr().out
         code = next(line.strip() for line in printed.splitlines() if line.startswith("  "))
-        theirs: Any = eval(code, {"timm": timm, "transformers": transformers}).eval()
-        found = theirs.forward_features(images) if to == "timm" else theirs(images).last_hidden_state
-        assert_close(found, expected, rtol=0, atol=1e-5)
-        said = re.search(r"on a random image, (\S+) on real images \(outputs up to", printed)
-        assert said is not None
-        assert float(said[1]) < 1e-5
+        exported: Any = eval(code, {"timm": timm, "transformers": transformers}).eval()
+        features = exported.forward_features(images) if to == "timm" else exported(images).last_hidden_state
+        assert_close(features, expected, rtol=0, atol=1e-5)
+        match = re.search(r"on a random image, (\S+) on real images \(outputs up to", printed)
+        assert match is not None
+        assert float(match[1]) < 1e-5
         assert "images: 32 x 32, pixels in [0, 1] normalized with mean 0.485, 0.456, 0.406" in printed
-    back = load_backbone(tmp_path / "vit.safetensors").encoder.eval()
-    assert torch.equal(back(images), expected)
+    reloaded = load_backbone(tmp_path / "vit.safetensors").encoder.eval()
+    assert torch.equal(reloaded(images), expected)
     mae = ["export", str(run), "--to", "hf", "--form", "vit_mae", "--out", str(tmp_path / "mae")]
     assert main(mae) == 0
     assert "ViTMAEForPreTraining.from_pretrained" in capsys.readouterr().out
@@ -51,8 +51,8 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         str(tmp_path / "new" / "t.safetensors"),
     ]
     assert main(teacher) == 0
-    back = load_backbone(tmp_path / "new" / "t.safetensors").encoder.eval()
-    assert torch.equal(back(images), hardpatch.load(run, "teacher").encode(images))
+    reloaded = load_backbone(tmp_path / "new" / "t.safetensors").encoder.eval()
+    assert torch.equal(reloaded(images), hardpatch.load(run, "teacher").encode(images))
 
 
 def test_mistakes(fails: Fails, run: Path, tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_mistakes(fails: Fails, run: Path, tmp_path: Path) -> None:
     assert "--to" in fails("export", run, "--out", out)
     assert "invalid choice: 'onnx'" in fails("export", run, "--to", "onnx", "--out", out)
     assert "ends in .safetensors" in fails("export", run, "--to", "timm", "--out", out)
-    assert "exists and is never written over" in fails("export", run, "--to", "hf", "--out", run)
+    assert "exists and is never overwritten" in fails("export", run, "--to", "hf", "--out", run)
     assert "only --to hf has forms" in fails("export", run, *to_timm, "--form", "vit")
     assert "only --form vit_mae has a decoder" in fails("export", run, *to_hf, "--decoder_heads", 4)
     assert "did you mean '--weights'?" in fails("export", run, *to_hf, "--weight", "teacher")
-    assert "a teacher does without" in fails("export", run, *to_hf, "--form", "vit_mae", "--weights", "teacher")
+    assert "which a teacher lacks" in fails("export", run, *to_hf, "--form", "vit_mae", "--weights", "teacher")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}))
     assert "evil.pth" in fails("export", tmp_path / "evil.pth", *to_hf)
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")

@@ -1,4 +1,4 @@
-"""Run folders with random weights, without training."""
+"""Run folders with random weights, written without training."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from hardpatch.train import checkpoint
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SMALL = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4}
-"""An encoder whose heads are not those that its width suggests."""
+"""An encoder with another number of heads than the default for its width."""
 
 
 def run_of(folder: Path, host: str = "mae", *, teacher: bool = True, **changes: dict[str, Any]) -> Path:
-    """Write the checkpoint of a run; every parameter is noise around its first value, the teacher's is other noise.
+    """Write the checkpoint of a run, whose parameters are the initial ones plus noise.
 
-    ``changes`` are settings, section by section; a ``model`` with a size has that instead of :data:`SMALL`.
+    ``changes`` are settings by section; a ``model`` with a size replaces :data:`SMALL`.
     """
     channels = changes.get("data", {}).get("channels", 3)
     mean, std = MEAN[:channels], STD[:channels]
@@ -44,14 +44,15 @@ def run_of(folder: Path, host: str = "mae", *, teacher: bool = True, **changes: 
         return model
 
     student = noisy(1)
-    follower = noisy(2) if teacher else None
-    for name in () if follower is None else follower.host.reconstruction_only:
-        setattr(follower.host, name, None)  # type: ignore[union-attr]
+    teacher_model = noisy(2) if teacher else None
+    if teacher_model is not None:
+        for name in teacher_model.host.reconstruction_only:
+            setattr(teacher_model.host, name, None)
     checkpoint.save(
         folder / "checkpoints",
         1,
         student=student,
-        teacher=follower,
+        teacher=teacher_model,
         optimizer=torch.optim.SGD(student.parameters()),
         metadata={"config": config.to_dict(run), "mean": mean, "std": std, "outputs": outputs, "step": 1},
         scaler={},

@@ -18,7 +18,7 @@ from tests.interchange.runs import run_of
 
 
 def timm_vit(**changes: Any) -> Any:
-    """2 blocks of 64, 16 patches of 4 px, with random positions, class token and norms."""
+    """ViT of 2 blocks of width 64 with 16 patches of 4 px; positions, class token and norms are random."""
     torch.manual_seed(0)
     settings = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
     model = timm.models.vision_transformer.VisionTransformer(**settings | changes).eval()
@@ -55,11 +55,11 @@ def test_relative_positions_load_as_they_are(tmp_path: Path) -> None:
     encoder = load_backbone(run).encoder
     assert encoder.mask_token is None
     assert torch.equal(encoder.eval()(images()), hardpatch.load(run).encode(images()))
-    assert torch.equal(again(encoder)(images()), encoder(images()))
+    assert torch.equal(rebuilt(encoder)(images()), encoder(images()))
 
 
-def again(encoder: Encoder) -> Encoder:
-    """What a later program makes of settings and weights that were saved."""
+def rebuilt(encoder: Encoder) -> Encoder:
+    """Build an encoder from saved settings and weights."""
     other = build_encoder(encoder_settings(encoder)).eval()
     other.load_state_dict({name: value.clone() for name, value in encoder.state_dict().items()})
     return other
@@ -77,30 +77,30 @@ def again(encoder: Encoder) -> Encoder:
         {"img_size": 28, "patch_size": 14},
     ],
 )
-def test_timm_and_back_from_a_checkpoint(tmp_path: Path, changes: dict[str, Any]) -> None:
-    theirs = timm_vit(**changes)
-    save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
+def test_timm_weights_and_rebuilding_of_their_encoder(tmp_path: Path, changes: dict[str, Any]) -> None:
+    vit = timm_vit(**changes)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     backbone = load_backbone(tmp_path / "vit.safetensors")
     size, channels = changes.get("img_size", 16), changes.get("in_chans", 3)
     pixels = images(size, channels)
     features = backbone.encoder.eval()(pixels)
-    assert_close(features, theirs.forward_features(pixels), rtol=1e-5, atol=1e-5)
+    assert_close(features, vit.forward_features(pixels), rtol=1e-5, atol=1e-5)
     assert len(backbone.mean) == len(backbone.std) == channels
     assert encoder_settings(backbone.encoder)["positions"] == "learned"
-    assert torch.equal(again(backbone.encoder)(pixels), features)
+    assert torch.equal(rebuilt(backbone.encoder)(pixels), features)
 
 
 @torch.no_grad()
 def test_other_image_sizes_resample_the_learned_positions(tmp_path: Path) -> None:
-    theirs = timm_vit(dynamic_img_size=True)
-    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    vit = timm_vit(dynamic_img_size=True)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
     pixels = images(24)
     features = load_backbone(tmp_path / "vit.pth").encoder.eval()(pixels)
-    assert_close(features, theirs.forward_features(pixels), rtol=1e-5, atol=1e-5)
+    assert_close(features, vit.forward_features(pixels), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_dino_whole_checkpoints_and_bare_backbones(tmp_path: Path) -> None:
+def test_dino_full_checkpoints_and_backbones(tmp_path: Path) -> None:
     student, teacher = timm_vit(num_classes=0), timm_vit(num_classes=0)
     nn.init.ones_(teacher.norm.bias)
     heads = {"head.mlp.0.weight": torch.zeros(4, 64), "head.last_layer.weight_v": torch.zeros(9, 4)}
@@ -149,7 +149,7 @@ def test_mae_with_and_without_its_decoder(shared: Path, tmp_path: Path) -> None:
         ({"qkv_bias": False}, r"missing \['blocks.0.attn.qkv.bias'"),
     ],
 )
-def test_what_the_encoder_lacks_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_parts_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     save_file(timm_vit(**changes).state_dict(), tmp_path / "vit.safetensors")
     with pytest.raises(UserError, match=message) as error:
         load_backbone(tmp_path / "vit.safetensors")
@@ -172,15 +172,15 @@ def test_other_keys_are_named(tmp_path: Path, key: str, message: str) -> None:
         load_backbone(tmp_path / "vit.pth")
 
 
-class Evil:
+class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("executed",))
 
 
 def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
-    torch.save(timm_vit().state_dict() | {"more": Evil()}, tmp_path / "evil2.pth")
-    for name in ("evil.pth", "evil2.pth"):
+    (tmp_path / "malicious.pth").write_bytes(pickle.dumps({"state_dict": Malicious()}))
+    torch.save(timm_vit().state_dict() | {"extra": Malicious()}, tmp_path / "malicious2.pth")
+    for name in ("malicious.pth", "malicious2.pth"):
         with pytest.raises(UserError, match=r"could run code|is not a checkpoint"):
             load_backbone(tmp_path / name)
     assert "executed" not in capsys.readouterr().out

@@ -20,7 +20,7 @@ from hardpatch.data.demo import demo_source
 from hardpatch.errors import UserError
 from hardpatch.interchange import export
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.export import Exported, export_hugging_face, export_timm
+from hardpatch.interchange.export import ExportResult, export_hugging_face, export_timm
 from hardpatch.interchange.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import Encoder
@@ -30,38 +30,38 @@ from tests.interchange.runs import MEAN, STD, run_of
 SIZED: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 1}
 
 
-def made(written: Exported) -> Any:
-    """The model that the printed line of Python makes."""
+def load_exported(result: ExportResult) -> Any:
+    """Load the model by the printed line of Python."""
     transformers.utils.logging.disable_progress_bar()
-    return eval(written.code, {"timm": timm, "transformers": transformers}).eval()
+    return eval(result.code, {"timm": timm, "transformers": transformers}).eval()
 
 
 @torch.no_grad()
 def features(model: Any, images: Tensor) -> Tensor:
-    """``[B, 1 + N, D]`` of ours, timm's or Hugging Face's."""
+    """Features ``[B, 1 + N, D]`` of an encoder, or of a model of timm or Hugging Face."""
     if isinstance(model, Encoder):
         return model(images)
     return model.forward_features(images) if hasattr(model, "forward_features") else model(images).last_hidden_state
 
 
-def pictures(size: tuple[int, int], channels: int = 3) -> Tensor:
-    """A random image, and one of the embedded set."""
+def example_images(size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Return a random image and one of the embedded set."""
     torch.manual_seed(0)
     pixels = torch.from_numpy(demo_source("test").image(7, channels)).permute(2, 0, 1)[None].float() / 127.5 - 1
     return torch.cat([torch.randn(1, channels, *size), F.interpolate(pixels, size=size, mode="bicubic")])
 
 
-def check(written: Exported, encoder: Encoder) -> Any:
-    """Same features there as here. Returns the other library's model."""
-    images = pictures(written.image_size, encoder.channels)
-    theirs, ours = made(written), features(encoder.eval(), images)
-    assert ours.abs().max() > 1.0
-    assert_close(features(theirs, images), ours, rtol=0, atol=1e-5)
-    assert written.difference is not None
-    assert written.difference.random < 1e-5
-    assert written.difference.real is not None
-    assert written.difference.real < 1e-5
-    return theirs
+def check(result: ExportResult, encoder: Encoder) -> Any:
+    """Check that the exported model has the features of the encoder. Returns the exported model."""
+    images = example_images(result.image_size, encoder.channels)
+    exported, expected = load_exported(result), features(encoder.eval(), images)
+    assert expected.abs().max() > 1.0
+    assert_close(features(exported, images), expected, rtol=0, atol=1e-5)
+    assert result.difference is not None
+    assert result.difference.random < 1e-5
+    assert result.difference.real is not None
+    assert result.difference.real < 1e-5
+    return exported
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def check(written: Exported, encoder: Encoder) -> Any:
         ({"size": "tiny"}, 224, 'timm.create_model("vit_tiny_patch16_224", num_classes=0'),
         ({"size": "small"}, 64, 'timm.create_model("vit_small_patch16_224", img_size=64, num_classes=0'),
         ({"size": "base"}, 32, 'timm.create_model("vit_base_patch16_224", img_size=32, num_classes=0'),
-        # 3 of its 24 blocks, for memory's sake
+        # 3 of its 24 blocks, to save memory
         ({"size": "large", "depth": 3}, 32, "patch_size=16, embed_dim=1024, depth=3, num_heads=16"),
     ],
     ids=["tiny", "small", "base", "large"],
@@ -98,26 +98,27 @@ def test_other_shapes_hosts_and_the_teacher(
     tmp_path: Path, host: str, model: dict[str, Any], data: dict[str, Any], weights: Any
 ) -> None:
     run = run_of(tmp_path / "run", host, model=model, data=data, method={"mask_ratio": 0.5})
-    ours = load_backbone(run, weights)
-    to_timm = export_timm(run, tmp_path / "vit.safetensors", weights)
-    theirs = check(to_timm, ours.encoder)
-    seen = timm.data.resolve_model_data_config(theirs)
-    assert (seen["mean"], seen["std"]) == (MEAN[: len(ours.mean)], STD[: len(ours.mean)])
-    assert seen["input_size"] == (ours.encoder.channels, *to_timm.image_size)
-    check(export_hugging_face(run, tmp_path / "vit", weights), ours.encoder)
+    backbone = load_backbone(run, weights)
+    result = export_timm(run, tmp_path / "vit.safetensors", weights)
+    exported = check(result, backbone.encoder)
+    data_config = timm.data.resolve_model_data_config(exported)
+    assert data_config["mean"] == MEAN[: len(backbone.mean)]
+    assert data_config["std"] == STD[: len(backbone.mean)]
+    assert data_config["input_size"] == (backbone.encoder.channels, *result.image_size)
+    check(export_hugging_face(run, tmp_path / "vit", weights), backbone.encoder)
 
-    back = load_backbone(tmp_path / "vit.safetensors")
-    images = pictures(to_timm.image_size, back.encoder.channels)
-    assert torch.equal(features(back.encoder.eval(), images), features(ours.encoder, images))
-    assert_close((back.mean, back.std), (ours.mean, ours.std), rtol=1e-6, atol=0)
+    reloaded = load_backbone(tmp_path / "vit.safetensors")
+    images = example_images(result.image_size, reloaded.encoder.channels)
+    assert torch.equal(features(reloaded.encoder.eval(), images), features(backbone.encoder, images))
+    assert_close((reloaded.mean, reloaded.std), (backbone.mean, backbone.std), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("model", [{}, {"layer_scale": 0.1}])
 def test_relative_positions_become_timms_beit(tmp_path: Path, model: dict[str, Any]) -> None:
     model = model | {"positions": "relative"}
     run = run_of(tmp_path / "run", "beit", model=model, data={"image_size": [12, 20]})
-    written = export_timm(run, tmp_path / "beit.safetensors")
-    assert isinstance(check(written, load_backbone(run).encoder), timm.models.beit.Beit)
+    result = export_timm(run, tmp_path / "beit.safetensors")
+    assert isinstance(check(result, load_backbone(run).encoder), timm.models.beit.Beit)
     with pytest.raises(UserError, match="expected --to timm"):
         export_hugging_face(run, tmp_path / "vit")
     with pytest.raises(UserError, match="relative position biases"):
@@ -138,22 +139,22 @@ def test_standard_shapes_have_names() -> None:
 
 
 def test_from_a_timm_file_to_hugging_face(tmp_path: Path) -> None:
-    # DINO's and timm's positions were learned, the class token's too; this one has a narrow MLP and layer scale
+    # with learned positions, also of the class token, a narrow MLP and layer scale
     torch.manual_seed(0)
-    theirs: Any = timm.models.vision_transformer.VisionTransformer(
+    vit: Any = timm.models.vision_transformer.VisionTransformer(
         img_size=16, patch_size=4, embed_dim=28, depth=2, num_heads=1, mlp_ratio=61.5 / 28, init_values=0.3
     ).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in vit.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    hidden = theirs.blocks[0].mlp.fc1.out_features
-    assert (hidden, int(28 * (hidden / 28))) == (61, 60)  # a ratio that rounding would spoil
-    save_file(theirs.state_dict(), tmp_path / "dino.safetensors")
-    written = export_hugging_face(tmp_path / "dino.safetensors", tmp_path / "vit")
-    images = pictures((16, 16))
-    assert_close(features(made(written), images), features(theirs, images), rtol=0, atol=1e-5)
-    again = export_timm(tmp_path / "dino.safetensors", tmp_path / "vit.safetensors")
-    assert_close(features(made(again), images), features(theirs, images), rtol=0, atol=1e-5)
+    hidden = vit.blocks[0].mlp.fc1.out_features
+    assert (hidden, int(28 * (hidden / 28))) == (61, 60)  # a ratio that does not survive rounding
+    save_file(vit.state_dict(), tmp_path / "dino.safetensors")
+    result = export_hugging_face(tmp_path / "dino.safetensors", tmp_path / "vit")
+    images = example_images((16, 16))
+    assert_close(features(load_exported(result), images), features(vit, images), rtol=0, atol=1e-5)
+    to_timm = export_timm(tmp_path / "dino.safetensors", tmp_path / "vit.safetensors")
+    assert_close(features(load_exported(to_timm), images), features(vit, images), rtol=0, atol=1e-5)
 
 
 def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
@@ -165,14 +166,14 @@ def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
         (transformers.ViTMAEForPreTraining, "mae", {}),
     ]
     for model, folder, options in classes:
-        _, told = model.from_pretrained(tmp_path / folder, output_loading_info=True, **options)
-        assert {name: list(keys) for name, keys in told.items() if keys} == {}
+        _, loading_info = model.from_pretrained(tmp_path / folder, output_loading_info=True, **options)
+        assert {name: list(keys) for name, keys in loading_info.items() if keys} == {}
     assert sorted(path.name for path in (tmp_path / "mae").iterdir()) == [
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    # whoever may read the one may read the other
+    # all files have the same permissions
     modes = {path.stat().st_mode for path in (tmp_path / "mae").iterdir()}
     assert len(modes) == 1
 
@@ -182,24 +183,24 @@ def test_the_image_processor_normalizes_as_the_run_does(tmp_path: Path) -> None:
     export_hugging_face(run, tmp_path / "vit")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit")
     pixels = demo_source("test").image(3, 3)
-    theirs = torch.as_tensor(np.asarray(processor(pixels, return_tensors="pt")["pixel_values"]))
-    ours = hardpatch.load(run).normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    assert_close(theirs, ours, rtol=0, atol=1e-5)
+    processed = torch.as_tensor(np.asarray(processor(pixels, return_tensors="pt")["pixel_values"]))
+    normalized = hardpatch.load(run).normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    assert_close(processed, normalized, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def masked_images_agree(theirs: Any, ours: hardpatch.HPM, images: Tensor, mask: Tensor) -> None:
-    """Latent, predictions and loss of a whole MAE in Hugging Face's class."""
-    # The patches with the least noise are kept in the order of their noise, which is that of the patches here.
+def check_masked_images(exported: Any, model: hardpatch.HPM, images: Tensor, mask: Tensor) -> None:
+    """Compare latent, predictions and loss of a whole MAE with those of Hugging Face's class."""
+    # The library keeps the patches with the least noise in the order of the noise, here the order of the patches.
     noise = mask.float() + torch.linspace(0, 0.5, mask.shape[1])
-    parts = split(mask)
-    latent = ours.encode(images, mask)
-    outputs = theirs(images, noise=noise)
+    patches = split(mask)
+    latent = model.encode(images, mask)
+    outputs = exported(images, noise=noise)
     assert torch.equal(outputs.mask.bool(), mask)
-    assert_close(theirs.vit(images, noise=noise).last_hidden_state, latent, rtol=0, atol=1e-5)
-    assert_close(gather(outputs.logits, parts.masked), ours.reconstruct(latent, mask), rtol=0, atol=1e-5)
-    target = gather(ours.target(images), parts.masked)
-    loss = ours.reconstruction_loss(ours.reconstruct(latent, mask), target).mean()
+    assert_close(exported.vit(images, noise=noise).last_hidden_state, latent, rtol=0, atol=1e-5)
+    assert_close(gather(outputs.logits, patches.masked), model.reconstruct(latent, mask), rtol=0, atol=1e-5)
+    target = gather(model.target(images), patches.masked)
+    loss = model.reconstruction_loss(model.reconstruct(latent, mask), target).mean()
     assert_close(outputs.loss, loss, rtol=1e-5, atol=1e-5)
 
 
@@ -212,48 +213,48 @@ def masked_images_agree(theirs: Any, ours: hardpatch.HPM, images: Tensor, mask: 
 )
 def test_a_whole_mae(tmp_path: Path, method: dict[str, Any], norm_pix_loss: bool) -> None:
     run = run_of(tmp_path / "run", method=method)
-    written = export_hugging_face(run, tmp_path / "mae", form="vit_mae")
-    assert written.difference is not None
-    assert written.difference.random < 1e-5
-    theirs, ours = made(written), hardpatch.load(run)
-    assert theirs.config.norm_pix_loss is norm_pix_loss
+    result = export_hugging_face(run, tmp_path / "mae", form="vit_mae")
+    assert result.difference is not None
+    assert result.difference.random < 1e-5
+    exported = load_exported(result)
+    assert exported.config.norm_pix_loss is norm_pix_loss
     mask = random_mask(torch.rand(2, 16), round(16 * method.get("mask_ratio", 0.75)))
-    masked_images_agree(theirs, ours, pictures((16, 16)), mask)
+    check_masked_images(exported, hardpatch.load(run), example_images((16, 16)), mask)
 
 
-def test_the_encoder_of_a_whole_mae_alone(tmp_path: Path) -> None:
+def test_the_encoder_of_a_whole_mae(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     export_hugging_face(run, tmp_path / "mae", form="vit_mae")
     config = transformers.ViTConfig(**json.loads((tmp_path / "mae" / "config.json").read_text()))
-    alone = transformers.ViTModel.from_pretrained(tmp_path / "mae", config=config, add_pooling_layer=False).eval()
-    images = pictures((16, 16))
-    assert_close(features(alone, images), features(load_backbone(run).encoder.eval(), images), rtol=0, atol=1e-5)
+    vit = transformers.ViTModel.from_pretrained(tmp_path / "mae", config=config, add_pooling_layer=False).eval()
+    images = example_images((16, 16))
+    assert_close(features(vit, images), features(load_backbone(run).encoder.eval(), images), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_reference_mae(shared: Path, tmp_path: Path) -> None:
     path = shared / "golden" / "mae_tiny.safetensors"
     golden = load_file(path)
-    told = {"heads": 3, "decoder_heads": 4, "normalize_pixels": True}
-    written = export_hugging_face(path, tmp_path / "mae", form="vit_mae", **told)  # type: ignore[arg-type]
-    theirs = made(written)
+    options: Any = {"heads": 3, "decoder_heads": 4, "normalize_pixels": True}
+    result = export_hugging_face(path, tmp_path / "mae", form="vit_mae", **options)
+    exported = load_exported(result)
     images, mask = golden["images"], golden["mask"].bool()
-    masked_images_agree(theirs, hardpatch.load(path, **told), images, mask)  # type: ignore[arg-type]
-    outputs = theirs(images, noise=mask.float() + torch.linspace(0, 0.5, mask.shape[1]))
-    assert_close(outputs.logits, golden["pred"], rtol=1e-4, atol=1e-5)  # of the visible patches, too
+    check_masked_images(exported, hardpatch.load(path, **options), images, mask)
+    outputs = exported(images, noise=mask.float() + torch.linspace(0, 0.5, mask.shape[1]))
+    assert_close(outputs.logits, golden["pred"], rtol=1e-4, atol=1e-5)  # also of the visible patches
     assert_close(outputs.loss, golden["loss"].squeeze(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("host", "weights", "changes", "message"),
     [
-        ("mae", "teacher", {}, "which a teacher does without"),
+        ("mae", "teacher", {}, "which a teacher lacks"),
         ("simmim", "student", {}, "vit_mae is for host mae"),
         ("mae", "student", {"method": {"target": "teacher"}}, "this model a network's features"),
         ("mae", "student", {"data": {"image_size": [16, 24]}}, "got 4 x 6 patches"),
     ],
 )
-def test_what_a_vit_mae_cannot_hold(
+def test_models_that_vit_mae_does_not_support(
     tmp_path: Path, host: str, weights: Any, changes: dict[str, Any], message: str
 ) -> None:
     run = run_of(tmp_path / "run", host, **changes)
@@ -266,38 +267,38 @@ def test_what_a_vit_mae_cannot_hold(
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "transformers", None)  # now any import of it fails
-    written = export_hugging_face(run, tmp_path / "vit")
-    assert written.difference is None
+    monkeypatch.setitem(sys.modules, "transformers", None)  # makes any import of it fail
+    result = export_hugging_face(run, tmp_path / "vit")
+    assert result.difference is None
     assert (tmp_path / "vit" / "model.safetensors").is_file()
 
 
-def stop_half_way(out: Path) -> float:
-    with export._put_in_place(out) as path:
-        path.write_text("half of it")
+def fail_while_writing(out: Path) -> float:
+    with export._new_path(out) as path:
+        path.write_text("incomplete")
         return 1 / 0
 
 
-def test_nothing_is_written_over_nor_left_half_written(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_or_left_incomplete(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     (tmp_path / "vit.safetensors").write_text("precious")
     (tmp_path / "vit").mkdir()
-    for do, out in ((export_timm, "vit.safetensors"), (export_hugging_face, "vit")):
-        with pytest.raises(UserError, match="exists and is never written over"):
-            do(run, tmp_path / out)
+    for export_function, out in ((export_timm, "vit.safetensors"), (export_hugging_face, "vit")):
+        with pytest.raises(UserError, match="exists and is never overwritten"):
+            export_function(run, tmp_path / out)
     with pytest.raises(UserError, match=r"expected a file that ends in .safetensors"):
         export_timm(run, tmp_path / "vit.pth")
     with pytest.raises(UserError, match="--out: cannot write"):
         export_timm(run, tmp_path / "vit.safetensors" / "below.safetensors")
     with pytest.raises(ZeroDivisionError):
-        stop_half_way(tmp_path / "new")
+        fail_while_writing(tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "vit", "vit.safetensors"]
     assert (tmp_path / "vit.safetensors").read_text() == "precious"
     export_timm(run, tmp_path / "new" / "vit.safetensors")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["vit.safetensors"]
 
 
-def test_other_outputs_are_a_fault(tmp_path: Path) -> None:
+def test_different_outputs_are_an_error(tmp_path: Path) -> None:
     encoder = load_backbone(run_of(tmp_path)).encoder.eval()
     assert export._difference(encoder, encoder, encoder).random == 0.0
     with pytest.raises(RuntimeError, match="nothing was written"):

@@ -36,18 +36,18 @@ def test_a_checkpoint_of_the_reference(tmp_path: Path, golden: dict[str, Tensor]
     latent = model.encode(images, mask)
     assert_close(latent, golden["latent"], rtol=1e-4, atol=1e-5)
     assert_close(model.reconstruct(latent, mask), golden["pixels_of_masked"], rtol=1e-4, atol=1e-5)
-    one, other = load_pair(path)
-    assert not torch.allclose(one.predict_loss(images), other.predict_loss(images))
+    student_model, teacher_model = load_pair(path)
+    assert not torch.allclose(student_model.predict_loss(images), teacher_model.predict_loss(images))
     assert not any(p.requires_grad for p in model.parameters())
 
 
 @torch.no_grad()
-def test_bare_tensors_in_a_safetensors_file(shared: Path, tmp_path: Path, golden: dict[str, Tensor]) -> None:
+def test_tensors_of_a_safetensors_file(shared: Path, tmp_path: Path, golden: dict[str, Tensor]) -> None:
     model = hardpatch.load(shared / "golden" / "hpm_tiny.safetensors")
     assert_close(model.predict_loss(golden["images"]), golden["teacher.loss_pred"], rtol=1e-4, atol=1e-5)
 
 
-def test_heads_and_targets_can_be_said(shared: Path) -> None:
+def test_heads_and_targets_can_be_specified(shared: Path) -> None:
     path = shared / "golden" / "mae_tiny.safetensors"
     golden = load_file(path)
     model = hardpatch.load(path, heads=3, decoder_heads=4, normalize_pixels=True)
@@ -57,17 +57,17 @@ def test_heads_and_targets_can_be_said(shared: Path) -> None:
         hardpatch.load(path, heads=7)
 
 
-class Evil:
+class Malicious:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("executed",))
 
 
-def test_a_pickle_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_pickle_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.pth"
-    torch.save({"state_dict": Evil()}, path)
+    torch.save({"state_dict": Malicious()}, path)
     with pytest.raises(UserError, match="could run code"):
         hardpatch.load(path)
-    path.write_bytes(pickle.dumps(Evil()))
+    path.write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(UserError, match="RUN: "):
         hardpatch.load(path)
     assert "executed" not in capsys.readouterr().out
@@ -80,14 +80,14 @@ def test_a_pickle_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, "has no key 'patch_embed.proj.weight'"),
     ],
 )
-def test_other_checkpoints_are_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_other_checkpoints_are_rejected(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
         hardpatch.load(path)
 
 
-def test_missing_and_extra_keys_are_named(tmp_path: Path, golden: dict[str, Tensor]) -> None:
+def test_missing_and_unknown_keys_are_named(tmp_path: Path, golden: dict[str, Tensor]) -> None:
     state = reference_state(golden)
     state["surprise"] = state.pop("norm.bias")
     torch.save({"state_dict": state}, tmp_path / "odd.pth")

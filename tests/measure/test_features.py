@@ -14,7 +14,7 @@ from hardpatch.methods.hpm import HPM
 
 
 class Doubling(nn.Module):
-    """Its class token is minus the image's mean, its two patch tokens are the halves of the first channel's rows."""
+    """Encoder whose class token is minus the image's mean and whose two patch tokens are rows of the first channel."""
 
     def normalize(self, images: Tensor) -> Tensor:
         return images.float() * 2
@@ -50,9 +50,9 @@ def test_features_are_plain_float32_tensors_without_gradient() -> None:
 
 
 def test_progress_counts_broken_images_too() -> None:
-    seen: list[tuple[int, int | None]] = []
-    extract(MODEL, BATCHES, device="cpu", total=4, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 4), (4, 4)]
+    calls: list[tuple[int, int | None]] = []
+    extract(MODEL, BATCHES, device="cpu", total=4, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(3, 4), (4, 4)]
 
 
 def test_features_that_are_not_finite_are_an_error() -> None:
@@ -65,7 +65,7 @@ def test_features_that_are_not_finite_are_an_error() -> None:
 
 
 class Labels:
-    """A source of labels only."""
+    """Source of labels only."""
 
     skipped = ()
 
@@ -100,7 +100,7 @@ def test_labels_are_matched_by_name() -> None:
     assert mapping[torch.tensor([0, 1, 1])].tolist() == [1, 2, 2]
 
 
-def test_labels_without_names_are_their_own_names() -> None:
+def test_labels_without_names_are_named_by_their_numbers() -> None:
     classes, mapping = align_labels(labels([3, 0, 2]), labels([2, 3]))
     assert classes == ("0", "1", "2", "3")
     assert mapping.tolist() == [-1, -1, 2, 3]
@@ -112,7 +112,7 @@ def test_numbers_match_folders_called_by_numbers() -> None:
     assert mapping[7] == 1
 
 
-def test_a_class_that_no_image_has_is_not_missed() -> None:
+def test_a_class_without_images_may_be_missing() -> None:
     _, mapping = align_labels(labels([0], ("ant",)), labels([1], ("never seen", "ant")))
     assert mapping.tolist() == [-1, 0]
 
@@ -124,8 +124,10 @@ def test_a_class_that_train_lacks_is_named() -> None:
 
 
 @pytest.mark.parametrize(("values", "got"), [([None, None], "got images without"), ([0, None], "got some without")])
-def test_missing_labels_say_how_labels_are_given(values: list[int | None], got: str) -> None:
-    with pytest.raises(UserError, match=f"^train: expected a label for every image, {got}; .*folder a class.*'label'"):
+def test_missing_labels_explain_where_labels_come_from(values: list[int | None], got: str) -> None:
+    with pytest.raises(
+        UserError, match=f"^train: expected a label for every image, {got}; .*folder per class.*'label'"
+    ):
         align_labels(labels(values, ("ant",)), labels([0], ("ant",)))
     with pytest.raises(UserError, match=r"^val: expected a label"):
         align_labels(labels([0], ("ant",)), labels(values, ("ant",)))

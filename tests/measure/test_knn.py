@@ -23,21 +23,21 @@ def random_features(images: int, width: int, classes: int, seed: int) -> Feature
 
 
 def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float) -> tuple[float, float]:
-    """The definition, one number at a time, in double precision."""
-    right1 = right5 = 0
+    """Accuracy by its definition, one number at a time, in double precision."""
+    correct1 = correct5 = 0
     for query, label in zip(val.features.double(), val.labels.tolist(), strict=True):
         neighbors = []
-        for other, its_label in zip(train.features.double(), train.labels.tolist(), strict=True):
-            cosine = float(query @ other / (query.norm() * other.norm()))
-            neighbors.append((cosine, its_label))
+        for neighbor, neighbor_label in zip(train.features.double(), train.labels.tolist(), strict=True):
+            cosine = float(query @ neighbor / (query.norm() * neighbor.norm()))
+            neighbors.append((cosine, neighbor_label))
         neighbors.sort(reverse=True)
         votes: dict[int, float] = {}
-        for cosine, its_label in neighbors[:k]:
-            votes[its_label] = votes.get(its_label, 0.0) + math.exp(cosine / temperature)
+        for cosine, neighbor_label in neighbors[:k]:
+            votes[neighbor_label] = votes.get(neighbor_label, 0.0) + math.exp(cosine / temperature)
         ranking = sorted(votes, key=lambda name: -votes[name])
-        right1 += ranking[0] == label
-        right5 += label in ranking[:5]
-    return right1 / len(val.labels), right5 / len(val.labels)
+        correct1 += ranking[0] == label
+        correct5 += label in ranking[:5]
+    return correct1 / len(val.labels), correct5 / len(val.labels)
 
 
 @settings(deadline=None, max_examples=25)
@@ -49,7 +49,7 @@ def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float
     ks=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     temperature=st.sampled_from([0.07, 0.5]),
 )
-def test_equals_the_obvious_loop(
+def test_accuracy_equals_that_of_plain_loops(
     seed: int, images: int, queries: int, classes: int, ks: list[int], temperature: float
 ) -> None:
     train, val = random_features(images, 6, classes, seed), random_features(queries, 6, classes, seed + 1)
@@ -85,7 +85,7 @@ def test_a_low_temperature_does_not_overflow() -> None:
     assert knn_accuracy(train, labeled([[1.0, 0.0]], [0]), classes=2, ks=[3], temperature=1e-3).top1 == 1.0
 
 
-def test_a_k_above_the_training_set_is_lowered_and_said() -> None:
+def test_a_k_above_the_training_set_is_lowered_and_noted() -> None:
     train = random_features(30, 4, 3, 0)
     result = knn_accuracy(train, train, classes=3, ks=[200, 10, 100])
     assert [row.k for row in result.rows] == [10, 30]
@@ -93,7 +93,7 @@ def test_a_k_above_the_training_set_is_lowered_and_said() -> None:
     assert knn_accuracy(train, train, classes=3, ks=[30]).note == ""
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = random_features(50, 8, 7, 1), random_features(23, 8, 7, 2)
     whole = knn_accuracy(train, val, classes=7)
     monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 50 * 4)  # four queries at a time
@@ -120,6 +120,6 @@ def test_the_best_is_the_smallest_of_equal_ks() -> None:
         (labeled([[1.0]], [0]), labeled([[1.0]], [0]), {"temperature": 0.0}, "^temperature: "),
     ],
 )
-def test_what_cannot_be_is_named(train: Features, val: Features, options: dict, message: str) -> None:
+def test_invalid_arguments_are_named(train: Features, val: Features, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         knn_accuracy(train, val, classes=3, **options)

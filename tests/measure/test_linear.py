@@ -14,7 +14,7 @@ from hardpatch.measure.linear import LinearResult, LinearRow, Optimizer, _optimi
 
 
 def clusters(images: int, classes: int, noise: float, seed: int, width: int = 16) -> Features:
-    """Images around one corner a class; apart by any plane while ``noise`` is small."""
+    """Features around one corner per class, linearly separable if ``noise`` is small."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(images) % classes
     features = 2.0 * F.one_hot(labels, width) + noise * torch.randn(images, width, generator=generator)
@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_separable_classes_are_all_told_apart() -> None:
+def test_separable_classes_are_all_recognized() -> None:
     train, val = clusters(200, 8, 0.2, 0), clusters(80, 8, 0.2, 1)
     result = linear_probe(train, val, classes=8, generator=seeded(), base_lrs=[0.1, 1.0], epochs=20)
     assert (result.top1, result.top5) == (1.0, 1.0)
@@ -40,7 +40,7 @@ def test_labels_without_a_pattern_stay_at_chance() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_a_sweep_is_as_many_single_runs(optimizer: Optimizer) -> None:
+def test_a_sweep_equals_single_runs(optimizer: Optimizer) -> None:
     train, val = clusters(150, 6, 1.5, 0), clusters(120, 6, 1.5, 1)
     rates = [0.003, 0.3, 5.0]
 
@@ -61,7 +61,7 @@ def test_a_sweep_is_as_many_single_runs(optimizer: Optimizer) -> None:
     assert len({row.top1 for row in sweep}) > 1
 
 
-def test_the_seed_decides_and_global_randomness_does_not() -> None:
+def test_the_result_depends_on_the_generator_and_not_on_global_randomness() -> None:
     train, val = clusters(100, 6, 2.0, 0), clusters(200, 6, 2.0, 1)
 
     def run(seed: int) -> LinearResult:
@@ -76,11 +76,11 @@ def test_the_seed_decides_and_global_randomness_does_not() -> None:
     assert any(run(seed).rows != first.rows for seed in (1, 2, 3))
 
 
-def test_equals_a_probe_written_out() -> None:
-    """torch's own layers, optimizer and the schedule as MAE's lr_sched.py has it."""
+def test_equals_a_probe_of_torch_layers() -> None:
+    """Compare with torch's own layers and optimizer, and the schedule of MAE's lr_sched.py."""
     train, val = clusters(64, 4, 1.5, 0), clusters(400, 4, 1.5, 1)
-    # so small that the norm's eps shows
-    train, val = (some._replace(features=some.features * 1e-3) for some in (train, val))
+    # small enough for the eps of the norm to matter
+    train, val = (part._replace(features=part.features * 1e-3) for part in (train, val))
     epochs, warmup, batch, base_lr = 6, 2, 16, 0.4
     result = linear_probe(
         train,
@@ -103,24 +103,24 @@ def test_equals_a_probe_written_out() -> None:
     for epoch in range(epochs):
         order = torch.randperm(64, generator=generator)
         for step in range(4):
-            now = epoch + step / 4
-            if now < warmup:
-                lr = peak * now / warmup
+            progress = epoch + step / 4
+            if progress < warmup:
+                lr = peak * progress / warmup
             else:
-                lr = peak * 0.5 * (1.0 + math.cos(math.pi * (now - warmup) / (epochs - warmup)))
+                lr = peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (epochs - warmup)))
             optimizer.param_groups[0]["lr"] = lr
-            chosen = order[step * batch : (step + 1) * batch]
+            indices = order[step * batch : (step + 1) * batch]
             optimizer.zero_grad()
-            F.cross_entropy(probe(train.features[chosen]), train.labels[chosen]).backward()
+            F.cross_entropy(probe(train.features[indices]), train.labels[indices]).backward()
             optimizer.step()
-    right = probe.eval()(val.features).argmax(dim=1) == val.labels
-    assert result.top1 == pytest.approx(float(right.float().mean()), abs=1e-6)
-    assert 0.3 < result.top1 < 1.0  # or any probe would do
+    correct = probe.eval()(val.features).argmax(dim=1) == val.labels
+    assert result.top1 == pytest.approx(float(correct.float().mean()), abs=1e-6)
+    assert 0.3 < result.top1 < 1.0  # else any probe would pass
 
 
 @given(seed=st.integers(0, 10**6))
-def test_lars_is_that_of_mae(seed: int) -> None:
-    """Two steps against the formula of MAE's util/lars.py: weights by their trust ratio, biases plain."""
+def test_lars_equals_that_of_mae(seed: int) -> None:
+    """Compare two steps with the formula of MAE's util/lars.py: weights by their trust ratio, biases plain."""
     generator = seeded(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -131,36 +131,37 @@ def test_lars_is_that_of_mae(seed: int) -> None:
     optimizer = _optimizer("lars", weights, biases)
     for group, lr in zip(optimizer.param_groups, rates * 2, strict=True):
         group["lr"] = lr
-    wanted = [tensor.detach().clone() for tensor in [*weights, *biases]]
-    momenta = [torch.zeros_like(tensor) for tensor in wanted]
+    expected = [tensor.detach().clone() for tensor in [*weights, *biases]]
+    momenta = [torch.zeros_like(tensor) for tensor in expected]
     for _ in range(2):
         for i, (tensor, lr) in enumerate(zip([*weights, *biases], rates * 2, strict=True)):
             tensor.grad = draw(*tensor.shape)
-            trust = 0.001 * wanted[i].norm() / tensor.grad.norm() if tensor.ndim > 1 else 1.0
+            trust = 0.001 * expected[i].norm() / tensor.grad.norm() if tensor.ndim > 1 else 1.0
             momenta[i] = 0.9 * momenta[i] + trust * tensor.grad
-            wanted[i] = wanted[i] - lr * momenta[i]
+            expected[i] = expected[i] - lr * momenta[i]
         optimizer.step()
-    for tensor, expected in zip([*weights, *biases], wanted, strict=True):
-        torch.testing.assert_close(tensor.detach(), expected)
+    for tensor, value in zip([*weights, *biases], expected, strict=True):
+        torch.testing.assert_close(tensor.detach(), value)
 
 
 @pytest.mark.parametrize(
-    ("images", "wanted", "used"), [(1000, 16384, 100), (200, 16384, 64), (40, 16384, 40), (1000, 80, 80), (40, 32, 32)]
+    ("images", "requested", "used"),
+    [(1000, 16384, 100), (200, 16384, 64), (40, 16384, 40), (1000, 80, 80), (40, 32, 32)],
 )
-def test_the_batch_fits_the_training_set(images: int, wanted: int, used: int) -> None:
+def test_the_batch_fits_the_training_set(images: int, requested: int, used: int) -> None:
     train = clusters(images, 2, 0.1, 0)
-    result = linear_probe(train, train, classes=2, generator=seeded(), batch_size=wanted, base_lrs=[1.0], epochs=1)
+    result = linear_probe(train, train, classes=2, generator=seeded(), batch_size=requested, base_lrs=[1.0], epochs=1)
     assert result.batch_size == used
-    assert bool(result.note) == (used != wanted)
+    assert bool(result.note) == (used != requested)
 
 
 def test_progress_counts_epochs() -> None:
-    seen: list[tuple[int, int | None]] = []
+    calls: list[tuple[int, int | None]] = []
     train = clusters(20, 2, 0.1, 0)
     linear_probe(
-        train, train, classes=2, generator=seeded(), epochs=3, progress=lambda done, total: seen.append((done, total))
+        train, train, classes=2, generator=seeded(), epochs=3, progress=lambda done, total: calls.append((done, total))
     )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_best_is_the_first_of_equals() -> None:
@@ -182,7 +183,7 @@ def test_the_best_is_the_first_of_equals() -> None:
         ({"classes": 1}, "^train: expected labels in 0 .. 0, got 0 .. 1"),
     ],
 )
-def test_what_cannot_be_is_named(options: dict, message: str) -> None:
+def test_invalid_arguments_are_named(options: dict, message: str) -> None:
     train = clusters(20, 2, 0.1, 0)
     with pytest.raises(UserError, match=message):
         linear_probe(train, train, **{"classes": 2, "generator": seeded(), **options})

@@ -14,10 +14,10 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study import rows
-from hardpatch.study.processes import SilentProgress
 from hardpatch.study.rows import Keep
 from hardpatch.study.scales import SCALES, configure
 from hardpatch.study.table_d import Supervised, train_supervised, unseen
+from hardpatch.train.progress import Silent
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def brightness(run: RunConfig) -> HPM:
 @pytest.mark.parametrize("keep", ["hardest", "all"])
 def test_what_tells_the_classes_apart_is_learnt_where_it_is_seen(images: str, keep: Keep, tmp_path: Path) -> None:
     run = settings(images, "--steps", "80")
-    found = train_supervised(run, tmp_path, images, keep, brightness(run), SilentProgress(), CPU)
+    found = train_supervised(run, tmp_path, images, keep, brightness(run), Silent(), CPU)
     assert found["supervised"] > 0.95
     if keep == "all":
         assert found["supervised"] == found["whole"]
@@ -95,11 +95,11 @@ def test_it_cannot_be_learnt_where_it_is_not_seen(images: str, tmp_path: Path) -
             return torch.arange(64.0).flip(0).expand(len(images), -1)  # the upper half is hard
 
     predictor = Places(initial_model(run).host, None)
-    found = train_supervised(run, tmp_path, images, "easiest", predictor, SilentProgress(), CPU)
+    found = train_supervised(run, tmp_path, images, "easiest", predictor, Silent(), CPU)
     assert 0.2 < found["supervised"] < 0.8
 
 
-class StopAt(SilentProgress):
+class StopAt(Silent):
     """Kills a run in a step."""
 
     def __init__(self, step: int) -> None:
@@ -118,12 +118,12 @@ def test_an_interrupted_run_ends_the_same(images: str, tmp_path: Path) -> None:
         return Supervised(run, tmp_path / folder, images, "random", None, CPU)
 
     whole = trainer("whole")
-    whole.fit(SilentProgress())
+    whole.fit(Silent())
     with pytest.raises(KeyboardInterrupt):
         trainer("killed").fit(StopAt(7))
     resumed = trainer("killed")
     assert resumed.step == 6
-    resumed.fit(SilentProgress())
+    resumed.fit(Silent())
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert whole.accuracies() == resumed.accuracies()

@@ -1,1 +1,1 @@
-"""How fast a training step is, beside others and beside what the device can do: `hardpatch bench`."""
+"""Benchmark of a training step against other libraries, and of data loading: `hardpatch bench`."""

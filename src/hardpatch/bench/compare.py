@@ -1,48 +1,88 @@
-"""Training steps of several contenders in turns, and the table that comes of it."""
+"""Comparison of the training steps of several contenders, and its table."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.bench.apart import Apart
-from hardpatch.bench.contenders import Contender, NotHereError, contender, noise_batch
+from hardpatch.bench.contenders import UnavailableError, noise_batch, prepare_contender
 from hardpatch.bench.flops import step_flops
-from hardpatch.bench.timing import Lane, Spread, allocated, matrix_product, nominal_rate, open_lane, spread, take_turns
+from hardpatch.bench.separate_process import SeparateProcess
+from hardpatch.bench.timing import (
+    Quartiles,
+    RoundCallback,
+    TimedStep,
+    allocated,
+    first_turn,
+    matrix_product,
+    nominal_rate,
+    quartiles,
+    take_turns,
+)
+from hardpatch.data.loader import Batch
 from hardpatch.pretrain.sections import RunConfig
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was found of one contender."""
+class ContenderResult:
+    """Measurements of one contender."""
 
     name: str
     missing: str | None = None
-    """why it did not run"""
+    """reason why it did not run"""
     seconds: tuple[float, ...] = ()
-    """of a step, for each turn"""
+    """per step, for each turn"""
     images_per_second: float = 0.0
-    """at the median"""
-    times_as_fast: dict[str, Spread] = field(default_factory=dict)
-    """as the contender of that name; of neighboring turns"""
+    """batch size over median seconds"""
+    speedup: dict[str, Quartiles] = field(default_factory=dict)
+    """over each base, from neighboring turns"""
     peak_bytes: int | None = None
-    """on the device at the most, None on a CPU"""
+    """peak memory on the device, None on a CPU"""
     flops: dict[str, float] | None = None
-    """the least operations an image, by part; None where they are not counted"""
-    share_of_product: Spread | None = None
-    """arithmetic rate over that of a large matrix product, of neighboring turns"""
-    share_of_nominal: float | None = None
-    """over that of the device's data sheet (MFU)"""
+    """FLOPs per image by part of the step, at least; None where they are not counted"""
+    matrix_product_share: Quartiles | None = None
+    """FLOP/s over those of a large matrix product, from neighboring turns"""
+    mfu: float | None = None
+    """FLOP/s over those of the device's data sheet"""
 
 
-class Report(NamedTuple):
-    """A comparison."""
+@dataclass(frozen=True)
+class BenchResult:
+    """Result of :func:`compare`."""
 
-    rows: list[Row]
-    product_rate: Spread
+    contenders: list[ContenderResult]
+    matrix_product_rate: Quartiles
     """FLOP/s of a large matrix product"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values, ready for JSON; quartiles as [lower, median, upper]."""
+        return asdict(self)
+
+    def to_markdown(self, bases: Sequence[str]) -> str:
+        """Return the comparison as a table of medians, with quartiles in parentheses."""
+        titles = ["", "ms a step", "images/s", *(f"times as fast as {base}" for base in bases)]
+        titles += ["peak memory, GiB", "GFLOP an image", "of a matrix product's rate", "MFU"]
+        rows = [_cells(contender, bases) for contender in self.contenders]
+        rows = [cells + [""] * (len(titles) - len(cells)) for cells in rows]
+        columns = [k for k in range(len(titles)) if any(cells[k] for cells in rows)]  # without empty ones
+        table = [[cells[k] for k in columns] for cells in (titles, *rows)]
+        table.insert(1, ["---"] * len(columns))
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+
+
+def _cells(contender: ContenderResult, bases: Sequence[str]) -> list[str]:
+    if contender.missing is not None:
+        return [contender.name, contender.missing]
+    milliseconds = quartiles([1e3 * seconds for seconds in contender.seconds])
+    cells = [contender.name, f"{milliseconds:.1f}", f"{contender.images_per_second:.0f}"]
+    cells += [f"{contender.speedup[base]:.2f}" if base in contender.speedup else "" for base in bases]
+    cells.append("" if contender.peak_bytes is None else f"{contender.peak_bytes / 2**30:.2f}")
+    cells.append("" if contender.flops is None else f"{sum(contender.flops.values()) / 1e9:.3g}")
+    cells.append("" if contender.matrix_product_share is None else f"{contender.matrix_product_share:.0%}")
+    cells.append("" if contender.mfu is None else f"{contender.mfu:.0%}")
+    return cells
 
 
 def compare(
@@ -53,108 +93,96 @@ def compare(
     bases: Sequence[str],
     turns: int,
     steps: int = 1,
-    apart: bool = False,
-    told: Callable[[int, int], object] = lambda done, of: None,
-) -> Report:
-    """Time one optimizer step of each.
+    separate_processes: bool = False,
+    progress: RoundCallback = lambda done, total: None,
+) -> BenchResult:
+    """Time optimizer steps of several contenders in turns.
 
     Args:
-        run: sizes, batch, precision; see :func:`~hardpatch.bench.contenders.contender`.
+        run: sizes, batch size, precision; see :func:`~hardpatch.bench.contenders.prepare_contender`.
         names: of the contenders.
         fabric: the device.
-        bases: names of those that the others are held against; those that are not there are left out.
+        bases: names of the contenders that the others are compared with; those that cannot run are left out.
         turns: of each contender.
-        steps: of a turn, made a multiple of ``fast.teacher_every``; several let a device's queue fill as in training.
-        apart: each in a process of its own, see :class:`~hardpatch.bench.apart.Apart`.
-        told: hears of every round.
+        steps: per turn; several fill a device's queue as in training.
+        separate_processes: run each in a process of its own, see
+            :class:`~hardpatch.bench.separate_process.SeparateProcess`.
+        progress: called after each round with (rounds done, rounds).
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if there is no contender of a name.
     """
     device, precision = fabric.device, run.train.precision
     batch = noise_batch(run, device)
-    lanes: dict[str, Lane] = {}
-    made: dict[str, tuple[str, RunConfig]] = {}
-    missing: dict[str, str] = {}
-    elsewhere: list[Apart] = []
+    results: dict[str, ContenderResult] = {}
+    entries: dict[str, _Entry] = {}
     for name in names:
-        held = allocated(device)
-        ready: Contender | Apart
         try:
-            if apart:
-                ready = Apart(name, run)
-                elsewhere.append(ready)
-            else:
-                ready = contender(name, run, fabric, batch)
-        except NotHereError as error:
-            missing[name] = str(error)
-            continue
-        made[name] = ready.name, ready.run
-        lanes[name] = open_lane(ready.step, device, held, steps)
-        del ready  # what does not fit leaves its place to the next
-    product, operations = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    yardstick = Lane(product)
-    take_turns([*lanes.values(), yardstick], turns, device, told)
-    for process in elsewhere:
-        process.close()
-    rates = [operations / seconds for seconds in yardstick.seconds]
-    for name, lane in lanes.items():
-        if lane.out_of_memory:
-            missing[name] = "out of memory"
-    timed = {name: lane.seconds for name, lane in lanes.items() if name not in missing}
+            entries[name] = _start(name, run, fabric, batch, steps, separate_processes)
+        except UnavailableError as error:
+            results[name] = ContenderResult(name, missing=str(error))
+    product = matrix_product(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    timed_product = TimedStep(product.step)
+    take_turns([*(entry.timed for entry in entries.values()), timed_product], turns, device, progress)
+    for entry in entries.values():
+        entry.close()
+    rates = [product.flops / seconds for seconds in timed_product.seconds]
+    seconds = {name: entry.timed.seconds for name, entry in entries.items() if not entry.timed.out_of_memory}
+    for name, entry in entries.items():
+        base_seconds = {base: seconds[base] for base in bases if base in seconds and base != name}
+        results[name] = entry.result(base_seconds, rates, nominal_rate(device, precision))
+    return BenchResult([results[name] for name in names], quartiles(rates))
 
-    def row(name: str) -> Row:
-        title, does = made.get(name, (name, run))
-        if name in missing:
-            return Row(title, missing=missing[name])
-        seconds, flops = timed[name], step_flops(does)
-        found = Row(
-            title,
+
+@dataclass(frozen=True)
+class _Entry:
+    """A contender that runs."""
+
+    title: str
+    run: RunConfig
+    timed: TimedStep
+    process: SeparateProcess | None
+
+    def close(self) -> None:
+        """End the separate process, if there is one."""
+        if self.process is not None:
+            self.process.close()
+
+    def result(
+        self, base_seconds: dict[str, list[float]], rates: Sequence[float], nominal: float | None
+    ) -> ContenderResult:
+        """Compare with the bases, and with the ``rates`` of the matrix product in the same turns."""
+        if self.timed.out_of_memory:
+            return ContenderResult(self.title, missing="out of memory")
+        seconds, flops = self.timed.seconds, step_flops(self.run)
+        median = quartiles(seconds).median
+        share = mfu = None
+        if flops is not None:
+            work = sum(flops.values()) * self.run.batch_size
+            share = quartiles([work / s / rate for s, rate in zip(seconds, rates, strict=True)])
+            mfu = None if nominal is None else work / median / nominal
+        return ContenderResult(
+            self.title,
             seconds=tuple(seconds),
-            images_per_second=run.batch_size / spread(seconds).middle,
-            times_as_fast={
-                base: spread([theirs / ours for theirs, ours in zip(timed[base], seconds, strict=True)])
-                for base in bases
-                if base in timed and base != name
+            images_per_second=self.run.batch_size / median,
+            speedup={
+                base: quartiles([other / own for other, own in zip(others, seconds, strict=True)])
+                for base, others in base_seconds.items()
             },
-            peak_bytes=lanes[name].peak,
+            peak_bytes=self.timed.peak,
             flops=flops,
-        )
-        if flops is None:
-            return found
-        work, nominal = sum(flops.values()) * run.batch_size, nominal_rate(device, precision)
-        return replace(
-            found,
-            share_of_product=spread([work / s / rate for s, rate in zip(seconds, rates, strict=True)]),
-            share_of_nominal=None if nominal is None else work / spread(seconds).middle / nominal,
+            matrix_product_share=share,
+            mfu=mfu,
         )
 
-    return Report([row(name) for name in names], spread(rates))
 
+def _start(name: str, run: RunConfig, fabric: Fabric, batch: Batch, steps: int, separate_process: bool) -> _Entry:
+    """Build a contender and take its first turn.
 
-def markdown(report: Report, bases: Sequence[str]) -> str:
-    """The comparison as a table; medians, and quartiles in brackets."""
-    heads = ["", "ms a step", "images/s", *(f"times as fast as {base}" for base in bases)]
-    heads += ["peak memory, GiB", "GFLOP an image", "of a matrix product's rate", "MFU"]
-    table = []
-    for row in report.rows:
-        if row.missing is not None:
-            table.append([row.name, row.missing])
-            continue
-        cells = [row.name, f"{spread([1e3 * s for s in row.seconds]):.1f}", f"{row.images_per_second:.0f}"]
-        cells += [f"{row.times_as_fast[base]:.2f}" if base in row.times_as_fast else "" for base in bases]
-        cells.append("" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f}")
-        cells.append("" if row.flops is None else f"{sum(row.flops.values()) / 1e9:.3g}")
-        cells.append("" if row.share_of_product is None else f"{row.share_of_product:.0%}")
-        cells.append("" if row.share_of_nominal is None else f"{row.share_of_nominal:.0%}")
-        table.append(cells)
-    # a column in which nothing stands says nothing
-    kept = [k for k, _ in enumerate(heads) if any(len(cells) > k and cells[k] for cells in table)]
-    lines = [[heads[k] for k in kept], ["---" for _ in kept]]
-    lines += [[cells[k] if len(cells) > k else "" for k in kept] for cells in table]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    """All of it, every turn's seconds too; spreads as [lower quartile, median, upper quartile]."""
-    return {"product_flops_per_second": report.product_rate, "contenders": [asdict(row) for row in report.rows]}
+    Only ``timed.step`` refers to it afterwards, so that its memory is freed if it is out of memory.
+    """
+    before = allocated(fabric.device)
+    process = SeparateProcess(name, run) if separate_process else None
+    contender = process or prepare_contender(name, run, fabric, batch)
+    timed = first_turn(contender.step, fabric.device, before, steps)
+    return _Entry(contender.name, contender.run, timed, process)

@@ -1,21 +1,21 @@
-"""What `hardpatch bench` times: one optimizer step of ours, of other libraries' MAE, of Algorithm 1 at its word.
+"""Contenders of `hardpatch bench`: a training step of this package, of other libraries' MAE, of literal Algorithm 1.
 
-All have the same sizes, mask ratio and uint8 pixels, normalized within the step, and AdamW with its gradient clipped,
-fused but for the literal one; masks and weights are each one's own.
+All have the same sizes, mask ratio and uint8 pixels, which they normalize in the step. All use AdamW with gradient
+clipping, fused except for the literal algorithm. Masks and weights are each contender's own.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from hardpatch.bench.literal import Literal
+from hardpatch.bench.literal import LiteralLearner
+from hardpatch.bench.other_libraries import OTHER_LIBRARIES
 from hardpatch.data.loader import Batch
-from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from hardpatch.data.statistics import ChannelStatistics, resolve_statistics
 from hardpatch.errors import UserError, did_you_mean
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model, target_of
@@ -26,57 +26,59 @@ from hardpatch.pretrain.step import Learner
 from hardpatch.train.optimizer import parameter_groups
 
 STEPS = 1000
-"""Length of the imagined training; every step is one of its middle, with all patches mined that ever are."""
+"""Steps of the training whose middle step is timed."""
+
+NAMES = ("hpm", "mae", "hpm_fast", *OTHER_LIBRARIES, "literal")
 
 
 class Contender(NamedTuple):
-    """A method with all that one of its optimizer steps needs."""
+    """A training step to time."""
 
     name: str
     run: RunConfig
-    """what it does, in our words: its FLOPs are counted by this"""
+    """equivalent configuration of this package, by which its FLOPs are counted"""
     step: Callable[[], object]
-    """one optimizer step"""
+    """takes one optimizer step"""
 
 
-class NotHereError(Exception):
-    """A contender cannot run here; says why."""
+class UnavailableError(Exception):
+    """A contender cannot run here; the message says why."""
 
 
-def contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
-    """Get one ready.
+def prepare_contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
+    """Build a contender.
 
     Args:
         name: ``hpm`` (the run itself), ``mae`` (its host without mining), ``literal``, ``transformers``, ``lightly``,
-            or a recipe, for what that does to be cheap.
-        run: the sizes.
+            or a recipe, whose section ``fast`` is applied to the run.
+        run: sizes, batch size and precision.
         fabric: device and precision.
         batch: of every step.
 
     Raises:
-        NotHereError: where it is not installed, or does not know such sizes.
-        UserError: for a name that is none.
+        UnavailableError: if it is not installed or does not support the sizes.
+        UserError: if there is no contender of that name.
     """
     host = replace(run, method=replace(run.method, predicting_loss="none"), fast=FastConfig())
     if name == "hpm":
-        return _ours(name, run, fabric, batch)
+        return _learner(name, run, fabric, batch)
     if name == "mae":
-        return _ours(run.method.host, host, fabric, batch)
+        return _learner(run.method.host, host, fabric, batch)
     if name == "literal":
         return _literal(run, fabric, batch)
-    if name in PEERS:
-        return _peer(name, host, fabric, batch)
-    known = [*NAMES, *recipes.names()]
-    if name in NAMES and name not in recipes.names():
-        raise NotHereError("there is no such recipe yet")
+    if name in OTHER_LIBRARIES:
+        return _other_library(name, host, fabric, batch)
     if name in recipes.names():
-        cheap = config.build({**config.to_dict(run), "fast": recipes.read(name).get("fast", {})})
-        return _ours(name, cheap, fabric, batch)
+        fast = recipes.read(name).get("fast", {})
+        return _learner(name, config.build({**config.to_dict(run), "fast": fast}), fabric, batch)
+    if name in NAMES:
+        raise UnavailableError("there is no recipe of that name")
+    known = [*NAMES, *recipes.names()]
     raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{did_you_mean(name, known)}")
 
 
 def noise_batch(run: RunConfig, device: torch.device) -> Batch:
-    """Make a batch of noise, the same for all contenders, so that no loader is timed."""
+    """Build a batch of noise as the loader would for the run's host, the same for all, so that no loader is timed."""
 
     def pixels(*shape: int) -> Tensor:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -87,45 +89,45 @@ def noise_batch(run: RunConfig, device: torch.device) -> Batch:
     return Batch._make(part.pin_memory() if isinstance(part, Tensor) else part for part in batch)
 
 
-def values_of_a_step(run: RunConfig) -> Schedule:
-    """Those of the middle of a training, with alpha at its end."""
-    alpha = 0.0 if run.method.predicting_loss == "none" else run.method.alpha_end
+def middle_schedule(run: RunConfig) -> Schedule:
+    """Schedule in the middle of training, but with as many patches mined as at the end."""
+    alpha = run.method.alpha_end if run.has_predictor else 0.0
     return schedule(run, STEPS // 2, STEPS)._replace(alpha=alpha, mask_ratio=run.method.mask_ratio)
 
 
-def _ours(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
+def _learner(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, *_statistics(run), outputs)
-    learner, now = Learner(run, model, fabric, STEPS, target, images=run.batch_size), values_of_a_step(run)
-    return Contender(name, run, lambda: learner.train_step(batch, now))
+    learner, values = Learner(run, model, fabric, STEPS, target, images=run.batch_size), middle_schedule(run)
+    return Contender(name, run, lambda: learner.train_step(batch, values))
 
 
 def _literal(run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     run = replace(run, fast=FastConfig())
     try:
         model = initial_model(run, *_statistics(run))
-        literal = Literal(run, model, fabric.device, autocast=run.train.precision == "bf16")
+        learner = LiteralLearner(run, model, fabric.device, autocast=run.train.precision == "bf16")
     except UserError as error:
-        raise NotHereError(str(error)) from None
-    now = values_of_a_step(run)
-    return Contender("literal", run, lambda: literal.train_step(batch, now))
+        raise UnavailableError(str(error)) from None
+    values = middle_schedule(run)
+    return Contender("literal", run, lambda: learner.train_step(batch, values))
 
 
-def _peer(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
-    """Another library's MAE at the sizes of ``run``, trained as its users would, with what torch has for speed."""
-    size, model = run.image_size, run.model
-    if run.method.host != "mae" or run.method.frozen or model.layer_scale is not None or size[0] != size[1]:
-        raise NotHereError("knows MAE on square images only")
+def _other_library(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
+    """Build another library's MAE, trained as its users would with torch's own means for speed."""
+    (height, width), model = run.image_size, run.model
+    if run.method.host != "mae" or run.method.frozen or model.layer_scale is not None or height != width:
+        raise UnavailableError("supports MAE on square images only")
     try:
-        network = PEERS[name](run, size[0]).to(fabric.device)
+        network = OTHER_LIBRARIES[name](run, height).to(fabric.device)
     except ModuleNotFoundError as error:
-        raise NotHereError(f"not installed ({error.name}): pip install 'hardpatch[bench]'") from None
+        raise UnavailableError(f"not installed ({error.name}): pip install 'hardpatch[bench]'") from None
     if run.train.compile != "no":
         network.compile(dynamic=False, mode="reduce-overhead" if run.train.compile == "cuda_graphs" else None)
     groups = parameter_groups(network, run.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=values_of_a_step(run).lr, betas=run.optim.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=middle_schedule(run).lr, betas=run.optim.betas, fused=True)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    mean, std = (torch.tensor(v, device=fabric.device).view(-1, 1, 1) for v in _statistics(run))
+    mean, std = (torch.tensor(values, device=fabric.device).view(-1, 1, 1) for values in _statistics(run))
 
     def step() -> None:
         pixels = batch.images.to(fabric.device, non_blocking=True)
@@ -140,94 +142,7 @@ def _peer(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:
     return Contender(name, run, step)
 
 
-def _transformers(run: RunConfig, size: int) -> nn.Module:
-    """Hugging Face's ViTMAEForPreTraining."""
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    width, depth, heads = run.encoder_shape.values()
-    attention: dict[str, Any] = {"attn_implementation": "sdpa"}
-    settings = ViTMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=size,
-        patch_size=run.model.patch_size,
-        num_channels=run.data.channels,
-        decoder_hidden_size=run.model.decoder_width,
-        decoder_num_hidden_layers=run.model.decoder_depth,
-        decoder_num_attention_heads=run.model.decoder_heads,
-        decoder_intermediate_size=4 * run.model.decoder_width,
-        mask_ratio=run.method.mask_ratio,
-        norm_pix_loss=run.method.target == "normalized_pixels",
-        **attention,
-    )
-
-    class Peer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = ViTMAEForPreTraining(settings).train()
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.network(pixel_values=images).loss
-
-    return Peer()
-
-
-def _lightly(run: RunConfig, size: int) -> nn.Module:
-    """lightly's parts, put together as in the MAE example of its documentation."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lightly.models import utils
-        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
-    from timm.models.vision_transformer import VisionTransformer
-
-    width, depth, heads = run.encoder_shape.values()
-    patch_size, wide = run.model.patch_size, run.model.decoder_width
-
-    class Peer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            vit = VisionTransformer(
-                img_size=size,
-                patch_size=patch_size,
-                in_chans=run.data.channels,
-                embed_dim=width,
-                depth=depth,
-                num_heads=heads,
-                num_classes=0,
-            )
-            self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-            self.embed = nn.Linear(width, wide)
-            self.decoder = MaskedVisionTransformerDecoderTIMM(
-                num_patches=vit.patch_embed.num_patches,
-                embed_dim=wide,
-                depth=run.model.decoder_depth,
-                num_heads=run.model.decoder_heads,
-            )
-            self.predict = nn.Linear(wide, patch_size**2 * run.data.channels)
-            # Nothing of it takes part: all masked patches are dropped.
-            self.backbone.mask_token.requires_grad_(False)
-
-        def forward(self, images: Tensor) -> Tensor:
-            shape = len(images), self.backbone.sequence_length
-            keep, masked = utils.random_token_mask(shape, mask_ratio=run.method.mask_ratio, device=images.device)
-            latent = self.embed(self.backbone.encode(images, idx_keep=keep))
-            tokens = utils.repeat_token(self.decoder.mask_token, shape)
-            tokens = utils.set_at_index(tokens, keep, latent.type_as(tokens))
-            decoded = self.decoder.decode(self.decoder.add_pos_embed(tokens))
-            target = utils.get_at_index(utils.patchify(images, patch_size), masked - 1)
-            return nn.functional.mse_loss(self.predict(utils.get_at_index(decoded, masked)), target)
-
-    return Peer()
-
-
-PEERS: dict[str, Callable[[RunConfig, int], nn.Module]] = {"transformers": _transformers, "lightly": _lightly}
-"""A network from images ``[B, C, H, W]`` to the loss; takes the run and the side of its images."""
-
-NAMES = ("hpm", "mae", "hpm_fast", *PEERS, "literal")
-
-
-def _statistics(run: RunConfig) -> tuple[Any, Any]:
-    """Mean and standard deviation of each channel, any will do."""
-    return (IMAGENET_MEAN, IMAGENET_STD) if run.data.channels == 3 else ([0.5], [0.25])
+def _statistics(run: RunConfig) -> ChannelStatistics:
+    """Mean and standard deviation of each channel; those of uniform noise if they were to be computed."""
+    channels = run.data.channels
+    return resolve_statistics(run.data.mean, run.data.std, lambda: ([0.5] * channels, [0.29] * channels))

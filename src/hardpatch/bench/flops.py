@@ -1,8 +1,8 @@
 """Floating-point operations of one optimizer step, counted by formula.
 
-Matrix products and attention only, 2 for each multiply-add, as :mod:`torch.utils.flop_counter` counts and as the field
-defines model FLOPs utilization (MFU): what the step asks for, not what a kernel computes twice. The backward pass takes
-two products for each of the forward pass, one where the input needs no gradient; the teacher has none.
+Matrix products and attention only, 2 for each multiply-add, as :mod:`torch.utils.flop_counter` counts and as model
+FLOPs utilization (MFU) is defined: operations that the step requires, without those a kernel repeats. The backward pass
+takes two products for each one of the forward pass, or one if the input needs no gradient; the teacher has none.
 """
 
 from dataclasses import dataclass
@@ -13,162 +13,168 @@ MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What the arithmetic of a step depends on."""
+class StepShape:
+    """Sizes that determine the arithmetic of a step."""
 
     width: int
     depth: int
-    wide: int
-    """width of the decoders"""
-    deep: int
-    """blocks of the reconstructor, shared ones too"""
+    decoder_width: int
+    decoder_depth: int
+    """blocks of the reconstructor, including shared ones"""
     grid: tuple[int, int]
     masked: int
-    pixels: int
-    """numbers of a patch"""
-    outputs: int
-    """numbers to rebuild of a patch"""
-    predicts: bool
-    """has a loss predictor"""
+    """masked patches per image"""
+    patch_values: int
+    """values of a patch, ``p * p * C``"""
+    target_values: int
+    """values to reconstruct per patch"""
+    has_predictor: bool
 
     @property
     def patches(self) -> int:
+        """Patches per image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def visible(self) -> int:
+        """Visible patches per image."""
         return self.patches - self.masked
 
 
 def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> dict[str, float] | None:
-    """Operations an image, by part of the step; their sum is that of the step, the mean one with ``teacher_every``.
+    """Operations per image, by part of the step.
 
     Args:
         run: its configuration.
-        literal: of Algorithm 1 taken at its word (``benchmarks/literal.py``), in place of the least that gives the same
-            numbers, which is what :class:`~hardpatch.pretrain.step.Learner` computes; section ``fast`` does not count.
-        mined: whether patches are mined at that step; the teacher rests where there are none.
+        literal: count literal Algorithm 1 (:mod:`hardpatch.bench.literal`) without section ``fast``, instead of the
+            least operations with the same result, which :class:`~hardpatch.pretrain.step.Learner` computes.
+        mined: count a step that mines patches; without mining the teacher does not run.
 
     Returns:
-        None for what is not counted: other hosts than mae, targets of a frozen network, masks by attention.
+        None for configurations that are not supported: other hosts than mae, targets of a frozen network, masks by
+        attention.
     """
     if run.method.host != "mae" or run.method.frozen is not None or run.masking.uses_attention:
         return None
-    sizes = _sizes(run)
+    shape = _step_shape(run)
     if literal:
-        return _literal(sizes)
-    parts = _student(sizes, run)
-    if sizes.predicts and mined and not run.fast.remember:
-        parts |= _teacher(sizes, run)
-    if run.method.target == "teacher":  # then it looks at every step
-        parts["teacher patches"] = linear(sizes.patches, sizes.pixels, sizes.width)
-        parts["teacher encoder"] = sizes.depth * block(sizes.width, 1 + sizes.patches)
+        return _literal(shape)
+    parts = _student(shape, run)
+    if shape.has_predictor and mined and not run.fast.remember:
+        parts |= _teacher(shape, run)
+    if run.method.target == "teacher":  # then the teacher runs in every step
+        parts["teacher patches"] = linear(shape.patches, shape.patch_values, shape.width)
+        parts["teacher encoder"] = shape.depth * block(shape.width, 1 + shape.patches)
     return parts
 
 
-def _sizes(run: RunConfig) -> Sizes:
-    method, model, grid = run.method, run.model, run.grid
-    shape, pixels = run.encoder_shape, model.patch_size**2 * run.data.channels
-    return Sizes(
-        width=shape["width"],
-        depth=shape["depth"],
-        wide=model.decoder_width,
-        deep=model.decoder_depth,
-        grid=grid,
-        masked=run.masking.counts(method.mask_ratio, 0.0)[0] * run.masking.unit**2,
-        pixels=pixels,
-        outputs=shape["width"] if method.target == "teacher" else pixels,
-        predicts=run.has_predictor,
+def _step_shape(run: RunConfig) -> StepShape:
+    method, model, masking = run.method, run.model, run.masking
+    width, depth = run.encoder_shape["width"], run.encoder_shape["depth"]
+    patch_values = model.patch_size**2 * run.data.channels
+    return StepShape(
+        width=width,
+        depth=depth,
+        decoder_width=model.decoder_width,
+        decoder_depth=model.decoder_depth,
+        grid=run.grid,
+        masked=masking.counts(method.mask_ratio, 0.0)[0] * masking.unit**2,
+        patch_values=patch_values,
+        target_values=width if method.target == "teacher" else patch_values,
+        has_predictor=run.has_predictor,
     )
 
 
-def _literal(of: Sizes) -> dict[str, float]:
-    """Every token through every layer."""
-    tokens = 1 + of.patches
-    embed, every_block = linear(of.patches, of.pixels, of.width), of.deep * block(of.wide, tokens)
-    rebuild = every_block + linear(tokens, of.wide, of.outputs)
-    predict = every_block + linear(tokens, of.wide, of.pixels)
+def _literal(shape: StepShape) -> dict[str, float]:
+    """Count a step in which all tokens pass all layers."""
+    tokens = 1 + shape.patches
+    embed = linear(shape.patches, shape.patch_values, shape.width)
+    blocks = shape.decoder_depth * block(shape.decoder_width, tokens)
+    reconstruct = blocks + linear(tokens, shape.decoder_width, shape.target_values)
+    predict = blocks + linear(tokens, shape.decoder_width, shape.patch_values)
     parts = {
         "student patches": 2 * embed,
-        "student encoder": 3 * of.depth * block(of.width, 1 + of.visible),
-        "student latent": 3 * linear(1 + of.visible, of.width, of.wide),
-        "reconstructor": 3 * rebuild,
+        "student encoder": 3 * shape.depth * block(shape.width, 1 + shape.visible),
+        "student latent": 3 * linear(1 + shape.visible, shape.width, shape.decoder_width),
+        "reconstructor": 3 * reconstruct,
     }
-    if of.predicts:
+    if shape.has_predictor:
         parts |= {
             "predictor": 3 * predict,
             "teacher patches": embed,
-            "teacher encoder": of.depth * block(of.width, tokens),
-            "teacher latent": linear(tokens, of.width, of.wide),
-            "teacher reconstructor": rebuild,
+            "teacher encoder": shape.depth * block(shape.width, tokens),
+            "teacher latent": linear(tokens, shape.width, shape.decoder_width),
+            "teacher reconstructor": reconstruct,
             "teacher predictor": predict,
         }
     return parts
 
 
-def _student(of: Sizes, run: RunConfig) -> dict[str, float]:
-    fast = run.fast
-    cross, trunk = fast.decoder == "cross", fast.trunk(of.deep)
-    asked, seen = max(1, int(of.masked * fast.prediction_ratio)), 1 + of.visible
-    tokens = seen if cross else seen + asked
-    spared = _spared(of, run, asked, of.patches)
+def _student(shape: StepShape, run: RunConfig) -> dict[str, float]:
+    fast, width = run.fast, shape.decoder_width
+    cross, trunk = fast.decoder == "cross", fast.trunk(shape.decoder_depth)
+    queries, visible = max(1, int(shape.masked * fast.prediction_ratio)), 1 + shape.visible
+    tokens = visible if cross else visible + queries
+    saved = _saved_by_shared_projections(shape, run, queries, shape.patches)
 
     def decoder(blocks: int) -> float:
         if cross:
-            return blocks * block(of.wide, seen, asked) - spared
-        return (blocks - 1) * block(of.wide, tokens) + block(of.wide, tokens, asked) - (0 if trunk else spared)
+            return blocks * block(width, visible, queries) - saved
+        return (blocks - 1) * block(width, tokens) + block(width, tokens, queries) - (0 if trunk else saved)
 
+    reconstruct = decoder(shape.decoder_depth - trunk) + linear(queries, width, shape.target_values)
     parts = {
-        "student patches": 2 * linear(of.visible, of.pixels, of.width),
-        "student encoder": 3 * of.depth * block(of.width, seen),
-        "student latent": 3 * linear(seen, of.width, of.wide),
-        "reconstructor": 3 * (decoder(of.deep - trunk) + linear(asked, of.wide, of.outputs)),
+        "student patches": 2 * linear(shape.visible, shape.patch_values, shape.width),
+        "student encoder": 3 * shape.depth * block(shape.width, visible),
+        "student latent": 3 * linear(visible, shape.width, width),
+        "reconstructor": 3 * reconstruct,
     }
     if trunk:
-        parts["shared blocks"] = 3 * (trunk * block(of.wide, tokens) - spared)
-    if of.predicts:
-        predicting = fast.predictor_depth or of.deep - trunk
-        parts["predictor"] = 3 * (decoder(predicting) + linear(asked, of.wide, 1))
+        parts["shared blocks"] = 3 * (trunk * block(width, tokens) - saved)
+    if shape.has_predictor:
+        blocks = fast.predictor_depth or shape.decoder_depth - trunk
+        parts["predictor"] = 3 * (decoder(blocks) + linear(queries, width, 1))
     return parts
 
 
-def _teacher(of: Sizes, run: RunConfig) -> dict[str, float]:
-    """Of one look at whole images."""
-    fast, trunk = run.fast, run.fast.trunk(of.deep)
-    rows, columns = (max(1, round(side * fast.teacher_resolution)) for side in of.grid)
+def _teacher(shape: StepShape, run: RunConfig) -> dict[str, float]:
+    """Count one forward pass of the teacher on a whole image."""
+    fast, width, trunk = run.fast, shape.decoder_width, run.fast.trunk(shape.decoder_depth)
+    rows, columns = (max(1, round(side * fast.teacher_resolution)) for side in shape.grid)
     patches = rows * columns
     tokens = 1 + patches
-    predicting = fast.predictor_depth or of.deep - trunk
+    blocks = fast.predictor_depth or shape.decoder_depth - trunk
     if fast.decoder == "cross":
-        blocks = predicting * block(of.wide, tokens, patches) - _spared(of, run, patches, patches)
+        saved = _saved_by_shared_projections(shape, run, patches, patches)
+        predictor = blocks * block(width, tokens, patches) - saved
     else:
-        blocks = (trunk + predicting - 1) * block(of.wide, tokens) + block(of.wide, tokens, patches)
+        predictor = (trunk + blocks - 1) * block(width, tokens) + block(width, tokens, patches)
     return {
-        "teacher patches": linear(patches, of.pixels, of.width),
-        "teacher encoder": of.depth * block(of.width, tokens),
-        "teacher latent": linear(tokens, of.width, of.wide),
-        "teacher predictor": blocks + linear(patches, of.wide, 1),
+        "teacher patches": linear(patches, shape.patch_values, shape.width),
+        "teacher encoder": shape.depth * block(shape.width, tokens),
+        "teacher latent": linear(tokens, shape.width, width),
+        "teacher predictor": predictor + linear(patches, width, 1),
     }
 
 
-def _spared(of: Sizes, run: RunConfig, rows: int, positions: int) -> float:
-    """What is spared where the first projections of mask tokens are made for each position, and not for each image."""
-    pieces = run.optim.accumulation_steps
-    images = run.batch_size // (1 if pieces == "auto" else pieces)
-    outputs = of.wide if run.fast.decoder == "cross" else 3 * of.wide
-    return linear(rows, of.wide, outputs) - linear(positions, of.wide, outputs) / images
+def _saved_by_shared_projections(shape: StepShape, run: RunConfig, queries: int, positions: int) -> float:
+    """Operations saved per image by projecting the mask tokens once for each position of a micro-batch."""
+    steps = run.optim.accumulation_steps
+    images = run.batch_size // (1 if steps == "auto" else steps)
+    outputs = shape.decoder_width if run.fast.decoder == "cross" else 3 * shape.decoder_width
+    return linear(queries, shape.decoder_width, outputs) - linear(positions, shape.decoder_width, outputs) / images
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> float:
-    """Of a linear layer."""
+    """Operations of a linear layer."""
     return 2.0 * tokens * inputs * outputs
 
 
-def block(width: int, tokens: int, asked: int | None = None) -> float:
-    """Of a Transformer block on so many ``tokens``, of which those ``asked`` for come out: all of them by default."""
-    asked = tokens if asked is None else asked
+def block(width: int, tokens: int, queries: int | None = None) -> float:
+    """Operations of a Transformer block on ``tokens``, with outputs for ``queries`` of them (default: all)."""
+    queries = tokens if queries is None else queries
     keys_values = linear(tokens, width, 2 * width)
-    queries_projection = 2 * linear(asked, width, width)
-    attention = 4.0 * asked * tokens * width
-    mlp = 2 * linear(asked, width, MLP_RATIO * width)
+    queries_projection = 2 * linear(queries, width, width)
+    attention = 4.0 * queries * tokens * width
+    mlp = 2 * linear(queries, width, MLP_RATIO * width)
     return keys_values + queries_projection + attention + mlp

@@ -1,4 +1,4 @@
-"""Times that can be compared on a machine that is not quiet: in turns, within one run, with their spread."""
+"""Timing in alternating turns with quartiles, so that times are comparable on a machine with other load."""
 
 import platform
 import statistics
@@ -11,104 +11,123 @@ from typing import NamedTuple
 import torch
 
 WARM_UP = 2
-"""Turns before those that count: kernels are compiled and chosen, the optimizer gets its state."""
+"""Turns that do not count: kernels are compiled and selected, the optimizer creates its state."""
 
 NOMINAL_BF16 = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s by the makers' data sheets; the first name that is part of the device's."""
+"""Dense bfloat16 FLOP/s from data sheets; the first key that is part of the device's name applies."""
+
+RoundCallback = Callable[[int, int], object]
+"""Called after each round with (rounds done, rounds)."""
 
 
-class Spread(NamedTuple):
-    """Lower quartile, median, upper quartile."""
+class Quartiles(NamedTuple):
+    """Lower quartile, median and upper quartile."""
 
-    low: float
-    middle: float
-    high: float
+    lower: float
+    median: float
+    upper: float
 
-    def __format__(self, form: str) -> str:
-        return f"{self.middle:{form}} ({self.low:{form}} to {self.high:{form}})"
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.lower:{spec}} to {self.upper:{spec}})"
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Quartiles; of one value, that value."""
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Return the quartiles of at least one value."""
     if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+        return Quartiles(values[0], values[0], values[0])
+    return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 @dataclass
-class Lane:
-    """What runs in turns."""
+class TimedStep:
+    """A step and its measurements."""
 
     step: Callable[[], object]
     steps: int = 1
-    """steps of a turn"""
+    """steps per turn"""
     seconds: list[float] = field(default_factory=list)
-    """of a step, for each turn that counts"""
+    """seconds per step, for each turn that counts"""
     resident: int = 0
-    """bytes on the device that stay between steps"""
+    """bytes on the device that stay allocated between steps"""
     peak: int | None = None
-    """bytes on the device at the most, without what the others hold"""
+    """peak of allocated bytes on the device, without those of other steps; None on a CPU"""
     out_of_memory: bool = False
-    """it takes no more turns"""
+    """takes no more turns"""
 
     def turn(self, device: torch.device) -> float:
-        """Take the steps of a turn and wait for the device: seconds of a step."""
-        begin = time.perf_counter()
+        """Take the steps of a turn and wait for the device. Returns seconds per step."""
+        start = time.perf_counter()
         try:
             for _ in range(self.steps):
                 self.step()
         except torch.OutOfMemoryError:
-            self.out_of_memory, self.step = True, lambda: None  # and with it go weights and gradients
-        wait_for(device)
-        return (time.perf_counter() - begin) / self.steps
+            self.out_of_memory, self.step = True, lambda: None  # releases weights and gradients
+        synchronize(device)
+        return (time.perf_counter() - start) / self.steps
 
 
-def open_lane(step: Callable[[], object], device: torch.device, held: int, steps: int = 1) -> Lane:
-    """Take a first turn, and note what stays on the device, which held so many bytes before the contender came."""
-    lane = Lane(step, steps)
-    lane.turn(device)
-    lane.resident = allocated(device) - held
-    return lane
+def first_turn(step: Callable[[], object], device: torch.device, allocated_before: int, steps: int = 1) -> TimedStep:
+    """Take a first turn, and measure which memory stays allocated.
+
+    Args:
+        step: what is timed.
+        device: where it runs.
+        allocated_before: bytes on the device before the step was built.
+        steps: per turn.
+    """
+    timed = TimedStep(step, steps)
+    timed.turn(device)
+    timed.resident = allocated(device) - allocated_before
+    return timed
 
 
 def take_turns(
-    lanes: Sequence[Lane], turns: int, device: torch.device, told: Callable[[int, int], object] = lambda done, of: None
+    timed_steps: Sequence[TimedStep],
+    turns: int,
+    device: torch.device,
+    progress: RoundCallback = lambda done, total: None,
 ) -> None:
-    """Every lane in turn, ``turns`` times, there and back, so that none always comes after the same other.
-
-    ``told`` hears of every round.
-    """
-    for turn in range(WARM_UP + turns):
-        for lane in lanes if turn % 2 == 0 else lanes[::-1]:
-            if lane.out_of_memory:
+    """Take ``turns`` turns of each step, in alternating direction (a b c, c b a, ...), after those for warm-up."""
+    rounds = WARM_UP + turns
+    for index in range(rounds):
+        for timed in timed_steps if index % 2 == 0 else timed_steps[::-1]:
+            if timed.out_of_memory:
                 continue
             before = allocated(device)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            seconds = lane.turn(device)
-            if turn >= WARM_UP:
-                lane.seconds.append(seconds)
+            seconds = timed.turn(device)
+            if index >= WARM_UP:
+                timed.seconds.append(seconds)
                 if device.type == "cuda":
-                    peak = torch.cuda.max_memory_allocated(device) - before + lane.resident
-                    lane.peak = max(peak, lane.peak or 0)
-        told(turn + 1, WARM_UP + turns)
+                    peak = torch.cuda.max_memory_allocated(device) - before + timed.resident
+                    timed.peak = max(peak, timed.peak or 0)
+        progress(index + 1, rounds)
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """A large product of matrices, and its FLOPs: the rate of arithmetic that the device reaches right now."""
-    side, times = (8192, 10) if device.type == "cuda" else (2048, 1)
+class MatrixProduct(NamedTuple):
+    """A large matrix product, to measure the arithmetic rate that the device reaches."""
+
+    step: Callable[[], object]
+    flops: float
+    """of one step"""
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> MatrixProduct:
+    """Build a matrix product of random square matrices."""
+    side, repeats = (8192, 10) if device.type == "cuda" else (2048, 1)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     out = torch.empty_like(a)
 
     def step() -> None:
-        for _ in range(times):
+        for _ in range(repeats):
             torch.mm(a, b, out=out)
 
-    return step, 2.0 * side**3 * times
+    return MatrixProduct(step, 2.0 * side**3 * repeats)
 
 
 def nominal_rate(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of the device's data sheet, where it is known."""
+    """FLOP/s from the data sheet of the device, None if unknown."""
     if device.type != "cuda" or precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
@@ -116,23 +135,23 @@ def nominal_rate(device: torch.device, precision: str) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls it."""
+    """Model name of a GPU, or of a CPU with its number of threads; else the type of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        cores = Path("/proc/cpuinfo")
-        lines = cores.read_text(encoding="utf-8").splitlines() if cores.is_file() else []
+        cpu_info = Path("/proc/cpuinfo")
+        lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     return device.type
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes of tensors on a GPU; 0 elsewhere, where nobody counts them."""
+    """Bytes of tensors on a GPU; 0 on other devices, which do not count them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -8,37 +8,13 @@ from hardpatch.errors import UserError
 
 
 def bench_data(arguments: list[str]) -> int:
-    parser = Parser("bench data", "Images a second of every stage from the file to the batch, and what limits.")
-    parser.add_argument("--data", metavar="PATH", help="images as for pretrain; nothing = the embedded demo set")
-    parser.add_argument("--image_size", type=at_least_one, default=224, metavar="N", help="default: %(default)s")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
-    parser.add_argument(
-        "--crop_scale", type=float, nargs=2, default=(0.2, 1.0), metavar=("LOW", "HIGH"), help="default: 0.2 1"
-    )
-    parser.add_argument(
-        "--shrink_on_decode", type=_factor, default=2.0, metavar="X", help="as data.shrink_on_decode, or null (2.0)"
-    )
-    parser.add_argument("--batch_size", type=at_least_one, default=256, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="X", help="of each measurement (%(default)s)")
-    parser.add_argument(
-        "--images", type=at_least_one, default=2000, metavar="N", help="drawn from a larger set (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, nargs="+", metavar="N", help="numbers to try (default: 0, 1, 2, 4, ... and all cores)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
-    options = parser.parse_args(arguments)
-    if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:
-        raise UserError(f"--crop_scale: expected 0 < smallest <= largest <= 1, got {list(options.crop_scale)}")
-    if options.seconds <= 0:
-        raise UserError(f"--seconds: expected a number above 0, got {options.seconds}")
-    if options.workers and min(options.workers) < 0:
-        raise UserError(f"--workers: expected 0 or more, got {min(options.workers)}")
+    """Measure the throughput of data loading, and print it with the bottleneck."""
+    options = _parser().parse_args(arguments)
+    _check(options)
 
     import torch
 
-    from hardpatch.bench.feeding import feeding, markdown
+    from hardpatch.bench.data_loading import measure_loading
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
     from hardpatch.data.loader import cores
@@ -60,8 +36,8 @@ def bench_data(arguments: list[str]) -> int:
         shrink_on_decode=options.shrink_on_decode,
     )
     powers = [2**k for k in range(12) if 2**k < cores()]
-    with counting("measurements") as told:
-        found = feeding(
+    with counting("measurements") as progress:
+        result = measure_loading(
             source,
             transform,
             device,
@@ -69,21 +45,77 @@ def bench_data(arguments: list[str]) -> int:
             seconds=options.seconds,
             sampled=options.images,
             workers=options.workers or [0, *powers, cores()],
-            told=told,
+            progress=progress,
         )
     machine = f"{device_name(device)}, {cores()} cores, torch {torch.__version__}"
-    sampled = f", {found.sampled} of them measured" if found.sampled < found.images else ""
-    height, width = found.size
-    print(f"{machine}\n{found.images} images{sampled}, {height} x {width} on average, to {options.image_size} px\n")
-    print(markdown(found), end="")
+    sampled = f", {result.sampled} of them measured" if result.sampled < result.images else ""
+    height, width = result.size
+    print(f"{machine}\n{result.images} images{sampled}, {height} x {width} on average, to {options.image_size} px\n")
+    print(result.to_markdown(), end="")
     if options.json is not None:
         settings = {"data": options.data, "image_size": options.image_size, "batch_size": options.batch_size}
-        write_json(options.json, {"machine": machine, **settings, **found.to_dict()})
+        write_json(options.json, {"machine": machine, **settings, **result.to_dict()})
     return 0
 
 
+def _parser() -> Parser:
+    parser = Parser("bench data", "Measure images per second of each stage of data loading, and name the bottleneck.")
+    parser.add_argument("--data", metavar="PATH", help="images, as for pretrain; default: the embedded demo set")
+    parser.add_argument(
+        "--image_size",
+        type=at_least_one,
+        default=224,
+        metavar="N",
+        help="side of a crop in pixels (default: %(default)s)",
+    )
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    parser.add_argument(
+        "--crop_scale",
+        type=float,
+        nargs=2,
+        default=(0.2, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="area of a crop, as a fraction of the image (default: 0.2 1)",
+    )
+    parser.add_argument(
+        "--shrink_on_decode",
+        type=_factor,
+        default=2.0,
+        metavar="X",
+        help="as data.shrink_on_decode, or null (default: 2.0)",
+    )
+    parser.add_argument(
+        "--batch_size", type=at_least_one, default=256, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, metavar="X", help="duration of each measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        type=at_least_one,
+        default=2000,
+        metavar="N",
+        help="random images of a larger set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", metavar="N", help="numbers to try (default: 0, 1, 2, 4, ... and all cores)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:
+        raise UserError(f"--crop_scale: expected 0 < LOW <= HIGH <= 1, got {list(options.crop_scale)}")
+    if options.seconds <= 0:
+        raise UserError(f"--seconds: expected a number above 0, got {options.seconds}")
+    if options.workers and min(options.workers) < 0:
+        raise UserError(f"--workers: expected 0 or more, got {min(options.workers)}")
+
+
 def _factor(text: str) -> float | None:
-    """A number from 1, or null."""
+    """Parse a number from 1, or null."""
     if text == "null":
         return None
     try:

@@ -114,8 +114,8 @@ def _evaluate(
 ) -> int:
     """Features of one or two models, a measurement on each, a line and a JSON entry for each."""
     from hardpatch.interchange.load import load
+    from hardpatch.measure.distributed import process_group, process_rank
     from hardpatch.measure.labels import labeled_features
-    from hardpatch.measure.ranks import joined, ranks
     from hardpatch.train.device import use_device
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
@@ -123,7 +123,7 @@ def _evaluate(
     show_log()
     cache = options.cache or (Path(options.run) / "features" if Path(options.run).is_dir() else None)
     results = {}
-    with joined(use_device(options.device)) as device:
+    with process_group(use_device(options.device)) as device:
         for weights in [options.weights, "untrained"] if options.untrained else [options.weights]:
             model = load(options.run, weights, device=device)
             with counting(f"features, {weights}") as progress:
@@ -138,7 +138,7 @@ def _evaluate(
                     cache=None if options.no_cache else cache,
                     progress=progress,
                 )
-            if ranks()[0] == 0:  # the others have given their features and have nothing more to do
+            if process_rank().rank == 0:  # the others have given their features and have nothing more to do
                 result = measure(found, device)
                 results[weights] = {**result.to_dict(), "skipped": found.train.bad + found.val.bad}
                 print(f"{weights}: {row(result)}")

@@ -32,7 +32,7 @@ def score(arguments: list[str]) -> int:
     from hardpatch.data.loader import BadFiles, resolve_workers
     from hardpatch.data.sources import open_images
     from hardpatch.interchange.load import load_pair, load_target, training_masks
-    from hardpatch.measure.difficulty import score
+    from hardpatch.measure.score import score
     from hardpatch.train.device import use_device
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting

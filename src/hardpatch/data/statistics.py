@@ -61,16 +61,16 @@ def resolve_statistics(
     """Return the statistics that the settings ``data.mean`` and ``data.std`` stand for.
 
     Args:
-        mean, std: ``imagenet``, ``computed``, or the values of each channel.
+        mean: ``imagenet``, ``computed``, or the values of each channel.
+        std: likewise.
         compute: returns mean and standard deviation of the images; called only if a setting is ``computed``.
     """
-    computed: tuple[Sequence[float], Sequence[float]] = ((), ())
-    if "computed" in (mean, std):
-        computed = compute()
-    means, stds = (
-        {"imagenet": IMAGENET_MEAN, "computed": computed[0]},
-        {"imagenet": IMAGENET_STD, "computed": computed[1]},
-    )
+    computed = compute() if "computed" in (mean, std) else ((), ())
+    named: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+        "computed": computed,
+    }
     return ChannelStatistics(
-        list(means[mean] if isinstance(mean, str) else mean), list(stds[std] if isinstance(std, str) else std)
+        list(named[mean][0] if isinstance(mean, str) else mean),
+        list(named[std][1] if isinstance(std, str) else std),
     )

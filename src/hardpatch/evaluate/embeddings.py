@@ -1,8 +1,9 @@
-"""One vector for each image, written as they come: a million images need no memory for it."""
+"""Embeddings of images in a Parquet file, written batch by batch, so that any number of images fits into memory."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,18 @@ import torch.nn.functional as F
 from hardpatch.data.loader import eval_batches, resolve_workers
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.measure.features import Progress, extract
+from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform
 from hardpatch.methods.hpm import HPM
+
+
+class EmbedResult(NamedTuple):
+    """Result of :func:`write_embeddings`."""
+
+    images: int
+    """number of embedded images"""
+    bad: list[str]
+    """one line for each image that could not be read"""
 
 
 def write_embeddings(
@@ -21,26 +31,24 @@ def write_embeddings(
     out: Path,
     *,
     device: torch.device | str,
-    pool: Literal["mean", "class"] = "mean",
+    pool: Pool = "mean",
     normalize: bool = False,
     batch_size: int = 256,
     workers: int | Literal["auto"] = "auto",
-    progress: Progress | None = None,
-) -> tuple[int, list[str]]:
-    """Write a Parquet file with the columns ``path`` (text) and ``embedding`` (D float32 numbers a row).
+    progress: ProgressCallback | None = None,
+) -> EmbedResult:
+    """Write a Parquet file with the columns ``path`` (text) and ``embedding`` (D float32 values per row).
 
     Args:
         model: in eval mode, on ``device``.
-        source: images of any size; they are shown as k-NN shows them.
-        out: the file; complete or not there.
+        source: images of any size, preprocessed as for k-NN.
+        out: the file, written completely or not at all.
         device: where the model is.
-        pool: average of the patch tokens, or the class token.
-        normalize: bring every vector to length 1.
-        batch_size, workers: of the loading.
+        pool: mean of the patch tokens, or the class token.
+        normalize: scale every vector to length 1.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
         progress: called after each batch with (images done, images).
-
-    Returns:
-        The number of vectors, and a line for each image that could not be read.
 
     Raises:
         UserError: if the file cannot be written, or the features are not finite.
@@ -48,7 +56,7 @@ def write_embeddings(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    bfloat = torch.bfloat16 if torch.device(device).type == "cuda" else None
+    autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
     width = model.host.encoder.width
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
     partial = out.with_name(f".{out.name}.partial")
@@ -59,17 +67,19 @@ def write_embeddings(
         out.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(partial, schema) as file:
             for batch in batches:
-                found = extract(model, [batch], device=device, pool=pool, autocast=bfloat)
-                vectors = F.normalize(found.features, dim=1) if normalize else found.features
-                names = [source.name(i).encode(errors="replace").decode() for i in found.indices.tolist()]
+                features = extract(model, [batch], device=device, pool=pool, autocast=autocast)
+                vectors = F.normalize(features.features, dim=1) if normalize else features.features
+                # file names need not be valid Unicode, Parquet strings must be
+                names = [source.name(i).encode(errors="replace").decode() for i in features.indices.tolist()]
                 column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), width)
                 file.write_table(pa.table([pa.array(names), column], schema=schema))
-                written, bad = written + len(names), bad + found.bad
+                written, bad = written + len(names), bad + features.bad
                 if progress is not None:
                     progress(written + len(bad), len(source))
         os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
-    return written, bad
+        with suppress(OSError):
+            partial.unlink()
+    return EmbedResult(written, bad)

@@ -1,4 +1,4 @@
-"""Weights for other libraries: written, loaded there, and held against ours before they are put in place."""
+"""Export weights to other libraries, and compare the outputs there with those of this package."""
 
 import importlib.util
 import json
@@ -29,50 +29,50 @@ from hardpatch.patches import gather, split
 from hardpatch.pickles import save_tensors
 
 REAL_IMAGES = 2
-"""Images of the embedded set that both libraries are shown, beside a random one."""
+"""Images of the embedded set in the comparison, in addition to a random one."""
 TOLERANCE = 1e-3
-"""Largest difference, in units of the largest output, that is put down to rounding."""
+"""Largest difference, relative to the largest output, that counts as rounding."""
 
 
-class Difference(NamedTuple):
-    """How far the outputs of the other library are from ours."""
+class OutputDifference(NamedTuple):
+    """Difference between the outputs of the other library and of this one."""
 
     random: float
     """largest absolute difference on an image of random numbers"""
     real: float | None
-    """on real images; None where they would not have the model's number of channels"""
+    """the same on real images; None if they do not have the model's number of channels"""
     largest: float
-    """the largest absolute output, to compare with"""
+    """largest absolute output"""
 
 
-class Exported(NamedTuple):
-    """What was written."""
+class ExportResult(NamedTuple):
+    """Result of an export."""
 
     path: Path
     code: str
-    """Python that loads it"""
+    """Python code that loads the model"""
     mean: tuple[float, ...]
     """of each channel, for pixels in [0, 1]"""
     std: tuple[float, ...]
     """likewise"""
     image_size: tuple[int, int]
     """(height, width) in pixels"""
-    difference: Difference | None
-    """None where the other library is not installed"""
+    difference: OutputDifference | None
+    """None if the other library is not installed"""
 
 
 def export_timm(
     run: str | Path, out: str | Path, weights: Literal["student", "teacher"] = "student", *, heads: int | None = None
-) -> Exported:
+) -> ExportResult:
     """Write the encoder of ``run`` as a ``.safetensors`` file that ``timm.create_model`` loads strictly.
 
-    Encoders with relative positions become timm's BEiT, all others its ViT.
+    An encoder with relative positions becomes timm's BEiT, any other its ViT.
 
     Args:
         run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
         out: a new file.
-        weights: whose.
-        heads: of the attention, where the file does not say.
+        weights: which weights of the run.
+        heads: attention heads, if the file does not say.
 
     Raises:
         UserError: if there is nothing to load, or ``out`` exists or cannot be written.
@@ -84,7 +84,7 @@ def export_timm(
     encoder, mean, std = _backbone(run, weights, heads)
     name, arguments = timm_arguments(encoder, mean, std)
     settings = encoder_settings(encoder)
-    told = {key: settings[key] for key in ("image_size", "heads")} | {"mean": mean, "std": std}
+    metadata = {key: settings[key] for key in ("image_size", "heads")} | {"mean": mean, "std": std}
 
     def outputs(path: Path, images: Tensor) -> Tensor:
         import timm
@@ -92,11 +92,12 @@ def export_timm(
         network: Any = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
         return network.forward_features(images)
 
-    with _put_in_place(out) as path:
-        save_tensors(_apart(timm_state(encoder)), path, {EXPORTED: json.dumps(told)})
+    with _new_path(out) as path:
+        save_tensors(_cloned(timm_state(encoder)), path, {EXPORTED: json.dumps(metadata)})
         difference = _difference(encoder, encoder, lambda images: outputs(path, images))
-    words = [f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items()), f'checkpoint_path="{out}"']
-    return Exported(out, f"timm.create_model({', '.join(words)})", mean, std, _size(encoder), difference)
+    keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    code = f'timm.create_model("{name}", {keywords}, checkpoint_path="{out}")'
+    return ExportResult(out, code, mean, std, _size(encoder), difference)
 
 
 def export_hugging_face(
@@ -108,33 +109,35 @@ def export_hugging_face(
     heads: int | None = None,
     decoder_heads: int | None = None,
     normalize_pixels: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` for ``from_pretrained``.
 
     Args:
-        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` what
-            :func:`hardpatch.load` reads.
+        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` anything
+            that :func:`hardpatch.load` reads.
         out: a new folder.
-        weights: whose.
+        weights: which weights of the run.
         form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
             ``ViTMAEForPreTraining``.
-        heads, decoder_heads, normalize_pixels: where the file does not say.
+        heads: attention heads of the encoder, if the file does not say.
+        decoder_heads: of the decoder, if the file does not say.
+        normalize_pixels: the targets were normalized per patch, if the file does not say.
 
     Raises:
-        UserError: if there is nothing to load, that class cannot hold it, or ``out`` exists or cannot be written.
+        UserError: if there is nothing to load, the class cannot hold it, or ``out`` exists or cannot be written.
     """
     out = Path(out)
     check_new(out)
-    ours: Callable[[Tensor], Tensor]
-    theirs: Callable[[Path, Tensor], Tensor]
+    own_outputs: Callable[[Tensor], Tensor]
+    exported_outputs: Callable[[Path, Tensor], Tensor]
     if form == "vit":
         encoder, mean, std = _backbone(run, weights, heads)
         config, state = to_hugging_face.vit(encoder)
-        ours, theirs = encoder, _vit_outputs
+        own_outputs, exported_outputs = encoder, _vit_outputs
         code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
     else:
         if weights == "teacher":
-            raise UserError("--form: vit_mae holds a reconstructor, which a teacher does without; export the student")
+            raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
         model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
         host = model.host
         if not isinstance(host, MAE):
@@ -143,34 +146,34 @@ def export_hugging_face(
         ratio, _ = training_masks(run)
         config, state = to_hugging_face.vit_mae(host, ratio)
         mask = _mask(encoder, ratio)
-        ours, theirs = partial(_mae_outputs, host, mask), partial(_vit_mae_outputs, mask)
+        own_outputs, exported_outputs = partial(_mae_outputs, host, mask), partial(_vit_mae_outputs, mask)
         code = f'transformers.ViTMAEForPreTraining.from_pretrained("{out}")'
-    with _put_in_place(out) as folder:
+    with _new_path(out) as folder:
         folder.mkdir()
         _write_json(folder / "config.json", config)
         _write_json(folder / "preprocessor_config.json", to_hugging_face.preprocessor(encoder, mean, std))
-        save_tensors(
-            {name: value.clone() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"}
-        )
+        save_tensors(_cloned(state), folder / "model.safetensors", {"format": "pt"})
         difference = None
         if importlib.util.find_spec("transformers") is not None:
-            difference = _difference(encoder, ours, partial(theirs, folder))
-    return Exported(out, code, mean, std, _size(encoder), difference)
+            difference = _difference(encoder, own_outputs, partial(exported_outputs, folder))
+    return ExportResult(out, code, mean, std, _size(encoder), difference)
 
 
 def check_new(out: Path) -> None:
-    """Refuse to write over anything.
+    """Check that ``out`` does not exist.
 
     Raises:
-        UserError: if it exists.
+        UserError: if it does.
     """
     if out.exists() or out.is_symlink():
-        raise UserError(f"--out: {out} exists and is never written over; name a new one")
+        raise UserError(f"--out: {out} exists and is never overwritten; choose a new name")
 
 
 @torch.no_grad()
-def _difference(encoder: Encoder, ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor]) -> Difference:
-    """Show both the same images.
+def _difference(
+    encoder: Encoder, own_outputs: Callable[[Tensor], Tensor], exported_outputs: Callable[[Tensor], Tensor]
+) -> OutputDifference:
+    """Compare the outputs for the same images.
 
     Raises:
         RuntimeError: if they differ by more than rounding.
@@ -183,12 +186,13 @@ def _difference(encoder: Encoder, ours: Callable[[Tensor], Tensor], theirs: Call
         real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         real = F.interpolate(real, size=_size(encoder), mode="bicubic", antialias=True)
     images = noise if real is None else torch.cat([noise, real])
-    expected = ours(images)
-    difference = (theirs(images) - expected).abs().flatten(1).amax(dim=1).tolist()
-    found = Difference(difference[0], None if real is None else max(difference[1:]), expected.abs().max().item())
-    if not max(difference) <= TOLERANCE * found.largest:
-        raise RuntimeError(f"the exported model gives other outputs, nothing was written: {found}")
-    return found
+    expected = own_outputs(images)
+    difference = (exported_outputs(images) - expected).abs().flatten(1).amax(dim=1).tolist()
+    largest = expected.abs().max().item()
+    result = OutputDifference(difference[0], None if real is None else max(difference[1:]), largest)
+    if not max(difference) <= TOLERANCE * largest:
+        raise RuntimeError(f"the exported model gives other outputs, nothing was written: {result}")
+    return result
 
 
 def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
@@ -198,10 +202,10 @@ def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
 
 
 def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
-    """Latent and predictions of the masked patches, one after the other: ``[B, ...]``."""
-    parts = split(mask.expand(len(images), -1))
-    latent = host.encode(images, parts)
-    prediction = host.reconstruct(latent, host.decoder_tokens(latent, parts), parts)
+    """Concatenate latent and predictions of the masked patches: ``[B, ...]``."""
+    patches = split(mask.expand(len(images), -1))
+    latent = host.encode(images, patches)
+    prediction = host.reconstruct(latent, host.decoder_tokens(latent, patches), patches)
     return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
 
 
@@ -209,7 +213,7 @@ def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:
     with _quiet_transformers() as transformers:
         model = transformers.ViTMAEForPreTraining.from_pretrained(folder).eval()
     mask = mask.expand(len(images), -1)
-    # it keeps the patches with the least noise, in that order
+    # the library keeps the patches with the least noise, in the order of the noise
     noise = mask.float() * mask.shape[1] + torch.arange(mask.shape[1])
     latent = model.vit(images, noise=noise).last_hidden_state
     prediction = gather(model(images, noise=noise).logits, split(mask).masked)
@@ -241,7 +245,7 @@ def _backbone(run: str | Path, weights: Literal["student", "teacher"], heads: in
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    """As they were typed: a float32 of 0.485 is 0.48500001430511475."""
+    """Round to the precision of float32: 0.485 for 0.48500001430511475."""
     return tuple(float(f"{value:.7g}") for value in values)
 
 
@@ -249,8 +253,8 @@ def _size(encoder: Encoder) -> tuple[int, int]:
     return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, as the format wants them: some are slices of one."""
+def _cloned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy each tensor, since safetensors does not accept tensors that share memory."""
     return {name: value.clone() for name, value in state.items()}
 
 
@@ -259,8 +263,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _put_in_place(out: Path) -> Iterator[Path]:
-    """A path of the same name in a hidden folder beside ``out``, moved there if nothing went wrong."""
+def _new_path(out: Path) -> Iterator[Path]:
+    """Yield a path in a hidden folder beside ``out``, and rename it to ``out`` if there was no error."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

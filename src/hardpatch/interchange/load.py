@@ -1,7 +1,7 @@
-"""From a run folder or a weights file, ours or another's, to a model."""
+"""Load the model of a run folder or of a weights file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +18,14 @@ from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.train import checkpoint
 
 
+class TrainingMasks(NamedTuple):
+    """Masking of a run."""
+
+    mask_ratio: float
+    predict: Literal["whole", "masked"]
+    """source of the difficulty by which it mined: predictions from whole images, or of masked patches"""
+
+
 def load(
     run: str | Path,
     weights: WeightsName = "student",
@@ -27,29 +35,31 @@ def load(
     decoder_heads: int | None = None,
     normalize_pixels: bool = False,
 ) -> HPM:
-    """The model of a run, in eval mode and without gradients.
+    """Load the model of a run, in eval mode and without gradients.
 
     It has ``encode(images, mask=None) -> [B, 1 + V, D]``, ``predict_loss(images) -> [B, N]``,
-    ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalize(uint8 images)``, which makes the ``images`` that
-    the others take; see :class:`~hardpatch.methods.hpm.HPM`.
+    ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalize(uint8 images)``, whose result the others
+    take as ``images``; see :class:`~hardpatch.methods.hpm.HPM`.
 
     Args:
         run: a run folder (its newest checkpoint), a ``.safetensors`` file, or a ``.pth`` checkpoint of the reference
             implementations of HPM or MAE (read without unpickling code).
-        weights: the student's, which fine-tuning starts from; the teacher's, which mines and cannot reconstruct; or
-            random, the initialization that the run began with.
+        weights: ``student``, from which fine-tuning starts; ``teacher``, which mines and cannot reconstruct; or
+            ``random``, the initialization of the run.
         device: where to put it.
-        heads, decoder_heads, normalize_pixels: for reference checkpoints, in whose weights they leave no trace; see
+        heads: for reference checkpoints, from whose weights the heads cannot be inferred; see
             :func:`~hardpatch.interchange.reference.from_reference`.
+        decoder_heads: likewise.
+        normalize_pixels: likewise.
 
     Raises:
-        UserError: if there is nothing to load, it is of another kind, or it could run code.
+        UserError: if there is nothing to load, the file is of another kind, or it could run code.
     """
     path = weights_file(run)
     metadata = read_metadata(path)
     if metadata is None:
         if weights == "random":
-            raise UserError(f"--weights random: {path} does not say how it was initialized; give a run of hardpatch")
+            raise UserError(f"--weights random: {path} does not say how it was initialized; use a run of hardpatch")
         state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
@@ -67,7 +77,7 @@ def load(
 
 
 def load_pair(run: str | Path, *, device: str | torch.device = "cpu") -> tuple[HPM, HPM]:
-    """Student and teacher of a run; the student twice where the file has no teacher.
+    """Load student and teacher of a run; the student twice if the file has no teacher.
 
     Raises:
         UserError: as :func:`load`.
@@ -80,10 +90,15 @@ def load_pair(run: str | Path, *, device: str | torch.device = "cpu") -> tuple[H
 
 
 def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "cpu") -> Target | None:
-    """What a run reconstructs where it is not the student's own pixels, else None; ``teacher`` is the run's.
+    """Load the reconstruction target of a run, None for the student's own pixels.
+
+    Args:
+        run: as for :func:`load`.
+        teacher: of the run.
+        device: where to put the target's network.
 
     Raises:
-        UserError: if the network that it comes from cannot be loaded.
+        UserError: if the target's network cannot be loaded.
     """
     path = weights_file(run)
     metadata = read_metadata(path)
@@ -95,15 +110,17 @@ def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "
     return target_of(settings, torch.device(device))[0]
 
 
-def training_masks(run: str | Path) -> tuple[float, Literal["whole", "masked"]]:
-    """The mask ratio of a run, and what it mined by: difficulty that was foreseen of whole images, or where a patch was
-    masked (``fast.remember``). MAE's 0.75, and whole images, for other weights."""
+def training_masks(run: str | Path) -> TrainingMasks:
+    """Return the mask ratio of a run and its source of difficulty; 0.75 and whole images for weights of other origin.
+
+    With ``fast.remember`` the difficulty was predicted for masked patches.
+    """
     path = weights_file(run)
     metadata = read_metadata(path)
     if metadata is None:
-        return 0.75, "whole"
+        return TrainingMasks(0.75, "whole")
     settings = read_settings(metadata, path)
-    return settings.method.mask_ratio, "masked" if settings.fast.remember else "whole"
+    return TrainingMasks(settings.method.mask_ratio, "masked" if settings.fast.remember else "whole")
 
 
 def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
@@ -112,7 +129,7 @@ def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
 
 
 def weights_file(run: str | Path) -> Path:
-    """The file that holds the weights of ``run``.
+    """Return the path of the weights file of a run folder or weights file.
 
     Raises:
         UserError: if there is none.
@@ -131,7 +148,7 @@ def weights_file(run: str | Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """The metadata of a weights file of a pre-training run, None for a file of other origin.
+    """Read the metadata of the weights file of a pre-training run, None for a file of other origin.
 
     Raises:
         UserError: if a ``.safetensors`` file is broken, or of another kind of run.

@@ -1,7 +1,7 @@
-"""Checkpoints in the layout of the reference implementations of HPM and MAE, read without unpickling code.
+"""Checkpoints of the reference implementations of HPM and MAE, read without unpickling code.
 
-Their keys carry no prefix for encoder parts; the reconstructor's are ``decoder_*``, the loss predictor's
-``decoder_*_losspred``. Training wraps add ``module.``, golden files ``model.``.
+Keys of encoder parts have no prefix, those of the reconstructor are ``decoder_*``, those of the loss predictor
+``decoder_*_losspred``. Training wrappers add ``module.``, golden files ``model.``.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder
 from hardpatch.pickles import load_pickle
 
-# The first that fits wins: the loss predictor's names continue those of the reconstructor.
+# The first match wins: the loss predictor's names begin like those of the reconstructor.
 _OUR_PREFIX = {
     "decoder_blocks_losspred.": "predictor.blocks.",
     "decoder_norm_losspred.": "predictor.norm.",
@@ -32,17 +32,17 @@ _OUR_PREFIX = {
     "blocks.": "host.encoder.blocks.",
     "norm.": "host.encoder.norm.",
 }
-_FIXED = ("pos_embed", "decoder_pos_embed")  # sine-cosine, made anew
+_FIXED = ("pos_embed", "decoder_pos_embed")  # sine-cosine, computed by the model
 _HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()}
 
 
 def read_reference(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
-    """The state of a reference checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
+    """Read the state of a reference checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
 
-    Where it has neither: its ``model``, DINO's ``student`` or ``teacher``, or the tensors that it is made of.
+    Without these: its ``model``, DINO's ``student`` or ``teacher``, or the whole content if that is tensors.
 
     Raises:
-        UserError: if the file is no checkpoint, or holds anything but tensors and plain values.
+        UserError: if the file is not a checkpoint, or has anything but tensors and plain values.
     """
     content = load_pickle(path, "RUN")
     key = "state_dict" if weights == "student" else "ema_state_dict"
@@ -50,8 +50,8 @@ def read_reference(path: Path, weights: Literal["student", "teacher"] = "student
     if isinstance(content, dict):  # HPM; MAE and DeiT; DINO and iBOT; bare tensors
         state = content.get(key) or content.get("model") or content.get(weights) or content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"RUN: {path} has no `{key}`; found: {found}")
+        names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"RUN: {path} has no `{key}`; found: {names}")
     return state
 
 
@@ -62,17 +62,17 @@ def from_reference(
     decoder_heads: int | None = None,
     normalize_pixels: bool = False,
 ) -> HPM:
-    """Build the model that a reference state describes, and load it strictly.
+    """Build the model of a reference state, and load the state strictly.
 
-    Widths, depths, patch size, channels and the (square) image size are read off the tensors; MAE checkpoints have no
-    loss predictor. The number of heads leaves no trace in the weights: it is that of the standard sizes where the
-    width is a standard one, else heads of 64 or 32 channels in the encoder; 16 heads, or heads of 16 channels if that
-    is fewer, in the decoders.
+    Widths, depths, patch size, channels and the (square) image size are inferred from the tensors; MAE checkpoints have
+    no loss predictor. The numbers of heads cannot be inferred: those of the encoder are :func:`default_heads`, those of
+    the decoders 16, or fewer with 16 channels each.
 
     Args:
         state: reference keys to tensors, with or without ``module.`` and ``model.``.
-        heads, decoder_heads: to overrule that.
-        normalize_pixels: whether the targets were normalized per patch, which leaves no trace either.
+        heads: of the encoder, instead of the default.
+        decoder_heads: of the decoders, instead of the default.
+        normalize_pixels: the targets were normalized per patch, which cannot be inferred either.
 
     Raises:
         UserError: if keys are missing or unknown.
@@ -94,7 +94,7 @@ def from_reference(
             channels=channels,
             width=width,
             depth=_depth(state, "blocks."),
-            heads=heads or usual_heads(width),
+            heads=heads or default_heads(width),
             decoder_width=decoder_width,
             decoder_depth=_depth(state, "decoder_blocks."),
             decoder_heads=decoder_heads,
@@ -117,14 +117,13 @@ def from_reference(
     return model
 
 
-def usual_heads(width: int) -> int:
-    """Heads of a ViT of that width, which leave no trace in its weights: those of the standard size, else of 64
-    channels where that divides the width, or of 32."""
+def default_heads(width: int) -> int:
+    """Heads of a standard ViT of that width; of other widths heads of 64 channels if that divides, else of 32."""
     return _HEADS.get(width) or max(1, width // 64 if width % 64 == 0 else width // 32)
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reference keys as those of :class:`~hardpatch.methods.hpm.HPM`; unknown ones stay as they are."""
+    """Rename reference keys to those of :class:`~hardpatch.methods.hpm.HPM`; unknown keys stay."""
     renamed = {}
     for key, value in state.items():
         if key not in _FIXED:

@@ -1,10 +1,10 @@
-"""An encoder as Hugging Face's ViTModel, a whole MAE as its ViTMAEForPreTraining: configuration and weights.
+"""Convert an encoder to Hugging Face's ViTModel, and a whole MAE to its ViTMAEForPreTraining.
 
-Written without that library. The keys are those that its published checkpoints have, which all its versions read.
+The library itself is not needed. The keys are those of its published checkpoints, which all its versions read.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,32 +16,41 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 
 
-def vit(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """``config.json`` and weights for ``ViTModel``, which has no layer scale: it goes into the weights before it.
+class HuggingFaceModel(NamedTuple):
+    """Model in the format of Hugging Face."""
+
+    config: dict[str, Any]
+    """content of ``config.json``"""
+    state: dict[str, Tensor]
+    """weights"""
+
+
+def vit(encoder: Encoder) -> HuggingFaceModel:
+    """Convert to ``ViTModel``, which has no layer scale: it is multiplied into the preceding weights.
 
     Raises:
         UserError: if the encoder has relative positions.
     """
     if encoder.positions is None:
         raise UserError("--to: hf has no relative position bias in its ViT; expected --to timm, which has BEiT's")
-    of = encoder_settings(encoder)
-    height, width = of["image_size"]
+    settings = encoder_settings(encoder)
+    height, width = settings["image_size"]
     config = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": of["width"],
-        "num_hidden_layers": of["depth"],
-        "num_attention_heads": of["heads"],
+        "hidden_size": settings["width"],
+        "num_hidden_layers": settings["depth"],
+        "num_attention_heads": settings["heads"],
         "intermediate_size": _hidden(encoder.blocks[0]),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": NORM_EPS,
         "image_size": height if height == width else [height, width],
-        "patch_size": of["patch_size"],
-        "num_channels": of["channels"],
+        "patch_size": settings["patch_size"],
+        "num_channels": settings["channels"],
         "qkv_bias": True,
-        "encoder_stride": of["patch_size"],
+        "encoder_stride": settings["patch_size"],
     }
     state: dict[str, Any] = {
         "embeddings.cls_token": encoder.cls_token,
@@ -52,21 +61,21 @@ def vit(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     for number, block in enumerate(encoder.blocks):
         state |= {f"encoder.layer.{number}.{name}": value for name, value in _layer(block)}
-    return config, _plain(state)
+    return HuggingFaceModel(config, _detached(state))
 
 
-def vit_mae(host: MAE, mask_ratio: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """``config.json`` and weights for ``ViTMAEForPreTraining``: encoder and reconstructor.
+def vit_mae(host: MAE, mask_ratio: float) -> HuggingFaceModel:
+    """Convert encoder and reconstructor to ``ViTMAEForPreTraining``.
 
     Raises:
-        UserError: if its images are not square or it rebuilds something other than pixels.
+        UserError: if the images are not square or the targets are not pixels.
     """
     if not host.rebuilds_pixels:
-        raise UserError("--form: vit_mae rebuilds pixels, this model a network's features; expected --form vit")
+        raise UserError("--form: vit_mae reconstructs pixels, this model a network's features; expected --form vit")
     rows, columns = host.encoder.grid
     if rows != columns:
         raise UserError(f"--form: vit_mae takes square images, got {rows} x {columns} patches; expected --form vit")
-    config, encoder = vit(host.encoder)
+    config, encoder_state = vit(host.encoder)
     embed, decoder = host.decoder_embed, host.reconstructor
     first = decoder.blocks[0]
     assert isinstance(first, Block)
@@ -93,13 +102,15 @@ def vit_mae(host: MAE, mask_ratio: float) -> tuple[dict[str, Any], dict[str, Ten
     }
     for number, block in enumerate(decoder.blocks):
         state |= {f"decoder_layers.{number}.{name}": value for name, value in _layer(block)}
-    return config, {f"vit.{name}": value for name, value in encoder.items()} | {
-        f"decoder.{name}": value for name, value in _plain(state).items()
-    }
+    return HuggingFaceModel(
+        config,
+        {f"vit.{name}": value for name, value in encoder_state.items()}
+        | {f"decoder.{name}": value for name, value in _detached(state).items()},
+    )
 
 
 def preprocessor(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """``preprocessor_config.json``: resize to the encoder's image size, pixels in [0, 1], normalize."""
+    """Content of ``preprocessor_config.json``: resize to the encoder's image size, scale to [0, 1], normalize."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -136,7 +147,7 @@ def _norm(name: str, norm: torch.nn.LayerNorm) -> dict[str, Tensor]:
 
 
 def _with_class_token(positions: Tensor) -> Tensor:
-    """Positions ``[N, D]`` with a zero in front: ``[1, 1 + N, D]``."""
+    """Prepend a zero to positions ``[N, D]``: ``[1, 1 + N, D]``."""
     return torch.cat([torch.zeros_like(positions[:1]), positions])[None]
 
 
@@ -145,5 +156,5 @@ def _hidden(block: torch.nn.Module) -> int:
     return block.mlp.fc1.out_features
 
 
-def _plain(state: dict[str, Any]) -> dict[str, Tensor]:
+def _detached(state: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in state.items()}

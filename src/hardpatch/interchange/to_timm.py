@@ -1,4 +1,4 @@
-"""An encoder as timm's VisionTransformer or, with relative positions, as its Beit (pytorch-image-models)."""
+"""Convert an encoder to timm's VisionTransformer or, with relative positions, to its Beit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ _NAMED: dict[str, dict[str, tuple[int, ...]]] = {
     "vit": {"tiny": (16,), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14,)},
     "beit": {"base": (16,), "large": (16,)},
 }
-"""Of the sizes of :data:`SIZES`, the patch sizes for which timm has ``<class>_<size>_patch<p>_224``."""
+"""Patch sizes of each size for which timm has a model ``<class>_<size>_patch<p>_224``."""
 
 
 def timm_state(encoder: Encoder) -> dict[str, Tensor]:
-    """The encoder's weights under the keys of timm's class, which loads them strictly.
+    """Return the encoder's weights under the keys of timm's class, which loads them strictly.
 
-    Fixed positions are written out as if they were learned, zero for the class token.
+    Fixed positions are written as if they were learned, with zero for the class token.
     """
     state = {name: value for name, value in encoder.state_dict().items() if name not in ("mask_token", "positions")}
     if encoder.positions is not None:
@@ -33,7 +33,7 @@ def timm_state(encoder: Encoder) -> dict[str, Tensor]:
             renamed["rel_pos_bias.relative_position_bias_table"] = value
         elif name.endswith("attn.qkv.bias"):
             block = name.removesuffix("qkv.bias")
-            # timm's Beit has no bias of the keys, and needs none: it adds the same to all scores of a query
+            # timm's Beit lacks the bias of the keys, which adds the same number to all scores of a query
             renamed[f"{block}q_bias"], _, renamed[f"{block}v_bias"] = value.chunk(3)
         else:
             renamed[name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = value
@@ -41,36 +41,40 @@ def timm_state(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def timm_arguments(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> tuple[str, dict[str, Any]]:
-    """Name and further arguments of ``timm.create_model`` for it: the model of that shape where timm has a name for it,
-    else the base model with all that differs."""
-    of = encoder_settings(encoder)
-    relative = of["positions"] == "relative"
+    """Return name and keyword arguments of ``timm.create_model``.
+
+    The name is that of timm's model with the encoder's shape, or else that of the base model, whose differences are in
+    the arguments.
+    """
+    settings = encoder_settings(encoder)
+    relative = settings["positions"] == "relative"
     family = "beit" if relative else "vit"
-    height, width = of["image_size"]
-    shape = {name: of[name] for name in ("width", "depth", "heads")}
-    size = next((name for name, known in SIZES.items() if known == shape), None)
+    height, width = settings["image_size"]
+    shape = {name: settings[name] for name in ("width", "depth", "heads")}
+    size = next((name for name, standard in SIZES.items() if standard == shape), None)
     arguments: dict[str, Any] = {}
     if (height, width) != (224, 224):
         arguments["img_size"] = height if height == width else (height, width)
-    if of["channels"] != 3:
-        arguments["in_chans"] = of["channels"]
-    if size is not None and of["patch_size"] in _NAMED[family].get(size, ()):
-        name = f"{family}_{size}_patch{of['patch_size']}_224"
+    if settings["channels"] != 3:
+        arguments["in_chans"] = settings["channels"]
+    if size is not None and settings["patch_size"] in _NAMED[family].get(size, ()):
+        name = f"{family}_{size}_patch{settings['patch_size']}_224"
     else:
         name = f"{family}_base_patch16_224"
-        arguments |= {"patch_size": of["patch_size"], "embed_dim": of["width"]}
-        arguments |= {"depth": of["depth"], "num_heads": of["heads"]}
-    if of["mlp_ratio"] != 4.0:
-        arguments["mlp_ratio"] = of["mlp_ratio"]
+        arguments |= {"patch_size": settings["patch_size"], "embed_dim": settings["width"]}
+        arguments |= {"depth": settings["depth"], "num_heads": settings["heads"]}
+    if settings["mlp_ratio"] != 4.0:
+        arguments["mlp_ratio"] = settings["mlp_ratio"]
     if relative:
         arguments |= {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False, "global_pool": "token"}
-        arguments["init_values"] = of["layer_scale"] or 0.0  # 0 is none: create_model passes over None
-    elif of["layer_scale"] is not None:
-        arguments["init_values"] = of["layer_scale"]
+        # 0 means none: create_model drops arguments that are None
+        arguments["init_values"] = settings["layer_scale"] or 0.0
+    elif settings["layer_scale"] is not None:
+        arguments["init_values"] = settings["layer_scale"]
     arguments["num_classes"] = 0
     arguments["pretrained_cfg_overlay"] = {
         "mean": tuple(mean),
         "std": tuple(std),
-        "input_size": (of["channels"], height, width),
+        "input_size": (settings["channels"], height, width),
     }
     return name, arguments

@@ -1,4 +1,4 @@
-"""Frozen features of labeled images: what k-NN and the linear probe are fed."""
+"""Frozen features of labeled images, the input of k-NN and the linear probe."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
@@ -11,21 +11,31 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 
-Progress = Callable[[int, int | None], None]
-"""Called with how much is done and how much there is to do (None where nobody knows)."""
+Pool = Literal["mean", "class"]
+ProgressCallback = Callable[[int, int | None], None]
+"""Called with the amounts done and in total (None where the total is unknown)."""
 
 
 class Features(NamedTuple):
-    """The features of a set of images, on the CPU."""
+    """Features of a set of images, on the CPU."""
 
     features: Tensor
     """float32 ``[n, D]``"""
     labels: Tensor
-    """int64 ``[n]``, -1 where an image has none"""
+    """int64 ``[n]``, -1 for images without a label"""
     bad: list[str]
-    """One line for each image that could not be read."""
+    """one line for each image that could not be read"""
     indices: Tensor
-    """int64 ``[n]``, of the images in their set, increasing"""
+    """int64 ``[n]``, increasing positions of the images in their set"""
+
+
+class LabelMapping(NamedTuple):
+    """Labels of a validation set in terms of the training classes."""
+
+    classes: tuple[str, ...]
+    """names of the training classes"""
+    mapping: Tensor
+    """int64, the training label of each validation label, -1 for labels without images: ``mapping[val_labels]``"""
 
 
 @torch.inference_mode()
@@ -34,19 +44,19 @@ def extract(
     batches: Iterable[Batch],
     *,
     device: torch.device | str,
-    pool: Literal["mean", "class"] = "mean",
+    pool: Pool = "mean",
     autocast: torch.dtype | None = None,
     total: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Features:
-    """Run the encoder over whole images, nothing masked, and keep one vector of each.
+    """Encode whole images, nothing masked, into one vector each.
 
     Args:
         model: in eval mode, on ``device``.
-        batches: what :func:`hardpatch.data.loader.eval_batches` yields.
+        batches: from :func:`hardpatch.data.loader.eval_batches`.
         device: where the model is.
         pool: ``"mean"`` averages the patch tokens, ``"class"`` takes the class token.
-        autocast: compute in this type, for example ``torch.bfloat16`` on a GPU; None computes in float32.
+        autocast: type of the computation, for example ``torch.bfloat16`` on a GPU; None is float32.
         total: the number of images, for ``progress``.
         progress: called after each batch with (images done, ``total``).
 
@@ -68,18 +78,14 @@ def extract(
             progress(done, total)
     result = Features(torch.cat(features), torch.cat(labels), bad, torch.cat(indices))
     if not bool(result.features.isfinite().all()):
-        raise UserError("model: expected finite features, got NaN or infinity; its training diverged, take another one")
+        raise UserError("model: expected finite features, got NaN or infinity; its training diverged, use another one")
     return result
 
 
-def align_labels(train: Source, val: Source) -> tuple[tuple[str, ...], Tensor]:
-    """Bring the labels of two sets together by class *name*: their folders need not number the classes alike.
+def align_labels(train: Source, val: Source) -> LabelMapping:
+    """Match the labels of two sets by class *name*, since their folders may number the classes differently.
 
-    Where there are labels but no names, the classes are called "0", "1" and so on.
-
-    Returns:
-        The names of the training classes, and the training label of each label of ``val``, int64 (-1 for one that no
-        image of ``val`` has): ``mapping[val_labels]`` are labels of the training set.
+    Classes without names are called "0", "1" and so on.
 
     Raises:
         UserError: if an image has no label, or if ``val`` has a class that ``train`` lacks.
@@ -89,28 +95,29 @@ def align_labels(train: Source, val: Source) -> tuple[tuple[str, ...], Tensor]:
     missing = sorted(set(val_names.values()) - set(number))
     if missing:
         raise UserError(
-            f"val: expected only classes that train has ({_some(sorted(number))}), got {_some(missing)}: remove "
-            "those images, add them to train, or name the classes alike"
+            f"val: expected only classes that train has ({_shorten(sorted(number))}), got {_shorten(missing)}: remove "
+            "those images, add them to train, or give the classes the same names"
         )
     classes = train.classes or tuple(str(label) for label in range(max(train_names) + 1))
     mapping = torch.full((max(val_names) + 1,), -1)
     for label, name in val_names.items():
         mapping[label] = number[name]
-    return classes, mapping
+    return LabelMapping(classes, mapping)
 
 
 def _used_names(source: Source, argument: str) -> dict[int, str]:
-    """The name of every label that some image of ``source`` has."""
+    """Return the class name of every label that occurs in ``source``."""
     used = {source.label(index) for index in range(len(source))}
     if None in used:
         raise UserError(
             f"{argument}: expected a label for every image, got {'some' if len(used) > 1 else 'images'} without; sort "
-            "the images into one folder a class, or give a Parquet file with the whole-number column 'label'"
+            "the images into one folder per class, or use a Parquet file with the whole-number column 'label'"
         )
     labels = sorted(label for label in used if label is not None)
     return {label: source.classes[label] if source.classes else str(label) for label in labels}
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _shorten(names: list[str], limit: int = 5) -> str:
+    """List at most ``limit`` names, then count the rest."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""How well the nearest training images tell a class: weighted k-NN on frozen features, as in DINO.
+"""Weighted k-NN classification on frozen features, as in DINO.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021, after Wu et al. 2018.
 """
@@ -15,7 +15,7 @@ from hardpatch.errors import UserError
 from hardpatch.measure.features import Features
 
 CHUNK_ELEMENTS = 2**25
-"""Similarities held at once: 128 MiB in float32."""
+"""Similarities computed at once: 128 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,37 @@ class KnnRow:
 
 @dataclass(frozen=True)
 class KnnResult:
-    """What :func:`knn_accuracy` found."""
+    """Result of :func:`knn_accuracy`."""
 
     rows: tuple[KnnRow, ...]
-    """By increasing k."""
+    """by increasing k"""
     train_images: int
     val_images: int
     note: str
-    """What was changed of the wish, in one line; empty where nothing was."""
+    """a line about settings that were adjusted, or an empty string"""
 
     @property
     def best(self) -> KnnRow:
-        """The row with the highest top-1, of the smallest such k."""
+        """Row with the highest top-1 accuracy; the smallest such k."""
         return max(self.rows, key=lambda row: (row.top1, -row.k))
 
     @property
     def best_k(self) -> int:
+        """Number of neighbors of the best row."""
         return self.best.k
 
     @property
     def top1(self) -> float:
+        """Top-1 accuracy of the best row."""
         return self.best.top1
 
     @property
     def top5(self) -> float:
+        """Top-5 accuracy of the best row."""
         return self.best.top5
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return all values, ready for JSON."""
         return {"best_k": self.best_k, "top1": self.top1, "top5": self.top5, **asdict(self)}
 
 
@@ -70,18 +73,19 @@ def knn_accuracy(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> KnnResult:
-    """Let the k most similar training images vote on the class, with weights ``exp(cosine / temperature)``.
+    """Classify by a vote of the k most similar training images, with weights ``exp(cosine / temperature)``.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
-        classes: how many there are.
+        train: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        val: likewise.
+        classes: the number of classes.
         ks: numbers of neighbors; one above the number of training images is lowered to it, and ``note`` says so.
         temperature: of the votes; 0.07 in DINO.
-        device: where to compute. ``train`` is moved there whole, ``val`` in pieces.
+        device: where to compute. All of ``train`` is moved there, ``val`` in chunks.
 
     Returns:
-        Top-1 and top-5 for each k. A class without a vote is nobody's choice; DINO's script lets such classes fill
-        the top 5 in whatever order sorting leaves them.
+        Top-1 and top-5 accuracy for each k. A class without votes is never predicted; DINO's script fills the top 5
+        with such classes in arbitrary order.
 
     Raises:
         UserError: if a set is empty, a label or a k is out of range, or the temperature is not positive.
@@ -92,40 +96,44 @@ def knn_accuracy(
     if temperature <= 0:
         raise UserError(f"temperature: expected a number above 0, got {temperature}")
     images = len(train.features)
-    wanted = sorted({min(k, images) for k in ks})
-    capped = sorted({k for k in ks if k > images})
-    note = f"k = {', '.join(map(str, capped))} lowered to the {images} training images" if capped else ""
+    counts = sorted({min(k, images) for k in ks})
+    lowered = sorted({k for k in ks if k > images})
+    note = f"k = {', '.join(map(str, lowered))} lowered to the {images} training images" if lowered else ""
 
     bank = F.normalize(train.features.to(device), dim=1)
     bank_labels = train.labels.to(device)
-    right = torch.zeros(2, len(wanted), dtype=torch.int64, device=device)
+    correct = torch.zeros(2, len(counts), dtype=torch.int64, device=device)
     chunk = max(1, CHUNK_ELEMENTS // max(images, classes))
     for queries, labels in zip(val.features.split(chunk), val.labels.split(chunk), strict=True):
-        similarity, neighbors = (F.normalize(queries.to(device), dim=1) @ bank.T).topk(wanted[-1], dim=1)
-        # Against the nearest neighbor: the same order of votes, and no overflow however low the temperature.
+        similarity, neighbors = (F.normalize(queries.to(device), dim=1) @ bank.T).topk(counts[-1], dim=1)
+        # Relative to the nearest neighbor: the order of the votes stays, and no low temperature overflows.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        labels_of_neighbors, labels = bank_labels[neighbors], labels.to(device)
+        neighbor_labels, labels = bank_labels[neighbors], labels.to(device)
         votes = torch.zeros(len(queries), classes, device=device)
-        for row, (start, k) in enumerate(zip([0, *wanted], wanted, strict=False)):
-            votes.scatter_add_(1, labels_of_neighbors[:, start:k], weights[:, start:k])
-            ranked = right_at(votes.masked_fill(votes == 0, -torch.inf), labels)
-            right[0, row] += ranked[:, 0].sum()
-            right[1, row] += ranked.sum()
-    top1, top5 = (right.double() / len(val.features)).tolist()
-    return KnnResult(tuple(map(KnnRow, wanted, top1, top5)), images, len(val.features), note)
+        for row, (start, k) in enumerate(zip([0, *counts], counts, strict=False)):
+            votes.scatter_add_(1, neighbor_labels[:, start:k], weights[:, start:k])
+            hits = top5_hits(votes.masked_fill(votes == 0, -torch.inf), labels)
+            correct[0, row] += hits[:, 0].sum()
+            correct[1, row] += hits.sum()
+    top1, top5 = (correct.double() / len(val.features)).tolist()
+    return KnnResult(tuple(map(KnnRow, counts, top1, top5)), images, len(val.features), note)
 
 
-def right_at(scores: Tensor, labels: Tensor) -> Tensor:
-    """Bool ``[B, min(5, C)]``: whether the label ``[B]`` is the first, second, ... choice of ``scores [B, C]``.
+def top5_hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compare the best five classes of ``scores [B, C]`` with the label ``[B]``: bool ``[B, min(5, C)]``, best first.
 
-    A class with score minus infinity is nobody's choice.
+    A class with score minus infinity never matches.
     """
     best = scores.topk(min(5, scores.shape[1]), dim=1)
     return (best.indices == labels.unsqueeze(1)) & (best.values > -torch.inf)
 
 
 def check_labels(train: Features, val: Features, classes: int) -> None:
-    """Raise a UserError unless both sets have images, of one width, with labels in ``0 .. classes - 1``."""
+    """Check that both sets have images, features of one width, and labels in ``0 .. classes - 1``.
+
+    Raises:
+        UserError: if they do not.
+    """
     for argument, (features, labels, *_) in (("train", train), ("val", val)):
         if not len(features):
             raise UserError(f"{argument}: expected at least one image, got none")

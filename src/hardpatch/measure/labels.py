@@ -1,4 +1,4 @@
-"""Features of two labeled sets, the common ground of k-NN and the linear probe."""
+"""Features of a training and a validation set with matching labels, for k-NN and the linear probe."""
 
 import logging
 from dataclasses import asdict
@@ -11,19 +11,19 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import BadFiles, eval_batches, resolve_workers
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.errors import UserError
-from hardpatch.evaluate.cache import FeatureCache
-from hardpatch.measure.features import Features, Progress, align_labels, extract
-from hardpatch.measure.ranks import gathered, of_first_rank, ranks
+from hardpatch.measure.cache import FeatureCache
+from hardpatch.measure.distributed import agree_on_cached, gather_features, process_rank
+from hardpatch.measure.features import Features, Pool, ProgressCallback, align_labels, extract
 from hardpatch.methods.hpm import HPM
 
 log = logging.getLogger("hardpatch")
 
 LARGE_IMAGE = 112
-"""Sides from here on are cut out of an image a seventh larger, as is usual at 224 px; smaller ones show it whole."""
+"""Image size in pixels from which on the middle 7/8 of an image are used, as is usual at 224 px; else all of it."""
 
 
 class LabeledFeatures(NamedTuple):
-    """Features of a set to learn from and one to be judged on, with labels that mean the same."""
+    """Features of a training and a validation set; both number the classes alike."""
 
     train: Features
     val: Features
@@ -36,66 +36,97 @@ def labeled_features(
     val: str | Path,
     *,
     device: torch.device | str,
-    pool: Literal["mean", "class"] = "mean",
+    pool: Pool = "mean",
     batch_size: int = 256,
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 0.1,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> LabeledFeatures:
-    """Frozen features of two labeled image sets, over all processes where there are several.
+    """Extract frozen features of two labeled image sets, in all processes of a ``torchrun`` if there are several.
 
     Args:
         model: in eval mode, on ``device``.
-        train, val: one folder a class, or Parquet files with labels; see :func:`hardpatch.data.sources.open_source`.
+        train: a folder with one subfolder per class, or Parquet files with labels; see
+            :func:`hardpatch.data.sources.open_source`.
+        val: likewise.
         device: where the model is.
-        pool: average of the patch tokens, or the class token.
-        batch_size, workers: of the loading.
-        max_bad_fraction: files that cannot be decoded are logged and left out, up to this share of a set.
-        cache: folder where features are kept and found again (:mod:`hardpatch.evaluate.cache`); None keeps none.
-        progress: called after each batch with (images done, images) over both sets.
+        pool: mean of the patch tokens, or the class token.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        max_bad_fraction: files that cannot be decoded are logged and left out, up to this fraction of a set.
+        cache: folder for the features (:mod:`hardpatch.measure.cache`); None computes them and does not store them.
+        progress: called after each batch with (images done, images) of both sets together.
 
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
     sources = _open("--train", train), _open("--val", val)
-    classes, number = align_labels(*sources)
-    transform = eval_transform(model)
-    kept = None if cache is None else FeatureCache(cache, model)
-    bfloat = torch.bfloat16 if torch.device(device).type == "cuda" else None
+    classes, mapping = align_labels(*sources)
+    stored = None if cache is None else FeatureCache(cache, model)
     total, before = sum(map(len, sources)), 0
-    found = []
+    results = []
     for source, path in zip(sources, (train, val), strict=True):
-        how = {**asdict(transform), "image_size": list(transform.image_size), "pool": pool, "computed_in": str(bfloat)}
-        made_of = {} if kept is None else kept.describe(source, path, **how)
-        features = of_first_rank(None if kept is None else kept.read(made_of))
-        if features is None:
 
-            def advance(done: int, _: int | None, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done, total)
+        def advance(done: int, _: int | None, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
 
-            rank, world = ranks()
-            share = source if world == 1 else Subset(source, range(rank, len(source), world))
-            batches = eval_batches(share, transform, batch_size=batch_size, workers=resolve_workers(workers))
-            features = extract(model, batches, device=device, pool=pool, autocast=bfloat, progress=advance)
-            features = gathered(features, torch.device(device))
-            if kept is not None and rank == 0:
-                try:
-                    kept.write(made_of, features)
-                except OSError as error:  # a run that one may only read
-                    log.warning("features are not kept: cannot write to %s: %s", cache, error.strerror)
+        features = _read_or_extract(
+            model,
+            source,
+            path,
+            device,
+            pool=pool,
+            batch_size=batch_size,
+            workers=workers,
+            cache=stored,
+            progress=advance,
+        )
         BadFiles(len(source), max_bad_fraction).update(features.bad)
-        found.append(features)
+        results.append(features)
         before += len(source)
-    train_features, val_features = found
-    return LabeledFeatures(train_features, val_features._replace(labels=number[val_features.labels]), classes)
+    train_features, val_features = results
+    return LabeledFeatures(train_features, val_features._replace(labels=mapping[val_features.labels]), classes)
 
 
 def eval_transform(model: HPM) -> EvalTransform:
-    """How images are shown to a frozen model: whole, or from :data:`LARGE_IMAGE` on their middle 7/8."""
+    """Preprocessing for a frozen model: the whole image, or its middle 7/8 from :data:`LARGE_IMAGE` pixels on."""
     crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
     return EvalTransform(model.image_size, len(model.mean), crop_fraction)
+
+
+def _read_or_extract(
+    model: HPM,
+    source: Source,
+    path: str | Path,
+    device: torch.device | str,
+    *,
+    pool: Pool,
+    batch_size: int,
+    workers: int | Literal["auto"],
+    cache: FeatureCache | None,
+    progress: ProgressCallback,
+) -> Features:
+    """Read the features of one set from the cache, or compute and store them."""
+    transform = eval_transform(model)
+    autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
+    settings = {**asdict(transform), "image_size": list(transform.image_size), "pool": pool, "dtype": str(autocast)}
+    description = {} if cache is None else cache.describe(source, path, **settings)
+    features = agree_on_cached(None if cache is None else cache.read(description))
+    if features is not None:
+        return features
+    rank, world_size = process_rank()
+    shard = source if world_size == 1 else Subset(source, range(rank, len(source), world_size))
+    batches = eval_batches(shard, transform, batch_size=batch_size, workers=resolve_workers(workers))
+    features = extract(model, batches, device=device, pool=pool, autocast=autocast, progress=progress)
+    features = gather_features(features, torch.device(device))
+    if cache is not None and rank == 0:
+        try:
+            cache.write(description, features)
+        except OSError as error:  # a run folder without write permission
+            log.warning("features are not cached: cannot write to %s: %s", cache.folder, error.strerror)
+    return features
 
 
 def _open(argument: str, path: str | Path) -> Source:

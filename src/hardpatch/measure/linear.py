@@ -1,7 +1,7 @@
-"""The linear probe: how well one linear layer tells classes apart on frozen features, many learning rates at once.
+"""Linear probe on frozen features, with many learning rates trained at once.
 
-As in MAE (He et al., 2022, Appendix A.1) and HPM (Table S3): batch normalization without parameters, then the layer.
-The features are computed once and kept, so there is no augmentation, which those papers have while probing.
+As in MAE (He et al., 2022, Appendix A.1) and HPM (Table S3): batch normalization without parameters, then one linear
+layer. The features are computed only once, so unlike in those papers there is no augmentation.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
-from hardpatch.measure.features import Features, Progress
-from hardpatch.measure.knn import check_labels, right_at
+from hardpatch.measure.features import Features, ProgressCallback
+from hardpatch.measure.knn import check_labels, top5_hits
 from hardpatch.schedules import learning_rate
 
 BASE_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -32,39 +32,85 @@ class LinearRow:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """What :func:`linear_probe` found."""
+    """Result of :func:`linear_probe`."""
 
     rows: tuple[LinearRow, ...]
-    """In the order of the learning rates given."""
+    """in the order of ``base_lrs``"""
     optimizer: Optimizer
     epochs: int
     batch_size: int
-    """The one used: see ``note``."""
+    """the size used, which may be smaller than requested: see ``note``"""
     train_images: int
     val_images: int
     note: str
-    """What was changed of the wish, in one line; empty where nothing was."""
+    """a line about settings that were adjusted, or an empty string"""
 
     @property
     def best(self) -> LinearRow:
-        """The row with the highest top-1, of the first such rate. Chosen on the validation set, as is the custom."""
+        """Row with the highest top-1 accuracy; the first such rate. Chosen on the validation set, as is customary."""
         return max(self.rows, key=lambda row: row.top1)
 
     @property
     def best_lr(self) -> float:
+        """Base learning rate of the best row."""
         return self.best.base_lr
 
     @property
     def top1(self) -> float:
+        """Top-1 accuracy of the best row."""
         return self.best.top1
 
     @property
     def top5(self) -> float:
+        """Top-5 accuracy of the best row."""
         return self.best.top5
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return all values, ready for JSON."""
         return {"best_lr": self.best_lr, "top1": self.top1, "top5": self.top5, **asdict(self)}
+
+
+class LinearHeads:
+    """Linear classifiers that share their input and their first weights, one for each learning rate.
+
+    No gradient of one head depends on another, so each ends exactly where it would have ended if trained alone.
+
+    Args:
+        count: number of heads.
+        classes, width: size of a head.
+        generator: on the CPU, for the first weights (normal, standard deviation 0.01).
+        device: where to train.
+    """
+
+    def __init__(
+        self, count: int, classes: int, width: int, generator: torch.Generator, device: torch.device | str
+    ) -> None:
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6).to(device)  # eps as in MAE
+        initial = torch.empty(classes, width).normal_(std=0.01, generator=generator).to(device)
+        self.weights = [nn.Parameter(initial.clone()) for _ in range(count)]
+        self.biases = [nn.Parameter(torch.zeros(classes, device=device)) for _ in range(count)]
+        self.device = device
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the cross-entropies of all heads for ``features [B, D]`` and ``labels [B]``, a scalar."""
+        inputs = self.norm(features)
+        return torch.stack([F.cross_entropy(F.linear(inputs, *head), labels) for head in self._heads()]).sum()
+
+    @torch.inference_mode()
+    def rows(self, base_lrs: Sequence[float], val: Features) -> tuple[LinearRow, ...]:
+        """Measure the accuracies of each head on ``val``."""
+        self.norm.eval()
+        correct = torch.zeros(len(self.weights), 2, dtype=torch.int64, device=self.device)
+        for features, labels in zip(val.features.split(4096), val.labels.split(4096), strict=True):
+            inputs, labels = self.norm(features.to(self.device)), labels.to(self.device)
+            for index, head in enumerate(self._heads()):
+                hits = top5_hits(F.linear(inputs, *head), labels)
+                correct[index] += torch.stack([hits[:, 0].sum(), hits.sum()])
+        accuracies = (correct.double() / len(val.features)).tolist()
+        return tuple(LinearRow(lr, top1, top5) for lr, (top1, top5) in zip(base_lrs, accuracies, strict=True))
+
+    def _heads(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return list(zip(self.weights, self.biases, strict=True))
 
 
 def linear_probe(
@@ -79,34 +125,59 @@ def linear_probe(
     warmup_epochs: float | None = None,
     batch_size: int = 16384,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> LinearResult:
-    """Train one linear head for each learning rate, all side by side in a single pass over the features an epoch.
+    """Train one linear head for each learning rate, all on the same batches (paper, Table S3).
 
-    The heads start alike, see the same batches and share the batch normalization, which has no parameters: each ends
-    exactly where it would have ended alone. The rate is ``base_lr * batch / 256``, warmed up linearly and brought to 0
-    by half a cosine, momentum is 0.9 and there is no weight decay.
+    The rate is ``base_lr * batch_size / 256`` with linear warmup and half-cosine decay; the momentum is 0.9.
 
     Args:
-        train, val: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
-        classes: how many there are.
-        generator: on the CPU, for the first weights (normal, 0.01) and the order of the images.
-        base_lrs: the learning rates to try, for 256 images a step.
-        optimizer: ``"sgd"`` as in MoCo v3, good for sets of any size; ``"lars"`` for the papers' protocol, which with
-            ``base_lrs=[0.1]`` is made for large sets: its steps are too small for a few thousand images.
+        train: features with labels in ``0 .. classes - 1``; see :func:`~hardpatch.measure.features.align_labels`.
+        val: likewise.
+        classes: the number of classes.
+        generator: on the CPU, for the first weights and the order of the images.
+        base_lrs: the learning rates to try, for 256 images per step.
+        optimizer: ``"sgd"`` as in MoCo v3, suited to sets of any size; ``"lars"`` as in MAE, which with
+            ``base_lrs=[0.1]`` suits large sets only: its steps are too small for a few thousand images.
         epochs: passes over the training set.
-        warmup_epochs: of them; None for a ninth (10 of 90).
-        batch_size: lowered to a tenth of a small training set, though not below 64, so that an epoch has some steps.
-            The last, incomplete batch of an epoch is dropped.
-        device: where to compute. ``train`` is moved there whole.
+        warmup_epochs: of those; None is a ninth (10 of 90).
+        batch_size: lowered to a tenth of a small training set, but not below 64; the incomplete last batch is dropped.
+        device: where to compute. All of ``train`` is moved there.
         progress: called after each epoch with (epochs done, epochs).
 
     Raises:
-        UserError: if a set is empty, a label out of range, the training set has one image only (which cannot be
+        UserError: if a set is empty, a label is out of range, the training set has only one image (which cannot be
             normalized), or a setting is not positive.
     """
     check_labels(train, val, classes)
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
+    images, width = train.features.shape
+    _check_settings(images, base_lrs, epochs, warmup_epochs, batch_size)
+    batch = min(batch_size, max(images // 10, 64), images)
+    note = f"batch_size {batch_size} lowered to {batch} for {images} training images" if batch < batch_size else ""
+
+    heads = LinearHeads(len(base_lrs), classes, width, generator, device)
+    optim = _optimizer(optimizer, heads.weights, heads.biases)
+    peaks = [lr * batch / 256 for lr in base_lrs] * 2  # groups of the weights, then of the biases
+    features, labels = train.features.to(device), train.labels.to(device)
+    for epoch in range(epochs):
+        order = torch.randperm(images, generator=generator).to(device)
+        batches = order[: images // batch * batch].split(batch)
+        for step, indices in enumerate(batches):
+            done = (epoch * len(batches) + step) / (epochs * len(batches))
+            for group, peak in zip(optim.param_groups, peaks, strict=True):
+                group["lr"] = learning_rate(done, peak, 0.0, warmup_epochs / epochs)
+            optim.zero_grad()
+            heads.loss(features[indices], labels[indices]).backward()
+            optim.step()
+        if progress is not None:
+            progress(epoch + 1, epochs)
+    return LinearResult(heads.rows(base_lrs, val), optimizer, epochs, batch, images, len(val.features), note)
+
+
+def _check_settings(images: int, base_lrs: Sequence[float], epochs: int, warmup_epochs: float, batch_size: int) -> None:
+    if images < 2:
+        raise UserError("train: expected at least two images, got one")
     if not base_lrs or min(base_lrs) <= 0:
         raise UserError(f"base_lrs: expected numbers above 0, got {list(base_lrs)}")
     if epochs < 1 or not 0 <= warmup_epochs < epochs or batch_size < 2:
@@ -114,71 +185,17 @@ def linear_probe(
             "expected epochs >= 1, 0 <= warmup_epochs < epochs and batch_size >= 2, "
             f"got {epochs}, {warmup_epochs} and {batch_size}"
         )
-    images, width = train.features.shape
-    if images < 2:
-        raise UserError("train: expected at least two images, got one")
-    batch = min(batch_size, max(images // 10, 64), images)
-    note = f"batch_size {batch_size} lowered to {batch} for {images} training images" if batch < batch_size else ""
-
-    norm = nn.BatchNorm1d(width, affine=False, eps=1e-6).to(device)  # eps as in MAE
-    first = torch.empty(classes, width).normal_(std=0.01, generator=generator).to(device)
-    weights = [nn.Parameter(first.clone()) for _ in base_lrs]
-    biases = [nn.Parameter(torch.zeros(classes, device=device)) for _ in base_lrs]
-    optim = _optimizer(optimizer, weights, biases)
-    peaks = [lr * batch / 256 for lr in base_lrs] * 2  # the weights' groups, then the biases'
-
-    features, labels = train.features.to(device), train.labels.to(device)
-    steps = images // batch
-    for epoch in range(epochs):
-        order = torch.randperm(images, generator=generator).to(device)
-        for step, chosen in enumerate(order[: steps * batch].split(batch)):
-            done = (epoch * steps + step) / (epochs * steps)
-            for group, peak in zip(optim.param_groups, peaks, strict=True):
-                group["lr"] = learning_rate(done, peak, 0.0, warmup_epochs / epochs)
-            inputs, wanted = norm(features[chosen]), labels[chosen]
-            # A sum: no head's gradient depends on another head.
-            losses = [F.cross_entropy(F.linear(inputs, *head), wanted) for head in zip(weights, biases, strict=True)]
-            optim.zero_grad()
-            torch.stack(losses).sum().backward()
-            optim.step()
-        if progress is not None:
-            progress(epoch + 1, epochs)
-
-    rows = _accuracies(norm.eval(), weights, biases, val, device)
-    return LinearResult(
-        rows=tuple(LinearRow(lr, *row) for lr, row in zip(base_lrs, rows, strict=True)),
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch,
-        train_images=images,
-        val_images=len(val.features),
-        note=note,
-    )
 
 
 def _optimizer(kind: Optimizer, weights: list[nn.Parameter], biases: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """One group for each tensor, since each has its own rate, and under LARS its own trust ratio."""
+    """Put each tensor into a group of its own, with its own learning rate and, for LARS, its own trust ratio."""
     if kind == "sgd":
         return torch.optim.SGD([{"params": [tensor]} for tensor in [*weights, *biases]], lr=0.0, momentum=0.9)
     if kind != "lars":
         raise UserError(f"optimizer: expected 'sgd' or 'lars', got {kind!r}")
     from timm.optim.lars import Lars
 
-    # As in MAE and MoCo v3, biases take the plain step: `always_adapt` is what scales without weight decay.
+    # As in MAE and MoCo v3, biases take the plain step; `always_adapt` scales weights even without weight decay.
     groups = [{"params": [weight], "always_adapt": True} for weight in weights]
     lars: torch.optim.Optimizer = Lars([*groups, *({"params": [bias]} for bias in biases)], lr=0.0, momentum=0.9)
     return lars
-
-
-@torch.inference_mode()
-def _accuracies(
-    norm: nn.Module, weights: list[nn.Parameter], biases: list[nn.Parameter], val: Features, device: torch.device | str
-) -> list[tuple[float, float]]:
-    """(top-1, top-5) of each head."""
-    right = torch.zeros(len(weights), 2, dtype=torch.int64, device=device)
-    for features, labels in zip(val.features.split(4096), val.labels.split(4096), strict=True):
-        inputs, wanted = norm(features.to(device)), labels.to(device)
-        for head, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            ranked: Tensor = right_at(F.linear(inputs, weight, bias), wanted)
-            right[head] += torch.stack([ranked[:, 0].sum(), ranked.sum()])
-    return [(top1, top5) for top1, top5 in (right.double() / len(val.features)).tolist()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.figures import training_curves
-from hardpatch.measure.difficulty import score
+from hardpatch.measure.score import score
 from hardpatch.methods.targets import HostTargets
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.train.metrics import read_metrics

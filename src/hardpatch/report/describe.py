@@ -1,6 +1,5 @@
-"""What a run shows of itself: pictures in its folder, a description on the terminal."""
+"""Description of a run or a weights file for the terminal."""
 
-import logging
 from pathlib import Path
 
 from torch import Tensor
@@ -9,17 +8,12 @@ from hardpatch.interchange.load import load, read_metadata, read_settings, weigh
 from hardpatch.pretrain import config
 from hardpatch.train.metrics import read_metrics
 
-log = logging.getLogger("hardpatch")
-
-PICTURED = 8
-"""Images of the training set whose difficulty is shown at the end of a run."""
-
 
 def describe(run: str | Path) -> str:
-    """A run or weights file in a few lines, ready to print.
+    """Describe a run or weights file in a few lines, and by its configuration.
 
     Raises:
-        UserError: if there is nothing to describe.
+        UserError: if there are no weights.
     """
     path = weights_file(run)
     metadata = read_metadata(path)
@@ -47,8 +41,9 @@ def describe(run: str | Path) -> str:
     folder = Path(run)
     metrics = read_metrics(folder / "metrics.jsonl") if folder.is_dir() else []
     if metrics:
-        told = {name: value for name, value in metrics[-1].items() if name not in ("step", "epoch", "lr", "momentum")}
-        lines["last metrics"] = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+        hidden = ("step", "epoch", "lr", "momentum")
+        shown = (f"{name} {value:.4g}" for name, value in metrics[-1].items() if name not in hidden)
+        lines["last metrics"] = ", ".join(shown)
     pictures = sorted(str(p) for p in folder.glob("pictures/**/*.png")) if folder.is_dir() else []
     if pictures:
         lines["pictures"] = ", ".join(pictures[:4]) + (f" and {len(pictures) - 4} more" if len(pictures) > 4 else "")

@@ -1,0 +1,96 @@
+"""Cache of extracted features on disk, shared by every measurement of one model on one image set.
+
+The metadata of a cache file describes its origin: the weights, the images, their crop and the pooling. The file name
+contains a digest of that description, so any change leads to another file and an outdated one is never read.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from hardpatch import __version__
+from hardpatch.data.sources import Source
+from hardpatch.measure.features import Features
+from hardpatch.pickles import save_tensors
+
+KEY = "hardpatch_features"
+TENSORS = ("features", "labels", "indices")
+
+
+class FeatureCache:
+    """Folder of feature files of one model.
+
+    Args:
+        folder: usually ``RUN/features``; created when the first file is written.
+        model: the model that computes the features; a digest of its weights goes into each file.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        self.folder, self.weights = folder, _digest_of_weights(model)
+
+    def describe(self, source: Source, path: str | Path, **settings: Any) -> dict[str, Any]:
+        """Return the description of a file: weights, images and the ``settings`` of cropping and pooling.
+
+        The settings must be plain values.
+        """
+        return {
+            "hardpatch": __version__,
+            "weights": self.weights,
+            "data": str(path),
+            "images": len(source),
+            "content": _digest_of_images(source, path),
+            **settings,
+        }
+
+    def read(self, description: dict[str, Any]) -> Features | None:
+        """Return the features of that description, or None if there is no readable file of them."""
+        try:
+            with safe_open(self._path(description), "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+                metadata = json.loads(file.metadata()[KEY])
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+            return None
+        bad = metadata.pop("bad")
+        return Features(**tensors, bad=bad) if metadata == description else None
+
+    def write(self, description: dict[str, Any], features: Features) -> Path:
+        """Write features atomically. Returns the path of the file."""
+        path = self._path(description)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        tensors = {name: getattr(features, name) for name in TENSORS}
+        save_tensors(tensors, partial, {KEY: json.dumps({**description, "bad": features.bad})})
+        os.replace(partial, path)
+        return path
+
+    def _path(self, description: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
+        name = Path(description["data"]).stem.replace(":", "_") or "images"
+        return self.folder / f"{name}-{description['pool']}-{digest}.safetensors"
+
+
+def _digest_of_weights(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _digest_of_images(source: Source, path: str | Path) -> str:
+    """Digest of names, labels, sizes and modification times; reading the content of a million files takes too long."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [path, *(source.name(i) for i in range(len(source)))]:
+        try:
+            status = os.stat(file)
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        except (OSError, ValueError):  # a row of a Parquet file, an image of the embedded set
+            digest.update(f"{file}\n".encode(errors="surrogateescape"))
+    digest.update(repr([source.label(i) for i in range(len(source))]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Feature extraction in several processes (``torchrun``): each process takes every n-th image, then all are gathered.
+
+torchrun --nproc_per_node 8 -m hardpatch knn RUN --train IMAGES --val IMAGES
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hardpatch.measure.features import Features
+
+
+class ProcessRank(NamedTuple):
+    """Position of this process among all processes of a ``torchrun``."""
+
+    rank: int
+    world_size: int
+
+
+def process_rank() -> ProcessRank:
+    """Return rank and number of processes; (0, 1) outside of a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return ProcessRank(dist.get_rank(), dist.get_world_size())
+    return ProcessRank(0, 1)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the process group under ``torchrun``, else do nothing. Yields the device of this process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def agree_on_cached(features: Features | None) -> Features | None:
+    """Follow rank 0 in whether features are cached, so that no process waits for one that has nothing to compute.
+
+    Returns:
+        None in every process if rank 0 has no features. Else the features on rank 0, which alone needs them, and empty
+        features on the others.
+    """
+    rank, world_size = process_rank()
+    if world_size == 1:
+        return features
+    cached = [features is not None]
+    dist.broadcast_object_list(cached, src=0)
+    if not cached[0]:
+        return None
+    empty = torch.empty(0, dtype=torch.int64)
+    return features if rank == 0 else Features(torch.empty(0, 0), empty, [], empty)
+
+
+def gather_features(features: Features, device: torch.device) -> Features:
+    """Gather the features of all processes, in the order of the images. Every process must call it."""
+    rank, world_size = process_rank()
+    if world_size == 1:
+        return features
+    indices = features.indices * world_size + rank  # this process had images rank, rank + world_size, ...
+    gathered, labels, indices = (_all_gather(part, device) for part in (features.features, features.labels, indices))
+    bad: list[list[str]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(bad, features.bad)
+    order = indices.argsort()
+    return Features(gathered[order], labels[order], [line for lines in bad for line in lines], indices[order])
+
+
+def _all_gather(rows: Tensor, device: torch.device) -> Tensor:
+    """Concatenate the rows of all processes, whose numbers of rows may differ."""
+    count = torch.tensor([len(rows)], device=device)
+    counts = [torch.zeros_like(count) for _ in range(process_rank().world_size)]
+    dist.all_gather(counts, count)
+    padded = torch.zeros(max(map(int, counts)), *rows.shape[1:], dtype=rows.dtype, device=device)
+    padded[: len(rows)] = rows.to(device)
+    gathered = [torch.zeros_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts, strict=True)]).cpu()
