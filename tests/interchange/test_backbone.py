@@ -45,8 +45,10 @@ def test_a_run(tmp_path: Path) -> None:
         assert torch.equal(encoder.eval()(images()), hardpatch.load(run).encode(images()))
         teacher = load_backbone(run, "teacher").encoder.eval()(images())
         assert torch.equal(teacher, hardpatch.load(run, "teacher").encode(images()))
-        untrained = load_backbone(run, "untrained").encoder.eval()(images())
-        assert torch.equal(untrained, hardpatch.load(run, "untrained").encode(images()))
+        random = [load_backbone(run, "random", seed=seed).encoder.eval()(images()) for seed in (0, 0, 1)]
+        assert torch.equal(random[0], random[1])
+        assert not torch.equal(random[0], random[2])
+        assert not torch.equal(random[0], hardpatch.load(run).encode(images()))
 
 
 @torch.no_grad()
@@ -192,5 +194,5 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.save(timm_vit().state_dict(), tmp_path / "vit.pth")
     with pytest.raises(UserError, match="heads: expected a divisor of the width 64, got 5"):
         load_backbone(tmp_path / "vit.pth", heads=5)
-    with pytest.raises(UserError, match="untrained: "):
-        load_backbone(tmp_path / "vit.pth", "untrained")
+    with pytest.raises(UserError, match="--weights random: "):
+        hardpatch.load(tmp_path / "vit.pth", "random")

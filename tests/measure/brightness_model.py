@@ -34,13 +34,13 @@ class BrightnessModel(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def look(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
+    def see_whole(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
         return TeacherOutput(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
 
-    def answer(self, images: Tensor, mask: PatchIndices, *, predict: bool = True) -> StudentOutput:
+    def predict(self, images: Tensor, mask: PatchIndices, *, with_loss: bool = True) -> StudentOutput:
         latent = self.encode(images, mask)
         predicted = -self.sign * patchify(images, 4).mean(dim=-1).gather(1, mask.masked)
-        return StudentOutput(latent, self.reconstruct(latent, mask), predicted if predict else None)
+        return StudentOutput(latent, self.reconstruct(latent, mask), predicted if with_loss else None)
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         self.masks.append(split(mask).masked)

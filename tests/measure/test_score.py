@@ -145,7 +145,7 @@ def test_demo_masks_pictures_and_independence_of_the_batch_size(tmp_path: Path, 
     calls: list[tuple[int, int | None]] = []
     whole = score(
         model,
-        Teacher(model),
+        Teacher(model).network,
         source,
         out=tmp_path / "a",
         pictures=3,
