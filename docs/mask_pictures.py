@@ -27,7 +27,7 @@ from hardpatch.methods.masking import (
     secondary_mask,
     spread_units,
 )
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 
 GRID = (14, 14)
 PATCHES = 196
@@ -87,7 +87,7 @@ def main() -> None:
         axes.set_title(title, fontsize=10, color=INK)
     figure.savefig(options.out)
     for title, mask in masks.items():
-        print(f"{title}: {int(split(mask).masked.shape[1])} of {PATCHES} patches masked")
+        print(f"{title}: {int(to_indices(mask).masked.shape[1])} of {PATCHES} patches masked")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch.patches import PatchIndices, gather, patchify, scatter, split, unpatchify
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, to_indices, unpatchify
 
 
 @given(
@@ -39,20 +39,20 @@ def test_split_lists_both_halves_in_order(n: int, data: st.DataObject) -> None:
     masked = data.draw(st.integers(0, n))
     rows = [data.draw(st.permutations([True] * masked + [False] * (n - masked))) for _ in range(3)]
     mask = torch.tensor(rows)
-    visible, masked_at, hidden = split(mask)
+    visible, masked_at, hidden = to_indices(mask)
     assert hidden is None
     for row in range(3):
         assert visible[row].tolist() == [i for i in range(n) if not rows[row][i]]
         assert masked_at[row].tolist() == [i for i in range(n) if rows[row][i]]
-    again = split(mask, masked)
+    again = to_indices(mask, masked)
     assert torch.equal(again.visible, visible)
     assert torch.equal(again.masked, masked_at)
-    assert split(PatchIndices(visible, masked_at)).visible is visible
+    assert to_indices(PatchIndices(visible, masked_at)).visible is visible
 
 
 def test_split_needs_equal_counts() -> None:
     with pytest.raises(ValueError, match=r"same number of masked patches in every image, got \[1, 2\]"):
-        split(torch.tensor([[True, False], [True, True]]))
+        to_indices(torch.tensor([[True, False], [True, True]]))
 
 
 def test_scatter_undoes_gather() -> None:

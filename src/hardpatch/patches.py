@@ -69,7 +69,7 @@ def all_masked(images: int, patches: int, device: torch.device) -> PatchIndices:
     return PatchIndices(places[:, :0], places)
 
 
-def split(mask: Tensor | PatchIndices, masked: int | None = None) -> PatchIndices:
+def to_indices(mask: Tensor | PatchIndices, masked: int | None = None) -> PatchIndices:
     """Turn ``mask`` (bool ``[B, N]``, True = masked, as many masked patches in every image) into index lists.
 
     Pass ``masked``, the number of masked patches, inside a training step: reading it off the mask waits for the device.

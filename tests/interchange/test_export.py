@@ -23,7 +23,7 @@ from hardpatch.interchange.export import Exported, export_hugging_face, export_t
 from hardpatch.interchange.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import SIZES, Encoder
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 from tests.interchange.runs import MEAN, STD, run_of
 
 SIZED: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 1}
@@ -191,7 +191,7 @@ def masked_images_agree(theirs: Any, ours: hardpatch.HPM, images: Tensor, mask: 
     """Latent, predictions and loss of a whole MAE in Hugging Face's class."""
     # The patches with the least noise are kept in the order of their noise, which is that of the patches here.
     noise = mask.float() + torch.linspace(0, 0.5, mask.shape[1])
-    parts = split(mask)
+    parts = to_indices(mask)
     latent = ours.encode(images, mask)
     outputs = theirs(images, noise=noise)
     assert torch.equal(outputs.mask.bool(), mask)

@@ -13,7 +13,7 @@ from hardpatch.methods.masking import random_mask, subsample_masked
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
@@ -89,7 +89,7 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
     torch.manual_seed(0)
     embed = DecoderEmbed(latent_width=32, width=16, grid=GRID)
     decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
-    mask = split(random_mask(torch.rand(3, 36), 27))
+    mask = to_indices(random_mask(torch.rand(3, 36), 27))
     tokens = embed(torch.randn(3, 10, 32), mask)
     x = tokens.of_asked(tokens.parts[1])
     for block in decoder.blocks:
@@ -133,7 +133,7 @@ def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> Non
     assert any(name.startswith("host.shared.0.") for name in names)
     assert not any(name.startswith("host.reconstructor.") for name in names)
     # one trunk and one branch are a decoder of two blocks
-    mask = split(random_mask(torch.rand(6, 36), 27))
+    mask = to_indices(random_mask(torch.rand(6, 36), 27))
     latent = model.encode(images(), mask)
     whole = Decoder(width=16, depth=2, heads=2, outputs=48)
     whole.load_state_dict(
@@ -172,7 +172,7 @@ def test_a_teacher_that_stops_early_runs_no_further_block() -> None:
     (latent,) = model.host.encoder.latents(images(), None, (2,))
     assert_close(difficulty, model._predictor().mean_output(model.host.decoder_tokens(latent)))
     # the student's predictor learns from the same depth
-    mask = split(random_mask(torch.rand(6, 36), 27))
+    mask = to_indices(random_mask(torch.rand(6, 36), 27))
     (early,) = model.host.encoder.latents(images(), mask, (2,))
     predicted = model._predictor().mean_output(model.host.decoder_tokens(early, mask))
     found = model(images(), mask).predicted
@@ -184,7 +184,7 @@ def test_a_teacher_at_every_second_step_leaves_the_others_to_chance() -> None:
     steps = steps_of(learner_of(small_run("--fast.teacher_every=2")))
     assert [step.problem.difficulty is not None for step in steps] == [False, True, False, True]
     noise = steps[0].noise
-    assert torch.equal(steps[0].problem.mask.masked, split(random_mask(noise, 27)).masked)
+    assert torch.equal(steps[0].problem.mask.masked, to_indices(random_mask(noise, 27)).masked)
 
 
 def test_what_is_remembered_is_mined_without_a_teacher() -> None:
@@ -192,7 +192,8 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
     assert learner.teacher is None
     assert learner.memory is not None
     first, second, *_ = steps_of(learner, 2)
-    assert torch.equal(first.problem.mask.masked, split(random_mask(first.noise, 27)).masked)  # nothing is known yet
+    # nothing is in the memory yet
+    assert torch.equal(first.problem.mask.masked, to_indices(random_mask(first.noise, 27)).masked)
     assert second.problem.difficulty is not None
     assert first.losses.predicted is not None
     # the hardest of those that were masked in the first step are masked again

@@ -13,12 +13,12 @@ from hardpatch.methods.hpm import HPM, Masking, mine_mask
 from hardpatch.methods.ibot import Views
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.teacher import Teacher
-from hardpatch.patches import gather, patchify, split
+from hardpatch.patches import gather, patchify, to_indices
 from tests.small import small_beit, small_hpm, small_ibot, small_predictor, small_simmim
 
 IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
-MASK = split(random_mask(NOISE, 14))
+MASK = to_indices(random_mask(NOISE, 14))
 HOSTS: dict[str, Callable[[], Any]] = {"simmim": small_simmim, "beit": small_beit, "ibot": small_ibot}
 
 
@@ -143,7 +143,7 @@ def test_ibot_puts_the_views_in_their_places() -> None:
     teacher = Teacher(model)
     crops, local = torch.randn(6, 3, 16, 24), torch.randn(6, 3, 8, 8)  # 3 images, 2 views each
     order = torch.tensor([4, 0, 3, 5, 1, 2])
-    mask = split(random_mask(torch.rand(3, 24), 6))
+    mask = to_indices(random_mask(torch.rand(3, 24), 6))
     sight = teacher.look(crops[order], difficulty=False)
     before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
     classes, tokens = teacher.network.host.teach(sight.latent, mask, temperature=0.05, center_momentum=0.9)

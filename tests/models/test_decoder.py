@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, first_block, last_block, through
-from hardpatch.patches import PatchIndices, gather, split
+from hardpatch.patches import PatchIndices, gather, to_indices
 
 B, N, WIDTH = 3, 24, 16
 
@@ -20,7 +20,7 @@ def parts(depth: int = 2, mask_token: bool = True) -> tuple[DecoderEmbed, Decode
     torch.manual_seed(0)
     embed = DecoderEmbed(latent_width=32, width=WIDTH, grid=(4, 6), mask_token=mask_token)
     decoder = Decoder(width=WIDTH, depth=depth, heads=2, outputs=48)
-    return embed, decoder, split(random_mask(torch.rand(B, N), 18))
+    return embed, decoder, to_indices(random_mask(torch.rand(B, N), 18))
 
 
 def in_image_order(embed: DecoderEmbed, latent: Tensor, mask: PatchIndices) -> Tensor:

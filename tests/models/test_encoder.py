@@ -10,7 +10,7 @@ from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import SIZES, Encoder
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 
 
 def encoder(image_size: tuple[int, int] = (16, 24), patch_size: int = 4, channels: int = 3, width: int = 32) -> Encoder:
@@ -57,7 +57,7 @@ def test_is_the_whole_image_with_tokens_taken_out() -> None:
     mask = random_mask(torch.rand(2, 24), 18)
     whole, part = model(images), model(images, mask)
     assert_close(part[:, 0], whole[:, 0])
-    assert_close(part[:, 1:], gather(whole[:, 1:], split(mask).visible))
+    assert_close(part[:, 1:], gather(whole[:, 1:], to_indices(mask).visible))
 
 
 @given(
@@ -148,7 +148,7 @@ def test_hidden_patches_are_not_seen_but_stay() -> None:
     model = Encoder(image_size=(16, 24), patch_size=4, width=32, depth=2, heads=2, mask_token=True).eval()
     images = torch.randn(2, 3, 16, 24)
     mask = random_mask(torch.rand(2, 24), 18)
-    parts = split(mask)
+    parts = to_indices(mask)
     hidden = torch.tensor([[True, False, True, False, False, False], [False] * 6])
     latent = model(images, parts._replace(hidden=hidden))
     assert latent.shape == (2, 7, 32)

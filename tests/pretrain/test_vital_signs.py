@@ -8,7 +8,7 @@ import torch
 from hardpatch.errors import TrainingError
 from hardpatch.methods.hpm import Losses, Masking, MinedMask
 from hardpatch.methods.teacher import TeacherOutput
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from hardpatch.pretrain.vital_signs import RunningMeans, vital_signs
 from hardpatch.train.metrics import MetricsLog, read_metrics
 
@@ -44,7 +44,7 @@ def test_vital_signs_by_hand() -> None:
     made = Losses(torch.tensor(0.0), true, torch.tensor(0.0), predicted)
 
     def problem(difficulty: torch.Tensor | None) -> MinedMask:
-        return MinedMask(split(mask), TeacherOutput(torch.zeros(2, 7, 1), difficulty, None), difficulty)
+        return MinedMask(to_indices(mask), TeacherOutput(torch.zeros(2, 7, 1), difficulty, None), difficulty)
 
     signs = vital_signs(problem(difficulty), made, noise, 0.5, 0.6, (2, 3), Masking())
     # Five untied pairs an image; in the second one of them is the wrong way round.

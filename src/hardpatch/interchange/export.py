@@ -24,7 +24,7 @@ from hardpatch.interchange.to_timm import timm_arguments, timm_state
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 from hardpatch.pickles import save_tensors
 
 REAL_IMAGES = 2
@@ -198,7 +198,7 @@ def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
 
 def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
     """Latent and predictions of the masked patches, one after the other: ``[B, ...]``."""
-    parts = split(mask.expand(len(images), -1))
+    parts = to_indices(mask.expand(len(images), -1))
     latent = host.encode(images, parts)
     prediction = host.reconstruct(latent, host.decoder_tokens(latent, parts), parts)
     return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
@@ -211,7 +211,7 @@ def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:
     # it keeps the patches with the least noise, in that order
     noise = mask.float() * mask.shape[1] + torch.arange(mask.shape[1])
     latent = model.vit(images, noise=noise).last_hidden_state
-    prediction = gather(model(images, noise=noise).logits, split(mask).masked)
+    prediction = gather(model(images, noise=noise).logits, to_indices(mask).masked)
     return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
 
 

@@ -23,7 +23,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import hard_patches, masked_count, random_mask
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher
-from hardpatch.patches import all_masked, gather, split
+from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.randomness import patch_noise
 
 Predict = Literal["whole", "masked"]
@@ -215,7 +215,7 @@ def over_masks(
     times, foreseen = torch.zeros_like(total), torch.zeros_like(total)
     for draw in range(draws):
         mask = random_mask(patch_noise(seed, draw, indices, total.shape[1]) - times, masked)
-        parts = split(mask, masked)
+        parts = to_indices(mask, masked)
         answer = model.answer(images, parts, predict=predict)
         loss = model.reconstruction_loss(answer.prediction, gather(target, parts.masked))  # [B, M]
         total.scatter_add_(1, parts.masked, loss.float())

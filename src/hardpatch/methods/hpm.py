@@ -27,7 +27,7 @@ from hardpatch.methods.masking import (
 )
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
-from hardpatch.patches import PatchIndices, gather, split
+from hardpatch.patches import PatchIndices, gather, to_indices
 
 PredictingLoss = Literal["relative", "absolute", "absolute_standardized"]
 
@@ -114,7 +114,7 @@ class HPM(nn.Module):
             views: iBOT's other crops.
             observe: measure the use of tokens, for the log.
         """
-        mask = split(mask)
+        mask = to_indices(mask)
         whole, prediction, predicted = self.answer(images, mask, predict=self.has_predictor)
         if target is None:
             target = gather(self.host.target(images), mask.masked)  # [B, M, T], no gradient
@@ -175,7 +175,7 @@ class HPM(nn.Module):
 
     def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         """Predicted targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
-        mask = split(mask)
+        mask = to_indices(mask)
         return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def mine_mask(
     )
     mask = spread_units(mask, grid, masking.unit)  # bool [B, N]
     masked = masked * masking.unit**2
-    parts = split(mask, masked)
+    parts = to_indices(mask, masked)
     patches = mask.shape[1]
     if masking.secondary:
         hidden = secondary_mask(noise[:, -patches:], mask, masking.secondary, masked)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialize, sparing
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import PatchIndices, gather, split
+from hardpatch.patches import PatchIndices, gather, to_indices
 
 
 class Tokens(NamedTuple):
@@ -80,7 +80,7 @@ class DecoderEmbed(nn.Module):
         """
         x = self.proj(latent)
         positions = resample_positions(self.positions, self.grid, grid or self.grid).to(x.dtype)
-        parts = None if mask is None else split(mask)
+        parts = None if mask is None else to_indices(mask)
         where = positions if parts is None or self.mask_token is None else F.embedding(parts.visible, positions)
         seen = torch.cat([x[:, :1], x[:, 1:] + where], dim=1)
         if self.mask_token is None:

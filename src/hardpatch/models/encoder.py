@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block, initialize
 from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
-from hardpatch.patches import PatchIndices, gather, patchify, scatter, split
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, to_indices
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         """Tokens before the first block, and the bias of all attentions."""
         patches = patchify(images, self.patch_size)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        parts = None if mask is None else split(mask)
+        parts = None if mask is None else to_indices(mask)
         if parts is not None and self.drop_masked:
             x = self.patch_embed(gather(patches, parts.visible))
             if parts.hidden is not None:
