@@ -36,25 +36,32 @@ def test_file_appears_only_when_the_block_ends(tmp_path: Path, durable: bool) ->
 def test_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_path(path) as partial:
-        partial.write_text("half")
-        raise error
+
+    def fail() -> None:
+        with atomic_path(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_folder_is_written_and_replaced(tmp_path: Path, durable: bool) -> None:
+def test_folder_replaces_an_empty_one_only(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "step_1"
-    for name in ("first", "second"):
+    path.mkdir()
+
+    def write(name: str) -> None:
         with atomic_path(path, durable=durable) as partial:
             (partial / "deeper").mkdir(parents=True)
             (partial / "deeper" / name).write_text("x")
-        assert [file.name for file in (path / "deeper").iterdir()] == [name]
-    with pytest.raises(OSError), atomic_path(path, durable=durable) as partial:  # noqa: PT011 (any kind)
-        partial.mkdir()
-        raise OSError
-    assert [file.name for file in tmp_path.rglob("*")] == ["step_1", "deeper", "second"]
+
+    write("first")
+    with pytest.raises(OSError, match="not empty"):
+        write("second")
+    assert [file.name for file in tmp_path.rglob("*")] == ["step_1", "deeper", "first"]
 
 
 def test_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
@@ -63,15 +70,18 @@ def test_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 def test_several_files_appear_in_the_reverse_order_of_their_contexts(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").mkdir()  # cannot be replaced by a file
-    with (
-        pytest.raises(OSError),  # noqa: PT011 (which one depends on the system)
-        atomic_path(tmp_path / "weights") as weights,
-        atomic_path(tmp_path / "metrics.jsonl") as metrics,
-    ):
-        weights.write_text("x")
-        metrics.write_text("x")
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    def write() -> None:
+        with atomic_path(tmp_path / "weights") as weights, atomic_path(tmp_path / "metrics") as metrics:
+            weights.write_text("x")
+            metrics.write_text("x")
+
+    (tmp_path / "metrics").mkdir()  # cannot be replaced by a file
+    with pytest.raises(IsADirectoryError):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics"]
+    (tmp_path / "metrics").rmdir()
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics", "weights"]
 
 
 KILLED = """

@@ -109,7 +109,7 @@ def test_mae(shared: Path) -> None:
     # `pred` is in image order and holds visible patches too: the decoder sees the same tokens, all of them are read
     # out; here visible patches come first.
     tokens = mae_of(model).decoder_embed(model.encode(images, mask), mask)
-    assert tokens.blanks is not None
-    everything = torch.cat([tokens.seen, F.embedding(to_indices(mask).masked, tokens.blanks)], dim=1)
+    assert tokens.mask_tokens is not None
+    everything = torch.cat([tokens.sequence, F.embedding(to_indices(mask).masked, tokens.mask_tokens)], dim=1)
     pred = mae_of(model).reconstructor(Tokens(everything, slice(1, None)))
     close(pred, gather(golden["pred"], torch.cat(to_indices(mask)[:2], dim=1)))

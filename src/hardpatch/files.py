@@ -15,7 +15,7 @@ def atomic_path(path: Path, *, durable: bool = False, concurrent: bool = False) 
     the temporary file or folder behind; the next call for the same path removes it.
 
     Args:
-        path: the file or folder to write. An existing one is replaced.
+        path: the file or folder to write. An existing file is replaced, an existing folder only if it is empty.
         durable: wait until everything is on the disk, so that ``path`` survives a power failure.
         concurrent: give the temporary path the process id, since several processes may write ``path`` at once.
 
@@ -29,8 +29,6 @@ def atomic_path(path: Path, *, durable: bool = False, concurrent: bool = False) 
         yield partial
         if durable:
             _sync_tree(partial)
-        if partial.is_dir() and path.is_dir():
-            shutil.rmtree(path)  # a folder does not replace one that is not empty
         os.replace(partial, path)
         if durable:
             _sync(path.parent)

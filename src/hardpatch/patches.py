@@ -44,14 +44,14 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 
 
 def gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Select ``tokens [B, N, D]`` at ``indices [B, K]``: ``[B, K, D]``. Also takes ``[B, N]`` and returns ``[B, K]``."""
+    """Select ``tokens [B, N, D]`` at ``indices [B, K]``: ``[B, K, D]``. Numbers ``[B, N]`` give ``[B, K]``."""
     if tokens.dim() == 2:
         return tokens.gather(1, indices)
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def scatter(tokens: Tensor, indices: Tensor, into: Tensor) -> Tensor:
-    """Copy ``into [B, N, D]`` with ``tokens [B, K, D]`` written at ``indices [B, K]``: the inverse of :func:`gather`."""
+    """Copy ``into [B, N, D]`` with ``tokens [B, K, D]`` written at ``indices [B, K]``; inverse of :func:`gather`."""
     return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)
 
 
@@ -67,7 +67,7 @@ class PatchIndices(NamedTuple):
 
 
 def all_masked(images: int, patches: int, device: torch.device) -> PatchIndices:
-    """Indices of every patch of every image as masked, none as visible: for targets of the whole image."""
+    """Index every patch of every image as masked and none as visible: for targets of the whole image."""
     indices = torch.arange(patches, device=device).expand(images, -1)
     return PatchIndices(indices[:, :0], indices)
 

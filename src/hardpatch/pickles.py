@@ -17,7 +17,7 @@ from hardpatch.errors import UserError
 def load_pickle(path: Path, argument: str) -> Any:
     """Load a file of ``torch.save`` that holds tensors and plain values only.
 
-    ``argparse.Namespace`` is allowed too, since training scripts save one beside the weights. Nothing else is unpickled.
+    ``argparse.Namespace`` is allowed, too: training scripts save one beside the weights. Nothing else is unpickled.
 
     Args:
         path: a ``.pth``, ``.pt`` or ``.bin`` file.

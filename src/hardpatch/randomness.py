@@ -19,8 +19,8 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
 
 
 def _mix(values: Tensor) -> Tensor:
-    """Finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers; int64 products wrap."""
-    values = (values ^ _shift_right(values, 30)) * _MIX_1
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers."""
+    values = (values ^ _shift_right(values, 30)) * _MIX_1  # int64 products wrap, as the algorithm needs
     values = (values ^ _shift_right(values, 27)) * _MIX_2
     return values ^ _shift_right(values, 31)
 
@@ -35,7 +35,8 @@ def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
         patches: N.
 
     Returns:
-        float32 ``[B, N]`` on the device of ``samples``. Row ``b`` depends on ``seed``, ``step`` and ``samples[b]`` only.
+        float32 ``[B, N]`` on the device of ``samples``. Row ``b`` depends only on ``seed``, ``step`` and
+        ``samples[b]``.
     """
     key = torch.full_like(samples, seed)
     for part in (torch.full_like(samples, step), samples):

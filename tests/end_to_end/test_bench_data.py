@@ -9,7 +9,7 @@ import pytest
 from hardpatch.bench.feeding import BATCH, FULL, READ, RESIZE, SHRUNKEN, _verdict
 from hardpatch.bench.timing import Spread
 from hardpatch.cli import main
-from tests.data.test_loader import MANY_WORKERS
+from tests.data.small import MANY_WORKERS
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 

@@ -6,7 +6,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM, Masking, mine_mask
 from hardpatch.methods.masking import random_mask, subsample_masked
@@ -91,11 +91,11 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
     decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
     mask = to_indices(random_mask(torch.rand(3, 36), 27))
     tokens = embed(torch.randn(3, 10, 32), mask)
-    x = tokens.of_asked(tokens.parts[1])
+    x = tokens.query_tokens
     for block in decoder.blocks:
         assert isinstance(block, Block)
         # the block's own attention over both kinds of tokens, with all but the visible ones hidden from it
-        both = torch.cat([tokens.seen, x], dim=1)
+        both = torch.cat([tokens.sequence, x], dim=1)
         bias = torch.zeros(1, 1, 37, 37)
         bias[..., 10:] = -torch.inf
         x = block(both, bias)[:, 10:]

@@ -120,7 +120,7 @@ def test_attention_guides_the_mask() -> None:
     masking = Masking(mask="attention_high")
     problem = mine_mask(teacher, IMAGES, NOISE, mask_ratio=0.75, alpha=0.0, grid=(4, 6), masking=masking)
     with torch.no_grad():
-        order = teacher.network.host.encoder.attend(IMAGES)[1].argsort(dim=1, descending=True)
+        order = teacher.network.host.encoder.forward_with_attention(IMAGES)[1].argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
     assert problem.difficulty is None  # nothing is mined, so that the predictor need not run
 

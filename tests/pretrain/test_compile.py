@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hardpatch.models.discrete_vae import DiscreteVAE
 from lightning_fabric import Fabric
 from torch._dynamo.utils import counters
 
 from hardpatch.bench.contenders import synthetic_batch
 from hardpatch.errors import UserError
 from hardpatch.methods.targets import Target, VisualTokens
-from hardpatch.models.tokenizer import DiscreteVAE
 from hardpatch.patches import to_indices
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of

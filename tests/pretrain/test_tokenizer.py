@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from hardpatch.models.discrete_vae import DiscreteVAE
 from safetensors import safe_open
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.models.tokenizer import DiscreteVAE, load_tokenizer
+from hardpatch.models.tokenizer import load_tokenizer
 from hardpatch.pretrain import tokenizer as training
 from hardpatch.pretrain.tokenizer import TokenizerRun, measure, picture, temperature, train_tokenizer, uneven_use
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hardpatch.bench.literal import Literal
 from hardpatch.data.augment import GLOBAL_CROPS
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError, did_you_mean
 from hardpatch.models.encoder import SIZES

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from hardpatch.bench.timing import Spread, spread
-from hardpatch.data.augment import TrainTransform, crop_box, cut_box
+from hardpatch.data.augment import TrainTransform
+from hardpatch.data.batch import Batch
+from hardpatch.data.crop import crop_box, crop_pixels
 from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
-from hardpatch.data.device_set import SHARE, DeviceSet, free_memory
-from hardpatch.data.loader import Batch, cores, train_batches
-from hardpatch.data.memory import HeldSource, available_memory
+from hardpatch.data.device_dataset import MAX_MEMORY_SHARE, DeviceDataset, free_memory
+from hardpatch.data.loader import train_batches
+from hardpatch.data.memory import InMemorySource, available_memory
 from hardpatch.data.sources import Source, Subset
+from hardpatch.data.workers import cores
 from hardpatch.errors import UserError
 
 TURNS = 5
@@ -105,15 +108,15 @@ def feeding(
         told(k + 2, total)
     best = max(loader, key=lambda count: loader[count])
     few = min(len(sample), max(1, int(HELD_BYTES / (size[0] * size[1] * transform.channels))))
-    held = HeldSource(Subset(sample, range(few)), transform.channels)
+    held = InMemorySource(Subset(sample, range(few)), transform.channels)
     host = _rate(train_batches(held, transform, batch_size=batch_size, seed=0, workers=best), seconds)
     told(total - 1, total)
-    there = DeviceSet(held, transform, device)
+    there = DeviceDataset(held, transform, device)
     on_device = _rate(there.batches(batch_size=batch_size, seed=0), seconds, device)
     told(total, total)
     free, room = available_memory(), free_memory(device)
     fits = free is None or n * size[0] * size[1] * transform.channels < free
-    fits_device = room is None or n * there.images[0].numel() < SHARE * room
+    fits_device = room is None or n * there.images[0].numel() < MAX_MEMORY_SHARE * room
     verdict = _verdict(
         stages, loader, host if fits else 0.0, on_device if fits_device else 0.0, size, max(transform.image_size)
     )
@@ -168,7 +171,7 @@ def _stages(sample: Source, transform: TrainTransform, seconds: float) -> tuple[
         image = open_image(files[k % len(files)], transform.channels)
         box = crop_box(image.shape[0], image.shape[1], transform.scale, transform.ratio, generator(k))
         if isinstance(image, Jpeg):
-            cut_box(image, box, transform.image_size, transform.shrink_on_decode)
+            crop_pixels(image, box, transform.image_size, transform.shrink_on_decode)
 
     def all_of_it(k: int) -> None:
         data = sample.encoded(k % len(sample))

@@ -41,8 +41,8 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.bench.feeding import feeding, markdown
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
-    from hardpatch.data.loader import cores
     from hardpatch.data.sources import open_source
+    from hardpatch.data.workers import cores
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import counting, show_log
 

@@ -48,7 +48,7 @@ def detect(arguments: list[str]) -> int:
 
 
 def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]) -> int:
-    from hardpatch.data.loader import resolve_workers
+    from hardpatch.data.workers import resolve_workers
     from hardpatch.detect.data import mask_tools
     from hardpatch.detect.pictures import detection_sheet
     from hardpatch.detect.trainer import DetectionTrainer, write_result

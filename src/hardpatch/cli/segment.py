@@ -56,7 +56,7 @@ def _run_of(options: argparse.Namespace) -> SegmentationRun:
 def _segment(options: argparse.Namespace, arguments: list[str]) -> int:
     import torch
 
-    from hardpatch.data.loader import resolve_workers
+    from hardpatch.data.workers import resolve_workers
     from hardpatch.interchange.backbone import load_backbone
     from hardpatch.segment.data import check, find_labels, open_segmentation
     from hardpatch.segment.file import FILE, save_segmenter

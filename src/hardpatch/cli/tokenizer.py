@@ -31,8 +31,8 @@ def tokenizer(arguments: list[str]) -> int:
     device_arguments(parser, batch_size=128)
     options = parser.parse_args(arguments)
 
-    from hardpatch.data.loader import resolve_workers
     from hardpatch.data.sources import open_source
+    from hardpatch.data.workers import resolve_workers
     from hardpatch.pretrain import tokenizer as training
     from hardpatch.train.device import use_device
     from hardpatch.train.progress import TrainingProgress, show_log

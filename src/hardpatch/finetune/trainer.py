@@ -12,8 +12,11 @@ from torch import Tensor
 
 from hardpatch import __version__
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch
+from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.sources import Source
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.finetune.augment import FinetuneTransform, Mixer
 from hardpatch.finetune.measure import Evaluation

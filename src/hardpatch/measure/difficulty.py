@@ -14,9 +14,9 @@ from torch import Tensor
 
 from hardpatch import figures
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.decode import UndecodableImage, decode
+from hardpatch.data.decode import EXTENSIONS, UndecodableImage, decode
 from hardpatch.data.loader import eval_batches
-from hardpatch.data.sources import EXTENSIONS, Source
+from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import Progress
 from hardpatch.methods.hpm import HPM

@@ -27,6 +27,7 @@ from hardpatch.methods.masking import (
 )
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
+from hardpatch.models.pixels import normalize
 from hardpatch.patches import PatchIndices, gather, to_indices
 
 PredictingLoss = Literal["relative", "absolute", "absolute_standardized"]
@@ -157,7 +158,7 @@ class HPM(nn.Module):
         """One look at whole images ``[B, C, H, W]``: the latent and, where asked for, what was predicted from it and
         where the class token looked."""
         if attention:
-            latent, attended = self.host.encoder.attend(images)
+            latent, attended = self.host.encoder.forward_with_attention(images)
         elif self.predictor_reads is not None:
             (latent,), attended = self.host.encoder.latents(images, None, (self.predictor_reads,)), None
         else:
@@ -188,8 +189,7 @@ class HPM(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels uint8 ``[B, C, H, W]`` as the network wants them: float32, mean 0 and variance 1 over the data set."""
-        mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
-        return (images.float() / 255.0 - mean) / std
+        return normalize(images, self.mean, self.std)
 
     @property
     def patch_size(self) -> int:

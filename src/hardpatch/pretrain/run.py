@@ -11,11 +11,14 @@ import torch
 
 from hardpatch import __version__
 from hardpatch.data.augment import MultiCropTransform, TrainTransform
-from hardpatch.data.device_set import DeviceSet
-from hardpatch.data.loader import BadFiles, Batch, on_device, resolve_workers, train_batches
-from hardpatch.data.memory import HeldSource
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch, on_device
+from hardpatch.data.device_dataset import DeviceDataset
+from hardpatch.data.loader import train_batches
+from hardpatch.data.memory import InMemorySource
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.labels import labeled_features
@@ -78,7 +81,7 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     total = total_steps(run, len(source))
     newest = checkpoint.newest(folder)
     if run.data.in_memory == "host":
-        source = HeldSource(source, run.data.channels)
+        source = InMemorySource(source, run.data.channels)
     mean, std = _statistics(run, source, newest)
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
     target, outputs = target_of(run, fabric.device)
@@ -88,7 +91,7 @@ def pretrain(run: RunConfig, folder: Path, progress: Progress, prepare: Callable
     learner = Learner(run, model, fabric, total, target, len(source))
     held = None
     if run.data.in_memory == "device":
-        held = DeviceSet(source, _transform(run), fabric.device, run.data.device_side)
+        held = DeviceDataset(source, _transform(run), fabric.device, run.data.device_side)
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.pieces = fewest_pieces(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
@@ -124,7 +127,7 @@ class Trainer:
         source: Source,
         learner: Learner,
         outputs: int | None = None,
-        held: DeviceSet | None = None,
+        held: DeviceDataset | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
         self.held = held

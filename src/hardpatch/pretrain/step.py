@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hardpatch.data.loader import SAMPLES, Batch
+from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.methods.difficulty_memory import DifficultyMemory
 from hardpatch.methods.hpm import HPM, Losses, MinedMask, mine_mask
 from hardpatch.methods.ibot import IBOT, Views
@@ -163,7 +163,7 @@ class Learner:
         samples = batch.indices.to(device, non_blocking=True)
         crops = len(pixels) // len(samples)
         count = self.masking.noise_count(self.grid)
-        of_crops = torch.cat([samples + k * SAMPLES for k in range(crops)])
+        of_crops = torch.cat([samples + k * CROP_OFFSET for k in range(crops)])
         noise = patch_noise(self.run.seed, self.step, of_crops, count + 1)
         back = torch.arange(len(pixels), device=device)
         if self.ibot:  # the first so many are masked, so that which crops these are must be left to chance
@@ -177,7 +177,7 @@ class Learner:
             assert batch.boxes is not None
             assert batch.flipped is not None
             boxes, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
-            place = CropBox(samples % SAMPLES, boxes, flipped)
+            place = CropBox(samples % CROP_OFFSET, boxes, flipped)
         return MicroBatch(pixels, self.model.normalize(pixels), noise[:, :-1], local, back, place)
 
     def _recall(self, piece: MicroBatch) -> Tensor | None:

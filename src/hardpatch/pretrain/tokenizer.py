@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from hardpatch import __version__
 from hardpatch.data.augment import EvalTransform, TrainTransform
-from hardpatch.data.loader import BadFiles, eval_batches, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.figures import enlarge
-from hardpatch.models.tokenizer import KIND, METADATA, PIXEL_STD, DiscreteVAE
+from hardpatch.models.discrete_vae import PIXEL_STD, DiscreteVAE
+from hardpatch.models.tokenizer import KIND, METADATA
 from hardpatch.pickles import save_tensors
 from hardpatch.schedules import half_cosine, learning_rate
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch.utils.data import Dataset
 
-from hardpatch.data.augment import Image, resize
+from hardpatch.data.crop import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
-from hardpatch.data.loader import TrainingOrder, batch_loader
+from hardpatch.data.loader import batch_loader
+from hardpatch.data.order import TrainingOrder
 from hardpatch.errors import UserError
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 

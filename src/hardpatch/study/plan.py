@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from hardpatch.data.loader import resolve_workers
 from hardpatch.data.sources import open_source
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.run import pretrain, total_steps

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hardpatch import __version__
-from hardpatch.data.loader import resolve_workers
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.pretrain import config
 from hardpatch.pretrain.sections import RunConfig
