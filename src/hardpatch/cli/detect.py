@@ -48,11 +48,11 @@ def detect(arguments: list[str]) -> int:
 
 
 def _detect(options: argparse.Namespace, run: DetectionRun, arguments: list[str]) -> int:
+    from hardpatch.curves import training_curves
     from hardpatch.data.workers import resolve_workers
     from hardpatch.detect.data import mask_tools
     from hardpatch.detect.pictures import detection_sheet
     from hardpatch.detect.trainer import DetectionTrainer, write_result
-    from hardpatch.figures import training_curves
     from hardpatch.interchange.backbone import load_backbone
     from hardpatch.train import run_folder
     from hardpatch.train.device import use_device

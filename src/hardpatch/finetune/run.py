@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
+from hardpatch.curves import training_curves
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
 from hardpatch.finetune import settings
 from hardpatch.finetune.measure import Evaluation, confusion_figure, report
 from hardpatch.finetune.model import Classifier

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hardpatch.curves import training_curves
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
 from hardpatch.interchange.load import load, load_pair, load_target, read_metadata, training_masks, weights_file
 from hardpatch.measure.difficulty import score
 from hardpatch.pretrain import config
