@@ -81,10 +81,10 @@ def test_two_folders_that_link_to_each_other(tmp_path: Path) -> None:
 
 
 def test_names_with_any_characters(tmp_path: Path) -> None:
-    wanted = ["Überraschung ☃.png", "a\nb.png", "ü.png"]
-    for name in wanted:
+    file_names = ["Überraschung ☃.png", "a\nb.png", "ü.png"]
+    for name in file_names:
         write_png(tmp_path / name)
-    assert sorted(names(open_source(tmp_path))) == sorted(str(tmp_path / name) for name in wanted)
+    assert sorted(names(open_source(tmp_path))) == sorted(str(tmp_path / name) for name in file_names)
 
 
 def test_paths_are_stored_compactly() -> None:

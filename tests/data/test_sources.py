@@ -72,7 +72,7 @@ def test_missing_path(tmp_path: Path) -> None:
     assert "no such file or folder" in one_line(error)
 
 
-def test_folder_without_images_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_folder_without_images_lists_the_extensions(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     with pytest.raises(UserError) as error:
         open_source(tmp_path)

@@ -199,9 +199,8 @@ def test_layer_scale_and_drop_path() -> None:
         torch.manual_seed(1)
         trained = block.train()(x)
     changed = (trained != x).flatten(1).any(dim=1).float().mean().item()
-    assert changed == pytest.approx(
-        1 - 0.5**2, abs=4 * (0.75 * 0.25 / 400) ** 0.5
-    )  # by either branch; 4 standard deviations
+    tolerance = 4 * (0.75 * 0.25 / 400) ** 0.5  # 4 standard deviations
+    assert changed == pytest.approx(1 - 0.5**2, abs=tolerance)  # images that either branch changes
 
 
 def test_relative_positions_need_all_patches() -> None:
@@ -227,4 +226,4 @@ def test_relative_bias_reads_one_entry_for_each_offset() -> None:
     assert bias((4, 5)).shape == (1, 2, 21, 21)
     with torch.no_grad():
         bias.table.fill_(3.0)
-    assert_close(bias((4, 5)), torch.full((1, 2, 21, 21), 3.0))  # interpolation leaves a constant alone
+    assert_close(bias((4, 5)), torch.full((1, 2, 21, 21), 3.0))  # interpolation does not change a constant

@@ -1,6 +1,6 @@
 """Transforms from decoded images to uint8 crops. The model normalizes them on the device.
 
-All randomness comes from the generator that is passed in, so an image looks the same in whichever process it is made.
+All randomness comes from the generator that is passed in, so a crop does not depend on the process that makes it.
 """
 
 from dataclasses import dataclass

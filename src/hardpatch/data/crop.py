@@ -1,4 +1,4 @@
-"""Boxes in images: drawing them, decoding what they need, resizing."""
+"""Random boxes in images, decoding of their pixels, and resizing."""
 
 import math
 
@@ -78,7 +78,7 @@ def crop_pixels(
         image = image.pixels(shrink)
         if image.shape[:2] == (full_height, full_width):  # Pillow does not shrink
             shrink = 1
-    # rounded to whole decoded pixels, without the last ones where they stand for fewer than `shrink`
+    # rounded to whole decoded pixels; a last row or column that covers fewer than `shrink` pixels is left out
     top, bottom = (min(round(edge / shrink), full_height // shrink) for edge in (top, top + height))
     left, right = (min(round(edge / shrink), full_width // shrink) for edge in (left, left + width))
     shares = (

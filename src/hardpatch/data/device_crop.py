@@ -53,7 +53,7 @@ def crop(images: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) 
     """Crop images, resize by bicubic interpolation with antialiasing, and flip some of them.
 
     The result is that of ``F.interpolate`` for each crop in float32, rounded. Its kernel for uint8 also rounds between
-    the two directions, and differs from that by a gray level here and there.
+    the two directions, and differs from that by one gray level at some pixels.
 
     Args:
         images: uint8 ``[B, H, C, W]``: rows before channels, so that both matrix products read memory in order.

@@ -1,7 +1,7 @@
 """Loaders: an endless stream of training batches that resumes exactly, and one ordered pass for evaluation.
 
 The same seed gives the same training batches with any number of workers, after a resume, and joined over any number of
-ranks: what a sample looks like depends only on (seed, epoch, index).
+ranks: a sample depends only on (seed, epoch, index).
 """
 
 import math

@@ -86,7 +86,7 @@ def _open_folder(folder: Path) -> Source:
     if tables:
         return ParquetSource(tables)
     extensions = ", ".join(EXTENSIONS)
-    raise UserError(f"{folder}: no images in this folder; looked for {extensions} at any depth, or *.parquet")
+    raise UserError(f"{folder}: no images in this folder; expected {extensions} at any depth, or *.parquet")
 
 
 class ConcatSource:
