@@ -20,7 +20,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from hardpatch.data.augment import TrainTransform, crop_box, resize
+from hardpatch.data.augment import TrainTransform
+from hardpatch.data.crop import crop_box, resize
 from hardpatch.data.decode import Jpeg, decode, open_image
 from hardpatch.data.sources import open_source
 

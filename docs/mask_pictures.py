@@ -21,7 +21,7 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.figures import INK, heat_map, masked_image
 from hardpatch.methods.masking import draw_mask, masked_count, noise_count, secondary_mask
 from hardpatch.methods.mining import hard_patches, spread_units
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 
 GRID = (14, 14)
 PATCHES = 196
@@ -81,7 +81,7 @@ def main() -> None:
         axes.set_title(title, fontsize=10, color=INK)
     figure.savefig(options.out)
     for title, mask in masks.items():
-        print(f"{title}: {int(split(mask).masked.shape[1])} of {PATCHES} patches masked")
+        print(f"{title}: {int(to_indices(mask).masked.shape[1])} of {PATCHES} patches masked")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-import json
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.image import imread
 
 from hardpatch.figures import (
     COLOR_MAP,
     ScoreRow,
-    _curve,
     contact_sheet,
     enlarge,
     heat_map,
     masked_image,
+    patches_to_pixels,
     reconstruction,
     score_figure,
-    spread,
     to_rgb,
-    training_curves,
 )
 from hardpatch.methods import targets
 
@@ -42,14 +36,14 @@ def row(height: int = 8, width: int = 8, channels: int = 3, name: str = "a.png",
 def test_to_rgb() -> None:
     assert to_rgb(picture(2, 3, 3)).tolist() == picture(2, 3, 3).tolist()
     assert (to_rgb(picture(2, 3, 1)) == picture(2, 3, 1)).all()
-    for channels, kept in ((1, 1), (2, 1), (3, 3), (13, 3)):
+    for channels, used in ((1, 1), (2, 1), (3, 3), (13, 3)):
         image = picture(2, 3, channels)
         assert to_rgb(image).shape == (2, 3, 3)
-        assert (to_rgb(image)[..., :kept] == image[..., :kept]).all()
+        assert (to_rgb(image)[..., :used] == image[..., :used]).all()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60))
-def test_enlarging_repeats_pixels_just_as_often_as_it_must(height: int, width: int, least: int) -> None:
+def test_enlarging_repeats_pixels_as_often_as_needed(height: int, width: int, least: int) -> None:
     image = picture(height, width, 1)
     large = enlarge(image, least)
     factor = large.shape[0] // height
@@ -59,11 +53,14 @@ def test_enlarging_repeats_pixels_just_as_often_as_it_must(height: int, width: i
         assert (large[y::factor, x::factor] == image).all()
 
 
-def test_values_are_spread_row_by_row() -> None:
-    assert spread(np.array([1, 2, 3, 4, 5, 6]), (2, 3), (2, 6)).tolist() == [[1, 1, 2, 2, 3, 3], [4, 4, 5, 5, 6, 6]]
+def test_values_of_patches_are_repeated_row_by_row() -> None:
+    assert patches_to_pixels(np.array([1, 2, 3, 4, 5, 6]), (2, 3), (2, 6)).tolist() == [
+        [1, 1, 2, 2, 3, 3],
+        [4, 4, 5, 5, 6, 6],
+    ]
 
 
-def test_heat_map_is_dark_where_low_and_bright_where_high() -> None:
+def test_heat_map_is_dark_for_low_and_bright_for_high_values() -> None:
     low, high = (np.array(colormaps[COLOR_MAP](end)[:3]) * 255 for end in (0.0, 1.0))
     black = np.zeros((4, 4, 3), dtype=np.uint8)
     values = np.array([5.0, 7.0, 6.0, 6.0], dtype=np.float32)
@@ -74,7 +71,7 @@ def test_heat_map_is_dark_where_low_and_bright_where_high() -> None:
     assert (half[:2, 2:] == (high / 2 + 50).round()).all()
 
 
-def test_heat_map_of_equal_values_is_even() -> None:
+def test_heat_map_of_equal_values_has_one_color() -> None:
     image = np.zeros((4, 4, 1), dtype=np.uint8)
     assert len(np.unique(heat_map(image, np.full(4, 3.0, dtype=np.float32), (2, 2)).reshape(-1, 3), axis=0)) == 1
 
@@ -82,11 +79,11 @@ def test_heat_map_of_equal_values_is_even() -> None:
 def test_masked_patches_are_gray() -> None:
     image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
     masked = masked_image(image, np.array([False, True, False, False]), (2, 2))
-    wanted = image.copy()
-    wanted[:2, 2:] = 128
+    expected = image.copy()
+    expected[:2, 2:] = 128
     assert masked.dtype == np.uint8
-    assert (masked == wanted).all()
-    assert image[0, 3] == 3  # not the picture itself
+    assert (masked == expected).all()
+    assert image[0, 3] == 3  # the image itself is unchanged
 
 
 @settings(deadline=None)
@@ -97,7 +94,7 @@ def test_masked_patches_are_gray() -> None:
     normalized=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_a_perfect_prediction_gives_the_picture(
+def test_perfect_prediction_reconstructs_the_image(
     rows: int, columns: int, channels: int, normalized: bool, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -106,32 +103,32 @@ def test_a_perfect_prediction_gives_the_picture(
     pixels = (torch.tensor(image).permute(2, 0, 1).unsqueeze(0) / 255 - torch.tensor(mean).view(1, -1, 1, 1)) / 0.25
     mask = generator.random(rows * columns) < 0.6
     target = targets.pixels(pixels, 4, normalize=normalized)[0].numpy()
-    rebuilt = reconstruction(image, target[mask], mask, 4, mean, std, normalized=normalized)
-    assert rebuilt.dtype == np.uint8
-    assert np.abs(rebuilt.astype(int) - image).max() == 0
-    # and any other prediction leaves the visible patches alone
-    wild = reconstruction(image, np.full_like(target[mask], 1e6), mask, 4, mean, std, normalized=normalized)
-    hidden = spread(mask, (rows, columns), image.shape[:2])
-    assert (wild[~hidden] == image[~hidden]).all()
+    reconstructed = reconstruction(image, target[mask], mask, 4, mean, std, normalized=normalized)
+    assert reconstructed.dtype == np.uint8
+    assert np.abs(reconstructed.astype(int) - image).max() == 0
+    # any other prediction leaves the visible patches unchanged
+    wrong = reconstruction(image, np.full_like(target[mask], 1e6), mask, 4, mean, std, normalized=normalized)
+    masked = patches_to_pixels(mask, (rows, columns), image.shape[:2])
+    assert (wrong[~masked] == image[~masked]).all()
     if not normalized:
-        assert (wild[hidden] == 255).all()
+        assert (wrong[masked] == 255).all()
 
 
-def test_a_normalized_patch_borrows_brightness_and_contrast() -> None:
+def test_normalized_patch_gets_brightness_and_contrast_of_the_original() -> None:
     image = np.array([[[10], [30]], [[10], [30]]], dtype=np.uint8)
     flat, upside_down = np.zeros((1, 4), np.float32), np.array([[1.0, -1.0, 1.0, -1.0]], np.float32)
-    everything, mean, std = np.array([True]), np.array([0.3], np.float32), np.array([0.2], np.float32)
-    rebuilt = [reconstruction(image, p, everything, 2, mean, std, normalized=True) for p in (flat, upside_down)]
-    assert rebuilt[0].ravel().tolist() == [20, 20, 20, 20]
+    all_masked, mean, std = np.array([True]), np.array([0.3], np.float32), np.array([0.2], np.float32)
+    pictures = [reconstruction(image, p, all_masked, 2, mean, std, normalized=True) for p in (flat, upside_down)]
+    assert pictures[0].ravel().tolist() == [20, 20, 20, 20]
     # the unbiased standard deviation of 10, 30, 10, 30 is 11.55
-    assert rebuilt[1].ravel().tolist() == [32, 8, 32, 8]
+    assert pictures[1].ravel().tolist() == [32, 8, 32, 8]
 
 
-def test_a_prediction_of_nothing_is_black() -> None:
+def test_prediction_of_nan_is_black() -> None:
     mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
-    nothing = np.full((1, 48), np.nan, np.float32)
-    rebuilt = reconstruction(picture(4, 4), nothing, np.array([True]), 4, mean, std, normalized=False)
-    assert (rebuilt == 0).all()
+    prediction = np.full((1, 48), np.nan, np.float32)
+    reconstructed = reconstruction(picture(4, 4), prediction, np.array([True]), 4, mean, std, normalized=False)
+    assert (reconstructed == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -154,60 +151,22 @@ def test_no_text_overlaps_another_or_leaves_the_figure(rows: list[ScoreRow]) -> 
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
     boxes += [("a picture", axes.get_window_extent(renderer)) for axes in figure.axes]
     assert len(boxes) > 5 + len(rows) * 10
-    for (one, box), (other, its_box) in combinations(boxes, 2):
-        assert not box.overlaps(its_box), (one, other)
+    for (one, box), (other, other_box) in combinations(boxes, 2):
+        assert not box.overlaps(other_box), (one, other)
     for name, box in boxes:
         assert min(box.x0, box.y0) >= 0, name
         assert box.x1 <= figure.bbox.x1, name
         assert box.y1 <= figure.bbox.y1, name
 
 
-def test_titles_say_how_much_was_masked_and_how_often() -> None:
+def test_titles_name_the_masked_share_and_the_number_of_masks() -> None:
     figure = score_figure(row(16, 16), draws=1)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    share = round(100 * float(row(16, 16).mask.mean()))
-    assert titles[2:] == [f"hardest {share} % masked", "reconstruction", "true loss, 1 random mask"]
+    percent = round(100 * float(row(16, 16).mask.mean()))
+    assert titles[2:] == [f"hardest {percent} % masked", "reconstruction", "true loss, 1 random mask"]
     assert len(score_figure(row(), draws=2).axes) == 7  # five pictures and two bars
 
 
-def test_a_sheet_of_nothing() -> None:
+def test_sheet_without_rows() -> None:
     with pytest.raises(ValueError, match=r"^rows: expected at least one"):
         contact_sheet([], draws=10)
-
-
-METRICS: list[dict[str, Any]] = [
-    {"epoch": 1, "step": 10, "loss": 2.0, "lr": 1e-5, "alpha": 0.0, "note": "text"},
-    {"epoch": 2, "step": 20, "loss": None, "lr": 1e-4, "alpha": 0.25},
-    {"epoch": 3, "step": 30, "loss": float("nan"), "pair_accuracy": 0.6, "knn_top1": 0.3},
-    {"epoch": 4, "step": 40, "loss": 1.0, "predicting_loss": 0.6, "spearman": 0.2},
-]
-
-
-def test_a_curve_leaves_out_what_is_no_number() -> None:
-    assert _curve(METRICS, "epoch", "loss") == ([1.0, 4.0], [2.0, 1.0])
-    assert _curve(METRICS, "step", "alpha") == ([10.0, 20.0], [0.0, 0.25])
-    assert _curve(METRICS, "step", "missing") == ([], [])
-
-
-def test_curves_have_a_panel_for_what_was_measured(tmp_path: Path) -> None:
-    some = training_curves(METRICS[:2], tmp_path / "new" / "some.png")
-    everything = training_curves(METRICS, tmp_path / "all.png")
-    without_epochs = training_curves([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], tmp_path / "one.png")
-    assert some == tmp_path / "new" / "some.png"
-    sizes = [imread(path).shape[:2] for path in (some, everything, without_epochs)]
-    assert sizes[0][0] < sizes[1][0]  # three panels in one row, five in two
-    assert sizes[2][1] * 3 == sizes[0][1]
-    for path in (some, everything, without_epochs):
-        assert imread(path)[..., :3].min() < 0.5  # not a blank page
-
-
-def test_curves_of_a_file_of_metrics(tmp_path: Path) -> None:
-    lines = "\n".join(json.dumps(row) for row in METRICS)
-    assert training_curves([json.loads(line) for line in lines.splitlines()], tmp_path / "a.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize("metrics", [[], [{"epoch": 1, "unknown": 2.0}], [{"loss": 1.0}]])
-def test_nothing_to_draw(tmp_path: Path, metrics: list[dict]) -> None:
-    with pytest.raises(ValueError, match=r"^metrics: expected rows with"):
-        training_curves(metrics, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()

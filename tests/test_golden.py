@@ -18,7 +18,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.losses import standardized_absolute_loss
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.decoder import Tokens
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 from hardpatch.train.optimizer import parameter_groups
 from tests.small import mae_of
 
@@ -51,7 +51,7 @@ def test_forward(shared: Path, name: str) -> None:
     latent = model.encode(images, mask)
     close(latent, golden["latent"])
     close(model.reconstruct(latent, mask), golden["pixels_of_masked"])
-    predicted = model.answer(images, split(mask)).predicted
+    predicted = model.answer(images, to_indices(mask)).predicted
     assert predicted is not None
     close(predicted, golden["loss_pred_of_masked"])
     losses = model(images, mask)
@@ -105,11 +105,11 @@ def test_mae(shared: Path) -> None:
     images, mask = golden["images"], golden["mask"]
     close(model(images, mask).loss, golden["loss"])
     prediction = model.reconstruct(model.encode(images, mask), mask)
-    close(prediction, gather(golden["pred"], split(mask).masked))
+    close(prediction, gather(golden["pred"], to_indices(mask).masked))
     # `pred` is in image order and holds visible patches too: the decoder sees the same tokens, all of them are read
     # out; here visible patches come first.
     tokens = mae_of(model).decoder_embed(model.encode(images, mask), mask)
-    assert tokens.blanks is not None
-    everything = torch.cat([tokens.seen, F.embedding(split(mask).masked, tokens.blanks)], dim=1)
+    assert tokens.mask_tokens is not None
+    everything = torch.cat([tokens.sequence, F.embedding(to_indices(mask).masked, tokens.mask_tokens)], dim=1)
     pred = mae_of(model).reconstructor(Tokens(everything, slice(1, None)))
-    close(pred, gather(golden["pred"], torch.cat(split(mask)[:2], dim=1)))
+    close(pred, gather(golden["pred"], torch.cat(to_indices(mask)[:2], dim=1)))

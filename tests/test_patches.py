@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch.patches import PatchIndices, gather, patchify, scatter, split, unpatchify
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, to_indices, unpatchify
 
 
 @given(
@@ -35,30 +35,30 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 @given(st.integers(1, 30), st.data())
-def test_split_lists_both_halves_in_order(n: int, data: st.DataObject) -> None:
+def test_indices_of_visible_and_masked_patches_are_in_order(n: int, data: st.DataObject) -> None:
     masked = data.draw(st.integers(0, n))
     rows = [data.draw(st.permutations([True] * masked + [False] * (n - masked))) for _ in range(3)]
     mask = torch.tensor(rows)
-    visible, masked_at, hidden = split(mask)
+    visible, masked_indices, hidden = to_indices(mask)
     assert hidden is None
     for row in range(3):
         assert visible[row].tolist() == [i for i in range(n) if not rows[row][i]]
-        assert masked_at[row].tolist() == [i for i in range(n) if rows[row][i]]
-    again = split(mask, masked)
-    assert torch.equal(again.visible, visible)
-    assert torch.equal(again.masked, masked_at)
-    assert split(PatchIndices(visible, masked_at)).visible is visible
+        assert masked_indices[row].tolist() == [i for i in range(n) if rows[row][i]]
+    with_count = to_indices(mask, masked)
+    assert torch.equal(with_count.visible, visible)
+    assert torch.equal(with_count.masked, masked_indices)
+    assert to_indices(PatchIndices(visible, masked_indices)).visible is visible
 
 
-def test_split_needs_equal_counts() -> None:
+def test_masks_need_equal_counts() -> None:
     with pytest.raises(ValueError, match=r"same number of masked patches in every image, got \[1, 2\]"):
-        split(torch.tensor([[True, False], [True, True]]))
+        to_indices(torch.tensor([[True, False], [True, True]]))
 
 
 def test_scatter_undoes_gather() -> None:
     tokens = torch.rand(2, 7, 3)
     indices = torch.stack([torch.randperm(7)[:4] for _ in range(2)])
-    taken = gather(tokens, indices)
-    assert torch.equal(taken[1, 2], tokens[1, indices[1, 2]])
-    assert torch.equal(scatter(taken, indices, into=tokens), tokens)
-    assert scatter(taken, indices, into=torch.zeros_like(tokens)).count_nonzero() == 2 * 4 * 3
+    selected = gather(tokens, indices)
+    assert torch.equal(selected[1, 2], tokens[1, indices[1, 2]])
+    assert torch.equal(scatter(selected, indices, into=tokens), tokens)
+    assert scatter(selected, indices, into=torch.zeros_like(tokens)).count_nonzero() == 2 * 4 * 3

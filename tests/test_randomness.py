@@ -4,7 +4,7 @@ from hardpatch.randomness import patch_noise
 
 
 def splitmix64(x: int) -> int:
-    """The published finalizer, in Python's own integers."""
+    """Compute the published finalizer with Python integers."""
     mask = 2**64 - 1
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
@@ -20,12 +20,12 @@ def slow_noise(seed: int, step: int, sample: int, patches: int) -> list[float]:
     return [(splitmix64((key + n * golden) & mask) >> 40) / 2**24 for n in range(1, patches + 1)]
 
 
-def test_equals_the_slow_version_in_unbounded_integers() -> None:
+def test_equals_a_slow_version_in_unbounded_integers() -> None:
     noise = patch_noise(7, 123, torch.tensor([0, 5, 1_281_166]), 9)
     assert noise.tolist() == [slow_noise(7, 123, sample, 9) for sample in (0, 5, 1_281_166)]
 
 
-def test_a_row_depends_on_its_sample_only() -> None:
+def test_row_depends_only_on_its_sample() -> None:
     samples = torch.randint(0, 10**6, (64,))
     together = patch_noise(3, 11, samples, 49)
     for part in (samples[:1], samples[40:], samples.flip(0)):
@@ -33,16 +33,16 @@ def test_a_row_depends_on_its_sample_only() -> None:
         assert torch.equal(patch_noise(3, 11, part, 49), together[order])
 
 
-def test_seed_step_sample_and_patch_all_matter() -> None:
+def test_numbers_depend_on_seed_step_sample_and_patch() -> None:
     samples = torch.arange(100)
     base = patch_noise(0, 0, samples, 64)
     for other in (patch_noise(1, 0, samples, 64), patch_noise(0, 1, samples, 64), patch_noise(0, 0, samples + 1, 64)):
         assert (base == other).float().mean() < 1e-3
-    # Neither the step and the sample nor two neighboring samples may be mistaken for each other.
+    # not even two patches of different samples have the same number, but for the few chances that 24 bits leave
     assert base.unique().numel() > 0.99 * base.numel()
 
 
-def test_is_uniform_and_uncorrelated() -> None:
+def test_numbers_are_uniform_and_uncorrelated() -> None:
     noise = patch_noise(0, 5, torch.arange(4000), 64).double()
     assert noise.min() >= 0.0
     assert noise.max() < 1.0

@@ -1,6 +1,6 @@
-"""Images as sequences of patches, and the visible and masked halves of such a sequence.
+"""Images as sequences of patches, and masks as lists of patch indices.
 
-Patches run row by row over the image; a patch vector is laid out ``(row in patch, column in patch, channel)``.
+Patches run row by row over the image. A patch vector is laid out ``(row in patch, column in patch, channel)``.
 """
 
 from typing import NamedTuple
@@ -21,12 +21,16 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         raise ValueError(
             f"images: expected a height and width divisible by patch_size={patch_size}, got {height}x{width}"
         )
-    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size * channels)
+    patches = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size * patch_size * channels)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Put patch vectors ``[B, N, p * p * C]`` of a ``grid`` of (rows, columns) together: images ``[B, C, H, W]``."""
+    """Assemble patch vectors ``[B, N, p * p * C]`` of a ``grid`` of (rows, columns) into images ``[B, C, H, W]``.
+
+    Raises:
+        ValueError: if the shape of the patches does not match patch size and grid.
+    """
     rows, columns = grid
     batch, number, size = patches.shape
     channels = size // patch_size**2
@@ -35,25 +39,24 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
             f"patches: expected [B, {rows * columns}, {patch_size}*{patch_size}*C] for a {rows}x{columns} grid, "
             f"got {list(patches.shape)}"
         )
-    cut = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
+    images = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
+    return images.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, columns * patch_size)
 
 
 def gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` that stand at ``indices [B, K]`` in ``tokens [B, N, D]``; numbers ``[B, N]`` too."""
+    """Select ``tokens [B, N, D]`` at ``indices [B, K]``: ``[B, K, D]``. Numbers ``[B, N]`` give ``[B, K]``."""
     if tokens.dim() == 2:
         return tokens.gather(1, indices)
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def scatter(tokens: Tensor, indices: Tensor, into: Tensor) -> Tensor:
-    """A copy of ``into [B, N, D]`` in which ``tokens [B, K, D]`` stand at ``indices [B, K]``; inverse of
-    :func:`gather`."""
+    """Copy ``into [B, N, D]`` with ``tokens [B, K, D]`` written at ``indices [B, K]``; inverse of :func:`gather`."""
     return into.scatter(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)
 
 
 class PatchIndices(NamedTuple):
-    """A mask as two lists of patch indices, each in increasing order. Made once a step, used by every part."""
+    """A mask as two lists of patch indices, each in increasing order. Computed once a step, used by every part."""
 
     visible: Tensor
     """int64 ``[B, V]``"""
@@ -64,18 +67,20 @@ class PatchIndices(NamedTuple):
 
 
 def all_masked(images: int, patches: int, device: torch.device) -> PatchIndices:
-    """Every patch of every image, as if all were masked: for a target of the whole image."""
-    places = torch.arange(patches, device=device).expand(images, -1)
-    return PatchIndices(places[:, :0], places)
+    """Index every patch of every image as masked and none as visible: for targets of the whole image."""
+    indices = torch.arange(patches, device=device).expand(images, -1)
+    return PatchIndices(indices[:, :0], indices)
 
 
-def split(mask: Tensor | PatchIndices, masked: int | None = None) -> PatchIndices:
-    """Turn ``mask`` (bool ``[B, N]``, True = masked, as many masked patches in every image) into index lists.
+def to_indices(mask: Tensor | PatchIndices, masked: int | None = None) -> PatchIndices:
+    """Turn a mask into the indices of its visible and masked patches; :class:`PatchIndices` are returned unchanged.
 
-    Pass ``masked``, the number of masked patches, inside a training step: reading it off the mask waits for the device.
+    Args:
+        mask: bool ``[B, N]``, True = masked, with the same number of masked patches in every image.
+        masked: that number, M. Pass it inside a training step: reading it from the mask synchronizes with the device.
 
     Raises:
-        ValueError: if ``masked`` is not given and the images do not have the same number of masked patches.
+        ValueError: if ``masked`` is None and the images have different numbers of masked patches.
     """
     if isinstance(mask, PatchIndices):
         return mask

@@ -1,4 +1,4 @@
-"""Weights in safe formats: pickles from elsewhere read without running what is in them, safetensors written."""
+"""Weight files: pickles of others are read without running code, safetensors are written."""
 
 import argparse
 import pickle
@@ -15,19 +15,20 @@ from hardpatch.errors import UserError
 
 
 def load_pickle(path: Path, argument: str) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain values (and ``argparse.Namespace``, as training scripts
-    leave it); nothing else is unpickled.
+    """Load a file of ``torch.save`` that holds tensors and plain values only.
+
+    ``argparse.Namespace`` is allowed, too: training scripts save one beside the weights. Nothing else is unpickled.
 
     Args:
         path: a ``.pth``, ``.pt`` or ``.bin`` file.
-        argument: whence the path came, to begin a complaint with.
+        argument: the option that the path comes from, named first in error messages.
 
     Raises:
-        UserError: if it could run code, or torch cannot read it.
+        UserError: if loading it could run code, or torch cannot read it.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unusual pickles; what torch cannot read safely it refuses
+            warnings.simplefilter("ignore")  # about unusual pickles: torch either reads them safely or raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
@@ -35,12 +36,15 @@ def load_pickle(path: Path, argument: str) -> Any:
             "(torch.save of a state_dict) or a .safetensors file"
         ) from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        first = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{argument}: {path} is not a file that torch can read: {first}") from None
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UserError(f"{argument}: {path} is not a file that torch can read: {reason}") from None
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file with the rights that any new file has; the library lets only its owner read it."""
+    """Write a safetensors file that has the permissions of any new file.
+
+    Without this the library would make it readable by its owner only.
+    """
     path.touch()
     mode = path.stat().st_mode
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)

@@ -1,9 +1,8 @@
 """Random numbers that depend on what they are for, not on when they are drawn.
 
-A mask is drawn from the run's seed, the step and the sample's index alone. The same run therefore has the same masks
-after a resume, with another number of loader workers, with the batch cut into other pieces, over several processes,
-and on
-another kind of device: a stateful generator gives none of these.
+A mask is drawn from the run's seed, the step and the sample's index alone. So a run has the same masks after a resume,
+with any number of loader workers, micro-batches or processes, and on any kind of device. A stateful generator gives
+none of this.
 """
 
 import torch
@@ -15,19 +14,19 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift_right(values: Tensor, bits: int) -> Tensor:
-    """Logical shift; torch shifts signed integers arithmetically."""
+    """Shift right logically; torch shifts signed integers arithmetically."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(values: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers; int64 products wrap."""
-    values = (values ^ _shift_right(values, 30)) * _MIX_1
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit integers."""
+    values = (values ^ _shift_right(values, 30)) * _MIX_1  # int64 products wrap, as the algorithm needs
     values = (values ^ _shift_right(values, 27)) * _MIX_2
     return values ^ _shift_right(values, 31)
 
 
 def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
-    """Uniform random numbers in [0, 1) for every patch of every sample.
+    """Draw uniform random numbers in [0, 1) for every patch of every sample.
 
     Args:
         seed: the run's seed.
@@ -36,15 +35,15 @@ def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
         patches: N.
 
     Returns:
-        float32 ``[B, N]`` on the device of ``samples``; row ``b`` depends on ``seed``, ``step`` and ``samples[b]``
-        only.
+        float32 ``[B, N]`` on the device of ``samples``. Row ``b`` depends only on ``seed``, ``step`` and
+        ``samples[b]``.
     """
     key = torch.full_like(samples, seed)
     for part in (torch.full_like(samples, step), samples):
         key = _mix(key + _GOLDEN) ^ part
     counter = torch.arange(1, patches + 1, device=samples.device)
     bits = _mix(_mix(key + _GOLDEN).unsqueeze(1) + counter * _GOLDEN)
-    # 24 bits are what a float32 in [0, 1) holds evenly.
+    # 24 bits: as many as a float32 in [0, 1) represents evenly.
     return _shift_right(bits, 40).float() * 2.0**-24
 
 

@@ -1,12 +1,19 @@
-"""How a number goes from one value to another while training goes on; the learning rate is made of both."""
+"""Schedules over a training: linear ramp, half cosine, and the learning rate that combines both.
+
+Progress is the fraction of the training that is done, in [0, 1].
+"""
 
 import math
 
 
 def ramp(progress: float, start: float, end: float, warmup: float) -> float:
-    """Linear from ``start`` to ``end`` while ``progress`` goes from 0 to ``warmup``, then ``end``.
+    """Rise linearly from ``start`` to ``end`` until ``progress`` reaches ``warmup``, then stay at ``end``.
 
-    Both ``progress`` and ``warmup`` are shares of the training, in [0, 1].
+    Args:
+        progress: fraction of the training, in [0, 1].
+        start: value at progress 0.
+        end: value from ``warmup`` on.
+        warmup: fraction of the training, in [0, 1].
     """
     if warmup <= 0.0 or progress >= warmup:
         return end
@@ -14,7 +21,7 @@ def ramp(progress: float, start: float, end: float, warmup: float) -> float:
 
 
 def half_cosine(progress: float, start: float, end: float) -> float:
-    """From ``start`` at ``progress`` 0 to ``end`` at 1 along half a cosine: slow at both ends."""
+    """Go from ``start`` at progress 0 to ``end`` at progress 1 along half a cosine: slow at both ends."""
     return end + (start - end) * (0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
@@ -22,10 +29,10 @@ def learning_rate(progress: float, peak: float, minimum: float, warmup: float) -
     """Linear warm-up from 0 to ``peak``, then half a cosine down to ``minimum``.
 
     Args:
-        progress: share of the training that is done before this step, in [0, 1].
+        progress: fraction of the training that is done before this step, in [0, 1].
         peak: learning rate after the warm-up.
         minimum: learning rate at the end.
-        warmup: share of the training spent warming up, in [0, 1].
+        warmup: fraction of the training spent warming up, in [0, 1].
     """
     if progress < warmup:
         return peak * progress / warmup

@@ -6,7 +6,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.bench import literal
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.mining import hard_patches
 from hardpatch.pretrain import config

@@ -42,17 +42,17 @@ def optimized() -> Tensor:
 
 def mask_tokens_in_every_image(patch: Patch) -> None:
     def first_block(block: Block, tokens: Tokens) -> Tokens:
-        if not tokens.has_mask_tokens:
-            return tokens._replace(seen=block(tokens.seen))
-        return Tokens(block(tokens.joined(*tokens.parts)), slice(tokens.seen.shape[1], None))
+        if not tokens.queries_are_mask_tokens:
+            return tokens._replace(sequence=block(tokens.sequence))
+        return Tokens(block(tokens.append_queries(*tokens.parts)), slice(tokens.sequence.shape[1], None))
 
     patch.setattr(decoder, "first_block", first_block)
 
 
 def all_tokens_in_the_last_block(patch: Patch) -> None:
     def last_block(block: Block, tokens: Tokens) -> Tensor:
-        x, asked = block(tokens.seen), tokens.asked
-        return x[:, asked] if isinstance(asked, slice) else gather(x, asked)
+        x, queries = block(tokens.sequence), tokens.queries
+        return x[:, queries] if isinstance(queries, slice) else gather(x, queries)
 
     patch.setattr(decoder, "last_block", last_block)
 

@@ -13,7 +13,7 @@ from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
 from hardpatch.errors import UserError
 
 RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (12, 17, 3), dtype=np.uint8)
 ALPHA = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
 LUMA = np.asarray(Image.fromarray(RGB).convert("L"))
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def smooth(height: int = 40, width: int = 48) -> Image.Image:
-    """What a JPEG keeps well."""
+    """Make an image without fine details, which JPEG changes little."""
     return Image.fromarray(RGB[:4, :4]).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -45,7 +45,7 @@ def rgb_of(gray: np.ndarray) -> np.ndarray:
         ("WEBP", {"lossless": True}),
     ],
 )
-def test_lossless_formats_come_back_exactly(format: str, options: dict[str, Any]) -> None:
+def test_lossless_formats_are_decoded_exactly(format: str, options: dict[str, Any]) -> None:
     data = encoded(Image.fromarray(RGB), format, **options)
     assert np.array_equal(decode(data), RGB)
     assert np.array_equal(decode(data, 1), LUMA[:, :, None])
@@ -53,9 +53,9 @@ def test_lossless_formats_come_back_exactly(format: str, options: dict[str, Any]
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
 def test_gray_is_repeated_over_the_channels(format: str) -> None:
-    data = encoded(Image.fromarray(GREY), format)
-    assert np.array_equal(decode(data), rgb_of(GREY))
-    assert np.array_equal(decode(data, 1), GREY[:, :, None])
+    data = encoded(Image.fromarray(GRAY), format)
+    assert np.array_equal(decode(data), rgb_of(GRAY))
+    assert np.array_equal(decode(data, 1), GRAY[:, :, None])
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
@@ -68,14 +68,14 @@ def test_alpha_is_dropped_not_composited(format: str) -> None:
 
 
 def test_gray_with_alpha() -> None:
-    data = encoded(Image.fromarray(np.dstack([GREY, ALPHA])), "PNG")
-    assert np.array_equal(decode(data), rgb_of(GREY))
-    assert np.array_equal(decode(data, 1), GREY[:, :, None])
+    data = encoded(Image.fromarray(np.dstack([GRAY, ALPHA])), "PNG")
+    assert np.array_equal(decode(data), rgb_of(GRAY))
+    assert np.array_equal(decode(data, 1), GRAY[:, :, None])
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
-def test_one_bit_becomes_black_and_white(format: str) -> None:
-    bits = GREY > 128
+def test_one_bit_images_become_black_and_white(format: str) -> None:
+    bits = GRAY > 128
     data = encoded(Image.fromarray(bits), format)
     assert np.array_equal(decode(data), rgb_of(bits * np.uint8(255)))
     assert np.array_equal(decode(data, 1), bits[:, :, None] * np.uint8(255))
@@ -118,7 +118,7 @@ def test_pixels_without_a_known_range_are_refused(pixels: np.ndarray, word: str)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
-def test_jpeg_is_what_pillow_reads(options: dict[str, Any]) -> None:
+def test_jpeg_equals_pillow(options: dict[str, Any]) -> None:
     data = encoded(smooth(), "JPEG", quality=90, **options)
     with Image.open(io.BytesIO(data)) as file:
         expected = np.asarray(file.convert("RGB")).astype(int)
@@ -144,7 +144,7 @@ def test_jpeg_that_only_pillow_reads() -> None:
     assert np.array_equal(decode(odd), decode(data))
 
 
-def test_the_array_is_ours_to_write_to() -> None:
+def test_array_is_writable() -> None:
     for format in ("JPEG", "PNG", "BMP"):
         pixels = decode(encoded(smooth(), format))
         assert pixels.flags.writeable
@@ -164,7 +164,7 @@ def test_the_array_is_ours_to_write_to() -> None:
         ("WEBP", {"lossless": True}),
     ],
 )
-def test_wherever_a_file_is_cut_no_half_image_comes_out(format: str, options: dict[str, Any]) -> None:
+def test_truncated_file_is_never_half_an_image(format: str, options: dict[str, Any]) -> None:
     data = encoded(smooth(16, 16), format, **options)
     whole = decode(data)
     refused = 0
@@ -174,11 +174,11 @@ def test_wherever_a_file_is_cut_no_half_image_comes_out(format: str, options: di
         except UndecodableImage:
             refused += 1
         else:  # the last bytes of a PNG hold no pixels
-            assert np.array_equal(pixels, whole), f"half an image from {end} of {len(data)} bytes"
+            assert np.array_equal(pixels, whole), f"{end} of {len(data)} bytes gave half an image"
     assert refused > 0.9 * len(data)
 
 
-def test_a_jpeg_that_ends_early_but_properly_is_truncated_too() -> None:
+def test_truncated_jpeg_with_an_end_marker() -> None:
     data = encoded(smooth(), "JPEG", quality=95)
     with pytest.raises(UndecodableImage, match="truncated JPEG"):
         decode(data[: len(data) // 2] + b"\xff\xd9")
@@ -193,13 +193,13 @@ def test_a_jpeg_that_ends_early_but_properly_is_truncated_too() -> None:
         (b"<html>", "not a"),
     ],
 )
-def test_what_is_no_image_is_said_so(data: bytes, reason: str) -> None:
+def test_other_files_are_undecodable(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImage, match=reason):
         decode(data)
 
 
-def test_the_reason_names_no_memory_address() -> None:
-    """Bad files are counted by their message, which must be the same each time."""
+def test_reason_contains_no_memory_address() -> None:
+    """Bad files are counted by their message, so it must not change between reads."""
     with pytest.raises(UndecodableImage) as caught:
         decode(b"nonsense")
     assert "0x" not in str(caught.value)
@@ -208,13 +208,13 @@ def test_the_reason_names_no_memory_address() -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     format=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]),
-    at=st.floats(0, 1, exclude_max=True),
+    position=st.floats(0, 1, exclude_max=True),
     garbage=st.binary(min_size=1, max_size=6),
 )
-def test_damaged_bytes_give_an_image_or_undecodable(format: str, at: float, garbage: bytes) -> None:
+def test_damaged_bytes_give_an_image_or_undecodable(format: str, position: float, garbage: bytes) -> None:
     data = bytearray(encoded(smooth(16, 16), format))
-    place = int(at * len(data))
-    data[place : place + len(garbage)] = garbage
+    start = int(position * len(data))
+    data[start : start + len(garbage)] = garbage
     try:
         pixels = decode(bytes(data))
     except UndecodableImage as error:
@@ -227,7 +227,7 @@ def test_damaged_bytes_give_an_image_or_undecodable(format: str, at: float, garb
     assert "\n" not in reason
 
 
-def test_a_header_that_claims_gigapixels_is_refused_at_once() -> None:
+def test_header_with_gigapixels_is_refused_at_once() -> None:
     data = bytearray(encoded(smooth(), "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = b"\xff\xdc\xff\xdc"
@@ -236,25 +236,25 @@ def test_a_header_that_claims_gigapixels_is_refused_at_once() -> None:
 
 
 def test_large_images_do_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warnings are errors here, as they may be in a run."""
+    """Warnings are errors in these tests, as they may be in a run."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 17 - 1)
     assert np.array_equal(decode(encoded(Image.fromarray(RGB), "PNG")), RGB)
 
 
-def test_a_decompression_bomb_is_a_bad_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_undecodable(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(RGB), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(UndecodableImage, match="DecompressionBomb"):
         decode(data)
 
 
-def test_the_pixel_limit_is_pillows() -> None:
+def test_pixel_limit_is_that_of_pillow() -> None:
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert decode_module.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    assert decode_module.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4, 13])
-def test_other_numbers_of_channels_are_the_users_mistake(channels: int) -> None:
+def test_other_numbers_of_channels_are_a_user_error(channels: int) -> None:
     with pytest.raises(UserError, match=f"data.channels.*got {channels}"):
         decode(encoded(Image.fromarray(RGB), "PNG"), channels)
 
@@ -282,7 +282,7 @@ def test_shrunken_jpeg_is_the_mean_of_its_blocks(photograph: np.ndarray, shrink:
     assert np.abs(image.pixels(shrink) - blocks).mean() < 3
 
 
-def test_broken_jpeg_is_found_at_any_scale(photograph: np.ndarray) -> None:
+def test_truncated_jpeg_is_detected_at_any_scale(photograph: np.ndarray) -> None:
     data = encoded(Image.fromarray(photograph), "JPEG")
     for shrink in (1, 2, 4, 8):
         image = open_image(data[: len(data) // 2])
@@ -291,5 +291,5 @@ def test_broken_jpeg_is_found_at_any_scale(photograph: np.ndarray) -> None:
             image.pixels(shrink)
 
 
-def test_what_is_no_jpeg_is_decoded_at_once() -> None:
+def test_only_a_jpeg_is_opened_without_decoding() -> None:
     assert np.array_equal(open_image(encoded(Image.fromarray(RGB), "PNG")), RGB)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def labels_of(source: DemoSource) -> np.ndarray:
     return np.array([source.label(i) for i in range(len(source))])
 
 
-def test_size_and_kind(half: DemoSource) -> None:
+def test_sizes_and_types(half: DemoSource) -> None:
     assert len(half) == demo.IMAGES[half.split]
     assert half.classes == tuple("0123456789")
     assert half.skipped == ()
@@ -41,7 +41,7 @@ def test_classes_are_balanced(half: DemoSource) -> None:
     assert counts.min() > 0.08 * len(half)
 
 
-def test_digit_has_the_size_of_an_object_and_moves_about(half: DemoSource) -> None:
+def test_digit_has_the_size_of_an_object_and_varies_in_position(half: DemoSource) -> None:
     masks = masks_of(half)
     share = masks.mean((1, 2))
     assert 0.05 < share.min() < share.max() < 0.35
@@ -53,7 +53,7 @@ def test_digit_has_the_size_of_an_object_and_moves_about(half: DemoSource) -> No
         assert abs(center.mean() - 15.5) < 1
 
 
-def test_mask_outlines_something_of_another_color(half: DemoSource) -> None:
+def test_mask_outlines_an_object_of_another_color(half: DemoSource) -> None:
     images, masks = images_of(half) / 255, masks_of(half)[..., None]
     inside = (images * masks).sum((1, 2)) / masks.sum((1, 2))
     outside = (images * ~masks).sum((1, 2)) / (~masks).sum((1, 2))
@@ -62,7 +62,7 @@ def test_mask_outlines_something_of_another_color(half: DemoSource) -> None:
 
 
 def test_masks_are_the_digits() -> None:
-    """Scaled to a common box, training masks name the digit of most test masks."""
+    """A nearest-neighbor classifier of masks, scaled to a common box, recognizes most test digits."""
 
     def boxed(masks: np.ndarray) -> np.ndarray:
         out = np.empty((len(masks), 64))
@@ -80,13 +80,13 @@ def test_masks_are_the_digits() -> None:
 
 
 def test_object_patches_vary_more_than_the_background(half: DemoSource) -> None:
-    """What the difficulty is checked against: within an image, the spread of a 4 x 4 patch mostly tells the object."""
+    """Predicted difficulty is compared with the mask: within an image, patches on the object have a larger spread."""
     n = 300
     patches = images_of(half)[:n].reshape(n, 8, 4, 8, 4, 3).swapaxes(2, 3).reshape(n, 64, 16, 3) / 255
     spread = patches.std(2).mean(2)
     on_object = masks_of(half)[:n].reshape(n, 8, 4, 8, 4).mean((2, 4)).reshape(n, 64) > 0.25
-    areas = [np.mean(values[hit][:, None] > values[~hit][None]) for values, hit in zip(spread, on_object, strict=True)]
-    assert np.mean(areas) > 0.8
+    aucs = [np.mean(values[hit][:, None] > values[~hit][None]) for values, hit in zip(spread, on_object, strict=True)]
+    assert np.mean(aucs) > 0.8
 
 
 def test_halves_share_no_drawing_and_no_region() -> None:
@@ -99,7 +99,7 @@ def test_halves_share_no_drawing_and_no_region() -> None:
         assert min(right.shape[:2]) > 3 * demo.SIZE, "room for crops of varied scale"
 
 
-def test_drawings_are_those_of_scikit_learn() -> None:
+def test_drawings_equal_load_digits() -> None:
     bunch = load_digits()
     images, target = (np.concatenate(parts) for parts in zip(*map(demo._drawings, demo.IMAGES), strict=True))
     order = np.argsort(np.arange(1797) % demo.TEST_DIGIT_EVERY == demo.TEST_DIGIT_EVERY - 1, kind="stable")
@@ -107,22 +107,22 @@ def test_drawings_are_those_of_scikit_learn() -> None:
     assert np.array_equal(target, bunch.target[order])
 
 
-def test_built_once_and_the_same_each_time() -> None:
+def test_built_once_and_reproducible() -> None:
     source = demo_source("test")
     assert demo_source("test") is source
-    again = demo_source.__wrapped__("test")
-    assert np.array_equal(images_of(source), images_of(again))
-    assert np.array_equal(masks_of(source), masks_of(again))
+    rebuilt = demo_source.__wrapped__("test")
+    assert np.array_equal(images_of(source), images_of(rebuilt))
+    assert np.array_equal(masks_of(source), masks_of(rebuilt))
 
 
-def test_an_image_may_be_written_to_without_harm() -> None:
+def test_image_is_a_copy() -> None:
     source = demo_source("test")
     before = source.image(0, 3)
     source.image(0, 3)[:] = 0
     assert np.array_equal(source.image(0, 3), before)
 
 
-def test_materials_are_read_without_importing_where_they_come_from() -> None:
+def test_files_of_other_packages_are_read_without_importing_them() -> None:
     code = (
         "import sys; from hardpatch.data import demo; demo._photographs('test'); demo._drawings('test'); "
         "print(sorted({'sklearn', 'skimage', 'pooch', 'scipy'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""Sets that are decoded once: the same batches as when they are decoded on the fly."""
+"""Data sets in memory: the same batches as when images are decoded on demand."""
 
 import pickle
 from pathlib import Path
@@ -9,18 +9,17 @@ import pytest
 from hardpatch.data import memory
 from hardpatch.data.augment import MultiCropTransform, TrainTransform
 from hardpatch.data.loader import train_batches
-from hardpatch.data.memory import HeldSource, available_memory, image_sizes
+from hardpatch.data.memory import InMemorySource, available_memory, image_sizes
 from hardpatch.data.sources import Source, open_images, open_source
 from hardpatch.errors import UserError
-from tests.data.test_loader import MANY_WORKERS, assert_same, make_folder, take
-from tests.data.test_sources import write_parquet
+from tests.data.small import MANY_WORKERS, assert_same, make_folder, take, write_parquet
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> Source:
-    """JPEG, PNG and Parquet, of several sizes, colored and gray, some of them broken: 40 images."""
+    """40 images: JPEG, PNG and Parquet, of several sizes, colored and gray, some of them broken."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("mixed")
@@ -29,7 +28,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> S
         cut = Image.fromarray(photograph[20 * k : 260 + 10 * k, 200 - 10 * k : 330])
         (cut.convert("L") if k % 5 == 0 else cut).save(folder / "photographs" / f"{k:02d}.jpg", quality=92)
     whole = (folder / "photographs" / "03.jpg").read_bytes()
-    (folder / "photographs" / "03.jpg").write_bytes(whole[: len(whole) // 2])  # the header is fine, the rest is not
+    (folder / "photographs" / "03.jpg").write_bytes(whole[: len(whole) // 2])  # the header is complete, the rest is not
     (folder / "photographs" / "04.jpg").write_bytes(whole[:20])
     make_folder(folder / "noise", 20, broken=(0, 7, 19))
     files = sorted((folder / "photographs").iterdir())[:8]
@@ -39,54 +38,53 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) -> S
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_decoded_on_the_fly(mixed: Source, channels: int, workers: int) -> None:
-    held = HeldSource(mixed, channels)
+def test_batches_equal_those_decoded_on_demand(mixed: Source, channels: int, workers: int) -> None:
+    in_memory = InMemorySource(mixed, channels)
     for transform in (
         TrainTransform((24, 32), channels),
         TrainTransform((24, 32), channels, color_jitter=0.4),
         MultiCropTransform((24, 32), (8, 8), local_crops=2, channels=channels),
     ):
         options = {"batch_size": 12, "seed": 3, "start": 2}
-        fly = take(train_batches(mixed, transform, **options), 5)  # type: ignore[arg-type]
-        assert_same(fly, take(train_batches(held, transform, workers=workers, **options), 5))  # type: ignore[arg-type]
-        assert sum(len(batch.bad) for batch in fly) > 4
+        on_demand = take(train_batches(mixed, transform, **options), 5)  # type: ignore[arg-type]
+        assert_same(on_demand, take(train_batches(in_memory, transform, workers=workers, **options), 5))  # type: ignore[arg-type]
+        assert sum(len(batch.bad) for batch in on_demand) > 4
 
 
-def test_a_held_source_is_the_source(mixed: Source) -> None:
-    held = HeldSource(mixed, 3)
-    assert len(held) == len(mixed)
-    assert [held.name(i) for i in range(len(held))] == [mixed.name(i) for i in range(len(held))]
-    assert [held.label(i) for i in range(len(held))] == [mixed.label(i) for i in range(len(held))]
-    assert (held.classes, held.skipped) == (mixed.classes, mixed.skipped)
-    assert held.encoded(0) is None
-    assert held.image(0, 1).shape[2] == 1, "asked for other channels it decodes"
-    demo = HeldSource(open_source("demo:test"), 3)
+def test_names_labels_and_pixels_are_those_of_the_source(mixed: Source) -> None:
+    in_memory = InMemorySource(mixed, 3)
+    assert len(in_memory) == len(mixed)
+    assert [in_memory.name(i) for i in range(len(in_memory))] == [mixed.name(i) for i in range(len(in_memory))]
+    assert [in_memory.label(i) for i in range(len(in_memory))] == [mixed.label(i) for i in range(len(in_memory))]
+    assert (in_memory.classes, in_memory.skipped) == (mixed.classes, mixed.skipped)
+    assert in_memory.encoded(0) is None
+    assert in_memory.image(0, 1).shape[2] == 1, "another number of channels is decoded on demand"
+    demo = InMemorySource(open_source("demo:test"), 3)
     assert np.array_equal(demo.image(7, 3), open_source("demo:test").image(7, 3))
 
 
-def test_nothing_is_decoded_twice(tmp_path: Path) -> None:
+def test_images_are_decoded_once(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "images", 6)
-    held = HeldSource(source, 3)
-    before = [held.image(i, 3).copy() for i in range(6)]
+    in_memory = InMemorySource(source, 3)
+    before = [in_memory.image(i, 3).copy() for i in range(6)]
     for path in (tmp_path / "images").rglob("*.png"):
         path.unlink()
-    (batch,) = take(
-        train_batches(held, TrainTransform((20, 24), scale=(1, 1), ratio=(1.2, 1.2), flip=0), batch_size=6, seed=0), 1
-    )
+    whole_image = TrainTransform((20, 24), scale=(1, 1), ratio=(1.2, 1.2), flip=0)
+    (batch,) = take(train_batches(in_memory, whole_image, batch_size=6, seed=0), 1)
     for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
         assert np.array_equal(image.permute(1, 2, 0), before[index])
 
 
-def test_a_spawned_worker_is_sent_no_pixels(mixed: Source) -> None:
-    held = HeldSource(mixed, 3)
-    data = pickle.dumps(held)
+def test_pickled_source_has_no_pixels(mixed: Source) -> None:
+    in_memory = InMemorySource(mixed, 3)
+    data = pickle.dumps(in_memory)
     assert len(data) < 20_000
     copy = pickle.loads(data)
     transform = TrainTransform((16, 16))
-    assert_same(*(take(train_batches(each, transform, batch_size=8, seed=0), 6) for each in (held, copy)))
+    assert_same(*(take(train_batches(s, transform, batch_size=8, seed=0), 6) for s in (in_memory, copy)))
 
 
-def test_sizes_come_from_headers(mixed: Source) -> None:
+def test_sizes_are_read_from_headers(mixed: Source) -> None:
     sizes, broken = image_sizes(mixed, 3, None)
     for i in range(len(mixed)):
         if i in broken:
@@ -96,16 +94,16 @@ def test_sizes_come_from_headers(mixed: Source) -> None:
             assert tuple(sizes[i]) == mixed.image(i, 3).shape[:2]
 
 
-@pytest.mark.parametrize("sampled", [5, 1000])
-def test_a_set_that_does_not_fit_is_refused_in_one_line(
-    mixed: Source, monkeypatch: pytest.MonkeyPatch, sampled: int
+@pytest.mark.parametrize("sample", [5, 1000])
+def test_set_that_does_not_fit_is_refused_in_one_line(
+    mixed: Source, monkeypatch: pytest.MonkeyPatch, sample: int
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
-    monkeypatch.setattr(memory, "SAMPLED", sampled)
+    monkeypatch.setattr(memory, "SAMPLE", sample)
     with pytest.raises(
         UserError, match=r"data\.in_memory: 40 images take .* GB as pixels and 0\.0 GB are free"
     ) as caught:
-        HeldSource(mixed, 3)
+        InMemorySource(mixed, 3)
     assert "\n" not in str(caught.value)
 
 
@@ -117,15 +115,15 @@ def test_free_memory_is_known_on_linux() -> None:
     assert 2**26 < free < 2**46
 
 
-def test_nothing_decodable(tmp_path: Path) -> None:
-    held = HeldSource(make_folder(tmp_path, 3, broken=(0, 1, 2), labeled=False), 3)
+def test_source_without_decodable_images(tmp_path: Path) -> None:
+    in_memory = InMemorySource(make_folder(tmp_path, 3, broken=(0, 1, 2), labeled=False), 3)
     with pytest.raises(UserError, match="none of the 3 images can be decoded"):
-        next(train_batches(held, TrainTransform((8, 8)), batch_size=2, seed=0))
+        next(train_batches(in_memory, TrainTransform((8, 8)), batch_size=2, seed=0))
 
 
-def test_threads_leave_the_filters_of_warnings_alone(mixed: Source) -> None:
+def test_threads_do_not_change_the_warning_filters(mixed: Source) -> None:
     import warnings
 
     before = list(warnings.filters)
-    HeldSource(mixed, 3)
+    InMemorySource(mixed, 3)
     assert list(warnings.filters) == before

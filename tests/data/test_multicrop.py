@@ -1,4 +1,4 @@
-"""Multi-crop: what the views look like, and how they lie in a batch."""
+"""Multi-crop: the views of an image, and their layout in a batch."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hardpatch.data.augment import MultiCropTransform, crop_box, resize
-from hardpatch.data.loader import Batch, train_batches
+from hardpatch.data.augment import MultiCropTransform
+from hardpatch.data.batch import Batch
+from hardpatch.data.crop import crop_box, resize
+from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source, open_source
-from tests.data.test_loader import MANY_WORKERS, make_folder, take
+from tests.data.small import MANY_WORKERS, assert_same, make_folder, take
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
@@ -19,8 +21,8 @@ SMALL = MultiCropTransform((16, 24), (8, 6), local_crops=3)
 RATIO = (3 / 4, 4 / 3)
 
 
-def rates(image: np.ndarray, transform: MultiCropTransform, n: int) -> Generator[list[Tensor], None, None]:
-    """All views of one image, n times: first global, second global, local ones."""
+def draws(image: np.ndarray, transform: MultiCropTransform, n: int) -> Generator[list[Tensor], None, None]:
+    """Draw all views of an image n times: first global, second global, local ones."""
     rng = np.random.default_rng(0)
     for _ in range(n):
         large, small = transform(image, rng)
@@ -42,7 +44,7 @@ def test_sizes(channels: int, color: bool, shape: tuple[int, int]) -> None:
     assert large.dtype == small.dtype == torch.uint8
 
 
-def test_ibots_numbers(photograph: np.ndarray) -> None:
+def test_defaults_are_those_of_ibot(photograph: np.ndarray) -> None:
     large, small = MultiCropTransform((224, 224))(photograph, np.random.default_rng(0))
     assert large.shape == (2, 3, 224, 224)
     assert small.shape == (10, 3, 96, 96)
@@ -54,13 +56,13 @@ def test_no_local_crops(photograph: np.ndarray) -> None:
     assert small.shape == (0, 3, 8, 8)
 
 
-def test_views_are_a_function_of_the_generator(photograph: np.ndarray) -> None:
+def test_views_depend_only_on_the_generator(photograph: np.ndarray) -> None:
     first, second, third = (SMALL(photograph, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, third, strict=True))
 
 
-def test_without_color_a_view_is_a_crop_to_the_pixel(photograph: np.ndarray) -> None:
+def test_view_without_color_is_a_crop(photograph: np.ndarray) -> None:
     transform = MultiCropTransform((16, 24), (8, 6), local_crops=3, color=False)
     for seed in range(10):
         rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
@@ -77,18 +79,18 @@ def test_without_color_a_view_is_a_crop_to_the_pixel(photograph: np.ndarray) -> 
 
 
 def test_scales() -> None:
-    """The image's pixels say where they are, so that a view says how much of the image it shows."""
+    """The value of a pixel is its position, so the values of a view show how much of the image it covers."""
     rows, columns = np.mgrid[:256, :256].astype(np.uint8)
     image = np.stack([rows, columns, rows], axis=2)
     transform = MultiCropTransform((32, 32), (32, 32), local_crops=4, color=False)
     shares = []
-    for views in rates(image, transform, 300):
+    for views in draws(image, transform, 300):
         spans = [(v.flatten(1).amax(1).float() - v.flatten(1).amin(1).float())[:2] * 32 / 31 / 256 for v in views]
         shares.append([span.prod().item() for span in spans])
     large, small = np.array(shares)[:, :2], np.array(shares)[:, 2:]
-    slack = 0.02  # a box has whole pixels, and so have their values
+    slack = 0.02  # boxes and pixel values are whole numbers
     assert 0.32 - slack < large.min() < 0.34
-    assert 0.9 < large.max() < 1 + slack  # boxes near the whole image seldom have an aspect that fits
+    assert 0.9 < large.max() < 1 + slack  # boxes close to the whole image seldom fit with their aspect ratio
     assert 0.05 - slack < small.min() < 0.06
     assert 0.31 < small.max() < 0.32 + slack
     assert small.mean() == pytest.approx((0.05 + 0.32) / 2, abs=0.01)
@@ -100,14 +102,14 @@ def test_flip(photograph: np.ndarray) -> None:
 
     flips = []
     for seed in range(200):
-        some, unflipped, flipped = out(0.5, seed), out(0.0, seed), out(1.0, seed)
-        for a, b, c in zip(some, unflipped, flipped, strict=True):
+        random, unflipped, flipped = out(0.5, seed), out(0.0, seed), out(1.0, seed)
+        for a, b, c in zip(random, unflipped, flipped, strict=True):
             assert torch.equal(b, c.flip(3))
             flips += [torch.equal(x, y) for x, y in zip(a, c, strict=True)]
     assert 0.44 < np.mean(flips) < 0.56
 
 
-# the colors: the view is the whole image at its own size, so that only color can change a pixel
+# colors: each view is the whole image at its own size, so that only colors can change a pixel
 
 
 def whole(side: int, local_crops: int = 2) -> MultiCropTransform:
@@ -118,30 +120,26 @@ def whole(side: int, local_crops: int = 2) -> MultiCropTransform:
 
 def test_probabilities_of_gray_jitter_and_solarization() -> None:
     n, pixel = 1500, (200, 60, 30)
-    seen = np.array(
-        [
-            [view[:, 0, 0].tolist() for view in views]
-            for views in rates(np.full((2, 2, 3), pixel, np.uint8), whole(2), n)
-        ]
-    )
-    assert seen.shape == (n, 4, 3)  # first global, second global, two local views
-    gray = (seen == seen[:, :, :1]).all(2)
+    image = np.full((2, 2, 3), pixel, np.uint8)
+    colors = np.array([[view[:, 0, 0].tolist() for view in views] for views in draws(image, whole(2), n)])
+    assert colors.shape == (n, 4, 3)  # first global, second global, two local views
+    gray = (colors == colors[:, :, :1]).all(2)
     assert gray.mean(0) == pytest.approx(0.2, abs=0.04)
-    untouched, solarized = (seen == pixel).all(2), (seen == (55, 60, 30)).all(2)
+    untouched, solarized = (colors == pixel).all(2), (colors == (55, 60, 30)).all(2)
     unjittered = (untouched | solarized).sum(0) / (~gray).sum(0)
     assert unjittered == pytest.approx(0.2, abs=0.04)
     assert solarized.sum(0)[[0, 2, 3]].tolist() == [0, 0, 0]
     assert solarized[:, 1].sum() / (untouched | solarized)[:, 1].sum() == pytest.approx(0.2, abs=0.08)
-    # the views of an image are drawn one by one
+    # the views of an image are independent
     assert abs(np.corrcoef(gray[:, 0], gray[:, 1])[0, 1]) < 0.1
 
 
 def test_probability_of_blur() -> None:
-    """Of an image of two grays any other change leaves two values at most."""
+    """Only blur gives an image of two gray levels more than two values."""
     image = np.where(np.random.default_rng(0).random((16, 16, 1)) < 0.5, np.uint8(20), np.uint8(235)).repeat(3, axis=2)
-    blurred = np.array([[len(view.unique()) > 2 for view in views] for views in rates(image, whole(16), 800)])
+    blurred = np.array([[len(view.unique()) > 2 for view in views] for views in draws(image, whole(16), 800)])
     first, second, *local = blurred.mean(0)
-    assert first > 0.95  # the weakest blur of all rounds to nothing
+    assert first > 0.95  # the weakest blur changes nothing after rounding
     assert second == pytest.approx(0.1, abs=0.04)
     assert local == pytest.approx([0.5, 0.5], abs=0.06)
 
@@ -149,7 +147,7 @@ def test_probability_of_blur() -> None:
 def test_gray_images_are_solarized_and_blurred_too() -> None:
     transform = MultiCropTransform((8, 8), (8, 8), 1, channels=1, global_scale=(1, 1), local_scale=(1, 1), ratio=(1, 1))
     solarized = []
-    for _, second, _ in rates(np.full((8, 8, 1), 250, np.uint8), transform, 500):
+    for _, second, _ in draws(np.full((8, 8, 1), 250, np.uint8), transform, 500):
         assert second.shape == (1, 8, 8)
         solarized.append(second.max().item() < 128)  # the jitter leaves at least 0.6 of 250
     assert np.mean(solarized) == pytest.approx(0.2, abs=0.07)
@@ -168,19 +166,9 @@ def local_of(batch: Batch) -> Tensor:
     return batch.local
 
 
-def assert_same(a: list[Batch], b: list[Batch]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.images, y.images)
-        assert torch.equal(local_of(x), local_of(y))
-        assert torch.equal(x.indices, y.indices)
-        assert torch.equal(x.labels, y.labels)
-        assert x.bad == y.bad
-
-
-def test_views_come_first(source: Source) -> None:
+def test_batches_are_ordered_view_by_view(source: Source) -> None:
     batches = take(train_batches(source, SMALL, batch_size=4, seed=7), 3)
-    place = 0
+    position = 0
     for batch in batches:
         assert batch.images.shape == (2 * 4, 3, 16, 24)
         assert local_of(batch).shape == (3 * 4, 3, 8, 6)
@@ -191,26 +179,27 @@ def test_views_come_first(source: Source) -> None:
         assert batch.boxes is batch.flipped is None
         large, small = batch.images.unflatten(0, (2, 4)), local_of(batch).unflatten(0, (3, 4))
         for k, index in enumerate(batch.indices.tolist()):
-            rng = np.random.default_rng((7, place // 11, index))
+            rng = np.random.default_rng((7, position // 11, index))
             expected = SMALL(source.image(index, 3), rng)
             assert torch.equal(large[:, k], expected[0])
             assert torch.equal(small[:, k], expected[1])
-            place += 1
+            position += 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(source: Source, workers: int) -> None:
-    alone = take(train_batches(source, SMALL, batch_size=4, seed=3), 5)
-    assert_same(alone, take(train_batches(source, SMALL, batch_size=4, seed=3, workers=workers), 5))
+def test_batches_do_not_depend_on_workers(source: Source, workers: int) -> None:
+    expected = take(train_batches(source, SMALL, batch_size=4, seed=3), 5)
+    assert_same(expected, take(train_batches(source, SMALL, batch_size=4, seed=3, workers=workers), 5))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_goes_on_as_if_never_stopped(source: Source, workers: int) -> None:
-    all_of_it = take(train_batches(source, SMALL, batch_size=4, seed=3), 6)
-    assert_same(all_of_it[4:], take(train_batches(source, SMALL, batch_size=4, seed=3, start=4, workers=workers), 2))
+def test_resume_is_exact(source: Source, workers: int) -> None:
+    uninterrupted = take(train_batches(source, SMALL, batch_size=4, seed=3), 6)
+    resumed = take(train_batches(source, SMALL, batch_size=4, seed=3, start=4, workers=workers), 2)
+    assert_same(uninterrupted[4:], resumed)
 
 
-def test_ranks_share_the_same_batches(source: Source) -> None:
+def test_ranks_share_each_batch(source: Source) -> None:
     together = take(train_batches(source, SMALL, batch_size=6, seed=1), 3)
     parts = [take(train_batches(source, SMALL, batch_size=6, seed=1, rank=rank, world_size=2), 3) for rank in (0, 1)]
     for expected, a, b in zip(together, *parts, strict=True):
@@ -226,14 +215,14 @@ def test_gray_batches(tmp_path: Path) -> None:
     assert local_of(batch).shape == (8, 1, 4, 4)
 
 
-def test_two_global_views_alone(source: Source) -> None:
+def test_batches_without_local_views(source: Source) -> None:
     transform = MultiCropTransform((8, 8), local_crops=0)
     (batch,) = take(train_batches(source, transform, batch_size=5, seed=0), 1)
     assert batch.images.shape == (10, 3, 8, 8)
     assert batch.local is None
 
 
-def test_a_broken_file_gives_its_place_to_the_next(tmp_path: Path) -> None:
+def test_undecodable_image_is_replaced_by_the_next(tmp_path: Path) -> None:
     source = make_folder(tmp_path, 4, broken=(1,), labeled=False)
     (batch,) = take(train_batches(source, SMALL, batch_size=4, seed=0), 1)
     k = batch.indices.tolist().index(1)

@@ -9,7 +9,7 @@ import pytest
 from hardpatch.bench.data_loading import ALL, DECODE, DECODE_FOR_CROP, READ, RESIZE, _verdict
 from hardpatch.bench.timing import Quartiles
 from hardpatch.cli import main
-from tests.data.test_loader import MANY_WORKERS
+from tests.data.small import MANY_WORKERS
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 

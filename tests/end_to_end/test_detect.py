@@ -16,7 +16,7 @@ from PIL import Image
 
 from hardpatch.cli import main
 from hardpatch.detect.data import mask_tools
-from hardpatch.detect.trainer import load_detector
+from hardpatch.detect.run import load_detector
 from hardpatch.train.metrics import read_metrics
 
 TINY = [

@@ -22,8 +22,9 @@ from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError
-from hardpatch.finetune.run import Result, finetune, load_classifier, read_settings
+from hardpatch.finetune.run import Result, finetune, load_classifier
 from hardpatch.finetune.settings import configure
+from hardpatch.interchange.load import read_settings
 from hardpatch.train.checkpoint import checkpoints, with_prefix
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL, write_images

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import hardpatch
 from hardpatch.cli import main
-from hardpatch.models.tokenizer import KIND, METADATA, DiscreteVAE
+from hardpatch.models.discrete_vae import DiscreteVAE
+from hardpatch.models.tokenizer import KIND, METADATA
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 

@@ -14,7 +14,7 @@ from hardpatch.cli import main
 from hardpatch.data import shrink as shrink_module
 from hardpatch.data import sources
 from hardpatch.data.decode import decode, open_image
-from hardpatch.data.shrink import shrink, smaller
+from hardpatch.data.shrink import shrink, shrink_image
 from hardpatch.data.sources import open_source
 from tests.data.test_loader import MANY_WORKERS
 
@@ -105,11 +105,11 @@ def test_huggingface_reads_the_features(tree: Path, tmp_path: Path) -> None:
         assert min(file.size) == 40
 
 
-def test_a_large_jpeg_is_decoded_at_a_smaller_scale(photograph: np.ndarray) -> None:
+def test_a_large_jpeg_is_decoded_at_a_shrink_image_scale(photograph: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(photograph).save(buffer, "JPEG", quality=95)
-    ours = smaller(open_image(buffer.getvalue()), 60).astype(int)
-    whole = smaller(decode(buffer.getvalue()), 60).astype(int)
+    ours = shrink_image(open_image(buffer.getvalue()), 60).astype(int)
+    whole = shrink_image(decode(buffer.getvalue()), 60).astype(int)
     assert ours.shape == whole.shape == (60, 60, 3)
     assert 0 < np.abs(ours - whole).mean() < 1.5
 

@@ -24,7 +24,7 @@ from hardpatch.interchange.export import ExportResult, export_hugging_face, expo
 from hardpatch.interchange.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import Encoder
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 from tests.interchange.runs import MEAN, STD, run_of
 
 SIZED: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 1}
@@ -193,7 +193,7 @@ def check_masked_images(exported: Any, model: hardpatch.HPM, images: Tensor, mas
     """Compare latent, predictions and loss of a whole MAE with those of Hugging Face's class."""
     # The library keeps the patches with the least noise in the order of the noise, here the order of the patches.
     noise = mask.float() + torch.linspace(0, 0.5, mask.shape[1])
-    patches = split(mask)
+    patches = to_indices(mask)
     latent = model.encode(images, mask)
     outputs = exported(images, noise=noise)
     assert torch.equal(outputs.mask.bool(), mask)

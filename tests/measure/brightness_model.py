@@ -12,7 +12,7 @@ from hardpatch.methods import targets
 from hardpatch.methods.hpm import HPM, StudentOutput
 from hardpatch.methods.losses import pixel_loss
 from hardpatch.methods.teacher import TeacherOutput
-from hardpatch.patches import PatchIndices, patchify, split
+from hardpatch.patches import PatchIndices, patchify, to_indices
 
 
 class BrightnessModel(nn.Module):
@@ -43,11 +43,11 @@ class BrightnessModel(nn.Module):
         return StudentOutput(latent, self.reconstruct(latent, mask), predicted if with_loss else None)
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices) -> Tensor:
-        self.masks.append(split(mask).masked)
-        return torch.zeros(len(images), 1 + split(mask).visible.shape[1], 2)
+        self.masks.append(to_indices(mask).masked)
+        return torch.zeros(len(images), 1 + to_indices(mask).visible.shape[1], 2)
 
     def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
-        return torch.zeros(*split(mask).masked.shape, 48)
+        return torch.zeros(*to_indices(mask).masked.shape, 48)
 
     def target(self, images: Tensor) -> Tensor:
         return targets.pixels(images, 4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import align_labels, extract

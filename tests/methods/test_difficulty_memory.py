@@ -2,7 +2,7 @@ import torch
 from torch.testing import assert_close
 
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
-from hardpatch.patches import all_masked, split
+from hardpatch.patches import all_masked, to_indices
 
 GRID = (4, 6)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -51,7 +51,7 @@ def test_only_masked_patches_within_the_crop_are_written() -> None:
     mask = torch.zeros(1, 6, dtype=torch.bool)
     mask[0, [0, 4]] = True
     upper_right = crop((0.0, 0.5, 0.5, 0.5), image=1)
-    memory.write(upper_right, split(mask), torch.tensor([[-1.0, 1.0]]), (2, 3))
+    memory.write(upper_right, to_indices(mask), torch.tensor([[-1.0, 1.0]]), (2, 3))
     assert memory.maps[0].isnan().all()
     expected = {(0, 3): -(0.5**0.5), (1, 4): 0.5**0.5}  # two numbers of which each is this far from their mean
     for row in range(4):

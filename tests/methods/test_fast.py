@@ -6,14 +6,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.testing import assert_close
 
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.masking import random_mask, subsample_masked
 from hardpatch.methods.mining import Masking
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
@@ -87,7 +87,7 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
     torch.manual_seed(0)
     embed = DecoderEmbed(latent_width=32, width=16, grid=GRID)
     decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
-    mask = split(random_mask(torch.rand(3, 36), 27))
+    mask = to_indices(random_mask(torch.rand(3, 36), 27))
     tokens = embed(torch.randn(3, 10, 32), mask)
     x = tokens.of_asked(tokens.parts[1])
     for block in decoder.blocks:
@@ -131,7 +131,7 @@ def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> Non
     assert any(name.startswith("host.shared.0.") for name in names)
     assert not any(name.startswith("host.reconstructor.") for name in names)
     # one trunk and one branch are a decoder of two blocks
-    mask = split(random_mask(torch.rand(6, 36), 27))
+    mask = to_indices(random_mask(torch.rand(6, 36), 27))
     latent = model.encode(images(), mask)
     whole = Decoder(width=16, depth=2, heads=2, outputs=48)
     whole.load_state_dict(
@@ -162,7 +162,7 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
     assert learner.mining.memory is not None
     noise = patch_noise(0, 0, torch.arange(6), 37)[:, :36]
     first, second, *_ = steps_of(learner, 2)
-    assert torch.equal(first.mined.mask.masked, split(random_mask(noise, 27)).masked)  # nothing is known yet
+    assert torch.equal(first.mined.mask.masked, to_indices(random_mask(noise, 27)).masked)  # nothing is known yet
     assert second.mined.mined is not None
     assert first.losses.predicted is not None
     # the hardest of those that were masked in the first step are masked again

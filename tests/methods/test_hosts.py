@@ -15,12 +15,12 @@ from hardpatch.methods.ibot import TEACHER_TEMPERATURES
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.teacher import Teacher
-from hardpatch.patches import gather, patchify, split
+from hardpatch.patches import gather, patchify, to_indices
 from tests.small import small_beit, small_hpm, small_ibot, small_predictor, small_simmim
 
 IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
-MASK = split(random_mask(NOISE, 14))
+MASK = to_indices(random_mask(NOISE, 14))
 HOSTS: dict[str, Callable[[], Any]] = {"simmim": small_simmim, "beit": small_beit, "ibot": small_ibot}
 
 
@@ -153,7 +153,7 @@ def test_ibot_puts_the_views_in_their_places() -> None:
     teacher = Teacher(model)
     crops, local = torch.randn(6, 3, 16, 24), torch.randn(6, 3, 8, 8)  # 3 images, 2 views each
     order = torch.tensor([4, 0, 3, 5, 1, 2])
-    mask = split(random_mask(torch.rand(3, 24), 6))
+    mask = to_indices(random_mask(torch.rand(3, 24), 6))
     output = teacher(crops[order], difficulty=False)
     before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
     progress, temperature = 0.03, TEACHER_TEMPERATURES[0] + 0.4 * (TEACHER_TEMPERATURES[1] - TEACHER_TEMPERATURES[0])

@@ -10,7 +10,7 @@ from hardpatch.methods.losses import PREDICTING_LOSSES
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.teacher import Teacher, TeacherOutput
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from tests.small import mae_of, small_hpm, small_mae
 
 IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ def mined(teacher: Teacher, images: torch.Tensor, noise: torch.Tensor, alpha: fl
 
 def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
     mae, hpm = small_mae(), HPM(small_mae(), None)
-    mask = split(random_mask(NOISE, 18))
+    mask = to_indices(random_mask(NOISE, 18))
     latent = mae.encode(IMAGES, mask)
     target = mae.target(IMAGES).gather(1, mask.masked.unsqueeze(-1).expand(-1, -1, 48))
     loss = mae.reconstruction_loss(HPM(mae, None).reconstruct(latent, mask), target).mean()
@@ -60,7 +60,7 @@ def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None
     step = HardPatchesMining(model, NeverRun(model), Masking((4, 6)))
     drawn, _ = step(Inputs(IMAGES, NOISE), mask_ratio=0.75, alpha=0.05)  # int(18 * 0.05) == 0
     assert drawn.mined is None
-    assert all(map(torch.equal, drawn.mask[:2], split(random_mask(NOISE, 18))[:2]))
+    assert all(map(torch.equal, drawn.mask[:2], to_indices(random_mask(NOISE, 18))[:2]))
 
 
 @pytest.mark.parametrize("mining", ["hard", "easy"])

@@ -7,11 +7,11 @@ from hardpatch.methods.base import Targets
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.teacher import Teacher
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from tests.small import small_hpm, small_mae
 
 PIXELS = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-MASK = split(random_mask(torch.rand(3, 24, generator=torch.Generator().manual_seed(1)), 18))
+MASK = to_indices(random_mask(torch.rand(3, 24, generator=torch.Generator().manual_seed(1)), 18))
 
 
 def test_teacher_features_are_of_the_whole_image_after_the_norm() -> None:

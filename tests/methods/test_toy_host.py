@@ -32,7 +32,7 @@ class MeanColor(Host):
         return self.embed(latent, mask, grid)
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
-        guess = tokens.of_asked(tokens.parts[1])
+        guess = tokens.query_tokens
         return self.head(guess + self.embed.proj(latent).mean(dim=1, keepdim=True))
 
     def target(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from hardpatch.methods.masking import random_mask
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 
 
 def encoder(image_size: tuple[int, int] = (16, 24), patch_size: int = 4, channels: int = 3, width: int = 32) -> Encoder:
@@ -38,7 +38,7 @@ def test_equals_timm_with_the_same_weights() -> None:
 
 
 @torch.no_grad()
-def test_dropped_patches_are_not_seen() -> None:
+def test_output_does_not_depend_on_dropped_patches() -> None:
     model = encoder()
     images = torch.randn(3, 3, 16, 24)
     mask = random_mask(torch.rand(3, 24), 18)
@@ -50,15 +50,15 @@ def test_dropped_patches_are_not_seen() -> None:
 
 
 @torch.no_grad()
-def test_is_the_whole_image_with_tokens_taken_out() -> None:
-    # With no block, each token is independent of the others: dropping must commute with everything.
+def test_dropping_patches_removes_their_tokens() -> None:
+    # Without blocks, tokens do not depend on each other, so dropping patches commutes with encoding.
     model = encoder()
     del model.blocks[:]
     images = torch.randn(2, 3, 16, 24)
     mask = random_mask(torch.rand(2, 24), 18)
     whole, part = model(images), model(images, mask)
     assert_close(part[:, 0], whole[:, 0])
-    assert_close(part[:, 1:], gather(whole[:, 1:], split(mask).visible))
+    assert_close(part[:, 1:], gather(whole[:, 1:], to_indices(mask).visible))
 
 
 @given(
@@ -72,7 +72,7 @@ def test_any_patch_size_image_size_and_number_of_channels(rows: int, columns: in
 
 
 @torch.no_grad()
-def test_embedding_is_the_convolution_whose_shape_it_has() -> None:
+def test_patch_embedding_equals_the_convolution() -> None:
     model = encoder(channels=5)
     from hardpatch.patches import patchify
 
@@ -81,22 +81,22 @@ def test_embedding_is_the_convolution_whose_shape_it_has() -> None:
 
 
 @torch.no_grad()
-def test_other_image_sizes_get_interpolated_positions() -> None:
+def test_positions_are_interpolated_for_other_image_sizes() -> None:
     model = encoder()
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 1 + 64, 32)
     positions = sincos_positions(32, (4, 6))
     assert resample_positions(positions, (4, 6), (4, 6)) is positions
     constant = resample_positions(torch.ones(24, 8), (4, 6), (7, 3))
     assert_close(constant, torch.ones(21, 8))
-    # Transposing the grid and resampling commute: rows are not taken for columns.
+    # rows are not mistaken for columns
     ramp = torch.arange(4.0).repeat_interleave(6)[:, None]
     resampled = resample_positions(ramp, (4, 6), (8, 6)).reshape(8, 6)
     assert (resampled.diff(dim=0) >= 0).all()
     assert_close(resampled, resampled[:, :1].expand(8, 6))
 
 
-def test_sizes_have_the_parameters_that_the_field_knows() -> None:
-    # timm's counts, which include positions for the patches and the class token; ours are fixed.
+def test_sizes_have_as_many_parameters_as_in_timm() -> None:
+    # timm's counts include learned positions of the patches and the class token; ours are fixed
     millions = {"tiny": 5.52, "small": 21.67, "base": 85.80, "large": 303.30, "huge": 630.76}
     with torch.device("meta"):
         for size, shape in SIZES.items():
@@ -107,7 +107,7 @@ def test_sizes_have_the_parameters_that_the_field_knows() -> None:
             assert count / 1e6 == pytest.approx(millions[size], abs=0.01), size
 
 
-def test_mistakes() -> None:
+def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="patch_size: expected a divisor of the image size 16x24, got 5"):
         encoder(patch_size=5)
     with pytest.raises(ValueError, match="multiple of 4, got 30"):
@@ -123,7 +123,7 @@ def token_encoder(**settings: Any) -> Encoder:
 
 @torch.no_grad()
 @pytest.mark.parametrize("positions", ["sincos", "relative"])
-def test_mask_tokens_hide_the_masked_patches(positions: str) -> None:
+def test_output_does_not_depend_on_patches_replaced_by_mask_tokens(positions: str) -> None:
     model = token_encoder(positions=positions)
     images = torch.randn(3, 3, 16, 24)
     mask = random_mask(torch.rand(3, 24), 18)
@@ -136,7 +136,7 @@ def test_mask_tokens_hide_the_masked_patches(positions: str) -> None:
 
 
 @torch.no_grad()
-def test_a_mask_of_fewer_rows_leaves_the_other_images_whole() -> None:
+def test_mask_with_fewer_rows_than_images() -> None:
     model = token_encoder()
     images = torch.randn(5, 3, 16, 24)
     mask = random_mask(torch.rand(2, 24), 10)
@@ -144,23 +144,23 @@ def test_a_mask_of_fewer_rows_leaves_the_other_images_whole() -> None:
 
 
 @torch.no_grad()
-def test_hidden_patches_are_not_seen_but_stay() -> None:
+def test_output_does_not_depend_on_hidden_patches() -> None:
     torch.manual_seed(0)
     model = Encoder(image_size=(16, 24), patch_size=4, width=32, depth=2, heads=2, mask_token=True).eval()
     images = torch.randn(2, 3, 16, 24)
     mask = random_mask(torch.rand(2, 24), 18)
-    parts = split(mask)
+    indices = to_indices(mask)
     hidden = torch.tensor([[True, False, True, False, False, False], [False] * 6])
-    latent = model(images, parts._replace(hidden=hidden))
+    latent = model(images, indices._replace(hidden=hidden))
     assert latent.shape == (2, 7, 32)
     changed = images.clone()
-    row, column = divmod(int(parts.visible[0, 2]), 6)
+    row, column = divmod(int(indices.visible[0, 2]), 6)
     changed[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 9.0
-    assert_close(model(changed, parts._replace(hidden=hidden)), latent)
-    assert not torch.allclose(model(changed, parts), model(images, parts))
-    assert_close(model(images, parts)[1], latent[1])
+    assert_close(model(changed, indices._replace(hidden=hidden)), latent)
+    assert not torch.allclose(model(changed, indices), model(images, indices))
+    assert_close(model(images, indices)[1], latent[1])
     with pytest.raises(ValueError, match="without one"):
-        encoder()(images, parts._replace(hidden=hidden))
+        encoder()(images, indices._replace(hidden=hidden))
 
 
 @torch.no_grad()
@@ -170,22 +170,22 @@ def test_attention_of_the_class_token_equals_a_loop_over_heads(positions: str) -
     if model.relative_bias is not None:
         torch.nn.init.normal_(model.relative_bias.table)
     images = torch.randn(2, 3, 16, 24)
-    latent, attention = model.attend(images)
+    latent, attention = model.forward_with_attention(images)
     assert_close(latent, model(images))
-    seen: list[torch.Tensor] = []
+    inputs_of_attention: list[torch.Tensor] = []
     last = model.blocks[-1]
     assert isinstance(last, Block)
-    last.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    last.norm1.register_forward_hook(lambda module, inputs, output: inputs_of_attention.append(output))
     model(images)
     attn = last.attn
-    q, k, _ = attn.qkv(seen[0]).chunk(3, dim=-1)
+    q, k, _ = attn.qkv(inputs_of_attention[0]).chunk(3, dim=-1)
     bias = torch.zeros(1, 2, 25, 25) if model.relative_bias is None else model.relative_bias()
-    slow = torch.zeros(2, 24)
+    expected = torch.zeros(2, 24)
     for head in range(2):
-        at = slice(16 * head, 16 * head + 16)
-        scores = q[..., at] @ k[..., at].transpose(1, 2) / 4.0 + bias[0, head]
-        slow += scores.softmax(dim=-1)[:, 0, 1:] / 2
-    assert_close(attention, slow)
+        channels = slice(16 * head, 16 * head + 16)
+        scores = q[..., channels] @ k[..., channels].transpose(1, 2) / 4.0 + bias[0, head]
+        expected += scores.softmax(dim=-1)[:, 0, 1:] / 2
+    assert_close(attention, expected)
 
 
 def test_layer_scale_and_drop_path() -> None:
@@ -199,11 +199,12 @@ def test_layer_scale_and_drop_path() -> None:
         assert_close(block(x), middle + 0.1 * block.mlp(block.norm2(middle)))
         torch.manual_seed(1)
         trained = block.train()(x)
-    kept = (trained != x).flatten(1).any(dim=1).float().mean().item()
-    assert kept == pytest.approx(1 - 0.5**2, abs=4 * (0.75 * 0.25 / 400) ** 0.5)  # either branch, four deviations
+    changed = (trained != x).flatten(1).any(dim=1).float().mean().item()
+    tolerance = 4 * (0.75 * 0.25 / 400) ** 0.5  # 4 standard deviations
+    assert changed == pytest.approx(1 - 0.5**2, abs=tolerance)  # images that either branch changes
 
 
-def test_dropped_patches_have_no_relative_positions() -> None:
+def test_relative_positions_need_all_patches() -> None:
     with pytest.raises(ValueError, match="positions: a relative bias needs all patches"):
         Encoder(image_size=(16, 16), patch_size=4, width=32, depth=1, heads=2, positions="relative")
 
@@ -214,16 +215,16 @@ def test_relative_bias_reads_one_entry_for_each_offset() -> None:
     bias = RelativePositionBias((2, 3), heads=2)
     with torch.no_grad():
         bias.table.copy_(torch.arange(18.0).unsqueeze(1) + torch.tensor([0.0, 100.0]))
-    found = bias()[0]
-    assert_close(found[1], found[0] + 100.0)
-    places = [(row, column) for row in range(2) for column in range(3)]
-    for i, (row, column) in enumerate(places):
-        for j, (other_row, other_column) in enumerate(places):
-            assert found[0, 1 + i, 1 + j] == (row - other_row + 1) * 5 + (column - other_column + 2)
-    assert found[0, 0, 1:].tolist() == [15.0] * 6
-    assert found[0, 1:, 0].tolist() == [16.0] * 6
-    assert found[0, 0, 0] == 17.0
+    values = bias()[0]
+    assert_close(values[1], values[0] + 100.0)
+    positions = [(row, column) for row in range(2) for column in range(3)]
+    for i, (row, column) in enumerate(positions):
+        for j, (other_row, other_column) in enumerate(positions):
+            assert values[0, 1 + i, 1 + j] == (row - other_row + 1) * 5 + (column - other_column + 2)
+    assert values[0, 0, 1:].tolist() == [15.0] * 6
+    assert values[0, 1:, 0].tolist() == [16.0] * 6
+    assert values[0, 0, 0] == 17.0
     assert bias((4, 5)).shape == (1, 2, 21, 21)
     with torch.no_grad():
         bias.table.fill_(3.0)
-    assert_close(bias((4, 5)), torch.full((1, 2, 21, 21), 3.0))  # interpolation leaves a constant alone
+    assert_close(bias((4, 5)), torch.full((1, 2, 21, 21), 3.0))  # interpolation does not change a constant

@@ -28,7 +28,7 @@ GRID = (3, 5)
 
 
 def small(name: str, **kwargs: Any) -> Any:
-    """A small network of this family, every weight of it random: layer scales and class tokens start near zero."""
+    """Make a small network of a family with all weights random: timm starts layer scales and class tokens near zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = timm.create_model(name, **{**SMALL, **kwargs})
@@ -43,25 +43,27 @@ def photographs(batch: int = 2, patch: int = 16, grid: tuple[int, int] = GRID, c
 
 
 def normalized(pixels: Tensor, network: Any) -> Tensor:
-    """By hand, one channel at a time."""
+    """Normalize one channel at a time."""
     config = network.pretrained_cfg
     channels = [(pixels[:, i] / 255 - config["mean"][i]) / config["std"][i] for i in range(3)]
     return torch.stack(channels, dim=1)
 
 
-def seen_by(teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
-    """What the network is shown."""
-    seen: list[Tensor] = []
-    hook = teacher.network.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def images_for(teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
+    """Return the images that the network gets."""
+    images: list[Tensor] = []
+    hook = teacher.network.patch_embed.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
     teacher(pixels)
     hook.remove()
-    return seen[0]
+    return images[0]
 
 
 @pytest.mark.parametrize("grid", [GRID, (14, 14)], ids=str)
 @pytest.mark.parametrize(("name", "prefix", "patch", "width"), SHAPES)
-def test_gives_the_patch_tokens_of_timm(name: str, prefix: int, patch: int, width: int, grid: tuple[int, int]) -> None:
-    theirs = small(name, dynamic_img_size=True).eval()  # interpolates its positions at every call
+def test_features_are_the_patch_tokens_of_timm(
+    name: str, prefix: int, patch: int, width: int, grid: tuple[int, int]
+) -> None:
+    theirs = small(name, dynamic_img_size=True).eval()  # interpolates its positions in each call
     teacher = FrozenTeacher(small(name, dynamic_img_size=False), grid)
     pixels = photographs(patch=patch, grid=grid)
     with torch.no_grad():
@@ -77,7 +79,7 @@ def test_gives_the_patch_tokens_of_timm(name: str, prefix: int, patch: int, widt
     assert features.std() > 0.1
 
 
-def test_clip_features_are_normed_and_projected_by_hand() -> None:
+def test_clip_features_are_normalized_and_projected() -> None:
     network = small("vit_base_patch16_clip_quickgelu_224.openai")
     norm, weight = network.norm, network.head.weight.detach().clone()
     before: list[Tensor] = []
@@ -89,17 +91,17 @@ def test_clip_features_are_normed_and_projected_by_hand() -> None:
     assert_close(features, torch.einsum("bnd,td->bnt", normed, weight), atol=1e-4, rtol=1e-4)
 
 
-def test_a_clip_network_that_was_tuned_to_classify_is_not_projected() -> None:
+def test_clip_network_that_was_fine_tuned_to_classify_is_not_projected() -> None:
     teacher = FrozenTeacher(small("vit_base_patch16_clip_224.openai_ft_in1k"), GRID)
     assert teacher.width == 48
     assert not [name for name, _ in teacher.named_parameters() if "head" in name or "projection" in name]
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", NETWORKS["clip"], "vit_small_patch16_dinov3.lvd1689m"])
-def test_is_shown_images_normalized_its_own_way(name: str) -> None:
+def test_images_are_normalized_by_the_networks_own_statistics(name: str) -> None:
     network = small(name)
     pixels = photographs()
-    assert_close(seen_by(FrozenTeacher(network, GRID), pixels), normalized(pixels, network), atol=2e-6, rtol=1e-5)
+    assert_close(images_for(FrozenTeacher(network, GRID), pixels), normalized(pixels, network), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [8, 20])
@@ -109,12 +111,12 @@ def test_images_are_resized_to_the_patch_size_of_the_network(patch: int) -> None
     pixels = photographs(patch=patch)
     channels = [Image.fromarray(channel) for channel in pixels.float().flatten(0, 1).numpy()]
     resized = np.stack([np.asarray(channel.resize((70, 42), Image.Resampling.BICUBIC)) for channel in channels])
-    shown = normalized(torch.from_numpy(resized).clamp(0, 255).reshape(2, 3, 42, 70), network)
-    assert_close(seen_by(teacher, pixels), shown, atol=1e-4, rtol=1e-5)
+    expected = normalized(torch.from_numpy(resized).clamp(0, 255).reshape(2, 3, 42, 70), network)
+    assert_close(images_for(teacher, pixels), expected, atol=1e-4, rtol=1e-5)
     assert teacher(pixels).shape == (2, 15, 48)
 
 
-def test_gray_images_are_shown_as_gray_rgb() -> None:
+def test_gray_images_become_gray_rgb() -> None:
     gray = photographs(channels=1)
     teacher = FrozenTeacher(small("vit_tiny_patch16_224"), GRID, channels=1)
     color = FrozenTeacher(small("vit_tiny_patch16_224"), GRID)
@@ -125,12 +127,12 @@ def test_has_no_gradient_and_stays_in_eval_mode() -> None:
     teacher = FrozenTeacher(small("vit_tiny_patch16_224", drop_rate=0.5, proj_drop_rate=0.5), GRID)
     pixels = photographs()
     features = teacher(pixels)
-    holder = nn.ModuleList([teacher]).train()
+    parent = nn.ModuleList([teacher]).train()
     assert not any(module.training for module in teacher.modules())
     assert_close(teacher(pixels), features, atol=0.0, rtol=0.0)
     assert not features.requires_grad
-    assert not any(parameter.requires_grad for parameter in holder.parameters())
-    assert not set(holder.state_dict()) & {"0.mean", "0.std"}
+    assert not any(parameter.requires_grad for parameter in parent.parameters())
+    assert not set(parent.state_dict()) & {"0.mean", "0.std"}
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", NETWORKS["clip"], "vit_small_patch16_dinov3"])
@@ -160,7 +162,7 @@ def test_pixels_that_do_not_fit_are_refused(pixels: Tensor) -> None:
         ("clip", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), 512, 512),
     ],
 )
-def test_the_named_networks_are_those_of_the_paper(
+def test_short_names_are_the_networks_of_the_paper(
     short: str, mean: tuple[float, ...], std: tuple[float, ...], classes: int, width: int
 ) -> None:
     teacher = frozen_teacher(short, grid=(2, 3), pretrained=False)
@@ -171,13 +173,13 @@ def test_the_named_networks_are_those_of_the_paper(
     assert teacher.size == (32, 48)
     assert teacher.width == width
     assert len(teacher.network.blocks) == 12
-    if short == "clip":  # the weights of this repository, with the activation that they were trained with
+    if short == "clip":  # the weights of that repository, with the activation they were trained with
         assert config["hf_hub_id"] == "timm/vit_base_patch16_clip_224.openai"
         x = torch.linspace(-3, 3, 7)
         assert_close(teacher.network.blocks[0].mlp.act(x), x * torch.sigmoid(1.702 * x))
 
 
-def test_leaves_the_random_numbers_of_the_student_alone() -> None:
+def test_random_state_is_unchanged() -> None:
     state = torch.get_rng_state()
     frozen_teacher("test_vit", grid=GRID, pretrained=False)
     assert torch.equal(torch.get_rng_state(), state)
@@ -185,7 +187,7 @@ def test_leaves_the_random_numbers_of_the_student_alone() -> None:
 
 @pytest.mark.parametrize("classes", [1000, 0, 7])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
-def test_weights_come_from_a_local_file(suffix: str, classes: int, tmp_path: Path) -> None:
+def test_weights_are_loaded_from_a_local_file(suffix: str, classes: int, tmp_path: Path) -> None:
     network = timm.create_model("test_vit", num_classes=classes)
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
@@ -214,7 +216,7 @@ class Harmful:
 
 
 def refused(capsys: pytest.CaptureFixture[str], name: str = "test_vit", **kwargs: Any) -> str:
-    """The complaint, of which there is one line."""
+    """Return the error message after checking that it is one line."""
     with pytest.raises(UserError) as caught:
         frozen_teacher(name, **{"grid": GRID, **kwargs})
     assert "never run" not in capsys.readouterr().out
@@ -232,7 +234,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capt
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("no weights at all")
-    for name, said in {
+    for name, expected in {
         "part.safetensors": "1 missing (cls_token)",
         "deeper.safetensors": "1 unknown (blocks.9.norm1.bias)",
         "shape.safetensors": "1 of another shape (norm.bias)",
@@ -245,31 +247,31 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capt
     }.items():
         message = refused(capsys, weights=tmp_path / name)
         assert message.startswith("--method.frozen_weights: ")
-        assert said in message, message
+        assert expected in message, message
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "said"),
+    ("name", "kwargs", "expected"),
     [
         ("vit_base_patch16_224.dinoo", {}, "did you mean 'vit_base_patch16_224.dino'?"),
         ("Dino", {}, "did you mean 'dino'?"),
-        ("hub/owner/model", {}, "timm.list_models() names them"),
+        ("hub/owner/model", {}, "timm.list_models() lists them"),
         ("test_vit", {"channels": 13}, "trained on images of 3 channels, got 13"),
         ("test_resnet", {}, "it does not cut images into patches"),
-        ("swin_tiny_patch4_window7_224", {}, "expected a ViT that gives one token for each patch of a 3x5 grid"),
-        ("cait_xxs24_224", {}, "doesn't match model (224)"),  # of one size
+        ("swin_tiny_patch4_window7_224", {}, "expected a ViT that returns one token for each patch of a 3x5 grid"),
+        ("cait_xxs24_224", {}, "doesn't match model (224)"),  # accepts one size only
         ("xcit_nano_12_p16_224", {"grid": (0, 5)}, "0x5 grid"),
     ],
 )
-def test_networks_that_are_no_use_are_refused(
-    name: str, kwargs: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+def test_networks_that_cannot_be_used_are_refused(
+    name: str, kwargs: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(capsys, name, pretrained=False, **kwargs)
     assert message.startswith("--method.frozen: ")
-    assert said in message
+    assert expected in message
 
 
-def test_weights_that_cannot_be_had_are_one_line(
+def test_error_of_weights_that_cannot_be_loaded_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "give a file with --method.frozen_weights" in refused(capsys, "mixer_s16_224")  # timm has none

@@ -14,7 +14,7 @@ def small(layers: int = 3) -> ProjectionHead:
     return ProjectionHead(12, 20, hidden=32, bottleneck=8, layers=layers)
 
 
-def test_ibots_sizes() -> None:
+def test_defaults_are_those_of_ibot() -> None:
     head = ProjectionHead(768)
     assert {name: list(p.shape) for name, p in head.named_parameters()} == {
         "mlp.0.weight": [2048, 768],
@@ -47,7 +47,7 @@ def test_logits_are_cosines_with_the_prototypes(layers: int) -> None:
             assert_close(logits[k], F.cosine_similarity(x, head.last.weight[k], dim=0), rtol=1e-4, atol=1e-6)
 
 
-def test_it_is_torchs_weight_norm_with_a_gain_of_one() -> None:
+def test_equals_weight_norm_of_torch_with_a_gain_of_one() -> None:
     head, tokens = small(), torch.randn(6, 12)
     linear = nn.Linear(8, 20, bias=False)
     linear.load_state_dict(head.last.state_dict())
@@ -62,7 +62,7 @@ def test_it_is_torchs_weight_norm_with_a_gain_of_one() -> None:
     assert_close(ours, expected)
 
 
-def test_the_lengths_of_the_prototypes_do_not_matter() -> None:
+def test_logits_do_not_depend_on_the_lengths_of_the_prototypes() -> None:
     head, tokens = small(), torch.randn(5, 12)
     before = head(tokens)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_lengths_of_the_prototypes_do_not_matter() -> None:
     assert_close(head(tokens), before)
 
 
-def test_class_and_patch_tokens_alike() -> None:
+def test_class_and_patch_tokens_are_treated_alike() -> None:
     head, tokens = small(), torch.randn(3, 1 + 7, 12)
     out = head(tokens)
     assert out.shape == (3, 8, 20)
@@ -78,7 +78,7 @@ def test_class_and_patch_tokens_alike() -> None:
     assert_close(out[:, 1:], head(tokens[:, 1:]))
 
 
-def test_copies_saves_and_averages() -> None:
+def test_can_be_copied_saved_and_averaged() -> None:
     student, tokens = small(), torch.randn(4, 12)
     teacher = copy.deepcopy(student)
     assert torch.equal(teacher(tokens), student(tokens))
@@ -89,12 +89,12 @@ def test_copies_saves_and_averages() -> None:
         torch._foreach_lerp_([p for _, p in teacher.named_parameters()], list(student.parameters()), 0.1)
     for name, p in teacher.named_parameters():
         assert_close(p.detach(), mixed[name])
-    again = ProjectionHead(12, 20, hidden=32, bottleneck=8)
-    again.load_state_dict(teacher.state_dict())
-    assert torch.equal(again(tokens), teacher(tokens))
+    loaded = ProjectionHead(12, 20, hidden=32, bottleneck=8)
+    loaded.load_state_dict(teacher.state_dict())
+    assert torch.equal(loaded(tokens), teacher(tokens))
 
 
-def test_the_last_layer_can_be_frozen() -> None:
+def test_last_layer_can_be_frozen() -> None:
     head = small()
     head.last.weight.requires_grad_(False)
     head(torch.randn(4, 12)).square().sum().backward()
@@ -102,7 +102,7 @@ def test_the_last_layer_can_be_frozen() -> None:
     assert all(p.grad is not None for p in head.mlp.parameters())
 
 
-def test_a_bottleneck_without_direction_in_half_precision() -> None:
+def test_zero_bottleneck_in_half_precision() -> None:
     head, tokens = small(), torch.randn(4, 12)
     with torch.no_grad():
         head.mlp[-1].weight.zero_()  # type: ignore[operator]
@@ -113,7 +113,7 @@ def test_a_bottleneck_without_direction_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["width", "outputs", "hidden", "bottleneck", "layers"])
-def test_a_size_of_nothing(wrong: str) -> None:
+def test_sizes_below_one(wrong: str) -> None:
     sizes = {"width": 4, "outputs": 4, "hidden": 4, "bottleneck": 4, "layers": 2, wrong: 0}
     with pytest.raises(ValueError, match=rf"{wrong}: expected 1 or more, got 0"):
         ProjectionHead(**sizes)

@@ -14,8 +14,8 @@ from torch._dynamo.utils import counters
 from hardpatch.bench.contenders import noise_batch
 from hardpatch.errors import UserError
 from hardpatch.methods.targets import Target, VisualTokens
-from hardpatch.models.tokenizer import DiscreteVAE
-from hardpatch.patches import split
+from hardpatch.models.discrete_vae import DiscreteVAE
+from hardpatch.patches import to_indices
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.compile import compile_parts
@@ -107,7 +107,7 @@ def test_half_precision_with_losses_in_float32() -> None:
     assert counters["stats"]["unique_graphs"] == 2
     images = made.model.normalize(noise_batch(made.run, CPU).images)
     with made.fabric.autocast():
-        losses = made.model(images.bfloat16(), split(torch.arange(16).expand(4, -1) < 12, 12))
+        losses = made.model(images.bfloat16(), to_indices(torch.arange(16).expand(4, -1) < 12, 12))
     assert counters["stats"]["unique_graphs"] == 2  # the same graph
     assert losses.predicted.dtype == torch.bfloat16
     assert losses.loss.dtype == losses.reconstruction.dtype == losses.predicting.dtype == torch.float32

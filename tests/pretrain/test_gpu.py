@@ -11,9 +11,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.cli import main
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.methods.targets import Target, VisualTokens
-from hardpatch.models.tokenizer import DiscreteVAE
+from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.micro_batch import MARGIN, fewest_pieces

@@ -9,9 +9,11 @@ from safetensors import safe_open
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.models.tokenizer import DiscreteVAE, load_tokenizer
+from hardpatch.models.discrete_vae import DiscreteVAE
+from hardpatch.models.tokenizer import load_tokenizer
 from hardpatch.pretrain import tokenizer as training
-from hardpatch.pretrain.tokenizer import TokenizerRun, measure, picture, temperature, train_tokenizer, uneven_use
+from hardpatch.pretrain.tokenizer import TokenizerRun, measure, picture, temperature, uneven_use
+from hardpatch.pretrain.tokenizer_run import train_tokenizer
 
 CPU = torch.device("cpu")
 SMALL = {"image_size": 32, "vocabulary": 64, "width": 32, "batch_size": 32}

@@ -6,7 +6,7 @@ import torch
 
 from hardpatch.methods.hpm import Losses
 from hardpatch.methods.mining import Masking
-from hardpatch.patches import split
+from hardpatch.patches import to_indices
 from hardpatch.pretrain.vital_signs import RunningMeans, vital_signs
 from hardpatch.train.metrics import MetricsLog, read_metrics
 
@@ -38,7 +38,7 @@ def test_vital_signs_by_hand() -> None:
     masking = Masking((2, 3))
     mined = masking.mine(noise, mask_ratio=0.6, alpha=0.5, difficulty=difficulty, compare=True)
     assert torch.equal(mined.mask.masked, torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]))
-    assert torch.equal(mined.mask.masked, split(mask).masked)
+    assert torch.equal(mined.mask.masked, to_indices(mask).masked)
     signs = vital_signs(mined, result)
     # Five untied pairs an image; in the second one of them is the wrong way round.
     assert signs["pair_accuracy"].item() == pytest.approx(9 / 10)

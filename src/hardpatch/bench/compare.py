@@ -21,7 +21,7 @@ from hardpatch.bench.timing import (
     quartiles,
     take_turns,
 )
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.pretrain.sections import RunConfig
 
 

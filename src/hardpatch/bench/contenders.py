@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hardpatch.bench.literal import LiteralLearner
 from hardpatch.bench.other_libraries import OTHER_LIBRARIES
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.data.statistics import ChannelStatistics, resolve_statistics
 from hardpatch.errors import UserError, did_you_mean
 from hardpatch.pretrain import config, recipes

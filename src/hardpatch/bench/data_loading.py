@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from hardpatch.bench.timing import Quartiles, RoundCallback, quartiles, synchronize
-from hardpatch.data.augment import TrainTransform, crop_box, cut_box
+from hardpatch.data.augment import TrainTransform
+from hardpatch.data.batch import Batch
+from hardpatch.data.crop import crop_box, crop_pixels
 from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
-from hardpatch.data.device_set import SHARE, DeviceSet, free_memory
-from hardpatch.data.loader import Batch, cores, train_batches
-from hardpatch.data.memory import HeldSource, available_memory
+from hardpatch.data.device_dataset import MAX_MEMORY_SHARE, DeviceDataset, free_memory
+from hardpatch.data.loader import train_batches
+from hardpatch.data.memory import InMemorySource, available_memory
 from hardpatch.data.sources import Source, Subset
+from hardpatch.data.workers import cores
 from hardpatch.errors import UserError
 
 TURNS = 5
@@ -121,15 +124,15 @@ def measure_loading(
     best = _best(loader)
     bytes_per_image = samples.size[0] * samples.size[1] * transform.channels
     held_images = min(len(sample), max(1, int(HELD_BYTES / bytes_per_image)))
-    held = HeldSource(Subset(sample, range(held_images)), transform.channels)
+    held = InMemorySource(Subset(sample, range(held_images)), transform.channels)
     host = _rate(train_batches(held, transform, batch_size=batch_size, seed=0, workers=best), seconds)
     progress(total - 1, total)
-    device_set = DeviceSet(held, transform, device)
+    device_set = DeviceDataset(held, transform, device)
     on_device = _rate(device_set.batches(batch_size=batch_size, seed=0), seconds, device)
     progress(total, total)
     host_memory, device_memory = available_memory(), free_memory(device)
     fits_host = host_memory is None or len(source) * bytes_per_image < host_memory
-    fits_device = device_memory is None or len(source) * device_set.images[0].numel() < SHARE * device_memory
+    fits_device = device_memory is None or len(source) * device_set.images[0].numel() < MAX_MEMORY_SHARE * device_memory
     rates = loader, host if fits_host else 0.0, on_device if fits_device else 0.0
     verdict = _verdict(stages, *rates, samples.size, max(transform.image_size))
     return LoadingResult(stages, loader, host, on_device, len(source), len(sample), samples.size, verdict)
@@ -201,7 +204,7 @@ def _stages(source: Source, samples: _Samples, transform: TrainTransform, second
         image = open_image(files[k % len(files)], transform.channels)
         box = crop_box(image.shape[0], image.shape[1], transform.scale, transform.ratio, generator(k))
         if isinstance(image, Jpeg):
-            cut_box(image, box, transform.image_size, transform.shrink_on_decode)
+            crop_pixels(image, box, transform.image_size, transform.shrink_on_decode)
 
     def all_stages(k: int) -> None:
         data = source.encoded(k % len(source))

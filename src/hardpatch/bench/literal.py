@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE

@@ -17,8 +17,8 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.bench.data_loading import measure_loading
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
-    from hardpatch.data.loader import cores
     from hardpatch.data.sources import open_source
+    from hardpatch.data.workers import cores
     from hardpatch.train.device import use_device
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting

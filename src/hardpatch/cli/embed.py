@@ -21,7 +21,7 @@ def embed(arguments: list[str]) -> int:
     if options.out.exists():
         raise UserError(f"--out: expected a file that does not exist yet, got {options.out}; take another name")
 
-    from hardpatch.data.loader import BadFiles
+    from hardpatch.data.bad_files import BadFiles
     from hardpatch.data.sources import open_images
     from hardpatch.evaluate.embeddings import write_embeddings
     from hardpatch.interchange.load import load

@@ -29,8 +29,9 @@ def score(arguments: list[str]) -> int:
     device_arguments(parser, batch_size=32)
     options = parser.parse_args(arguments)
 
-    from hardpatch.data.loader import BadFiles, resolve_workers
+    from hardpatch.data.bad_files import BadFiles
     from hardpatch.data.sources import open_images
+    from hardpatch.data.workers import resolve_workers
     from hardpatch.interchange.load import load_pair, load_target, training_masks
     from hardpatch.measure.score import score
     from hardpatch.train.device import use_device

@@ -20,9 +20,10 @@ def shrink(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from hardpatch.data.loader import BadFiles, resolve_workers
+    from hardpatch.data.bad_files import BadFiles
     from hardpatch.data.shrink import shrink as write
     from hardpatch.data.sources import open_images
+    from hardpatch.data.workers import resolve_workers
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 

@@ -1,1 +1,1 @@
-"""Images in, uint8 batches out: sources, decoding, augmentation, loaders and the embedded demo set."""
+"""Image data: sources, decoding, augmentation, loaders and the embedded demo set."""

@@ -1,8 +1,8 @@
-"""The embedded set: one bright handwritten digit on a darkened crop of a real photograph, 32 x 32 RGB.
+"""The embedded demo set: a bright handwritten digit on a darkened crop of a photograph, 32 x 32 RGB.
 
-Composed in memory from what scikit-image and scikit-learn bring along, so nothing is downloaded. The class is the
-digit; the mask says where it is, so that predicted difficulty can be held against it. Training and test images share
-neither a digit's drawing nor a region of a photograph, and are the same on every call.
+It is composed in memory from files of scikit-image and scikit-learn, so nothing is downloaded. The class is the digit.
+The mask says where the digit is, so that predicted difficulty can be compared with it. Training and test images share
+neither a drawing of a digit nor a region of a photograph, and are the same on every call.
 """
 
 import functools
@@ -19,7 +19,7 @@ from hardpatch.errors import UserError
 
 SIZE = 32
 IMAGES = {"train": 4000, "test": 1000}
-# photographs inside scikit-image's wheel; natural and rather smooth, so that the digit is what is hard to predict
+# photographs in scikit-image's wheel: natural and rather smooth, so that the digit is the hard part of an image
 PHOTOGRAPHS = (
     "astronaut.png",
     "camera.png",
@@ -31,22 +31,22 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
-PHOTOGRAPH_SIDE = 512  # photographs are shrunk to this longer side
-TRAIN_WIDTH = 0.7  # the left of a photograph is for training, the rest for testing
-CROP_SIDE = (16, 48)  # pixels of the photograph that become the 32 of the background, log-uniform
+PHOTOGRAPH_SIDE = 512  # longer side to which photographs are shrunk
+TRAIN_WIDTH = 0.7  # share of a photograph, from the left, that is for training; the rest is for testing
+CROP_SIDE = (16, 48)  # side of the background in the photograph in pixels, log-uniform
 DIGIT_HEIGHT = (25.0, 28.0)  # pixels, uniform
-STRETCH = (0.96, 1.04)  # width over height beside the drawing's own
-TURN = 3.0  # degrees either way
-JITTER = 0.3  # share of the room around a digit that its place makes use of
-INK = 0.42  # alpha is a half where the drawing has this much ink
+STRETCH = (0.96, 1.04)  # factor of the width, uniform
+ROTATION = 3.0  # largest angle in degrees, either way
+JITTER = 0.3  # offset from the center, as a share of the free space around the digit
+INK = 0.42  # ink at which alpha is a half
 EDGE = 12.0  # steepness of the glyph's edge: alpha = sigmoid(EDGE * (ink - INK))
-SHADE = 0.4  # brightness of the photograph behind the digit
-BRIGHT = 0.85  # least brightness of each channel of a digit's color, of 1
-TEST_DIGIT_EVERY = 4  # every fourth drawing is for testing
+SHADE = 0.4  # factor of the brightness of the photograph
+BRIGHT = 0.85  # least value of each channel of a digit's color, in [0, 1]
+TEST_DIGIT_EVERY = 4  # one drawing in four is for testing
 
 
 class DemoSource:
-    """One half of the embedded set; `mask(i)` says where the digit is."""
+    """One half of the embedded set; see :class:`~hardpatch.data.sources.Source`. `mask(i)` says where the digit is."""
 
     def __init__(
         self,
@@ -64,29 +64,32 @@ class DemoSource:
         return len(self._images)
 
     def name(self, i: int) -> str:
+        """Name of image i in messages."""
         return f"demo:{self.split}/{i:05d}"
 
     def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """uint8 [32, 32, channels], a copy."""
+        """Return a copy of image i, uint8 [32, 32, channels]."""
         check_channels(channels)
         if channels == 3:
             return self._images[i].copy()
         return (self._images[i] @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[:, :, None]
 
     def encoded(self, i: int) -> None:
-        return None
+        """Return None: the images are pixels."""
+        return
 
     def label(self, i: int) -> int | None:
+        """Return the digit of image i."""
         return int(self._labels[i])
 
     def mask(self, i: int) -> npt.NDArray[np.bool_]:
-        """bool [32, 32], True on the digit."""
+        """Return the mask of image i, bool [32, 32], True on the digit."""
         return self._masks[i]
 
 
 @functools.cache
 def demo_source(split: str) -> DemoSource:
-    """The half "train" or "test"; composed on the first call in about a second, then kept."""
+    """Compose the half "train" or "test", in about a second on the first call; later calls return the same source."""
     if split not in IMAGES:
         raise UserError(f"demo:{split}: no such half of the embedded set; expected demo:train or demo:test")
     n = IMAGES[split]
@@ -94,17 +97,17 @@ def demo_source(split: str) -> DemoSource:
     photographs = _photographs(split)
     inks, digits = _drawings(split)
 
-    which = rng.permutation(np.resize(np.arange(len(digits)), n))  # every drawing about as often as any other
-    alpha = _place(inks[which], rng)  # [n, 32, 32]
-    pick = rng.integers(len(photographs), size=n)
-    background = SHADE * _crops(photographs, pick, rng)  # [n, 32, 32, 3] in [0, 1]
-    fill = BRIGHT + (1 - BRIGHT) * rng.random((n, 1, 1, 3))
-    images = background + alpha[..., None] * (fill - background)
-    return DemoSource(split, (images * 255 + 0.5).astype(np.uint8), digits[which], alpha > 0.5)
+    drawings = rng.permutation(np.resize(np.arange(len(digits)), n))  # every drawing about equally often
+    alpha = _render_digits(inks[drawings], rng)  # [n, 32, 32]
+    backgrounds = rng.integers(len(photographs), size=n)
+    background = SHADE * _crops(photographs, backgrounds, rng)  # [n, 32, 32, 3] in [0, 1]
+    color = BRIGHT + (1 - BRIGHT) * rng.random((n, 1, 1, 3))
+    images = background + alpha[..., None] * (color - background)
+    return DemoSource(split, (images * 255 + 0.5).astype(np.uint8), digits[drawings], alpha > 0.5)
 
 
 def _photographs(split: str) -> list[npt.NDArray[np.uint8]]:
-    """The split's region of each photograph, uint8 [H, W, 3]."""
+    """Load the region of each photograph that belongs to the split, uint8 [H, W, 3]."""
     from PIL import Image
 
     folder = _package("skimage") / "data"
@@ -120,44 +123,44 @@ def _photographs(split: str) -> list[npt.NDArray[np.uint8]]:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """Find the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise UserError(f"demo: the embedded set is made from what {name} brings along, which is not installed")
+        raise UserError(f"demo: the embedded set is made from files of {name}, which is not installed")
     return Path(spec.origin).parent
 
 
 def _drawings(split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Ink in [0, 1], float32 [D, 8, 8], and the digit, int64 [D], of the split's drawings."""
-    # what sklearn.datasets.load_digits reads, without the seconds that importing scikit-learn takes
+    """Load the drawings of the split: ink in [0, 1], float32 [D, 8, 8], and digits, int64 [D]."""
+    # the file of sklearn.datasets.load_digits, without the seconds that importing scikit-learn takes
     with gzip.open(_package("sklearn") / "datasets" / "data" / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     testing = np.arange(len(table)) % TEST_DIGIT_EVERY == TEST_DIGIT_EVERY - 1
-    ours = table[testing if split == "test" else ~testing]
-    return ours[:, :-1].reshape(-1, 8, 8) / 16, ours[:, -1].astype(np.int64)
+    rows = table[testing if split == "test" else ~testing]
+    return rows[:, :-1].reshape(-1, 8, 8) / 16, rows[:, -1].astype(np.int64)
 
 
-def _place(inks: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Draw each 8 x 8 glyph, enlarged smoothly, turned a little and whole, at a random place: alpha [n, 32, 32]."""
+def _render_digits(inks: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Draw each 8 x 8 glyph, smoothly enlarged and slightly rotated, at a random position: alpha [n, 32, 32]."""
     import torch
     import torch.nn.functional as F
 
     n = len(inks)
     padded = np.pad(inks, ((0, 0), (1, 1), (1, 1)))
     glyphs = F.interpolate(torch.from_numpy(padded)[:, None], size=(40, 40), mode="bicubic")
-    high = rng.uniform(*DIGIT_HEIGHT, size=n)
-    wide = high * rng.uniform(*STRETCH, size=n)
-    turn = np.deg2rad(rng.uniform(-TURN, TURN, size=n))
-    # a place for the glyph's 8 x 8 cells; its padding, which holds no ink, may lie outside
-    room_x, room_y = np.maximum(SIZE - wide, 0) / 2, np.maximum(SIZE - high, 0) / 2
-    x, y = JITTER * rng.uniform(-room_x, room_x), JITTER * rng.uniform(-room_y, room_y)
-    # grid_sample wants the map from the canvas to the glyph, both over [-1, 1]
-    to_x, to_y = SIZE / (wide * 10 / 8), SIZE / (high * 10 / 8)
-    cos, sin = np.cos(turn), np.sin(turn)
+    height = rng.uniform(*DIGIT_HEIGHT, size=n)
+    width = height * rng.uniform(*STRETCH, size=n)
+    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, size=n))
+    # the 8 x 8 cells stay within the image; the padding, which has no ink, may lie outside
+    free_x, free_y = np.maximum(SIZE - width, 0) / 2, np.maximum(SIZE - height, 0) / 2
+    x, y = JITTER * rng.uniform(-free_x, free_x), JITTER * rng.uniform(-free_y, free_y)
+    # affine_grid takes the map from the image to the glyph, both over [-1, 1]
+    scale_x, scale_y = SIZE / (width * 10 / 8), SIZE / (height * 10 / 8)
+    cos, sin = np.cos(angle), np.sin(angle)
     shift_x, shift_y = -2 * x / SIZE, -2 * y / SIZE
     theta = np.empty((n, 2, 3), dtype=np.float32)
-    theta[:, 0] = np.stack([to_x * cos, to_x * sin, to_x * (cos * shift_x + sin * shift_y)], axis=1)
-    theta[:, 1] = np.stack([-to_y * sin, to_y * cos, to_y * (-sin * shift_x + cos * shift_y)], axis=1)
+    theta[:, 0] = np.stack([scale_x * cos, scale_x * sin, scale_x * (cos * shift_x + sin * shift_y)], axis=1)
+    theta[:, 1] = np.stack([-scale_y * sin, scale_y * cos, scale_y * (-sin * shift_x + cos * shift_y)], axis=1)
     grid = F.affine_grid(torch.from_numpy(theta), [n, 1, SIZE, SIZE], align_corners=False)
     ink = F.grid_sample(glyphs, grid, mode="bilinear", align_corners=False)[:, 0]
     alpha = torch.sigmoid(EDGE * (ink - INK))
@@ -165,19 +168,19 @@ def _place(inks: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArr
 
 
 def _crops(
-    photographs: list[npt.NDArray[np.uint8]], pick: npt.NDArray[np.int64], rng: np.random.Generator
+    photographs: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """A square of each picked photograph, of random side and place, as float32 [n, 32, 32, 3] in [0, 1]."""
+    """Cut a random square out of the photograph at each index: float32 [n, 32, 32, 3] in [0, 1]."""
     from PIL import Image
 
-    files = [Image.fromarray(photograph) for photograph in photographs]
-    sides = np.exp(rng.uniform(math.log(CROP_SIDE[0]), math.log(CROP_SIDE[1]), size=len(pick)))
-    places = rng.random((len(pick), 2))
-    out = np.empty((len(pick), SIZE, SIZE, 3), dtype=np.uint8)
-    for k, (which, side, (x, y)) in enumerate(zip(pick, sides, places, strict=True)):
-        file = files[which]
-        side = min(side, file.width, file.height)
-        left, top = x * (file.width - side), y * (file.height - side)
+    pictures = [Image.fromarray(photograph) for photograph in photographs]
+    sides = np.exp(rng.uniform(math.log(CROP_SIDE[0]), math.log(CROP_SIDE[1]), size=len(indices)))
+    corners = rng.random((len(indices), 2))
+    crops = np.empty((len(indices), SIZE, SIZE, 3), dtype=np.uint8)
+    for k, (index, side, (x, y)) in enumerate(zip(indices, sides, corners, strict=True)):
+        picture = pictures[index]
+        side = min(side, picture.width, picture.height)
+        left, top = x * (picture.width - side), y * (picture.height - side)
         box = (left, top, left + side, top + side)
-        out[k] = np.asarray(file.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box))
-    return (out / 255).astype(np.float32)
+        crops[k] = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box))
+    return (crops / 255).astype(np.float32)

@@ -1,34 +1,29 @@
 """Mean and standard deviation of the channels of a data set."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
-if TYPE_CHECKING:
-    from hardpatch.data.sources import Source
-
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def channel_statistics(
-    source: "Source", channels: int, seed: int, at_most: int = 2000
+    source: Source, channels: int, seed: int, at_most: int = 2000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in [0, 1] units, over a random choice of `at_most` images.
+    """Mean and standard deviation of each channel, for pixels in [0, 1], over at most `at_most` images drawn at random.
 
-    Every image counts the same, whatever its size, since training sees them all at one size. Broken files are passed
-    over; UserError if none is left.
+    Every image has the same weight, whatever its size, since training resizes all to one size. Images that cannot be
+    decoded are skipped. Raises UserError if none is left.
     """
-    chosen = np.random.default_rng(seed).permutation(len(source))[:at_most]
+    indices = np.random.default_rng(seed).permutation(len(source))[:at_most]
     mean, square, count = np.zeros(channels), np.zeros(channels), 0
-    for i in chosen:
+    for i in indices:
         try:
             pixels = source.image(int(i), channels).reshape(-1, channels)
         except UndecodableImage:
@@ -38,10 +33,10 @@ def channel_statistics(
         count += 1
     if not count:
         raise UserError(
-            f"data.mean: none of {len(chosen)} images could be decoded, so there is nothing to compute it on"
+            f"data.mean: none of {len(indices)} images could be decoded, so there is nothing to compute it on"
         )
     mean, square = mean / count, square / count
-    # images of one color would have the model divide by zero; a gray level is the finest there is
+    # at least one gray level: with images of a single color the model would divide by zero
     std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
 

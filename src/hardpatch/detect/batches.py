@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.decode import UndecodableImage
-from hardpatch.data.loader import InOrder, batch_loader, nothing_decodes
+from hardpatch.data.loader import batch_loader
+from hardpatch.data.order import EvaluationOrder
 from hardpatch.detect.data import CocoSet, Image, mask_of, mask_tools, read_image
 
 Boxes = npt.NDArray[np.float32]
@@ -142,7 +144,7 @@ def training_batches(
     dataset = _Training(coco, str(folder), transform, channels, seed)
     for batch in batch_loader(dataset, _Order(len(coco.images), batch_size, seed, start), workers):
         if not batch.samples:
-            raise nothing_decodes(len(coco.images), batch.bad)
+            raise nothing_decodable(len(coco.images), batch.bad)
         yield batch
 
 
@@ -158,7 +160,7 @@ def evaluation_batches(
     """Every image once, in order, its longer side resized to ``size``, without targets; unusable ones are left out."""
     mask_tools()
     dataset = _Evaluation(coco, str(folder), size, channels)
-    yield from batch_loader(dataset, InOrder(len(coco.images), batch_size), workers)
+    yield from batch_loader(dataset, EvaluationOrder(len(coco.images), batch_size), workers)
 
 
 class _Training(Dataset[DetectionBatch]):

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hardpatch.curves import training_curves
 from hardpatch.detect.data import CocoSet, check_images, mask_tools, read_coco
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
 from hardpatch.detect.settings import PRESETS, DetectSettings, check
 from hardpatch.detect.trainer import KIND, DetectJob, build
 from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
 from hardpatch.interchange.backbone import Backbone, load_backbone
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.train import checkpoint

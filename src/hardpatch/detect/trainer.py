@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricOptimizer
 from torch import nn
 
-from hardpatch.data.loader import BadFiles, nothing_decodes
+from hardpatch.data.bad_files import BadFiles, nothing_decodable
 from hardpatch.detect.batches import DetectionBatch, ScaleJitter, evaluation_batches, training_batches
 from hardpatch.detect.data import CocoSet
 from hardpatch.detect.measure import Precision, average_precision, detect
@@ -180,7 +180,7 @@ class DetectJob:
         self.model.train()
         self.bad_val.update(bad)
         if not seen:
-            raise nothing_decodes(len(coco.images), bad)
+            raise nothing_decodable(len(coco.images), bad)
         self.evaluated_set = coco.without(set(range(len(coco.images))) - seen)
         self.evaluation = EvaluationResult(average_precision(self.evaluated_set.ground_truth(), results), results)
         return self.evaluation.metrics()

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from hardpatch.data.loader import eval_batches, resolve_workers
+from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hardpatch.data.augment import Crop, Image, TrainTransform
+from hardpatch.data.augment import Crop, TrainTransform
+from hardpatch.data.crop import Image
 from hardpatch.data.decode import Jpeg
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
+from hardpatch.models.pixels import normalize
 from hardpatch.models.positions import resample_positions
 
 HEAD_STD = 2e-5
@@ -69,4 +70,4 @@ class Classifier(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[B, C, H, W]`` -> what the network takes, float32."""
-        return (images.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return normalize(images, self.mean, self.std)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
+from hardpatch.curves import training_curves
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
 from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import PRESETS, FinetuneSettings, check

@@ -9,7 +9,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.loader import BadFiles, Batch, eval_batches, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch
+from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.finetune.augment import FinetuneTransform, Mixer

@@ -25,7 +25,7 @@ from hardpatch.methods.mae import MAE
 from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.patches import gather, split
+from hardpatch.patches import gather, to_indices
 from hardpatch.pickles import save_tensors
 
 REAL_IMAGES = 2
@@ -203,7 +203,7 @@ def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
 
 def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
     """Concatenate latent and predictions of the masked patches: ``[B, ...]``."""
-    patches = split(mask.expand(len(images), -1))
+    patches = to_indices(mask.expand(len(images), -1))
     latent = host.encode(images, patches)
     prediction = host.reconstruct(latent, host.decoder_tokens(latent, patches), patches)
     return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
@@ -216,7 +216,7 @@ def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:
     # the library keeps the patches with the least noise, in the order of the noise
     noise = mask.float() * mask.shape[1] + torch.arange(mask.shape[1])
     latent = model.vit(images, noise=noise).last_hidden_state
-    prediction = gather(model(images, noise=noise).logits, split(mask).masked)
+    prediction = gather(model(images, noise=noise).logits, to_indices(mask).masked)
     return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
 
 

@@ -12,7 +12,7 @@ from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.targets import Target
-from hardpatch.patches import all_masked, gather, split
+from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.randomness import patch_noise
 
 Predict = Literal["whole", "masked"]
@@ -138,7 +138,7 @@ def losses_over_masks(
     times, predicted = torch.zeros_like(true_loss), torch.zeros_like(true_loss)
     for draw in range(draws):
         mask = random_mask(patch_noise(seed, draw, indices, true_loss.shape[1]) - times, masked)
-        patches = split(mask, masked)
+        patches = to_indices(mask, masked)
         output = model.predict(images, patches, with_loss=predict)
         loss = model.reconstruction_loss(output.prediction, gather(target, patches.masked))  # [B, M]
         true_loss.scatter_add_(1, patches.masked, loss.float())

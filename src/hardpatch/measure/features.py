@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM

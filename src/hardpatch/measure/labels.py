@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.loader import BadFiles, eval_batches, resolve_workers
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.distributed import agree_on_cached, gather_features, process_rank

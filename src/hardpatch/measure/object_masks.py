@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.decode import UndecodableImage, decode
-from hardpatch.data.sources import EXTENSIONS, Source
+from hardpatch.data.decode import EXTENSIONS, UndecodableImage, decode
+from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
 MaskReader = Callable[[int], np.ndarray]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.loader import Batch, eval_batches
+from hardpatch.data.batch import Batch
+from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.measure.difficulty import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hardpatch import figures
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, Predict
 from hardpatch.methods.hpm import HPM

@@ -20,7 +20,8 @@ from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
-from hardpatch.patches import PatchIndices, gather, split
+from hardpatch.models.pixels import normalize
+from hardpatch.patches import PatchIndices, gather, to_indices
 
 
 class Inputs(NamedTuple):
@@ -196,7 +197,7 @@ class HPM(nn.Module):
             views: other crops of the images, for hosts that compare crops.
             observe: measure the use of tokens, for the log.
         """
-        mask = split(mask)
+        mask = to_indices(mask)
         latent, prediction, predicted = self.predict(images, mask, with_loss=self.has_predictor)
         if targets is None:
             targets = Targets(gather(self.host.target(images), mask.masked))  # [B, M, T], no gradient
@@ -252,7 +253,7 @@ class HPM(nn.Module):
 
     def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
         """Predicted targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
-        mask = split(mask)
+        mask = to_indices(mask)
         return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
@@ -265,8 +266,7 @@ class HPM(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize uint8 pixels ``[B, C, H, W]`` by the mean and deviation of the data set: float32."""
-        mean, std = self.mean.view(1, -1, 1, 1), self.std.view(1, -1, 1, 1)
-        return (images.float() / 255.0 - mean) / std
+        return normalize(images, self.mean, self.std)
 
     @property
     def patch_size(self) -> int:

@@ -10,7 +10,7 @@ from hardpatch.methods import targets
 from hardpatch.methods.base import Host
 from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.block import Block, initialize
-from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, through
+from hardpatch.models.decoder import Decoder, DecoderEmbed, Tokens, run_blocks
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import PatchIndices
 
@@ -68,7 +68,7 @@ class MAE(Host):
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
         tokens = self.decoder_embed(latent, mask, grid)
-        return through(cast(Sequence[Block], self.shared), tokens) if self.shared else tokens
+        return run_blocks(cast(Sequence[Block], self.shared), tokens) if self.shared else tokens
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
         return self.reconstructor(tokens)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hardpatch.choices import MaskName, MiningName
 from hardpatch.methods.curriculum import mined_count
 from hardpatch.methods.masking import draw_mask, masked_count, noise_count, secondary_mask, subsample_masked
-from hardpatch.patches import PatchIndices, split
+from hardpatch.patches import PatchIndices, to_indices
 
 
 class MinedMask(NamedTuple):
@@ -106,7 +106,7 @@ class Masking:
 
     def _to_indices(self, mask: Tensor, masked: int, noise: Tensor) -> PatchIndices:
         """Index lists of a mask, with what hides visible patches and what leaves masked ones out."""
-        indices, patches = split(mask, masked), mask.shape[1]
+        indices, patches = to_indices(mask, masked), mask.shape[1]
         if self.secondary_ratio:
             hidden = secondary_mask(noise[:, -patches:], mask, self.secondary_ratio, masked)
             indices = indices._replace(hidden=hidden.gather(1, indices.visible))

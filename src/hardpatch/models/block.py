@@ -12,7 +12,15 @@ NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head attention by the fused kernel of torch."""
+    """Multi-head attention with the fused kernel of torch.
+
+    Args:
+        width: D, of the tokens.
+        heads: a divisor of the width.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -23,10 +31,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Tokens ``x [B, Q, D]`` look at themselves, or at a ``context [B, L, D]``: ``[B, Q, D]``.
+        """Attend from tokens ``x [B, Q, D]`` to themselves, or to a context: ``[B, Q, D]``.
 
-        ``bias`` ``[1, heads, L, L]`` is added before the softmax. With a context only queries are computed of ``x``,
-        and only keys and values of the context.
+        Args:
+            x: the tokens.
+            bias: ``[1, heads, L, L]``, added before the softmax.
+            context: ``[B, L, D]``. Keys and values are computed from it, and only queries from ``x``.
         """
         if context is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -35,23 +45,23 @@ class Attention(nn.Module):
         return self.attend(q, k, v, bias)
 
     def queries(self, x: Tensor) -> Tensor:
-        """The first third of ``qkv``: ``[..., D]`` -> ``[..., D]``."""
+        """Apply the first third of ``qkv``: ``[..., D]`` -> ``[..., D]``."""
         width = x.shape[-1]
         return F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])
 
     def keys_values(self, x: Tensor) -> Tensor:
-        """The other two thirds: ``[..., D]`` -> ``[..., 2 * D]``."""
+        """Apply the other two thirds of ``qkv``: ``[..., D]`` -> ``[..., 2 * D]``."""
         width = x.shape[-1]
         return F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Queries ``[B, Q, D]``, keys and values ``[B, L, D]`` -> what the queries found, projected: ``[B, Q, D]``."""
+        """Attend from queries ``[B, Q, D]`` to keys and values ``[B, L, D]``, and project: ``[B, Q, D]``."""
         q, k, v = (self._split_heads(part) for part in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def of_first_token(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Where the first token of ``x [B, L, D]`` looks: ``[B, L - 1]`` over the others, mean of the heads."""
+    def first_token_attention(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Weights of the first token of ``x [B, L, D]`` on the others, mean of the heads: ``[B, L - 1]``."""
         q, k, _ = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         scores = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5  # [B, heads, 1, L]
         if bias is not None:
@@ -71,6 +81,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers to tokens ``[B, L, D]``."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -82,20 +93,23 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), value))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale tokens ``[B, L, D]``."""
         return x * self.gamma
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``. Parameter names are timm's, so weights move freely.
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``. Parameters have timm's names.
 
     Args:
-        width, heads, mlp_ratio: of the two branches.
-        layer_scale: first value of a learned factor on each branch; None has none.
+        width: D, of the tokens.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLP over ``width``.
+        layer_scale: initial value of a learned factor on each branch; None has none.
         drop_path: probability of leaving a branch out in training, image by image (Huang et al. 2016).
     """
 
     recompute = False
-    """keep nothing but its inputs for the backward pass, which then computes the block again"""
+    """store only the inputs for the backward pass, which computes the block again (activation checkpointing)"""
 
     def __init__(
         self,
@@ -116,26 +130,26 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Tokens ``x [B, Q, D]`` after the block.
+        """Apply the block to tokens ``x [B, Q, D]``: ``[B, Q, D]``.
 
         Args:
-            x: of the stream.
+            x: the tokens.
             bias: of the attention.
-            context: ``[B, L, D]``, what they look at; None is themselves. In a last block the tokens that nobody asks
-                for are context only.
+            context: ``[B, L, D]``, the tokens that ``x`` attends to; None is ``x``. It is used in a last block, where
+                only the tokens whose output is needed pass through the block.
         """
-        return sparing(Block._forward, self, x, bias, context)
+        return checkpointed(Block._forward, self, x, bias, context)
 
     def _forward(self, x: Tensor, bias: Tensor | None, context: Tensor | None) -> Tensor:
         context = None if context is None else self.norm1(context)
         return self.after_attention(x, self.attn(self.norm1(x), bias, context))
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the block, where the attention of ``x`` is known: both ``[B, Q, D]``."""
-        x = x + self._dropped(self.ls1(attended))
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+        """Apply the rest of the block to ``x`` and the output of its attention: both ``[B, Q, D]``."""
+        x = x + self._drop(self.ls1(attended))
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
 
-    def _dropped(self, branch: Tensor) -> Tensor:
+    def _drop(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
             return branch
         return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
@@ -144,15 +158,15 @@ class Block(nn.Module):
 T = TypeVar("T")
 
 
-def sparing(compute: Callable[..., T], block: Block, *inputs: Any) -> T:
-    """``compute(block, *inputs)``, with nothing but the inputs kept where the block is to be computed again."""
+def checkpointed(compute: Callable[..., T], block: Block, *inputs: Any) -> T:
+    """Compute ``compute(block, *inputs)``, with activation checkpointing if the block is to be recomputed."""
     if block.recompute and torch.is_grad_enabled():
         return checkpoint(compute, block, *inputs, use_reentrant=False, preserve_rng_state=block.drop_path > 0.0)
     return compute(block, *inputs)
 
 
 def initialize(module: nn.Module) -> None:
-    """MAE's initialization: Xavier-uniform linear layers, zero biases, norms at one and zero."""
+    """Initialize as MAE does: Xavier-uniform linear layers with zero biases; norms keep one and zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

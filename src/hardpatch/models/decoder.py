@@ -1,6 +1,6 @@
-"""The decoder, one class with two uses: it reconstructs the masked patches, and it predicts how hard that will be.
+"""The decoder, one class with two uses: it reconstructs the masked patches, and it predicts their losses.
 
-Attention does not care for the order of its tokens, so mask tokens simply stand last. Three things are computed once
+Attention does not depend on the order of its tokens, so mask tokens simply come last. Three things are computed once
 that a literal decoder computes many times: see :func:`first_block`, :func:`last_block` and :meth:`Decoder.mean_output`.
 """
 
@@ -11,51 +11,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.models.block import NORM_EPS, Block, initialize, sparing
+from hardpatch.models.block import NORM_EPS, Block, checkpointed, initialize
 from hardpatch.models.positions import resample_positions, sincos_positions
-from hardpatch.patches import PatchIndices, gather, split
+from hardpatch.patches import PatchIndices, gather, to_indices
 
 
 class Tokens(NamedTuple):
-    """What a decoder reads, and what it is asked about. Width ``W`` is the decoder's."""
+    """Input of a decoder of width ``W``: a sequence of tokens, and the patches for which a prediction is wanted.
 
-    seen: Tensor
-    """``[B, L, W]``: tokens of what the encoder gave, class token first, positions added"""
-    asked: slice | Tensor
-    """where answers are wanted: places in ``seen`` (slice, or int64 ``[B, M]``), or patches where there are blanks"""
-    blanks: Tensor | None = None
-    """``[N, W]``: the mask token with the position of each patch, alike for all images; None where there are none"""
+    The queried patches are either tokens of the sequence, or mask tokens that the first block appends to it.
+    """
+
+    sequence: Tensor
+    """``[B, L, W]``: embedded latent with positions, class token first"""
+    queries: slice | Tensor
+    """the queried patches: indices into ``sequence`` (slice, or int64 ``[B, M]``), or patch indices of mask tokens"""
+    mask_tokens: Tensor | None = None
+    """``[N, W]``: the mask token with the position of each patch, the same for all images; None if there is none"""
 
     @property
-    def has_mask_tokens(self) -> bool:
-        """Whether what is asked for is not among the tokens that are seen."""
-        return self.blanks is not None and isinstance(self.asked, Tensor)
+    def queries_are_mask_tokens(self) -> bool:
+        """True if the queried patches are mask tokens, which are not in the sequence yet."""
+        return self.mask_tokens is not None and isinstance(self.queries, Tensor)
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """``seen`` and ``blanks``, where there are both."""
-        assert self.blanks is not None
-        return self.seen, self.blanks
+        """Sequence and mask tokens, where there are mask tokens."""
+        assert self.mask_tokens is not None
+        return self.sequence, self.mask_tokens
 
-    def of_asked(self, blanks: Tensor) -> Tensor:
-        """Something of each position, ``[N, *]``, for the patches that are asked for: ``[B, M, *]``."""
-        if isinstance(self.asked, slice):  # every patch
-            return blanks.expand(len(self.seen), -1, -1)
-        return F.embedding(self.asked, blanks)
+    @property
+    def query_tokens(self) -> Tensor:
+        """Mask tokens of the queried patches, ``[B, M, W]``."""
+        return self.at_queries(self.parts[1])
 
-    def joined(self, seen: Tensor, blanks: Tensor) -> Tensor:
-        """Something of the tokens seen, ``[B, L, *]``, and of each position, ``[N, *]``: ``[B, L + M, *]``."""
-        return torch.cat([seen, self.of_asked(blanks)], dim=1)
+    def at_queries(self, per_patch: Tensor) -> Tensor:
+        """Select the queried patches of a tensor ``[N, *]`` that is the same for all images: ``[B, M, *]``."""
+        if isinstance(self.queries, slice):  # every patch
+            return per_patch.expand(len(self.sequence), -1, -1)
+        return F.embedding(self.queries, per_patch)
+
+    def append_queries(self, sequence: Tensor, per_patch: Tensor) -> Tensor:
+        """Append the queried patches of ``[N, *]`` to a tensor of the sequence ``[B, L, *]``: ``[B, L + M, *]``."""
+        return torch.cat([sequence, self.at_queries(per_patch)], dim=1)
 
 
 class DecoderEmbed(nn.Module):
-    """What reconstructor and loss predictor share: the embedding of the latent, the mask token and the positions.
+    """Embedding of the latent, mask token and positions, which reconstructor and loss predictor share.
 
     Args:
         latent_width: width of the encoder.
         width: width of the decoders.
         grid: (rows, columns) of patches.
-        mask_token: have one; not where the encoder hands on all patches.
+        mask_token: have one; False where the encoder returns all patches.
     """
 
     positions: Tensor
@@ -73,29 +81,37 @@ class DecoderEmbed(nn.Module):
     def forward(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
-        """Latent ``[B, 1 + V, D]`` of the visible patches, or ``[B, 1 + N, D]`` of all -> what the decoders read.
+        """Embed the output of the encoder.
 
-        With a ``mask`` the masked patches are asked for, else all. ``grid`` is that of the images where they have
-        another size than the model was built for.
+        Args:
+            latent: ``[B, 1 + V, D]`` of the visible patches, or ``[B, 1 + N, D]`` of all.
+            mask: its masked patches are the queries; None queries every patch.
+            grid: (rows, columns) of patches; None is that of the image size the model was built for.
         """
         x = self.proj(latent)
         positions = resample_positions(self.positions, self.grid, grid or self.grid).to(x.dtype)
-        parts = None if mask is None else split(mask)
-        where = positions if parts is None or self.mask_token is None else F.embedding(parts.visible, positions)
-        seen = torch.cat([x[:, :1], x[:, 1:] + where], dim=1)
+        indices = None if mask is None else to_indices(mask)
+        if indices is None or self.mask_token is None:  # the latent has all patches
+            sequence_positions = positions
+        else:
+            sequence_positions = F.embedding(indices.visible, positions)
+        sequence = torch.cat([x[:, :1], x[:, 1:] + sequence_positions], dim=1)
+        every_patch = slice(1, None)  # after the class token
         if self.mask_token is None:
-            return Tokens(seen, slice(1, None) if parts is None else parts.masked + 1)  # after the class token
-        blanks = self.mask_token[0].to(x.dtype) + positions
-        return Tokens(seen, slice(1, None) if parts is None else parts.masked, blanks)
+            return Tokens(sequence, every_patch if indices is None else indices.masked + 1)
+        mask_tokens = self.mask_token[0].to(x.dtype) + positions
+        return Tokens(sequence, every_patch if indices is None else indices.masked, mask_tokens)
 
 
 class Decoder(nn.Module):
-    """Transformer blocks over all tokens, then norm and head on the patches that are asked for.
+    """Transformer blocks on all tokens, then norm and head on the queried patches.
 
     Args:
-        width, depth, heads: of the Transformer.
+        width: of the Transformer.
+        depth: blocks.
+        heads: attention heads.
         outputs: numbers predicted for each patch.
-        cross: mask tokens look at the tokens that are seen, and not at each other (Fu et al. 2024, CrossMAE).
+        cross: mask tokens attend to the sequence and not to each other (Fu et al. 2024, CrossMAE).
     """
 
     def __init__(self, *, width: int, depth: int, heads: int, outputs: int, cross: bool = False) -> None:
@@ -107,15 +123,15 @@ class Decoder(nn.Module):
         initialize(self)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Predictions for the patches that are asked for, ``[B, M, outputs]``."""
+        """Predict the outputs of the queried patches, ``[B, M, outputs]``."""
         return self.head(self._features(tokens))
 
     def mean_output(self, tokens: Tokens) -> Tensor:
-        """The mean of :meth:`forward` over the outputs, ``[B, M]``: the loss predictor's score.
+        """Compute the mean of :meth:`forward` over the outputs, ``[B, M]``: the predicted loss of each patch.
 
-        The head's rows are averaged first, which is the same number for one output's work. The parameter keeps its full
-        shape: another one would change initialization, gradient clipping and Adam, and would not load reference
-        weights.
+        The rows of the head are averaged first, which gives the same number at the price of one output. The parameter
+        keeps its full shape: another one would change initialization, gradient clipping and Adam, and would not load
+        reference weights.
         """
         features = self._features(tokens)
         return F.linear(
@@ -125,63 +141,64 @@ class Decoder(nn.Module):
     def _features(self, tokens: Tokens) -> Tensor:
         blocks = cast(Sequence[Block], self.blocks)
         if self.cross:
-            return self.norm(looking(blocks, tokens))
+            return self.norm(cross_attend(blocks, tokens))
         *others, last = blocks
         if others:
-            tokens = through(others, tokens)
+            tokens = run_blocks(others, tokens)
         return self.norm(last_block(last, tokens))
 
 
-def through(blocks: Sequence[Block], tokens: Tokens) -> Tokens:
-    """All tokens after some ``blocks``, at least one."""
+def run_blocks(blocks: Sequence[Block], tokens: Tokens) -> Tokens:
+    """Apply one or more ``blocks`` to all tokens."""
     tokens = first_block(blocks[0], tokens)
     for block in blocks[1:]:
-        tokens = tokens._replace(seen=block(tokens.seen))
+        tokens = tokens._replace(sequence=block(tokens.sequence))
     return tokens
 
 
 def first_block(block: Block, tokens: Tokens) -> Tokens:
-    """All tokens after the first block, mask tokens last.
+    """Apply the first block to all tokens; mask tokens are in the sequence afterwards, last.
 
-    There, a mask token is the same in all images: its norm, query, key and value are computed once for each position
-    and not for each image.
+    Before it a mask token is the same in all images. So its norm, query, key and value are computed once for each
+    position and not for each image.
     """
-    if not tokens.has_mask_tokens:
-        return tokens._replace(seen=block(tokens.seen))
-    return Tokens(sparing(_all_after, block, tokens), slice(tokens.seen.shape[1], None))
+    if not tokens.queries_are_mask_tokens:
+        return tokens._replace(sequence=block(tokens.sequence))
+    return Tokens(checkpointed(_first_block, block, tokens), slice(tokens.sequence.shape[1], None))
 
 
-def _all_after(block: Block, tokens: Tokens) -> Tensor:
-    q, k, v = tokens.joined(*(block.attn.qkv(block.norm1(part)) for part in tokens.parts)).chunk(3, dim=-1)
-    return block.after_attention(tokens.joined(*tokens.parts), block.attn.attend(q, k, v))
+def _first_block(block: Block, tokens: Tokens) -> Tensor:
+    q, k, v = tokens.append_queries(*(block.attn.qkv(block.norm1(x)) for x in tokens.parts)).chunk(3, dim=-1)
+    return block.after_attention(tokens.append_queries(*tokens.parts), block.attn.attend(q, k, v))
 
 
 def last_block(block: Block, tokens: Tokens) -> Tensor:
-    """What is asked for after the last block, ``[B, M, W]``: the other tokens are keys and values there, no more."""
-    if tokens.has_mask_tokens:  # the last block is the first one, too
-        seen, blanks = (block.norm1(part) for part in tokens.parts)
-        k, v = tokens.joined(block.attn.keys_values(seen), block.attn.keys_values(blanks)).chunk(2, dim=-1)
-        q = tokens.of_asked(block.attn.queries(blanks))
-        return block.after_attention(tokens.of_asked(tokens.parts[1]), block.attn.attend(q, k, v))
-    seen, places = tokens.seen, tokens.asked
-    return block(seen[:, places] if isinstance(places, slice) else gather(seen, places), context=seen)
+    """Apply the last block to the queried patches, ``[B, M, W]``; the other tokens are only keys and values."""
+    if tokens.queries_are_mask_tokens:  # it is the first block, too
+        sequence, mask_tokens = (block.norm1(x) for x in tokens.parts)
+        keys_values = tokens.append_queries(block.attn.keys_values(sequence), block.attn.keys_values(mask_tokens))
+        k, v = keys_values.chunk(2, dim=-1)
+        q = tokens.at_queries(block.attn.queries(mask_tokens))
+        return block.after_attention(tokens.query_tokens, block.attn.attend(q, k, v))
+    sequence, queries = tokens.sequence, tokens.queries
+    return block(sequence[:, queries] if isinstance(queries, slice) else gather(sequence, queries), context=sequence)
 
 
-def looking(blocks: Sequence[Block], tokens: Tokens) -> Tensor:
-    """What is asked for after blocks in which mask tokens look at the tokens that are seen, ``[B, M, W]``.
+def cross_attend(blocks: Sequence[Block], tokens: Tokens) -> Tensor:
+    """Apply blocks in which the queried mask tokens attend to the sequence only, ``[B, M, W]``.
 
-    The weights are those of any block, put to another use: queries are of mask tokens only, keys and values of the
-    others, which stay as they are. As in :func:`first_block`, the first queries are computed once for each position.
+    The weights are those of usual blocks: queries are computed from mask tokens, keys and values from the sequence,
+    which stays unchanged. As in :func:`first_block`, the first queries are computed once for each position.
     """
     first, *others = blocks
-    x = sparing(_asked_after, first, tokens)
+    x = checkpointed(_first_cross_block, first, tokens)
     for block in others:
-        x = block(x, context=tokens.seen)
+        x = block(x, context=tokens.sequence)
     return x
 
 
-def _asked_after(block: Block, tokens: Tokens) -> Tensor:
-    seen, blanks = tokens.parts
-    k, v = block.attn.keys_values(block.norm1(seen)).chunk(2, dim=-1)
-    q = tokens.of_asked(block.attn.queries(block.norm1(blanks)))
-    return block.after_attention(tokens.of_asked(blanks), block.attn.attend(q, k, v))
+def _first_cross_block(block: Block, tokens: Tokens) -> Tensor:
+    sequence, mask_tokens = tokens.parts
+    k, v = block.attn.keys_values(block.norm1(sequence)).chunk(2, dim=-1)
+    q = tokens.at_queries(block.attn.queries(block.norm1(mask_tokens)))
+    return block.after_attention(tokens.query_tokens, block.attn.attend(q, k, v))

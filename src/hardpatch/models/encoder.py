@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from hardpatch.choices import PositionsName
 from hardpatch.models.block import NORM_EPS, Block, initialize
 from hardpatch.models.positions import RelativePositionBias, resample_positions, sincos_positions
-from hardpatch.patches import PatchIndices, gather, patchify, scatter, split
+from hardpatch.patches import PatchIndices, gather, patchify, scatter, to_indices
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of patches, kept in the shape of the convolution that timm and the reference use."""
+    """A linear embedding of patches, with the parameters of the convolution that timm and the reference use."""
 
     def __init__(self, patch_size: int, channels: int, width: int) -> None:
         super().__init__()
@@ -23,27 +23,30 @@ class PatchEmbed(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patch vectors ``[B, V, p * p * C]`` -> tokens ``[B, V, D]``. Only the patches that are given are embedded."""
+        """Embed patch vectors ``[B, V, p * p * C]`` as tokens ``[B, V, D]``; V may be any number of patches."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, C, p, p] -> [D, p * p * C]
         return F.linear(patches, weight, self.proj.bias)
 
 
 class Encoder(nn.Module):
-    """Pre-norm ViT with class token. Masked patches are dropped before the first block (MAE), or replaced by a mask
-    token (BEiT, SimMIM, iBOT).
+    """Pre-norm ViT with class token.
+
+    Masked patches are dropped before the first block (MAE), or replaced by a mask token (BEiT, SimMIM, iBOT).
 
     Args:
-        image_size: (height, width) in pixels; other sizes are accepted later, their positions are interpolated.
+        image_size: (height, width) in pixels. Images of another size are accepted; their positions are interpolated.
         patch_size: side of a square patch in pixels.
         channels: of the images, any number.
-        width, depth, heads: of the Transformer; see :data:`hardpatch.choices.SIZES`.
+        width: D, of the Transformer; see :data:`hardpatch.choices.SIZES`.
+        depth: number of blocks.
+        heads: of the attention.
         mlp_ratio: hidden width of the MLP over ``width``.
-        drop_masked: drop masked patches; else they stay, as mask tokens.
-        mask_token: have one; needed where masked patches stay or visible ones are hidden.
+        drop_masked: drop masked patches; otherwise they become mask tokens.
+        mask_token: have one even if masked patches are dropped, for visible patches that are hidden.
         positions: ``sincos``, fixed, or ``relative``, a bias shared by all blocks
-            (:class:`~hardpatch.models.positions.RelativePositionBias`; only where masked patches stay).
-        layer_scale, drop_path: of the blocks, see :class:`~hardpatch.models.block.Block`; the latter rises linearly
-            from 0 in the first block.
+            (:class:`~hardpatch.models.positions.RelativePositionBias`; only if masked patches are not dropped).
+        layer_scale: of the blocks, see :class:`~hardpatch.models.block.Block`.
+        drop_path: of the last block; it rises linearly from 0 in the first one.
 
     Raises:
         ValueError: if the patch size does not divide the image, the heads the width, or 4 the width.
@@ -90,81 +93,85 @@ class Encoder(nn.Module):
             nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
-        """Encode ``images [B, C, H, W]``, of which ``mask`` hides some patches.
+        """Encode the visible patches of images.
 
         Args:
-            images: normalized pixels.
-            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.PatchIndices`. Where masked patches
-                stay it may have fewer rows than there are images; the images after those are whole.
+            images: normalized pixels ``[B, C, H, W]``.
+            mask: bool ``[B, N]``, True = masked, or its :class:`~hardpatch.patches.PatchIndices`; None masks nothing.
+                If masked patches are not dropped it may have fewer rows than images; the last images are then whole.
 
         Returns:
-            After the last norm, class token first: ``[B, 1 + V, D]`` with the visible patches in increasing order, or
-            ``[B, 1 + N, D]`` where masked patches stay.
+            Tokens after the last norm, class token first: ``[B, 1 + V, D]`` with the visible patches in increasing
+            order, or ``[B, 1 + N, D]`` if masked patches are not dropped.
         """
         return self.latents(images, mask, (len(self.blocks),))[0]
 
     def latents(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
-        """What :meth:`forward` gives if the encoder ends after so many blocks, for some such numbers; see
-        :meth:`intermediates`."""
-        return [self.norm(x) for x in self._after(images, mask, blocks)]
+        """Compute what :meth:`forward` returns for an encoder that ends after each of ``blocks``, numbered from 1."""
+        return [self.norm(x) for x in self._outputs(images, mask, blocks)]
 
-    def attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent ``[B, 1 + N, D]`` of whole images, and where the class token looks in the last block: ``[B, N]``,
-        the mean of its heads (AttMask: Kakogeorgiou et al., ECCV 2022, Eq. 3 and 4)."""
-        x, bias = self._tokens(images, None)
+    def forward_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole images, and return the attention of the class token in the last block as well.
+
+        Returns:
+            The latent ``[B, 1 + N, D]``, and the attention to each patch ``[B, N]``, mean of the heads (AttMask:
+            Kakogeorgiou et al., ECCV 2022, Eq. 3 and 4).
+        """
+        x, bias = self._embed(images, None)
         for block in self.blocks[:-1]:
             x = block(x, bias)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        attention = last.attn.of_first_token(last.norm1(x), bias)
+        attention = last.attn.first_token_attention(last.norm1(x), bias)
         return self.norm(last(x, bias)), attention
 
     def intermediates(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Patch tokens of whole images after some blocks, without the last norm: ``[B, N, D]`` each.
+        """Patch tokens of whole images after each of ``blocks``, without the last norm: ``[B, N, D]`` each.
 
         Args:
             images: normalized pixels ``[B, C, H, W]``.
-            blocks: counted from 1, increasing; those after the last of them do not run.
+            blocks: increasing numbers from 1 on; blocks after the last of them are not computed.
 
         Raises:
-            ValueError: if they do not increase, or there are no such blocks.
+            ValueError: if the numbers do not increase or the encoder does not have such blocks.
         """
         if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] > len(self.blocks):
             raise ValueError(f"blocks: expected increasing numbers from 1 to {len(self.blocks)}, got {list(blocks)}")
-        return [x[:, 1:] for x in self._after(images, None, blocks)]
+        return [x[:, 1:] for x in self._outputs(images, None, blocks)]
 
-    def _after(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
-        x, bias = self._tokens(images, mask)
-        found = [x] if 0 in blocks else []
+    def _outputs(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
+        """Tokens after each of ``blocks``; 0 is before the first one."""
+        x, bias = self._embed(images, mask)
+        outputs = [x] if 0 in blocks else []
         for number, block in enumerate(self.blocks[: blocks[-1]], 1):
             x = block(x, bias)
             if number in blocks:
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
-    def _tokens(self, images: Tensor, mask: Tensor | PatchIndices | None) -> tuple[Tensor, Tensor | None]:
-        """Tokens before the first block, and the bias of all attentions."""
+    def _embed(self, images: Tensor, mask: Tensor | PatchIndices | None) -> tuple[Tensor, Tensor | None]:
+        """Compute the tokens before the first block, and the bias of every attention."""
         patches = patchify(images, self.patch_size)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        parts = None if mask is None else split(mask)
-        if parts is not None and self.drop_masked:
-            x = self.patch_embed(gather(patches, parts.visible))
-            if parts.hidden is not None:
-                x = torch.where(parts.hidden.unsqueeze(-1), self._mask_token(x), x)
+        indices = None if mask is None else to_indices(mask)
+        if indices is not None and self.drop_masked:
+            x = self.patch_embed(gather(patches, indices.visible))
+            if indices.hidden is not None:
+                x = torch.where(indices.hidden.unsqueeze(-1), self._mask_token(x), x)
         else:
             x = self.patch_embed(patches)
-            if parts is not None:
-                count = len(parts.masked)
-                hidden = self._with_mask_tokens(x[:count], parts)
-                x = hidden if count == len(x) else torch.cat([hidden, x[count:]])
+            if indices is not None:
+                count = len(indices.masked)
+                masked = self._with_mask_tokens(x[:count], indices)
+                x = masked if count == len(x) else torch.cat([masked, x[count:]])
         if self.positions is not None:
             positions = resample_positions(self.positions, self.grid, grid).to(x.dtype)
-            x = x + (positions[parts.visible] if parts is not None and self.drop_masked else positions)
+            x = x + (positions[indices.visible] if indices is not None and self.drop_masked else positions)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         return x, None if self.relative_bias is None else self.relative_bias(grid)
 
-    def _with_mask_tokens(self, x: Tensor, parts: PatchIndices) -> Tensor:
-        return scatter(self._mask_token(x).expand(*parts.masked.shape, -1), parts.masked, into=x)
+    def _with_mask_tokens(self, x: Tensor, indices: PatchIndices) -> Tensor:
+        return scatter(self._mask_token(x).expand(*indices.masked.shape, -1), indices.masked, into=x)
 
     def _mask_token(self, like: Tensor) -> Tensor:
         if self.mask_token is None:
@@ -173,7 +180,7 @@ class Encoder(nn.Module):
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches in an image of ``image_size`` (height, width).
+    """Compute (rows, columns) of patches in an image of ``image_size`` (height, width).
 
     Raises:
         ValueError: if the patch size does not divide the image.

@@ -1,4 +1,4 @@
-"""Where a patch stands: fixed two-dimensional sine-cosine positions (MAE), or a relative position bias (BEiT)."""
+"""Positions of patches: fixed two-dimensional sine-cosine positions (MAE), or a relative position bias (BEiT)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """Positions of a ``grid`` of (rows, columns): ``[rows * columns, width]``.
+    """Compute the positions of a ``grid`` of (rows, columns): ``[rows * columns, width]``.
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines, with
     wavelengths from 2 pi to 10,000 * 2 pi.
@@ -27,7 +27,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Positions ``[N, D]`` of ``grid`` for the patches of ``new_grid`` by bicubic interpolation: ``[new N, D]``."""
+    """Interpolate positions ``[N, D]`` of ``grid`` bicubically to the patches of ``new_grid``: ``[new N, D]``."""
     if grid == new_grid:
         return positions
     image = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
@@ -36,10 +36,10 @@ def resample_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple
 
 
 class RelativePositionBias(nn.Module):
-    """A learned number for each head and offset between two patches, added to the attention of every block.
+    """A learned bias for each head and offset between two patches, added to the attention of every block.
 
-    The class token has three entries of its own: to it, from it, and to itself (Bao et al. 2022, BEiT; the shared form
-    of Raffel et al. 2020). For images of another size the table is interpolated.
+    The class token has three entries of its own: to it, from it, and to itself (Bao et al. 2022, BEiT; shared by the
+    blocks as in Raffel et al. 2020). For images of another size the table is interpolated.
 
     Args:
         grid: (rows, columns) of patches.
@@ -55,32 +55,30 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", relative_index(grid), persistent=False)
 
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
-        """The bias ``[1, heads, 1 + N, 1 + N]`` for images of a ``grid`` of patches."""
+        """Compute the bias ``[1, heads, 1 + N, 1 + N]`` for images of a ``grid`` of patches."""
         grid = grid or self.grid
         table: Tensor = self.table
         index = self.index
         if grid != self.grid:
-            offsets, own = table[:-3], table[-3:]
+            offsets, class_token = table[:-3], table[-3:]
             sizes = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
-            table = torch.cat([resample_positions(offsets, *sizes), own])
+            table = torch.cat([resample_positions(offsets, *sizes), class_token])
             index = relative_index(grid).to(index.device)
         return table[index].permute(2, 0, 1).unsqueeze(0)
 
 
 def relative_index(grid: tuple[int, int]) -> Tensor:
-    """Which entry of the table of a ``grid`` a pair of tokens reads: int64 ``[1 + N, 1 + N]``, class token first.
+    """Compute the table entry of each pair of tokens on a ``grid``: int64 ``[1 + N, 1 + N]``, class token first.
 
-    Entry ``(row offset + rows - 1) * (2 * columns - 1) + (column offset + columns - 1)`` for two patches; the last
-    three of the table are class token to patch, patch to class token, and class token to itself.
+    Two patches have entry ``(row offset + rows - 1) * (2 * columns - 1) + (column offset + columns - 1)``. The last
+    three entries are class token to patch, patch to class token, and class token to itself.
     """
     rows, columns = grid
-    row, column = (
-        place.flatten() for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    )
-    down = row[:, None] - row[None, :] + rows - 1
-    right = column[:, None] - column[None, :] + columns - 1
+    row, column = (x.flatten() for x in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    row_offset = row[:, None] - row[None, :] + rows - 1
+    column_offset = column[:, None] - column[None, :] + columns - 1
     entries = (2 * rows - 1) * (2 * columns - 1)
     index = torch.empty(rows * columns + 1, rows * columns + 1, dtype=torch.int64)
-    index[1:, 1:] = down * (2 * columns - 1) + right
+    index[1:, 1:] = row_offset * (2 * columns - 1) + column_offset
     index[0, :], index[:, 0], index[0, 0] = entries, entries + 1, entries + 2
     return index

@@ -7,25 +7,25 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """From tokens to logits over prototypes, ``[..., D]`` -> ``[..., outputs]``; one for class and patch tokens alike.
+    """Logits over prototypes, ``[..., D]`` -> ``[..., outputs]``, for class and patch tokens alike.
 
-    An MLP with GELU ends in a bottleneck, whose vectors are brought to length 1; the logits are their cosines with the
-    rows of ``last.weight``, the prototypes. That is weight normalization with the gain fixed at 1, computed when it is
-    needed, so that every parameter is a plain one: it can be copied, saved and averaged. iBOT freezes ``last.weight``
-    while a run begins.
+    An MLP with GELU ends in a bottleneck, whose vectors are normalized. The logits are their cosines with the rows of
+    ``last.weight``, the prototypes. This is weight normalization with the gain fixed at 1, computed in each forward
+    pass, so every parameter is a plain one that can be copied, saved and averaged. iBOT freezes ``last.weight`` at the
+    beginning of a run.
 
-    Initialized as in the reference implementation: the MLP from a normal distribution of standard deviation 0.02 with
-    zero biases, the prototypes as torch does a linear layer.
+    Initialized as in the reference implementation: the MLP from a truncated normal distribution of standard deviation
+    0.02 with zero biases, the prototypes as torch initializes a linear layer.
 
     Args:
         width: D, of the tokens.
         outputs: number of prototypes.
-        hidden: width between the MLP's layers.
-        bottleneck: width of what is compared with the prototypes.
-        layers: linear layers up to the bottleneck; at 1 there is no hidden one.
+        hidden: width of the hidden layers.
+        bottleneck: width of the vectors that are compared with the prototypes.
+        layers: linear layers up to the bottleneck; with 1 there is no hidden one.
 
     Raises:
-        ValueError: for less than one of anything.
+        ValueError: if a number is below 1.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ProjectionHead(nn.Module):
         self.last = nn.Linear(bottleneck, outputs, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # in float32: in half precision the 1e-12 that keeps a length of 0 from dividing is itself 0
+        """Compute logits ``[..., outputs]`` of tokens ``[..., D]``."""
+        # normalized in float32: in half precision F.normalize's eps of 1e-12 is 0, and a zero vector would become NaN
         directions = F.normalize(self.mlp(tokens).float(), dim=-1)
         return F.linear(directions, F.normalize(self.last.weight.float(), dim=-1))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
-from hardpatch.data.device_set import DeviceSet
-from hardpatch.data.loader import BadFiles, Batch, on_device, resolve_workers, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch, on_device
+from hardpatch.data.device_dataset import DeviceDataset
+from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.labels import labeled_features
@@ -44,7 +47,7 @@ class PretrainJob:
         source: Source,
         learner: Learner,
         outputs: int | None = None,
-        held: DeviceSet | None = None,
+        held: DeviceDataset | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
         self.held = held

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.data.augment import GLOBAL_CROPS
-from hardpatch.data.loader import Batch
+from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.difficulty_memory import DifficultyMemory
 from hardpatch.pretrain.hosts import HOSTS

@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
+from hardpatch.curves import training_curves
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
-from hardpatch.figures import training_curves
 from hardpatch.measure.score import score
 from hardpatch.methods.targets import HostTargets
 from hardpatch.pretrain.job import PretrainJob

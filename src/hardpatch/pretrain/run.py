@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from hardpatch.data.device_set import DeviceSet
-from hardpatch.data.memory import HeldSource
+from hardpatch.data.device_dataset import DeviceDataset
+from hardpatch.data.memory import InMemorySource
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.statistics import channel_statistics, resolve_statistics
 from hardpatch.data.summary import summarize
@@ -121,7 +121,7 @@ def train(
         raise UserError(f"--data: {error}") from None
     newest = checkpoint.newest(folder)
     if run.data.in_memory == "host":
-        source = HeldSource(source, run.data.channels)
+        source = InMemorySource(source, run.data.channels)
     job = _job(run, folder, source, newest)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
@@ -165,7 +165,7 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None) -> P
     learner = Learner(run, model, fabric, run.total_steps(len(source)), target, len(source))
     held = None
     if run.data.in_memory == "device":
-        held = DeviceSet(source, crops_of(run), fabric.device, run.data.device_side)
+        held = DeviceDataset(source, crops_of(run), fabric.device, run.data.device_side)
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)

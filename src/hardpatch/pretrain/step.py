@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hardpatch.data.loader import SAMPLES, Batch
+from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.methods.base import Views
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.methods.hpm import HPM, HardPatchesMining, Inputs, Losses
@@ -132,7 +132,7 @@ class Learner:
         device = self.fabric.device
         pixels = batch.images.to(device, non_blocking=True)
         samples = batch.indices.to(device, non_blocking=True)
-        crops = torch.cat([samples + k * SAMPLES for k in range(len(pixels) // len(samples))])
+        crops = torch.cat([samples + k * CROP_OFFSET for k in range(len(pixels) // len(samples))])
         noise = patch_noise(self.run.seed, self.step, crops, self.run.masking.noise_count + 1)
         order = torch.arange(len(pixels), device=device)
         if self.model.host.masked_share < 1.0:  # the first ones are masked: which these are is left to chance
@@ -146,7 +146,7 @@ class Learner:
             assert batch.boxes is not None
             assert batch.flipped is not None
             corners, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
-            boxes = CropBox(samples % SAMPLES, corners, flipped)
+            boxes = CropBox(samples % CROP_OFFSET, corners, flipped)
         return Inputs(self.model.normalize(pixels), noise[:, :-1], pixels, Views(local, order), boxes)
 
     def _clip(self) -> Tensor | None:

@@ -11,10 +11,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.data.augment import EvalTransform, TrainTransform
-from hardpatch.data.loader import BadFiles, Batch, eval_batches, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch
+from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
-from hardpatch.models.tokenizer import KIND, PIXEL_STD, DiscreteVAE
+from hardpatch.models.discrete_vae import PIXEL_STD, DiscreteVAE
+from hardpatch.models.tokenizer import KIND
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
 from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.cadence import Cadence

@@ -13,16 +13,19 @@ import torch
 from PIL import Image
 
 from hardpatch import __version__
+from hardpatch.curves import training_curves
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
-from hardpatch.figures import enlarge, training_curves
-from hardpatch.models.tokenizer import FILE, KIND, METADATA, DiscreteVAE
+from hardpatch.figures import enlarge
+from hardpatch.models.discrete_vae import DiscreteVAE
+from hardpatch.models.tokenizer import KIND, METADATA
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
+from hardpatch.segment.file import FILE
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run

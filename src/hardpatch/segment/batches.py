@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch.utils.data import Dataset
 
-from hardpatch.data.augment import Image, resize
+from hardpatch.data.bad_files import nothing_decodable
+from hardpatch.data.crop import Image, resize
 from hardpatch.data.decode import UndecodableImage, check_channels
-from hardpatch.data.loader import TrainingOrder, batch_loader, nothing_decodes
+from hardpatch.data.loader import batch_loader
+from hardpatch.data.order import TrainingOrder
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10
@@ -137,7 +139,7 @@ def segmentation_batches(
     order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
     for batch in batch_loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):
         if not len(batch.images):
-            raise nothing_decodes(len(pairs), batch.bad)
+            raise nothing_decodable(len(pairs), batch.bad)
         yield batch
 
 

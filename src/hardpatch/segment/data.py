@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
-from hardpatch.data.augment import Image
-from hardpatch.data.decode import FORMATS, UndecodableImage, decode
-from hardpatch.data.sources import EXTENSIONS
+from hardpatch.data.crop import Image
+from hardpatch.data.decode import EXTENSIONS, FORMATS, UndecodableImage, decode
 from hardpatch.errors import UserError
 
 Map = npt.NDArray[np.uint8]
@@ -231,7 +230,7 @@ def _read_map(path: Path) -> npt.NDArray[np.integer]:
 def _image_size(path: Path) -> tuple[int, int]:
     """(height, width), from the file's header."""
     try:
-        with Pillow.open(path, formats=FORMATS) as file:
+        with Pillow.open(path, formats=tuple(FORMATS)) as file:
             return file.height, file.width
     except (OSError, ValueError, SyntaxError) as error:
         raise UndecodableImage(f"cannot read {path} as an image ({str(error).splitlines()[0]})") from None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.data.loader import BadFiles, nothing_decodes
+from hardpatch.data.bad_files import BadFiles, nothing_decodable
 from hardpatch.segment.batches import evaluation_pairs
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.model import UperNet
@@ -196,7 +196,7 @@ def evaluate(
     model.train(training)
     (bad_files or BadFiles(len(pairs), 0.0, "--max_bad_fraction")).update(bad)
     if len(bad) == len(pairs):
-        raise nothing_decodes(len(pairs), bad)
+        raise nothing_decodable(len(pairs), bad)
     return EvaluationResult(measures(confusion.matrix()), maps)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.pixels import normalize
 
 POOLS = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256
@@ -181,7 +182,7 @@ class UperNet(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images ``[B, C, H, W]`` to what :meth:`forward` takes."""
-        return (images.float() / 255 - self.mean) / self.std
+        return normalize(images, self.mean, self.std)
 
     def forward(self, images: Tensor) -> Logits:
         """Normalized images ``[B, C, H, W]``, H and W multiples of the patch size, to the logits of both heads."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from hardpatch.data.augment import Image
-from hardpatch.figures import INK, to_rgb, training_curves
+from hardpatch.curves import training_curves
+from hardpatch.data.crop import Image
+from hardpatch.figures import INK, to_rgb
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics

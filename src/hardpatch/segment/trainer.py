@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch.data.loader import BadFiles
+from hardpatch.data.bad_files import BadFiles
 from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardpatch.data.loader import resolve_workers
+from hardpatch.data.workers import resolve_workers
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.rows import StudyRow, Table
 from hardpatch.study.scales import SCALES, configure

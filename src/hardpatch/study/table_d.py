@@ -14,9 +14,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.loader import BadFiles, Batch, eval_batches, resolve_workers, train_batches
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.batch import Batch
+from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.sources import open_source
 from hardpatch.data.statistics import channel_statistics, resolve_statistics
+from hardpatch.data.workers import resolve_workers
 from hardpatch.measure.features import align_labels
 from hardpatch.measure.labels import LARGE_IMAGE
 from hardpatch.methods.hpm import HPM

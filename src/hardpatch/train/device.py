@@ -6,7 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
-from hardpatch.data.loader import resolve_workers
+from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.train.memory import keep_buffers
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
-from hardpatch.data.loader import BadFiles
+from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import TrainingError
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog

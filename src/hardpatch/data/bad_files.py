@@ -1,0 +1,49 @@
+"""Files that cannot be decoded: counted, logged, and too many of them refused."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from hardpatch.errors import UserError
+
+
+class BadFiles:
+    """Files of a source that could not be decoded. Each is logged once; too many of them stop the run.
+
+    Args:
+        total: images in the source.
+        max_bad_fraction: share of them that may be undecodable, in [0, 1].
+        option: of the command line that sets this share.
+        log: writes one line; None is a warning of the logger `hardpatch`.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        max_bad_fraction: float,
+        option: str = "--data.max_bad_fraction",
+        log: Callable[[str], object] | None = None,
+    ) -> None:
+        self.total, self.max_bad_fraction, self.option = total, max_bad_fraction, option
+        self._log = logging.getLogger("hardpatch").warning if log is None else log
+        self._entries: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def update(self, bad: Iterable[str]) -> None:
+        """Add the `bad` files of a batch. Raises UserError once they are more than the allowed share of the source."""
+        for entry in bad:
+            if entry not in self._entries:
+                self._entries[entry] = None
+                self._log(f"cannot decode {entry}")
+        if len(self) > self.max_bad_fraction * self.total:
+            raise UserError(
+                f"{self.option.removeprefix('--')}: {len(self)} of {self.total} images ({len(self) / self.total:.2%}) "
+                f"cannot be decoded and at most {self.max_bad_fraction:.2%} may be; the last: "
+                f"{'; '.join([*self._entries][-3:])}; raise {self.option} to go on"
+            )
+
+
+def nothing_decodable(total: int, bad: Sequence[str]) -> UserError:
+    """Error for a source of which no image can be decoded; `bad` holds "name: reason" of at least one."""
+    return UserError(f"data: none of the {total} images can be decoded; the last was {bad[-1]}")

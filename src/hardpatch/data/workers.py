@@ -1,0 +1,25 @@
+"""Number of processes that load images."""
+
+import os
+
+from hardpatch.errors import UserError
+
+MAX_AUTO_WORKERS = 8
+"""Processes at most where their number is "auto"."""
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_workers(workers: int | str) -> int:
+    """Return the number of loader processes; "auto" is one less than the cores of this process, at most 8.
+
+    Raises UserError for anything but "auto" and an integer from 0 on.
+    """
+    if workers == "auto":
+        return min(cores() - 1, MAX_AUTO_WORKERS)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise UserError(f'data.workers: expected "auto" or a number of processes, 0 or more, got {workers!r}')
+    return workers

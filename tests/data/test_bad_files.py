@@ -1,0 +1,32 @@
+import pytest
+
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.errors import UserError
+
+
+def test_bad_files_are_counted_and_logged_once() -> None:
+    lines: list[str] = []
+    bad = BadFiles(total=100, max_bad_fraction=0.02, log=lines.append)
+    bad.update(["a.jpg: truncated"])
+    bad.update(["a.jpg: truncated", "b.jpg: empty file"])
+    bad.update([])
+    assert len(bad) == 2
+    assert lines == ["cannot decode a.jpg: truncated", "cannot decode b.jpg: empty file"]
+
+
+def test_too_many_bad_files_stop_the_run_with_one_line() -> None:
+    bad = BadFiles(total=100, max_bad_fraction=0.02, log=lambda line: None)
+    bad.update(["a.jpg: x", "b.jpg: x"])
+    with pytest.raises(UserError) as caught:
+        bad.update(["c.jpg: x", "d.jpg: y"])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("4 of 100", "4.00%", "2.00%", "c.jpg", "d.jpg: y", "raise --data.max_bad_fraction to go on"):
+        assert part in message
+
+
+def test_limits_of_zero_and_one(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError):
+        BadFiles(10, 0.0).update(["a: x"])
+    BadFiles(2, 1.0).update(["a: x", "b: x"])
+    assert [record.name for record in caplog.records] == ["hardpatch"] * 3
