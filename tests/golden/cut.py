@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tests.golden import FOLDER, NAMES, ibot_inputs, model_inputs
+from tests.golden import FOLDER, NAMES
+from tests.golden.inputs import ibot_inputs, model_inputs
 
 FIRST_IMAGE = ("pixels_of_masked", "teacher.latent", "pred")
 POSITIONS = ("model.pos_embed", "model.decoder_pos_embed")

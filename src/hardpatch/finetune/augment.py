@@ -123,7 +123,7 @@ class Mixer:
         from timm.data.mixup import Mixup, mixup_target
 
         self.classes, self.smoothing, self.seed = classes, smoothing, seed
-        self._target = mixup_target
+        self._target: Any = mixup_target
         self._mix = None
         if mixup or cutmix:
             self._mix = Mixup(mixup, cutmix, prob=probability, label_smoothing=smoothing, num_classes=classes)
