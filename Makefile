@@ -8,7 +8,7 @@ TEST_WORKERS ?= 2
 # Writing no bytecode makes every `import torch` and `import timm` several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test check format bench constraints clean
+.PHONY: install demo test coverage check format build bench constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -30,6 +30,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
 
+# The lines of src that the tests run, those of subprocesses too; the floor is in pyproject.toml.
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --cov --cov-report term:skip-covered
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +42,12 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A source archive and a wheel in dist/; the wheel must work in an environment of its own.
+build: $(STAMP)
+	rm -rf dist
+	PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m build --installer uv
+	PATH="$$PATH:$(CURDIR)/$(BIN)" .ci/smoke $(BIN)/python
 
 # One step beside other libraries' on this machine, `make bench BENCH="--size base ..."`; see benchmarks/README.md.
 bench: $(VENV)/.bench
@@ -48,8 +58,8 @@ $(VENV)/.bench: $(STAMP)
 	touch $@
 
 # After a change of dependencies in pyproject.toml.
-constraints:
-	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
+constraints: $(STAMP)
+	PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,7 +39,7 @@ def small_hpm(predicting_loss: PredictingLossName = "relative", seed: int = 0) -
 
 
 def small_simmim(decoder_width: int | None = 16) -> SimMIM:
-    """The same encoder in a host with mask tokens, with BEiT's kind of blocks."""
+    """SimMIM with the same encoder, with mask tokens and BEiT's kind of blocks."""
     torch.manual_seed(0)
     return SimMIM(
         image_size=(16, 24),
@@ -76,6 +76,6 @@ def small_ibot(outputs: int = 11) -> IBOT:
 
 
 def mae_of(model: HPM) -> MAE:
-    """The host, for those who want to look inside."""
+    """Return the host of ``model``, typed as an MAE."""
     assert isinstance(model.host, MAE)
     return model.host

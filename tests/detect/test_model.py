@@ -234,7 +234,7 @@ def test_detections_stay_on_the_canvas_and_in_the_image() -> None:
 
 
 def test_strides_do_not_hang_on_the_first_batch() -> None:
-    """torchvision guesses them from the largest image; a first batch of small images would spoil all later ones."""
+    """Torchvision guesses them from the largest image; a first batch of small images would spoil all later ones."""
     pool = detector().roi_heads.box_roi_pool
     maps = {}
     for name, side in (("p2", 64), ("p3", 32), ("p4", 16), ("p5", 8)):

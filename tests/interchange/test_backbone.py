@@ -123,12 +123,12 @@ def test_dino_full_checkpoints_and_backbones(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_mae_with_and_without_its_decoder(shared: Path, tmp_path: Path) -> None:
-    golden = load_file(shared / "golden" / "mae_tiny.safetensors")
+def test_mae_with_and_without_its_decoder(golden_folder: Path, tmp_path: Path) -> None:
+    golden = load_file(golden_folder / "mae_tiny.safetensors")
     state = {key.removeprefix("model."): value for key, value in golden.items() if key.startswith("model.")}
     torch.save({"model": state}, tmp_path / "mae.pth")
     torch.save({"model": {k: v for k, v in state.items() if "decoder" not in k}}, tmp_path / "mae_encoder.pth")
-    expected = hardpatch.load(shared / "golden" / "mae_tiny.safetensors", heads=3).encode(golden["images"])
+    expected = hardpatch.load(golden_folder / "mae_tiny.safetensors", heads=3).encode(golden["images"])
     for name in ("mae.pth", "mae_encoder.pth"):
         encoder = load_backbone(tmp_path / name, heads=3).encoder
         assert encoder.training

@@ -61,7 +61,8 @@ def test_blocks_are_those_of_a_loop_over_images(rows: int, columns: int, masked:
 @pytest.mark.parametrize(("rows", "columns", "masked"), GRIDS)
 def test_blocks_are_whole_large_and_at_most_the_count(rows: int, columns: int, masked: int, share_given: float) -> None:
     """A side is the drawn one within half a patch: some ratio in [0.3, 1/0.3] lies between (h - 1/2) / (w + 1/2) and
-    (h + 1/2) / (w - 1/2)."""
+    (h + 1/2) / (w - 1/2).
+    """
     given = some((rows, columns), int(masked * share_given))
     mask, boxes = draw_blocks(uniform(DRAWS, 4 * ATTEMPTS), masked, (rows, columns), given)
     assert (mask.sum(dim=1) <= masked).all()

@@ -29,12 +29,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # against the reference implementation
 
 
-def test_three_steps_of_the_reference(shared: Path) -> None:
+def test_three_steps_of_the_reference(golden_folder: Path) -> None:
     """Both losses, then both centers, over three steps; the file has 2 global and 4 local views of 3 images.
 
     In the second step one image has no masked patch.
     """
-    golden = load_file(shared / "golden" / "ibot_loss.safetensors")
+    golden = load_file(golden_folder / "ibot_loss.safetensors")
     class_centre, patch_centre = torch.zeros(1, 32), torch.zeros(1, 1, 48)
 
     def close(actual: Tensor, expected: Tensor) -> None:

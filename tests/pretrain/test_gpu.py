@@ -1,5 +1,6 @@
 """A training step on a CUDA device: it does not wait for the device, it computes what the CPU computes, and it is the
-same compiled, with CUDA graphs, and where it must fit into less memory."""
+same compiled, with CUDA graphs, and where it must fit into less memory.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -72,7 +72,8 @@ class CocoSet:
 
     def ground_truth(self) -> dict[str, Any]:
         """For the evaluation: the layout of the file, annotations numbered from 1 (pycocotools takes an object of id 0
-        for one that was not found)."""
+        for one that was not found).
+        """
         every = [(image, thing) for image in self.images for thing in image.objects]
         return {
             "images": [{"id": i.id, "height": i.height, "width": i.width, "file_name": i.file} for i in self.images],

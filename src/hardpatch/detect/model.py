@@ -72,7 +72,8 @@ class ViTDet(nn.Module):
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
         """Normalized ``images [B, C, H, W]`` -> ``p2`` to ``p6``, float32 ``[B, channels, h, w]``, with ``h`` four
-        times the rows of patches, then half of the one before."""
+        times the rows of patches, then half of the one before.
+        """
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             maps = self.pyramid(self.features(images))
         return OrderedDict((name, features.float()) for name, features in maps.items())
@@ -173,7 +174,8 @@ def windowed(block: Block, x: Tensor, grid: tuple[int, int], window: tuple[int, 
 
 def partition(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """Patches ``[B, N, D]`` of a ``grid`` of (rows, columns) -> the windows of one image after those of the other,
-    ``[B * W, L, D]``; rows and columns of zeros, below and on the right, fill the last ones up."""
+    ``[B * W, L, D]``; rows and columns of zeros, below and on the right, fill the last ones up.
+    """
     (rows, columns), (height, width) = grid, window
     x = x.unflatten(1, grid)
     x = F.pad(x, (0, 0, 0, -columns % width, 0, -rows % height))
@@ -191,7 +193,8 @@ def unpartition(windows: Tensor, grid: tuple[int, int], window: tuple[int, int])
 
 def padding_bias(grid: tuple[int, int], window: tuple[int, int], like: Tensor) -> Tensor | None:
     """What keeps attention off the padding: 0 for patches and minus infinity for padding, ``[W, 1, 1, L]`` in type and
-    device of ``like``; None where the windows fit."""
+    device of ``like``; None where the windows fit.
+    """
     if grid[0] % window[0] == 0 and grid[1] % window[1] == 0:
         return None
     real = partition(like.new_ones(1, grid[0] * grid[1], 1), grid, window)

@@ -124,14 +124,15 @@ class Mixer:
         from timm.data.mixup import Mixup, mixup_target
 
         self.classes, self.smoothing, self.seed = classes, smoothing, seed
-        self._target = mixup_target
+        self._target: Any = mixup_target
         self._mix = None
         if mixup or cutmix:
             self._mix = Mixup(mixup, cutmix, prob=probability, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Images ``[B, C, H, W]`` (changed in place; an even number where they are mixed) and labels int64 ``[B]`` to
-        mixed images and targets ``[B, classes]`` that sum to 1; the same for the same seed and step."""
+        mixed images and targets ``[B, classes]`` that sum to 1; the same for the same seed and step.
+        """
         if self._mix is None:
             return images, self._target(labels, self.classes, smoothing=self.smoothing)
         with seeded(self.seed, step):

@@ -144,7 +144,8 @@ def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor |
 
 def _exp(x: Tensor) -> Tensor:
     """Taylor's series in Horner's form. ``torch.exp`` has another last bit on another device: one of many roundings
-    of a side would then fall otherwise. Error below 1e-8 for |x| < 0.7, and float32's own."""
+    of a side would then fall otherwise. Error below 1e-8 for |x| < 0.7, and float32's own.
+    """
     result = torch.ones_like(x)
     for n in range(10, 0, -1):
         result = result * (x * (1.0 / n)) + 1.0

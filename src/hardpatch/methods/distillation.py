@@ -31,7 +31,8 @@ def sharpen(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
 
 def cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
     """Of the student's ``logits [..., K]`` under the teacher's ``probabilities [..., K]``: unreduced ``[...]``, in
-    nats."""
+    nats.
+    """
     return -(probabilities * _log_probabilities(logits, temperature)).sum(dim=-1)
 
 

@@ -234,7 +234,7 @@ class HPM(nn.Module):
 
     def see_whole(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
         """Encode whole images ``[B, C, H, W]``; with predicted difficulty and class attention where asked for."""
-        attended = None
+        attended: Tensor | None = None
         if attention:
             latent, attended = self.host.encoder.attend(images)
         else:

@@ -88,7 +88,8 @@ def pair_differences(values: Tensor) -> Tensor:
 
 def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     """Foresee the loss itself: squared error of ``predicted [B, M]`` against ``losses [B, M]`` (paper, Eq. 4), a
-    scalar."""
+    scalar.
+    """
     return F.mse_loss(predicted.float(), losses.detach().float())
 
 

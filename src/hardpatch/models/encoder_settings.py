@@ -12,7 +12,8 @@ from hardpatch.models.encoder import Encoder
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     """Plain values from which :func:`build_encoder` makes an encoder of the same shape, whose ``load_state_dict`` takes
-    the ``state_dict`` of this one: what to save beside the weights of a fine-tuned network."""
+    the ``state_dict`` of this one: what to save beside the weights of a fine-tuned network.
+    """
     block, last = encoder.blocks[0], encoder.blocks[-1]
     assert isinstance(block, Block)
     assert isinstance(last, Block)

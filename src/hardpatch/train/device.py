@@ -13,7 +13,8 @@ from hardpatch.train.memory import keep_buffers
 
 class InputsAsTheyAre(MixedPrecision):
     """Autocast gives each layer the precision that it wants; pixels are not rounded before, since the losses are of
-    them."""
+    them.
+    """
 
     def convert_input(self, data: Any) -> Any:
         return data
