@@ -236,7 +236,7 @@ class HPM(nn.Module):
         """Encode whole images ``[B, C, H, W]``; with predicted difficulty and class attention where asked for."""
         attended: Tensor | None = None
         if attention:
-            latent, attended = self.host.encoder.attend(images)
+            latent, attended = self.host.encoder.forward_with_attention(images)
         else:
             latent = self.host.encode(images)
         predicted = None
