@@ -3,30 +3,72 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardpatch.detect.run import detect, load_detector
+    from hardpatch.evaluate.run import embed, knn, linear, score
+    from hardpatch.finetune.run import finetune, load_classifier
+    from hardpatch.interchange.export import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
     from hardpatch.methods.hpm import HPM
     from hardpatch.methods.ibot import IBOT
     from hardpatch.methods.mae import MAE
     from hardpatch.methods.simmim import SimMIM
+    from hardpatch.pretrain.run import pretrain
+    from hardpatch.pretrain.tokenizer_run import train_tokenizer
+    from hardpatch.segment.file import load_segmenter
+    from hardpatch.segment.run import segment
 
 __version__ = "0.1.0"
-__all__ = ["HPM", "IBOT", "MAE", "BEiT", "SimMIM", "__version__", "load"]
+__all__ = [
+    "HPM",
+    "IBOT",
+    "MAE",
+    "BEiT",
+    "SimMIM",
+    "__version__",
+    "detect",
+    "embed",
+    "export",
+    "finetune",
+    "knn",
+    "linear",
+    "load",
+    "load_classifier",
+    "load_detector",
+    "load_segmenter",
+    "pretrain",
+    "score",
+    "segment",
+    "train_tokenizer",
+]
 
+# The packages pretrain, finetune, segment and detect are called themselves.
 _HOME = {
+    "embed": "evaluate.run",
+    "export": "interchange.export",
+    "knn": "evaluate.run",
+    "linear": "evaluate.run",
     "load": "interchange.load",
+    "load_classifier": "finetune.run",
+    "load_detector": "detect.run",
+    "load_segmenter": "segment.file",
+    "score": "evaluate.run",
+    "train_tokenizer": "pretrain.tokenizer_run",
     "HPM": "methods.hpm",
     "MAE": "methods.mae",
     "SimMIM": "methods.simmim",
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
+_CALLABLE = ("detect", "finetune", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for: `hardpatch --help` answers at once."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'hardpatch' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _CALLABLE:
+        return import_module(f"hardpatch.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'hardpatch' has no attribute {name!r}")
     return getattr(import_module(f"hardpatch.{_HOME[name]}"), name)

@@ -1,14 +1,16 @@
-"""The command line: each verb parses its arguments, calls one function and prints what came of it.
+"""The command line: each verb parses its arguments, calls one function and prints the result.
 
 Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault, 128 + n interrupted by signal n.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from hardpatch import __version__
-from hardpatch.errors import TrainingError, UserError
+from hardpatch.errors import TrainingError, UserError, did_you_mean
 
 USAGE = """\
 usage: hardpatch VERB ...
@@ -16,7 +18,7 @@ usage: hardpatch VERB ...
 Hard Patches Mining: self-supervised pre-training of Vision Transformers that also learn what to mask.
 
   pretrain   train on images without labels            hardpatch pretrain --recipe cifar10_tiny --data IMAGES
-  tokenizer  visual tokens for the host beit           hardpatch tokenizer --data IMAGES --out FILE.safetensors
+  tokenizer  visual tokens for the host beit           hardpatch tokenizer --data IMAGES --out DIR
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
   embed      one vector for each image                 hardpatch embed RUN IMAGES... --out FILE.parquet
@@ -26,7 +28,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   evaluate   several of these, as one table            hardpatch evaluate RUN --suite FILE --out DIR
   score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
   shrink     a set made smaller, as Parquet            hardpatch shrink IMAGES... --side 256 --out DIR
-  bench      how fast a step is, beside others         hardpatch bench [--recipe NAME] [--contenders A,B,...]
+  bench      training speed beside other libraries     hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     weights for timm or Hugging Face          hardpatch export RUN --to timm --out FILE.safetensors
   info       what a run or a weights file is           hardpatch info RUN
@@ -56,6 +58,9 @@ VERBS = {
 }
 """A verb and the module of this package that has the function of that name, imported only when the verb runs."""
 
+DISTRIBUTED = ("knn", "linear")
+"""Verbs that can run in several processes."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
@@ -69,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     try:
         if verb not in VERBS:
-            from hardpatch.errors import did_you_mean
-
             raise UserError(f"no such verb{did_you_mean(verb, list(VERBS)) or '; see hardpatch --help'}")
+        if verb not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return _refuse_processes(verb)
         return getattr(import_module(f"hardpatch.cli.{VERBS[verb]}"), verb)(rest)
     except UserError as error:
         print(f"hardpatch {verb}: {error}", file=sys.stderr)
@@ -79,8 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"hardpatch {verb}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # The reader of the output or the terminal is gone. The work was done before anything was printed.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it when it ends
+        return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _refuse_processes(verb: str) -> int:
+    """Say once that a verb runs in one process only; returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {os.environ['WORLD_SIZE']}; this verb cannot run "
+            "in several, start it without torchrun",
+            file=sys.stderr,
+        )
+    return 2

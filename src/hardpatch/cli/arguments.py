@@ -36,6 +36,18 @@ def device_arguments(parser: Parser, batch_size: int = 256) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
 
+def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: float = 0.1) -> None:
+    """Add the arguments of :func:`device_arguments`, and --max_bad_fraction."""
+    device_arguments(parser, batch_size)
+    parser.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=max_bad_fraction,
+        metavar="X",
+        help="share of a set that may be undecodable: such files are named and left out (default: %(default)s)",
+    )
+
+
 def at_least_one(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:

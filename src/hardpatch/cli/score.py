@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, device_arguments, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write_json
 
 
 def score(arguments: list[str]) -> int:
+    """Run ``hardpatch score``; returns the exit code."""
     parser = Parser("score", "Predicted and true difficulty of images, as pictures and numbers (the paper's Fig. 2).")
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
@@ -18,57 +19,33 @@ def score(arguments: list[str]) -> int:
     parser.add_argument(
         "--predict",
         choices=("whole", "masked"),
-        help="what the teacher says of the whole image, or the student of each patch where it is masked (default: what "
-        "the run mined by)",
+        help="which prediction to use as the difficulty map: the teacher's for the whole image, or the student's for "
+        "each patch where it is masked (default: the one that the run mined by)",
     )
     parser.add_argument(
         "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary there too")
-    device_arguments(parser, batch_size=32)
+    image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     options = parser.parse_args(arguments)
 
-    from hardpatch.data.bad_files import BadFiles
-    from hardpatch.data.sources import open_images
-    from hardpatch.data.workers import resolve_workers
-    from hardpatch.interchange.load import load_pair, load_target, training_masks
-    from hardpatch.measure.score import score
-    from hardpatch.train.device import use_device
+    from hardpatch.evaluate.run import score as measure
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 
     show_log()
-    device = use_device(options.device)
-    student, teacher = load_pair(options.run, device=device)
-    source = open_images(options.images)
-    ratio, mined_by = training_masks(options.run)
+    settings = vars(options).copy()
+    del settings["json"]
     with counting("images scored") as progress:
-        summary = score(
-            student,
-            teacher,
-            source,
-            out=options.out,
-            masks=options.masks,
-            target=load_target(options.run, teacher, device=device),
-            mask_ratio=ratio if options.mask_ratio is None else options.mask_ratio,
-            draws=options.draws,
-            predict=options.predict or mined_by,
-            seed=options.seed,
-            pictures=options.pictures,
-            batch_size=options.batch_size,
-            workers=resolve_workers(options.workers),
-            device=device,
-            progress=progress,
-        )
-    BadFiles(len(source), 1.0).update(summary.bad)
-    print(f"images: {summary.images}, skipped: {len(summary.bad)}")
-    if summary.spearman is not None:
-        print(f"Spearman correlation of predicted and true loss: {summary.spearman:.3f} (mean over images)")
-    if summary.auc is not None and summary.true_loss_auc is not None:
-        print(f"area under the ROC curve of predicted difficulty against the object masks: {summary.auc:.3f}", end=" ")
-        print(f"(of the true loss: {summary.true_loss_auc:.3f})")
-    print(f"pictures: {summary.contact_sheet} and {len(summary.pictures)} of single images; numbers: {summary.table}")
+        result = measure(**settings, progress=progress)
+    print(f"images: {result.images}, left out: {len(result.bad)}")
+    if result.spearman is not None:
+        print(f"Spearman correlation of predicted and true loss: {result.spearman:.3f} (mean over images)")
+    if result.auc is not None and result.true_loss_auc is not None:
+        print(f"area under the ROC curve of predicted difficulty against the object masks: {result.auc:.3f}", end=" ")
+        print(f"(of the true loss: {result.true_loss_auc:.3f})")
+    print(f"pictures: {result.contact_sheet} and {len(result.pictures)} of single images; numbers: {result.table}")
     if options.json is not None:
-        write_json(options.json, summary.to_dict())
+        write_json(options.json, result.to_dict())
     return 0

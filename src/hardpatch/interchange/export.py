@@ -61,6 +61,29 @@ class ExportResult(NamedTuple):
     """None if the other library is not installed"""
 
 
+def export(
+    run: str | Path,
+    to: Literal["timm", "hf"],
+    out: str | Path,
+    weights: Literal["student", "teacher"] = "student",
+    **options: Any,
+) -> ExportResult:
+    """Write weights for timm or Hugging Face, load them there and compare the outputs: ``hardpatch export``.
+
+    Args:
+        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
+        to: ``timm`` writes a file, ``hf`` a folder.
+        out: a new file or folder.
+        weights: which weights of the run.
+        options: see :func:`export_timm` and :func:`export_hugging_face`.
+
+    Raises:
+        UserError: for weights that cannot be exported, or an ``out`` that exists.
+    """
+    write: Callable[..., ExportResult] = {"timm": export_timm, "hf": export_hugging_face}[to]
+    return write(run, out, weights, **options)
+
+
 def export_timm(
     run: str | Path, out: str | Path, weights: Literal["student", "teacher"] = "student", *, heads: int | None = None
 ) -> ExportResult:

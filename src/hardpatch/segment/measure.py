@@ -194,7 +194,8 @@ def evaluate(
             maps[number] = predicted.byte().cpu()
         progress(number + 1, len(pairs))
     model.train(training)
-    (bad_files or BadFiles(len(pairs), 0.0, "--max_bad_fraction")).update(bad)
+    bad_files = BadFiles(len(pairs), 0.0, "--max_bad_fraction") if bad_files is None else bad_files
+    bad_files.update(bad)
     if len(bad) == len(pairs):
         raise nothing_decodable(len(pairs), bad)
     return EvaluationResult(measures(confusion.matrix()), maps)

@@ -78,7 +78,7 @@ class Unbreakable:
     def _show(self, show: Callable[..., None], *arguments: Any) -> None:
         try:
             show(*arguments)
-        except (OSError, ValueError):  # ValueError: the file is closed
+        except (OSError, ValueError, SystemExit):  # a closed file; rich exits on a broken pipe
             self.progress = Silent()
 
 
