@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 # An interrupted demo goes on where it stopped, a finished one is measured again.
 demo: $(STAMP)
 	$(BIN)/hardpatch pretrain --recipe demo --out runs/demo $(if $(wildcard runs/demo/config.yaml),--resume)
-	$(BIN)/hardpatch knn runs/demo --train demo:train --val demo:test --untrained
+	$(BIN)/hardpatch knn runs/demo --train demo:train --val demo:test --random_baseline
 	$(BIN)/hardpatch score runs/demo demo:test --out runs/demo/pictures/score
 
 test: $(STAMP)

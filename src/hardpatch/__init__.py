@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hardpatch.detect.run import detect, load_detector
-    from hardpatch.evaluate.run import embed, knn, linear, score
+    from hardpatch.evaluate.difficulty import score
+    from hardpatch.evaluate.embed import embed
+    from hardpatch.evaluate.probes import knn, linear
     from hardpatch.finetune.run import finetune, load_classifier
     from hardpatch.interchange.export import export
     from hardpatch.interchange.load import load
@@ -44,15 +46,15 @@ __all__ = [
 
 # The packages pretrain, finetune, segment and detect are called themselves.
 _HOME = {
-    "embed": "evaluate.run",
+    "embed": "evaluate.embed",
     "export": "interchange.export",
-    "knn": "evaluate.run",
-    "linear": "evaluate.run",
+    "knn": "evaluate.probes",
+    "linear": "evaluate.probes",
     "load": "interchange.load",
     "load_classifier": "finetune.run",
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
-    "score": "evaluate.run",
+    "score": "evaluate.difficulty",
     "train_tokenizer": "pretrain.tokenizer_run",
     "HPM": "methods.hpm",
     "MAE": "methods.mae",

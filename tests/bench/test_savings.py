@@ -77,7 +77,7 @@ def all_patches_embedded(patch: Patch) -> None:
         x = x if mask is None else gather(x, mask.visible)
         return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1), None
 
-    patch.setattr(encoder.Encoder, "_tokens", tokens)
+    patch.setattr(encoder.Encoder, "_embed", tokens)
 
 
 def latent_embedded_for_each_decoder(patch: Patch) -> None:

@@ -20,7 +20,7 @@ def embed(arguments: list[str]) -> int:
     image_arguments(parser, max_bad_fraction=1.0)
     options = parser.parse_args(arguments)
 
-    from hardpatch.evaluate.run import embed as write
+    from hardpatch.evaluate.embed import embed as write
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 

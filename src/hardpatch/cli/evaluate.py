@@ -17,7 +17,7 @@ def knn(arguments: list[str]) -> int:
     if options.temperature <= 0:
         raise UserError(f"--temperature: expected a number above 0, got {options.temperature}")
 
-    from hardpatch.evaluate.run import knn as measure
+    from hardpatch.evaluate.probes import knn as measure
 
     def line(result: Any) -> str:
         each = "  ".join(f"k={row.k} {row.top1:.2%}" for row in result.rows)
@@ -45,7 +45,7 @@ def linear(arguments: list[str]) -> int:
     if min(base_lrs) <= 0:
         raise UserError(f"--base_lr, --lr: expected numbers above 0, got {options.lr or base_lrs}")
 
-    from hardpatch.evaluate.run import linear as measure
+    from hardpatch.evaluate.probes import linear as measure
 
     def line(result: Any) -> str:
         each = "  ".join(f"{row.base_lr:g} {row.top1:.2%}" for row in result.rows)

@@ -30,7 +30,7 @@ def score(arguments: list[str]) -> int:
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     options = parser.parse_args(arguments)
 
-    from hardpatch.evaluate.run import score as measure
+    from hardpatch.evaluate.difficulty import score as measure
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 

@@ -279,11 +279,8 @@ def mask_rcnn(
     Raises:
         ValueError: if sizes do not fit each other.
     """
+    _check_sizes(encoder.patch_size, image_size)
     patch = encoder.patch_size
-    if patch % 4:
-        raise ValueError(f"patch_size: the pyramid needs patches of a multiple of 4 px, got an encoder with {patch}")
-    if image_size < 4 * patch or image_size % (4 * patch):
-        raise ValueError(f"image_size: expected a multiple of {4 * patch}, four patches, got {image_size}")
     strides = [patch // 4, patch // 2, patch, 2 * patch]
     backbone = ViTDet(encoder, channels=channels, window=window, global_blocks=global_blocks, autocast=autocast)
     anchors = AnchorGenerator([(anchor_scale * stride,) for stride in [*strides, 4 * patch]], [ASPECTS] * 5)
@@ -303,6 +300,13 @@ def mask_rcnn(
     )
     model.transform = Canvas(image_size, mean, std)
     return model
+
+
+def _check_sizes(patch: int, image_size: int) -> None:
+    if patch % 4:
+        raise ValueError(f"patch_size: the pyramid needs patches of a multiple of 4 px, got an encoder with {patch}")
+    if image_size < 4 * patch or image_size % (4 * patch):
+        raise ValueError(f"image_size: expected a multiple of {4 * patch}, four patches, got {image_size}")
 
 
 def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:

@@ -1,1 +1,1 @@
-"""Measurements of a run's frozen features and of its difficulty; the functions are in :mod:`hardpatch.evaluate.run`."""
+"""Measurements of a run: frozen features, difficulty, embeddings."""

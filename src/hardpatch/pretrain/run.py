@@ -126,11 +126,7 @@ def train(
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     log.info("--data: %s", summarize(source))
-    if run.optim.accumulation_steps == "auto":
-        count, device = job.learner.accumulation_steps, job.learner.fabric.device
-        log.info(
-            "optim.accumulation_steps auto: %d micro-batches of %d images on %s", count, run.batch_size // count, device
-        )
+    _say_micro_batches(run, job)
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -152,6 +148,14 @@ def train(
         metrics=metrics,
     )
     return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
+
+
+def _say_micro_batches(run: RunConfig, job: PretrainJob) -> None:
+    if run.optim.accumulation_steps == "auto":
+        count, device = job.learner.accumulation_steps, job.learner.fabric.device
+        log.info(
+            "optim.accumulation_steps auto: %d micro-batches of %d images on %s", count, run.batch_size // count, device
+        )
 
 
 def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None) -> PretrainJob:

@@ -1,0 +1,98 @@
+"""Vectors of images, into a Parquet file."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hardpatch.choices import WeightsName
+from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.sources import open_images
+from hardpatch.data.summary import summarize
+from hardpatch.errors import UserError
+from hardpatch.evaluate.embeddings import write_embeddings
+from hardpatch.interchange.load import load
+from hardpatch.measure.features import Pool, ProgressCallback
+from hardpatch.train.device import use_device
+from hardpatch.train.result import head
+
+log = logging.getLogger("hardpatch")
+
+
+@dataclass(frozen=True)
+class EmbeddingsResult:
+    """Result of :func:`embed`."""
+
+    path: Path
+    images: int
+    """vectors that were written"""
+    width: int
+    """numbers of a vector"""
+    left_out: int
+    """images that could not be decoded"""
+    values: dict[str, Any] = field(default_factory=dict, repr=False)
+    """all of it as plain values, for JSON"""
+
+
+def embed(
+    run: str | Path,
+    images: str | Sequence[str],
+    out: str | Path,
+    *,
+    weights: WeightsName = "student",
+    pool: Pool = "mean",
+    normalize: bool = False,
+    batch_size: int = 256,
+    workers: int | Literal["auto"] = "auto",
+    max_bad_fraction: float = 1.0,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> EmbeddingsResult:
+    """Write one vector for each image into a Parquet file with the columns path and embedding: ``hardpatch embed``.
+
+    Args:
+        run: run folder, ``.safetensors`` file or reference checkpoint.
+        images: files, folders, Parquet files, ``demo:test``.
+        out: the Parquet file; must not exist.
+        weights: of the run.
+        pool: mean of the patch tokens, or the class token.
+        normalize: scale every vector to length 1, for cosine search.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        max_bad_fraction: share of the images that may be undecodable; they are named and left out.
+        device: where to compute.
+        progress: called after each batch with (images done, images).
+    """
+    started, path = time.monotonic(), Path(out)
+    if path.exists():
+        raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
+    used_device = use_device(device)
+    model = load(run, weights, device=used_device)
+    source = open_images([images] if isinstance(images, str) else list(images))
+    log.info("IMAGES: %s", summarize(source))
+    written, bad = write_embeddings(
+        model,
+        source,
+        path,
+        device=used_device,
+        pool=pool,
+        normalize=normalize,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
+    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(bad)
+    width = model.host.encoder.width
+    values = head(
+        "embed",
+        run=str(run),
+        data={"images": images if isinstance(images, str) else " ".join(images)},
+        images={"images": written},
+        classes=None,
+        left_out={"not images": len(source.skipped), "undecodable": len(bad)},
+        seconds=time.monotonic() - started,
+    )
+    values |= {"weights": weights, "pool": pool, "out": str(path), "width": width}
+    return EmbeddingsResult(path, written, width, len(bad), values)

@@ -1,0 +1,215 @@
+"""Accuracy of a run's frozen features: k-NN and linear probe."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from hardpatch.choices import WeightsName
+from hardpatch.data.sources import open_source
+from hardpatch.data.summary import summarize
+from hardpatch.interchange.load import load
+from hardpatch.measure import linear as linear_probes
+from hardpatch.measure.distributed import process_group, process_rank
+from hardpatch.measure.features import Pool, ProgressCallback
+from hardpatch.measure.knn import KnnResult, knn_accuracy
+from hardpatch.measure.labels import LabeledFeatures, labeled_features
+from hardpatch.measure.linear import LinearResult
+from hardpatch.train.device import use_device
+from hardpatch.train.result import head
+
+log = logging.getLogger("hardpatch")
+
+Result = TypeVar("Result", KnnResult, LinearResult)
+Cache = Path | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class FrozenResult(Generic[Result]):
+    """Accuracy of frozen features; without a result in all processes of a ``torchrun`` but the first."""
+
+    result: Result | None
+    random: Result | None = None
+    """the same for the random initialization, where it was asked for"""
+    values: dict[str, Any] = field(default_factory=dict, repr=False)
+    """all of it as plain values, for JSON"""
+
+
+def knn(
+    run: str | Path,
+    train: str,
+    val: str,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    **options: Any,
+) -> FrozenResult[KnnResult]:
+    """Measure k-NN accuracy with DINO's weighted vote: ``hardpatch knn``.
+
+    Args:
+        run: run folder, ``.safetensors`` file or reference checkpoint.
+        train: labeled images that vote.
+        val: labeled images to classify.
+        ks: numbers of neighbors.
+        temperature: of the votes.
+        options: see :func:`frozen_accuracy`.
+
+    Raises:
+        UserError: for weights or data that cannot be used.
+    """
+
+    def measure(features: LabeledFeatures, device: torch.device) -> KnnResult:
+        return knn_accuracy(
+            features.train,
+            features.val,
+            classes=len(features.classes),
+            ks=ks,
+            temperature=temperature,
+            device=device,
+        )
+
+    return frozen_accuracy("knn", run, train, val, measure, **options)
+
+
+def linear(
+    run: str | Path,
+    train: str,
+    val: str,
+    *,
+    base_lrs: Sequence[float] = linear_probes.BASE_LRS,
+    optimizer: linear_probes.Optimizer = "sgd",
+    epochs: int = 90,
+    probe_batch_size: int = 16384,
+    seed: int = 0,
+    **options: Any,
+) -> FrozenResult[LinearResult]:
+    """Train linear probes on frozen features, all learning rates at once, the best reported: ``hardpatch linear``.
+
+    Args:
+        run: run folder, ``.safetensors`` file or reference checkpoint.
+        train: labeled images to learn from.
+        val: labeled images to evaluate on.
+        base_lrs: learning rates for a batch of 256.
+        optimizer: ``sgd`` as MoCo v3, ``lars`` as MAE.
+        epochs: passes over the features.
+        probe_batch_size: features of a step.
+        seed: of weights and order.
+        options: see :func:`frozen_accuracy`.
+
+    Raises:
+        UserError: for weights or data that cannot be used.
+    """
+
+    def measure(features: LabeledFeatures, device: torch.device) -> LinearResult:
+        return linear_probes.linear_probe(
+            features.train,
+            features.val,
+            classes=len(features.classes),
+            generator=torch.Generator().manual_seed(seed),
+            base_lrs=base_lrs,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=probe_batch_size,
+            device=device,
+        )
+
+    return frozen_accuracy("linear", run, train, val, measure, **options)
+
+
+def frozen_accuracy(
+    verb: str,
+    run: str | Path,
+    train: str,
+    val: str,
+    measure: Callable[[LabeledFeatures, torch.device], Result],
+    *,
+    weights: WeightsName = "student",
+    random_baseline: bool = False,
+    pool: Pool = "mean",
+    cache: Cache = "auto",
+    batch_size: int = 256,
+    workers: int | Literal["auto"] = "auto",
+    max_bad_fraction: float = 0.1,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> FrozenResult[Result]:
+    """Measure frozen features of two labeled sets, over all processes of a ``torchrun``.
+
+    Args:
+        verb: name of the measurement.
+        run: run folder, ``.safetensors`` file or reference checkpoint.
+        train: labeled images to learn from.
+        val: labeled images to evaluate on.
+        measure: the measurement.
+        weights: of the run.
+        random_baseline: measure the random initialization, too.
+        pool: mean of the patch tokens, or the class token.
+        cache: folder for the features; ``auto`` is RUN/features of a run folder, None computes them anew.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        max_bad_fraction: files that cannot be decoded are named and left out, up to this share of a set.
+        device: where to compute.
+        progress: called after each batch with (images done, images).
+    """
+    started = time.monotonic()
+    cache = _cache_folder(run, cache)
+    results: dict[str, Result] = {}
+    features: LabeledFeatures | None = None
+    names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
+    with process_group(use_device(device)) as used_device:
+        for name in names:
+            features = labeled_features(
+                load(run, name, device=used_device),
+                train,
+                val,
+                device=used_device,
+                pool=pool,
+                batch_size=batch_size,
+                workers=workers,
+                max_bad_fraction=max_bad_fraction,
+                cache=cache,
+                progress=progress,
+            )
+            if process_rank().rank == 0:  # the others have given their features and have nothing more to do
+                results[name] = measure(features, used_device)
+    if not results:
+        return FrozenResult(None)
+    assert features is not None
+    _say_images(train, val)
+    values = _values(verb, run, (train, val), features, time.monotonic() - started)
+    values |= {"weights": weights, "pool": pool, **results[weights].to_dict()}
+    baseline = results["random"] if random_baseline else None
+    values["random"] = baseline.to_dict() if baseline else None
+    return FrozenResult(results[weights], baseline, values)
+
+
+def _cache_folder(run: str | Path, cache: Cache) -> str | Path | None:
+    if cache != "auto":
+        return cache
+    return Path(run) / "features" if Path(run).is_dir() else None
+
+
+def _say_images(train: str, val: str) -> None:
+    for argument, path in (("--train", train), ("--val", val)):
+        log.info("%s: %s", argument, summarize(open_source(path)))
+
+
+def _values(
+    verb: str, run: str | Path, paths: tuple[str, str], features: LabeledFeatures, seconds: float
+) -> dict[str, Any]:
+    """Return the head of the result, and the names of the images that were left out."""
+    train, val = features.train, features.val
+    values = head(
+        verb,
+        run=str(run),
+        data={"train": str(paths[0]), "val": str(paths[1])},
+        images={"train": len(train.labels), "val": len(val.labels)},
+        classes=len(features.classes),
+        left_out={"train, undecodable": len(train.bad), "val, undecodable": len(val.bad)},
+        seconds=seconds,
+    )
+    return values | {"skipped": [*train.bad, *val.bad]}
