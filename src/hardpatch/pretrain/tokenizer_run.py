@@ -21,11 +21,10 @@ from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.figures import enlarge
 from hardpatch.models.discrete_vae import DiscreteVAE
-from hardpatch.models.tokenizer import KIND, METADATA
+from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
-from hardpatch.segment.file import FILE
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
