@@ -22,7 +22,7 @@ def test_a_suite_of_two_and_one_that_fails(
     sets = {"train": str(images), "val": str(images), "workers": 0}
     suite = write(
         tmp_path / "suite.yaml",
-        {"name": "bars", "verb": "knn", **sets, "k": [3, 5], "untrained": True},
+        {"name": "bars", "verb": "knn", **sets, "k": [3, 5], "random_baseline": True},
         {"name": "bars", "verb": "linear", **sets, "epochs": 2},
         {"name": "gone", "verb": "knn", **sets, "val": str(tmp_path / "gone")},
     )
@@ -48,10 +48,11 @@ def test_a_suite_of_two_and_one_that_fails(
 
 def test_arguments_of_an_entry(tmp_path: Path) -> None:
     suite = write(
-        tmp_path / "suite.yaml", {"name": "my set", "verb": "linear", "lr": [0.1, 1], "untrained": True, "no": False}
+        tmp_path / "suite.yaml",
+        {"name": "my set", "verb": "linear", "lr": [0.1, 1], "random_baseline": True, "no": False},
     )
     (measurement,) = read_suite(suite)
-    assert measurement.arguments == ("--lr", "0.1", "1", "--untrained")
+    assert measurement.arguments == ("--lr", "0.1", "1", "--random_baseline")
     assert measurement.key == "linear-my_set"
 
 
