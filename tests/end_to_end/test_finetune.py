@@ -44,10 +44,10 @@ EVERYTHING = [
 ]
 
 
-def command(run: Path, images: Path, out: Path, *more: object) -> list[str]:
+def command(run: Path, images: Path, out: Path, *options: object) -> list[str]:
     return [
         *("finetune", str(run), "--train", str(images), "--val", str(images), "--out", str(out), *BRIEF),
-        *map(str, more),
+        *map(str, options),
     ]
 
 

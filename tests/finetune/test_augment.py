@@ -140,7 +140,7 @@ def test_erasing_makes_a_rectangle_of_noise() -> None:
         changed = always(gray, np.random.default_rng(seed)) != 60
         rows, columns = changed.any(dim=0).any(dim=1).nonzero(), changed.any(dim=0).any(dim=0).nonzero()
         inside = changed[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert inside.float().mean() > 0.9  # noise is 60 now and then
+        assert inside.float().mean() > 0.9  # a pixel of noise can be 60, too
         assert changed.sum() == inside.sum()
         height, width = inside.shape[1:]
         assert 0.015 < height * width / 64**2 < 0.36

@@ -35,7 +35,7 @@ def test_everything_is_trained_and_drop_path_rises() -> None:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_the_first_scores_have_no_opinion() -> None:
+def test_the_first_scores_are_nearly_zero() -> None:
     assert small_classifier()(torch.randn(4, 3, 16, 24)).abs().max() < 1e-3
 
 

@@ -30,7 +30,7 @@ STRONGEST = 9.99
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seed the global generators of Python and NumPy with ``key``, and restore their states afterwards."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what timm draws from
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from these
     (seed,) = np.random.SeedSequence(key).generate_state(1).tolist()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002

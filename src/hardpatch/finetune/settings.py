@@ -22,11 +22,11 @@ class FinetuneSettings(TrainingSettings):
     base_lr: float = setting(5e-4, "peak learning rate for a batch of 256; it is scaled with the batch")
     lr: float | None = setting(None, "peak learning rate, in place of base_lr")
     min_lr: float = setting(1e-6, "learning rate at the end")
-    warmup_epochs: float = setting(5.0, "epochs in which the learning rate rises from 0")
+    warmup_epochs: float = setting(5.0, "epochs over which the learning rate rises from 0")
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas")
     image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training")
     smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes")
-    mixup: float = setting(0.8, "alpha of mixup, 0 is off; where both are on each batch has one of the two")
+    mixup: float = setting(0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two")
     cutmix: float = setting(1.0, "alpha of CutMix, 0 is off")
     mix_prob: float = setting(1.0, "probability with which a batch is mixed")
     randaugment: float = setting(9.0, "mean magnitude of RandAugment, 0 to 10, 0 is off; two operations an image")
@@ -34,7 +34,9 @@ class FinetuneSettings(TrainingSettings):
     erase: float = setting(0.25, "probability of random erasing: a rectangle of noise")
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "random resized crop: range of the share of the area")
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "random resized crop: range of the aspect ratio")
-    ema: float | None = setting(None, "decay of a moving average of the weights, which is then evaluated; null: none")
+    ema: float | None = setting(
+        None, "decay of a moving average of the weights, which is then evaluated; null keeps none"
+    )
 
     @property
     def decay_per_layer(self) -> float:
