@@ -22,48 +22,40 @@ from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError
-from hardpatch.finetune.run import Result, finetune, load_classifier
-from hardpatch.finetune.settings import configure
-from hardpatch.interchange.load import read_settings
+from hardpatch.finetune.run import FinetuneResult, finetune, load_classifier
+from hardpatch.interchange.load import load
 from hardpatch.train.checkpoint import checkpoints, with_prefix
 from hardpatch.train.metrics import read_metrics
+from hardpatch.train.progress import Silent
+from hardpatch.train.run_folder import read_values
 from tests.end_to_end.conftest import SMALL, write_images
 
 Fails = Callable[..., str]
 
 BRIEF = [
     *("--preset", "tiny", "--batch_size", "10", "--epochs", "6", "--warmup_epochs", "1", "--base_lr", "2e-2"),
-    *("--eval_epochs", "2", "--log_every", "1", "--workers", "0", "--device", "cpu"),
+    *("--val_every", "2", "--log_every", "1", "--workers", "0", "--device", "cpu"),
 ]
-"""18 steps: 30 images, 10 a step."""
+"""18 steps: 6 epochs of 30 images, 10 per step."""
+
+EVERYTHING = [
+    *("--ema", "0.9", "--mixup", "0.2", "--erase", "0.5", "--accumulation_steps", "2", "--clip", "5"),
+    *("--checkpoint_steps", "4"),
+]
 
 
-def command(run: Path, images: Path, out: Path, *more: object) -> list[str]:
+def command(run: Path, images: Path, out: Path, *options: object) -> list[str]:
     return [
         *("finetune", str(run), "--train", str(images), "--val", str(images), "--out", str(out), *BRIEF),
-        *map(str, more),
+        *map(str, options),
     ]
 
 
 @pytest.fixture(scope="module")
 def tuned(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with all there is: mixing, a moving average, accumulation."""
+    """Finish a run with mixing, erasing, a moving average, accumulation and clipping."""
     folder = tmp_path_factory.mktemp("finetune") / "run"
-    more = (
-        "--ema",
-        0.9,
-        "--mixup",
-        0.2,
-        "--erase",
-        0.5,
-        "--accumulation_steps",
-        2,
-        "--clip",
-        5,
-        "--checkpoint_steps",
-        4,
-    )
-    assert main(command(run, images, folder, *more)) == 0
+    assert main(command(run, images, folder, *EVERYTHING)) == 0
     return folder
 
 
@@ -71,6 +63,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(folder / "metrics.jsonl")
     ]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return content
 
 
 def last(folder: Path) -> Path:
@@ -90,61 +87,68 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_images_become_a_classifier(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, told = tmp_path / "new" / "run", tmp_path / "result.json"
-    more = ("--epochs", "30", "--randaugment", "0", "--crop_scale", "[0.8,1]", "--flip", "0", "--json", told)
-    assert main(command(run, images, out, *more)) == 0
-    result = json.loads((out / "accuracy.json").read_text())
-    assert result == json.loads(told.read_text())
+    out, json_file = tmp_path / "new" / "run", tmp_path / "result.json"
+    options = ("--epochs", "30", "--randaugment", "0", "--crop_scale", "0.8", "1", "--flip", "0", "--json", json_file)
+    assert main(command(run, images, out, *options)) == 0
+    result = read_result(out)
+    assert result == json.loads(json_file.read_text())
+    assert (result["verb"], result["run"], result["classes"]) == ("finetune", str(run), 2)
+    assert result["data"] == {"train": str(images), "val": str(images)}
+    assert result["images"] == {"train": 30, "val": 30}
+    assert set(result["left_out"].values()) == {0}
     assert result["top1"] > 0.9  # bars at two places: easy
     assert result["top5"] == 1.0
-    assert [row["name"] for row in result["classes"]] == ["class_0", "class_1"]
-    assert [row["images"] for row in result["classes"]] == [15, 15]
+    assert [row["name"] for row in result["per_class"]] == ["class_0", "class_1"]
+    assert [row["images"] for row in result["per_class"]] == [15, 15]
     last = capsys.readouterr().out.splitlines()[-1]
-    found = re.fullmatch(r"top-1 (\S+)%, top-5 100.00% after the last epoch \(best epoch \S+: top-1 (\S+)%\)", last)
-    assert found is not None, last
-    assert float(found[1]) == pytest.approx(100 * result["top1"], abs=0.01)
-    assert float(found[2]) == pytest.approx(100 * result["best_top1"], abs=0.01)
+    match = re.fullmatch(r"top-1 (\S+)%, top-5 100.00% after the last epoch \(best epoch \S+: top-1 (\S+)%\)", last)
+    assert match is not None, last
+    assert float(match[1]) == pytest.approx(100 * result["top1"], abs=0.01)
+    assert float(match[2]) == pytest.approx(100 * result["best_top1"], abs=0.01)
 
-    # the numbers are those of a plain loop over the images, with what was saved
+    # A plain loop over the images with the saved weights gives the same number.
     model, classes, size = load_classifier(out)
     assert classes == ("class_0", "class_1")
-    source, right = open_source(images), 0
+    source, correct = open_source(images), 0
     for k in range(len(source)):
         pixels = EvalTransform(size)(source.image(k, 3))[None]
-        right += int(model(model.normalize(pixels)).argmax()) == source.label(k)
-    assert result["top1"] == right / 30
+        correct += int(model(model.normalize(pixels)).argmax()) == source.label(k)
+    assert result["top1"] == correct / 30
 
-    measured = [row for row in rows(out) if "top1" in row]
-    assert [round(row["epoch"]) for row in measured] == list(range(2, 31, 2))
-    assert measured[-1]["top1"] == result["top1"]
-    assert max(row["top1"] for row in measured) == result["best_top1"]
+    evaluations = [row for row in rows(out) if "top1" in row]
+    assert [round(row["epoch"]) for row in evaluations] == list(range(2, 31, 2))
+    assert evaluations[-1]["top1"] == result["top1"]
+    assert max(row["top1"] for row in evaluations) == result["best_top1"]
     assert all(row["loss"] > 0 for row in rows(out))
     for name in ("README.md", "environment.json", "config.yaml", "pictures/curves.png", "pictures/confusion.png"):
         assert (out / name).stat().st_size > 100
-    assert read_settings(out).run == str(run)
+    values = read_values(out)
+    assert (values["verb"], values["run"], values["train"], values["epochs"]) == ("finetune", str(run), str(images), 30)
 
 
-def test_the_moving_average_is_what_is_judged(tuned: Path) -> None:
+def test_the_moving_average_is_loaded_and_evaluated(tuned: Path) -> None:
     assert len(rows(tuned)) == 18
-    averaged = load_classifier(tuned).model.state_dict()
-    kept = load_file(last(tuned) / "model.safetensors")
-    assert same(averaged, with_prefix(kept, "teacher."))
-    student = with_prefix(kept, "student.")
+    model, _, size = load_classifier(tuned)
+    averaged, weights = model.state_dict(), load_file(last(tuned) / "model.safetensors")
+    assert same(averaged, with_prefix(weights, "teacher."))
+    student = with_prefix(weights, "student.")
     assert averaged.keys() == student.keys()
     assert not torch.equal(averaged["head.weight"], student["head.weight"])
+    source = open_source(read_values(tuned)["val"])
+    pixels = torch.stack([EvalTransform(size)(source.image(k, 3)) for k in range(len(source))])
+    predicted = model(model.normalize(pixels)).argmax(dim=1).tolist()
+    assert read_result(tuned)["top1"] == sum(predicted[k] == source.label(k) for k in range(30)) / 30
 
 
 def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_path: Path) -> None:
     folder, start = tmp_path / "run", tmp_path / "start"
-    shutil.copytree(run, start)  # a path of its own, to be taken away
-    settings = read_settings(tuned)
-    more = [f"--{name}={getattr(settings, name)}" for name in ("ema", "mixup", "erase", "accumulation_steps", "clip")]
-    arguments = [*command(start, images, folder, *more), "--checkpoint_steps", "4", "--workers", "1"]
+    shutil.copytree(run, start)  # a copy that can be removed
+    arguments = command(start, images, folder, *EVERYTHING, "--workers", "1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-m", "hardpatch", *arguments], env=environment) as process:
         for _ in range(2400):
-            done = rows(folder)
-            if done and done[-1]["step"] >= 6:
+            metrics = rows(folder)
+            if metrics and metrics[-1]["step"] >= 6:
                 break
             assert process.poll() is None
             time.sleep(0.02)
@@ -152,94 +156,89 @@ def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_pa
     assert process.returncode == -signal.SIGKILL
     step = int(checkpoints(folder / "checkpoints")[-1].name.removeprefix("step_"))
     assert 4 <= step < 18
-    shutil.rmtree(start)  # what it began with is not needed any more
+    shutil.rmtree(start)  # the encoder that it started from is no longer needed
     assert main(["finetune", "--resume", "--out", str(folder), "--workers", "0"]) == 0
     assert same(saved(folder), saved(tuned))
     assert rows(folder) == rows(tuned)
-    assert (folder / "accuracy.json").read_bytes() == (tuned / "accuracy.json").read_bytes()
+    facts_of_the_call = {"run": str(start), "seconds": read_result(folder)["seconds"]}
+    assert read_result(folder) == {**read_result(tuned), **facts_of_the_call}
 
 
-class Stopping:
-    """Asks the process to stop after some steps, as Ctrl-C does."""
+class Stopping(Silent):
+    """Sends SIGTERM to the process after some steps."""
 
     def __init__(self, after: int) -> None:
         self.left = after
-
-    def start(self, step: int, total: int, batch_size: int) -> None: ...
 
     def advance(self) -> None:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def metrics(self, row: dict[str, Any]) -> None: ...
-
-    def stop(self) -> None: ...
-
 
 def test_without_the_command_line_stopped_and_resumed(run: Path, images: Path, tmp_path: Path) -> None:
-    settings = configure(
-        "tiny",
-        run=str(run),
-        train=str(images),
-        val=str(images),
-        epochs=4.0,
-        warmup_epochs=1.0,
-        batch_size=10,
-        eval_epochs=1.5,
-        workers=0,
-        device="cpu",
-    )
-    whole = finetune(settings, tmp_path / "whole")
-    stopped = finetune(settings, tmp_path / "stopped", progress=Stopping(after=5))
+    settings: dict[str, Any] = {
+        "preset": "tiny",
+        "epochs": 4.0,
+        "warmup_epochs": 1.0,
+        "batch_size": 10,
+        "val_every": 1.5,
+        "workers": 0,
+        "device": "cpu",
+    }
+    whole = finetune(run, images, images, tmp_path / "whole", **settings)
+    stopped = finetune(str(run), images, images, tmp_path / "stopped", progress=Stopping(after=5), **settings)
     assert (stopped.step, stopped.total, stopped.signal) == (5, 12, signal.SIGTERM)
     assert not stopped.finished
-    assert not (tmp_path / "stopped" / "accuracy.json").exists()
-    resumed = finetune(settings, tmp_path / "stopped", resume=True)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    resumed = finetune(out=tmp_path / "stopped", resume=True)
     assert outcome(resumed) == outcome(whole)
     assert same(saved(tmp_path / "stopped"), saved(tmp_path / "whole"))
-    again = finetune(settings, tmp_path / "stopped", resume=True)  # nothing is left to do
+    again = finetune(run, images, images, tmp_path / "stopped", resume=True, **settings)  # all steps are done
     assert outcome(again) == outcome(whole)
+    assert again.result == read_result(tmp_path / "stopped")
 
 
-def outcome(result: Result) -> tuple[float, ...]:
+def outcome(result: FinetuneResult) -> tuple[float, ...]:
     return result.top1, result.top5, result.best_top1, result.best_epoch, result.step
 
 
-def test_from_scratch(run: Path, images: Path, tmp_path: Path) -> None:
-    first = {}
-    for name, more in {"a": [], "b": ["--from_scratch"], "c": ["--from_scratch", "--seed", "1"]}.items():
-        assert main(command(run, images, tmp_path / name, "--epochs", "0.3", "--warmup_epochs", "0.3", *more)) == 0
-        # one step at learning rate 0: the weights are what it began with
-        first[name] = load_classifier(tmp_path / name).model.state_dict()["encoder.blocks.0.attn.qkv.weight"]
-    from hardpatch import load
+def test_weights_to_start_from(run: Path, images: Path, tmp_path: Path) -> None:
+    weights = {}
+    for name, options in {
+        "student": [],
+        "teacher": ["--weights", "teacher"],
+        "random": ["--weights", "random"],
+        "other": ["--weights", "random", "--seed", "1"],
+    }.items():
+        assert main(command(run, images, tmp_path / name, "--epochs", "0.3", "--warmup_epochs", "0.3", *options)) == 0
+        # One step with learning rate 0 leaves the weights unchanged.
+        weights[name] = load_classifier(tmp_path / name).model.state_dict()["encoder.blocks.0.attn.qkv.weight"]
+    for name, model in {"student": load(run, "student"), "teacher": load(run, "teacher")}.items():
+        assert torch.equal(weights[name], model.host.encoder.state_dict()["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(weights["teacher"], weights["student"])
+    assert not torch.equal(weights["random"], weights["student"])
+    assert not torch.equal(weights["other"], weights["random"])
 
-    trained = load(run).host.encoder.state_dict()["blocks.0.attn.qkv.weight"]
-    assert torch.equal(first["a"], trained)
-    assert not torch.equal(first["b"], first["a"])
-    assert not torch.equal(first["c"], first["b"])
-    assert read_settings(tmp_path / "a").layer_decay == 0.8
-    assert read_settings(tmp_path / "b").layer_decay == 1.0
 
-
-def test_pieces_of_a_batch_are_the_batch(run: Path, images: Path, tmp_path: Path) -> None:
-    found = []
-    for pieces in (1, 5):
-        out = tmp_path / str(pieces)
-        assert main(command(run, images, out, "--epochs", 1, "--drop_path", 0, "--accumulation_steps", pieces)) == 0
-        found.append(rows(out)[:-1])
-    for one, other in zip(*found, strict=True):
+def test_micro_batches_give_the_result_of_the_batch(run: Path, images: Path, tmp_path: Path) -> None:
+    metrics = []
+    for count in (1, 5):
+        out = tmp_path / str(count)
+        assert main(command(run, images, out, "--epochs", 1, "--drop_path", 0, "--accumulation_steps", count)) == 0
+        metrics.append(rows(out)[:-1])
+    for one, other in zip(*metrics, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_classes_go_by_their_names(run: Path, images: Path, tmp_path: Path) -> None:
+def test_classes_are_matched_by_name(run: Path, images: Path, tmp_path: Path) -> None:
     val = tmp_path / "val"
     shutil.copytree(images / "class_1", val / "class_1")  # label 0 here, 1 in the training set
     out = tmp_path / "run"
     assert main([*command(run, images, out), "--val", str(val), "--image_size", "24"]) == 0
-    result = json.loads((out / "accuracy.json").read_text())
-    assert result["classes"][0] == {"name": "class_0", "images": 0, "top1": None}
-    assert result["classes"][1] == {"name": "class_1", "images": 15, "top1": result["top1"]}
+    result = read_result(out)
+    assert result["per_class"][0] == {"name": "class_0", "images": 0, "top1": None}
+    assert result["per_class"][1] == {"name": "class_1", "images": 15, "top1": result["top1"]}
     assert load_classifier(out).image_size == (24, 24)
     assert load_classifier(out).model.encoder.grid == (6, 6)
 
@@ -266,7 +265,9 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     out = tmp_path / "run"
     good = command(run, images, out)
     assert "--out: expected a folder" in fails(*good[:6])
-    assert "RUN: expected what to start from, got nothing" in fails("finetune", *good[2:])
+    assert "RUN: expected a pre-trained encoder to start from, got nothing" in fails("finetune", *good[2:])
+    assert "--train: expected labeled images to learn from, got nothing" in fails(*good[:2], "--out", out)
+    assert "--val: expected labeled images to evaluate on, got nothing" in fails(*good[:4], "--out", out)
     assert f"--train: {tmp_path}/missing: no such file" in fails(*good, "--train", tmp_path / "missing")
     assert f"--val: {tmp_path}/missing: no such file" in fails(*good, "--val", tmp_path / "missing")
     assert "does not exist" in fails(*command(tmp_path / "missing", images, out))
@@ -289,7 +290,8 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     assert "config.yaml" in fails("finetune", "--resume", "--out", tmp_path / "nowhere")
     assert "one of another verb" in fails("finetune", "--resume", "--out", run)
     line = fails("finetune", "--resume", "--out", tuned, "--seed", 3, "--mixup", 0.5)
-    assert "mixup was 0.2, now 0.5; seed was 0, now 3" in line
+    assert "seed was 0, now 3; mixup was 0.2, now 0.5" in line
+    assert "train was" in fails("finetune", "--resume", "--out", tuned, "--train", other)
     assert not out.exists()
 
 
@@ -314,22 +316,25 @@ def test_too_many_broken_validation_images(run: Path, images: Path, tmp_path: Pa
     broken.write_bytes(broken.read_bytes()[:300])
     assert main([*command(run, images, tmp_path / "a"), "--val", str(val)]) == 2
     assert main([*command(run, images, tmp_path / "b"), "--val", str(val), "--max_bad_fraction", "0.3"]) == 0
-    assert json.loads((tmp_path / "b" / "accuracy.json").read_text())["images"] == 3
+    result = read_result(tmp_path / "b")
+    assert result["images"] == {"train": 30, "val": 3}
+    assert result["left_out"] == {**dict.fromkeys(result["left_out"], 0), "val, undecodable": 1}
+    assert sum(row["images"] for row in result["per_class"]) == 3
 
 
-def test_a_loss_that_explodes_is_told(run: Path, images: Path, tmp_path: Path) -> None:
-    settings = configure(
-        "tiny",
-        run=str(run),
-        train=str(images),
-        val=str(images),
-        batch_size=10,
-        epochs=6,
-        workers=0,
-        device="cpu",
-        warmup_epochs=0,
-        base_lr=1e30,
-    )
+def test_a_broken_training_image_is_replaced(run: Path, images: Path, tmp_path: Path) -> None:
+    train = write_images(tmp_path / "train", each=10)
+    broken = train / "class_1" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    assert main([*command(run, images, tmp_path / "a"), "--train", str(train), "--max_bad_fraction", "0.01"]) == 2
+    assert main([*command(run, images, tmp_path / "b"), "--train", str(train)]) == 0
+    result = read_result(tmp_path / "b")
+    assert result["images"] == {"train": 20, "val": 30}
+    assert result["left_out"] == {**dict.fromkeys(result["left_out"], 0), "train, undecodable": 1}
+
+
+def test_a_loss_that_diverges_is_an_error(run: Path, images: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 10, "epochs": 6, "warmup_epochs": 0, "base_lr": 1e30, "workers": 0}
     with pytest.raises(TrainingError, match=r"NaN or infinite between steps .* lower --base_lr"):
-        finetune(settings, tmp_path / "run")
+        finetune(run, images, images, tmp_path / "run", preset="tiny", device="cpu", **settings)
     assert not checkpoints(tmp_path / "run" / "checkpoints")

@@ -75,17 +75,17 @@ def test_table2_on_the_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_every_host_of_table_b(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
     assert study("tableB", out, "--data", images, "--val", val, "--steps", "4") == 0
-    assert (out / "tokenizer.safetensors").is_file()
+    assert (out / "trained_tokenizer" / "tokenizer.safetensors").is_file()
     lines = read_table(out)["rows"]
     assert len(lines) == 8
     assert all(set(line["ours"]) == {"knn", "linear", "finetune"} for line in lines)
     assert "9 runs, 9 of them to do" in capsys.readouterr().out
     # Another study can use the tokenizer of this one.
     other = tmp_path / "other"
-    tokenizer = ("--tokenizer", out / "tokenizer.safetensors")
+    tokenizer = ("--tokenizer", out / "trained_tokenizer")
     assert study("tableB", other, "--data", images, "--val", val, "--steps", "4", *tokenizer) == 0
     assert measurements(other) == measurements(out)
-    assert not (other / "tokenizer.safetensors").exists()
+    assert not (other / "trained_tokenizer").exists()
 
 
 def test_rows_that_cannot_be_run_are_in_the_table_with_a_reason(

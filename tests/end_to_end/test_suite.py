@@ -1,14 +1,19 @@
 """Several measurements of one run as one table."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from hardpatch.cli import main
+from hardpatch.finetune.run import finetune
 from hardpatch.study.suite import read_suite, table_values
+from hardpatch.train.progress import Silent
 
 
 def write(path: Path, *entries: object) -> Path:
@@ -22,7 +27,7 @@ def test_a_suite_of_two_and_one_that_fails(
     sets = {"train": str(images), "val": str(images), "workers": 0}
     suite = write(
         tmp_path / "suite.yaml",
-        {"name": "bars", "verb": "knn", **sets, "k": [3, 5], "untrained": True},
+        {"name": "bars", "verb": "knn", **sets, "k": [3, 5], "random_baseline": True},
         {"name": "bars", "verb": "linear", **sets, "epochs": 2},
         {"name": "gone", "verb": "knn", **sets, "val": str(tmp_path / "gone")},
     )
@@ -34,6 +39,7 @@ def test_a_suite_of_two_and_one_that_fails(
     knn = json.loads((out / "knn-bars.json").read_text())
     assert f"| bars | k-NN top-1 | {100 * knn['top1']:.2f} % |" in table
     assert [row["k"] for row in knn["rows"]] == [3, 5]
+    assert 0 <= knn["random"]["top1"] <= 1
     assert "| bars | linear top-5 |" in table
     assert "| gone | knn | failed" in table
     # Measurements that are done are not repeated.
@@ -46,12 +52,50 @@ def test_a_suite_of_two_and_one_that_fails(
     assert len(json.loads((out / "table.json").read_text())["results"]) == 3
 
 
+class Stopping(Silent):
+    """Sends SIGTERM to the process after two steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def advance(self) -> None:
+        self.steps += 1
+        if self.steps == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_training_of_a_suite_is_resumed(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {
+        "preset": "tiny",
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "batch_size": 10,
+        "workers": 0,
+        "device": "cpu",
+    }
+    entry = {"name": "bars", "verb": "finetune", "train": str(images), "val": str(images), **settings}
+    suite, out = write(tmp_path / "suite.yaml", entry), tmp_path / "out"
+    stopped = finetune(str(run), str(images), str(images), out / "finetune-bars", progress=Stopping(), **settings)
+    assert (stopped.step, stopped.total) == (2, 6)
+    for beginning in ("step 2 of 6", "table: "):  # it goes on from step 2, and is not repeated
+        capsys.readouterr()
+        assert main(["evaluate", str(run), "--suite", str(suite), "--out", str(out)]) == 0
+        printed = capsys.readouterr()
+        assert beginning in printed.err + printed.out
+    assert "steps done" not in printed.out
+    top1 = json.loads((out / "finetune-bars" / "result.json").read_text())["top1"]
+    assert f"| bars | fine-tuning top-1 | {100 * top1:.2f} % |" in (out / "table.md").read_text()
+
+
 def test_arguments_of_an_entry(tmp_path: Path) -> None:
     suite = write(
-        tmp_path / "suite.yaml", {"name": "my set", "verb": "linear", "lr": [0.1, 1], "untrained": True, "no": False}
+        tmp_path / "suite.yaml",
+        {"name": "my set", "verb": "linear", "lr": [0.1, 1], "random_baseline": True, "no": False},
     )
     (measurement,) = read_suite(suite)
-    assert measurement.arguments == ("--lr", "0.1", "1", "--untrained")
+    assert measurement.arguments == ("--lr", "0.1", "1", "--random_baseline")
     assert measurement.key == "linear-my_set"
 
 

@@ -1,4 +1,4 @@
-"""hardpatch finetune."""
+"""The verb finetune."""
 
 from hardpatch.cli.arguments import write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
@@ -6,7 +6,8 @@ from hardpatch.finetune.settings import PRESETS
 
 
 def finetune(arguments: list[str]) -> int:
-    parser = training_parser("finetune", "Train the encoder of RUN and a linear layer under labels.", PRESETS)
+    """Run ``hardpatch finetune`` and return the exit code."""
+    parser = training_parser("finetune", "Train the encoder of RUN and a linear layer on labeled images.", PRESETS)
     options = parser.parse_args(arguments)
 
     from hardpatch.finetune.run import finetune as train
@@ -31,7 +32,7 @@ def finetune(arguments: list[str]) -> int:
     if options.json is not None:
         write_json(options.json, result.result)
     print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
-    print(f"each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
+    print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
     print(
         f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch "
         f"(best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})"

@@ -1,7 +1,7 @@
-"""What fine-tuning does to its images: RandAugment and erasing one by one, mixup and CutMix to a batch.
+"""Augmentation of fine-tuning: RandAugment and random erasing of an image, mixup and CutMix of a batch.
 
-timm's RandAugment and mixup draw from the global generators of Python and NumPy; they are run as of a seed that hangs
-on the image or the step alone, so that the same run sees the same images with any number of workers and after a resume.
+timm's RandAugment and mixup draw from the global generators of Python and NumPy. Here these are seeded by image or step
+before each use. The same run therefore sees the same images with any number of workers and after a resume.
 """
 
 import math
@@ -21,17 +21,16 @@ from hardpatch.data.crop import Image
 from hardpatch.data.decode import Jpeg
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
-"""Share of the image that is erased, and its height over its width (Zhong et al. 2020)."""
-
+"""Ranges of the erased share of an image, and of height over width of the rectangle (Zhong et al. 2020)."""
 
 STRONGEST = 9.99
-"""Magnitude: at 10 posterization would keep no bit of an image, which Pillow refuses."""
+"""Largest magnitude of RandAugment: at 10 posterization would keep no bit of an image, which Pillow refuses."""
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Python's and NumPy's global generators as of a seed; afterwards they are as they were."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - what timm draws from
+    """Seed the global generators of Python and NumPy with ``key``, and restore their states afterwards."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from these
     (seed,) = np.random.SeedSequence(key).generate_state(1).tolist()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -46,9 +45,12 @@ def seeded(*key: int) -> Iterator[None]:
 class FinetuneTransform(TrainTransform):
     """Random resized crop and flip, then RandAugment (Cubuk et al. 2020), then random erasing.
 
-    `magnitude` (0 to 10, 0 is off) and its deviation are timm's ``rand-m..-mstd..-inc1``. With probability `erase` a
-    rectangle becomes noise, normal in units of `mean` and `std`, by which the images are normalized later; as pixels
-    are still bytes here, it is cut off at black and white.
+    Args:
+        mean, std: of each channel for pixels in [0, 1], by which the images are normalized later. The noise of random
+            erasing has this mean and standard deviation. It is clipped at black and white, since pixels are bytes here.
+        magnitude: mean magnitude of RandAugment, 0 to 10, 0 is off.
+        magnitude_std: standard deviation of the magnitude; the two are timm's ``rand-m..-mstd..-inc1``.
+        erase: probability that a rectangle becomes noise.
     """
 
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -58,7 +60,7 @@ class FinetuneTransform(TrainTransform):
     erase: float = 0.0
 
     def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
-        """uint8 [H, W, C] to uint8 [C, h, w], with its place in the image."""
+        """Crop and augment an image, uint8 ``[H, W, C]``: uint8 ``[C, h, w]`` and the box of the crop."""
         crop = super().crop(image, rng)
         pixels = crop.pixels
         if self.magnitude:
@@ -112,10 +114,10 @@ class Mixer:
 
     Args:
         classes: number of classes.
-        mixup, cutmix: their alphas, 0 is off; where both are on each batch has one of them, drawn evenly.
-        probability: with which a batch is mixed.
+        mixup, cutmix: their alphas, 0 is off. If both are on, each batch has one of the two, with equal probability.
+        probability: probability that a batch is mixed.
         smoothing: share of a target that is spread evenly over all classes.
-        seed: of the draws.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -130,8 +132,15 @@ class Mixer:
             self._mix = Mixup(mixup, cutmix, prob=probability, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Images ``[B, C, H, W]`` (changed in place; an even number where they are mixed) and labels int64 ``[B]`` to
-        mixed images and targets ``[B, classes]`` that sum to 1; the same for the same seed and step.
+        """Mix a batch; the result is the same for the same seed and step.
+
+        Args:
+            images: ``[B, C, H, W]``, changed in place; B must be even if batches are mixed.
+            labels: int64 ``[B]``.
+            step: number of the step.
+
+        Returns:
+            The mixed images, and targets ``[B, classes]`` that sum to 1.
         """
         if self._mix is None:
             return images, self._target(labels, self.classes, smoothing=self.smoothing)

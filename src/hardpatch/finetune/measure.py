@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFUSIONS_LISTED = 20
-"""Most frequent confusions that ``result.json`` lists."""
+"""Number of the most frequent confusions that ``result.json`` lists."""
 NAMED_CLASSES, NUMBERED_CLASSES = 100, 15
-"""Largest numbers of classes for which the picture shows names, and numbers of images."""
+"""Largest number of classes for which the picture shows their names, and for which it shows numbers of images."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,17 @@ class ClassifierEvaluation:
 def report(
     evaluation: ClassifierEvaluation, classes: Sequence[str], best_top1: float, best_epoch: float
 ) -> dict[str, Any]:
-    """Return plain values for ``result.json``; accuracies are in [0, 1], None for a class without validation images."""
-    images, right = evaluation.confusion.sum(dim=1).tolist(), evaluation.confusion.diag().tolist()
+    """Return plain values for ``result.json``.
+
+    Accuracies are shares in [0, 1], None for a class without validation images.
+
+    Args:
+        evaluation: of the last epoch.
+        classes: names of the classes, in the order of the confusion matrix.
+        best_top1: best accuracy of all evaluations.
+        best_epoch: epoch of that evaluation.
+    """
+    images, correct = evaluation.confusion.sum(dim=1).tolist(), evaluation.confusion.diag().tolist()
     wrong = evaluation.confusion.clone().fill_diagonal_(0)
     counts, cells = wrong.flatten().topk(min(CONFUSIONS_LISTED, wrong.numel()))
     return {
@@ -52,7 +61,7 @@ def report(
         "best_epoch": best_epoch,
         "per_class": [
             {"name": name, "images": count, "top1": hits / count if count else None}
-            for name, count, hits in zip(classes, images, right, strict=True)
+            for name, count, hits in zip(classes, images, correct, strict=True)
         ],
         "confusions": [
             {"class": classes[cell // len(classes)], "predicted": classes[cell % len(classes)], "images": count}
@@ -63,7 +72,10 @@ def report(
 
 
 def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix: rows are true classes, columns predicted ones, colors shares of the row."""
+    """Draw a confusion matrix ``[classes, classes]``: rows are true classes, columns predicted ones.
+
+    Colors are shares of a row.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

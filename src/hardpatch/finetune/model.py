@@ -1,4 +1,4 @@
-"""A pre-trained encoder with a linear layer on top, all of it trained under labels (fine-tuning)."""
+"""Network of fine-tuning: a pre-trained encoder with a linear layer on top, both trained on labels."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from hardpatch.models.pixels import normalize
 from hardpatch.models.positions import resample_positions
 
 HEAD_STD = 2e-5
-"""Of the head's first weights: nearly no opinion, so that the first gradients do not tear the encoder (MAE)."""
+"""Standard deviation of the head's first weights (MAE): so small that its first gradients do not harm the encoder."""
 
 
 class Classifier(nn.Module):
     """Encoder, mean of the patch tokens, norm, linear layer: MAE's network for fine-tuning (He et al. 2022, App. A.2).
 
-    The encoder's own last norm gives way to a new one after the mean. Its positions are trained along, as in the
-    reference implementations, where they are a parameter that pre-training holds fixed.
+    A new norm after the mean replaces the encoder's last norm. The positions are trained, too, as in the reference
+    implementations, where they are a parameter that pre-training keeps fixed.
 
     Args:
         encoder: is changed and becomes part of this network.
         classes: number of classes.
         mean, std: of each channel for pixels in [0, 1], by which images are normalized.
-        image_size: (height, width) of the images, pixels; None is the encoder's. Positions are interpolated.
-        drop_path: of the last block, rising linearly from 0 in the first.
+        image_size: (height, width) of the images in pixels; None is that of the encoder. Positions are interpolated.
+        drop_path: drop path of the last block; it rises linearly from 0 in the first block.
 
     Raises:
         ValueError: if the patch size does not divide the image.
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         grid = encoder.grid if image_size is None else patch_grid(image_size, encoder.patch_size)
         if encoder.positions is not None:
             positions = resample_positions(encoder.positions.detach(), encoder.grid, grid).clone()
-            del encoder.positions  # a buffer does not give way to a parameter by itself
+            del encoder.positions  # a buffer cannot be overwritten by a parameter
             encoder.positions, encoder.grid = nn.Parameter(positions), grid
         self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
         self.head = nn.Linear(encoder.width, classes)
@@ -65,9 +65,9 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``[B, classes]`` of normalized images ``[B, C, H, W]``."""
+        """Classify normalized images ``[B, C, H, W]``: scores ``[B, classes]``."""
         return self.head(self.fc_norm(self.encoder(images)[:, 1:].mean(dim=1)))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 ``[B, C, H, W]`` -> what the network takes, float32."""
+        """Normalize pixels, uint8 ``[B, C, H, W]``, to the network's input, float32."""
         return normalize(images, self.mean, self.std)

@@ -1,4 +1,4 @@
-"""Fine-tuning: a pre-trained encoder and a linear layer trained together under labels (the paper's Table S2)."""
+"""Fine-tuning: a pre-trained encoder and a linear layer trained together on labels (the paper's Table S2)."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ from hardpatch.train.result import write_result
 log = logging.getLogger("hardpatch")
 
 REQUIRED = {
-    "run": "what to start from",
+    "run": "a pre-trained encoder to start from",
     "train": "labeled images to learn from",
     "val": "labeled images to evaluate on",
 }
@@ -43,27 +43,27 @@ README = """# A network fine-tuned with hardpatch
 
 Made by `{command}`.
 
-| file | what |
+| file | content |
 |---|---|
 | `config.yaml` | every setting |
 | `environment.json` | versions and hardware |
-| `metrics.jsonl` | a JSON object a line: loss and learning rate; after an evaluation its loss, top-1 and top-5 |
+| `metrics.jsonl` | one JSON object per line: loss and learning rate, or loss, top-1 and top-5 of an evaluation |
 | `result.json` | the result after the last epoch: top-1, top-5, accuracy of each class, the most frequent confusions |
 | `tensorboard/` | the metrics for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights, names of the classes; `training.safetensors`: optimizer |
 | `pictures/` | `curves.png`; `confusion.png`: the confusion matrix |
 
-If it was interrupted, resume with
+If it was interrupted, run this to resume:
 
     hardpatch finetune --resume --out {folder}
 
-In Python, `hardpatch.load_classifier("{folder}")` gives the network.
+In Python, `hardpatch.load_classifier("{folder}")` loads the network.
 """
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """How a call of :func:`finetune` ended. Accuracies are shares in [0, 1], NaN where it was interrupted."""
+    """Result of :func:`finetune`. Accuracies are shares in [0, 1], NaN if it was interrupted."""
 
     folder: Path
     checkpoint: Path
@@ -74,32 +74,32 @@ class FinetuneResult:
     """after the last epoch: the result"""
     top5: float = math.nan
     best_top1: float = math.nan
-    """the best of all evaluations; it was chosen on the images that it is reported on, so it flatters"""
+    """best of all evaluations; it is too high, since it is chosen on the images that it is measured on"""
     best_epoch: float = math.nan
     signal: int = 0
-    """the signal that interrupted it, 0 for none"""
+    """signal that interrupted it, 0 for none"""
     result: dict[str, Any] = field(default_factory=dict, repr=False)
-    """what ``result.json`` holds"""
+    """content of ``result.json``"""
 
     @property
     def finished(self) -> bool:
-        """False where the run was interrupted."""
+        """True unless the run was interrupted."""
         return self.step == self.total
 
 
 class LoadedClassifier(NamedTuple):
-    """A fine-tuned network and what its scores mean."""
+    """A fine-tuned network, the names of its classes, and its image size."""
 
     model: Classifier
     classes: tuple[str, ...]
     image_size: tuple[int, int]
-    """(height, width) it was trained at, pixels"""
+    """(height, width) of the images that it was trained on, in pixels"""
 
 
 def finetune(
-    run: str | None = None,
-    train: str | None = None,
-    val: str | None = None,
+    run: str | Path | None = None,
+    train: str | Path | None = None,
+    val: str | Path | None = None,
     out: str | Path | None = None,
     *,
     preset: str | None = None,
@@ -108,30 +108,34 @@ def finetune(
     arguments: Sequence[str] = (),
     **settings: Any,
 ) -> FinetuneResult:
-    """Train a classifier on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch finetune``.
+    """Train a pre-trained encoder and a linear layer on labels: ``hardpatch finetune``.
+
+    Training ends early, with a checkpoint, on SIGINT or SIGTERM.
 
     Args:
-        run: what to start from: run folder, weights file, reference checkpoint or timm's weights.
-        train, val: labeled images: one folder a class, or Parquet files with labels.
+        run: the encoder: run folder, weights file, reference checkpoint or timm's weights.
+        train: labeled images to learn from: one folder for each class, or Parquet files with labels.
+        val: labeled images to evaluate on. Their classes are those of ``train`` by name.
         out: folder of the run.
-        preset: settings to start from, of :data:`~hardpatch.finetune.settings.PRESETS`; ``small`` by default.
-        resume: continue the run in ``out``, which then needs nothing else.
+        preset: name in :data:`~hardpatch.finetune.settings.PRESETS`; ``small`` by default.
+        resume: continue the run in ``out``; no other argument is needed then.
         progress: shows steps and metrics; silent by default.
-        arguments: command line that this came from, for the folder's README.
-        settings: settings in which the run differs, see :class:`~hardpatch.finetune.settings.FinetuneSettings`.
+        arguments: command line of this call, for the folder's README.
+        settings: settings that differ from the preset, see :class:`~hardpatch.finetune.settings.FinetuneSettings`.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before anything is written.
+        UserError: for a mistake in the settings or the data, before anything is written; later if too many images
+            cannot be decoded.
         TrainingError: if the loss becomes NaN or infinite.
     """
     inputs = {"run": run, "train": train, "val": val}
-    labeled = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
-    return _finetune(labeled, progress or Silent(), list(arguments))
+    folder_run = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    return _finetune(folder_run, progress or Silent(), list(arguments))
 
 
-def _finetune(labeled: FolderRun[FinetuneSettings], progress: Progress, arguments: list[str]) -> FinetuneResult:
+def _finetune(folder_run: FolderRun[FinetuneSettings], progress: Progress, arguments: list[str]) -> FinetuneResult:
     started = time.monotonic()
-    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    folder, settings, inputs = folder_run.folder, folder_run.settings, folder_run.inputs
     train, val = _open("--train", inputs["train"]), _open("--val", inputs["val"])
     check(settings, len(train))
     classes, val_labels = align_labels(train, val)
@@ -139,29 +143,29 @@ def _finetune(labeled: FolderRun[FinetuneSettings], progress: Progress, argument
         raise UserError(f"--train: expected two classes or more, got one, {classes[0]!r}")
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
-    # A resumed run does not need what it began with, which may have been trained further since.
-    model = _initial(labeled, len(classes)) if newest is None else load_classifier(newest).model
+    # A resumed run does not read the encoder that it started from, which may be gone or trained further.
+    model = _initial(folder_run, len(classes)) if newest is None else load_classifier(newest).model
     job = FinetuneJob(settings, folder, train, val, classes, val_labels, model, fabric)
     if newest is not None:
         job.restore(newest)
-    labeled.write("finetune", arguments, README)
+    folder_run.write("finetune", arguments, README)
     log_to(folder / "log.txt")
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
     if len(train) < settings.batch_size:
-        log.warning("%d images are less than a batch of %d; see --preset", len(train), settings.batch_size)
+        log.warning("%d images are fewer than a batch of %d; see --preset", len(train), settings.batch_size)
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
         return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(job, labeled, saved, time.monotonic() - started)
+    return _finish(job, folder_run, saved, time.monotonic() - started)
 
 
-def _finish(job: FinetuneJob, labeled: FolderRun[FinetuneSettings], saved: Path, seconds: float) -> FinetuneResult:
+def _finish(job: FinetuneJob, folder_run: FolderRun[FinetuneSettings], saved: Path, seconds: float) -> FinetuneResult:
     """Write result.json and the pictures."""
-    folder, classes = job.folder, job.classes
-    if job.evaluation is None:  # a finished run that is called again is evaluated again
+    folder, classes, inputs = job.folder, job.classes, folder_run.inputs
+    if job.evaluation is None:  # a finished run is evaluated again when it is resumed
         job.evaluate()
     evaluation = job.evaluation
     assert evaluation is not None
@@ -170,8 +174,8 @@ def _finish(job: FinetuneJob, labeled: FolderRun[FinetuneSettings], saved: Path,
     result = write_result(
         folder,
         "finetune",
-        run=labeled.inputs["run"],
-        data={"train": labeled.inputs["train"], "val": labeled.inputs["val"]},
+        run=inputs["run"],
+        data={"train": inputs["train"], "val": inputs["val"]},
         images={"train": job.images, "val": evaluation.images},
         classes=len(classes),
         left_out={
@@ -200,14 +204,16 @@ def _finish(job: FinetuneJob, labeled: FolderRun[FinetuneSettings], saved: Path,
 
 
 def load_classifier(path: str | Path) -> LoadedClassifier:
-    """Load a fine-tuned network in eval mode: ``model(model.normalize(uint8 images))`` gives scores ``[B, classes]``.
+    """Load a fine-tuned network in eval mode.
+
+    ``model(model.normalize(images))`` classifies images, uint8 ``[B, C, H, W]``: scores ``[B, classes]``.
 
     Args:
-        path: a run folder of :func:`finetune` (its newest checkpoint), one checkpoint's folder, or its
-            ``model.safetensors``. Where the run has a moving average of its weights, that is what is loaded.
+        path: a run folder of :func:`finetune` (its newest checkpoint), a checkpoint's folder, or its
+            ``model.safetensors``. If the run has a moving average of its weights, the average is loaded.
 
     Raises:
-        UserError: if there is nothing to load, or it is of another kind.
+        UserError: if there is no such file, or it holds another kind of network.
     """
     file = weights_file(path)
     metadata = (checkpoint.read_metadata(file) if file.suffix == ".safetensors" else None) or {}
@@ -227,14 +233,14 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
 
 
-def _initial(labeled: FolderRun[FinetuneSettings], classes: int) -> Classifier:
-    """Build the network with which a run begins.
+def _initial(folder_run: FolderRun[FinetuneSettings], classes: int) -> Classifier:
+    """Build the network that a run starts from.
 
     Raises:
         UserError: if the weights cannot be loaded or the image size does not fit.
     """
-    settings = labeled.settings
-    encoder, mean, std = load_backbone(labeled.inputs["run"], settings.weights, seed=settings.seed)
+    settings = folder_run.settings
+    encoder, mean, std = load_backbone(folder_run.inputs["run"], settings.weights, seed=settings.seed)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -1,9 +1,9 @@
 """Settings of fine-tuning and their presets.
 
-Nothing here imports torch, so that the command line answers at once.
+This module does not import torch, so that the command line responds at once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hardpatch.errors import UserError
 from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
@@ -11,7 +11,7 @@ from hardpatch.train.settings import TrainingSettings, check_training, expect, s
 
 @dataclass(frozen=True)
 class FinetuneSettings(TrainingSettings):
-    """Fine-tuning under labels; the defaults are the paper's for ViT-B on ImageNet-1K (Table S2)."""
+    """Settings of fine-tuning; the defaults are the paper's for ViT-B on ImageNet-1K (Table S2)."""
 
     epochs: float | None = setting(100.0, "passes over the training images; this or steps")
     batch_size: int = setting(1024, "images of an optimizer step")
@@ -22,11 +22,11 @@ class FinetuneSettings(TrainingSettings):
     base_lr: float = setting(5e-4, "peak learning rate for a batch of 256; it is scaled with the batch")
     lr: float | None = setting(None, "peak learning rate, in place of base_lr")
     min_lr: float = setting(1e-6, "learning rate at the end")
-    warmup_epochs: float = setting(5.0, "epochs in which the learning rate rises from 0")
+    warmup_epochs: float = setting(5.0, "epochs over which the learning rate rises from 0")
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas")
     image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training")
     smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes")
-    mixup: float = setting(0.8, "alpha of mixup, 0 is off; where both are on each batch has one of the two")
+    mixup: float = setting(0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two")
     cutmix: float = setting(1.0, "alpha of CutMix, 0 is off")
     mix_prob: float = setting(1.0, "probability with which a batch is mixed")
     randaugment: float = setting(9.0, "mean magnitude of RandAugment, 0 to 10, 0 is off; two operations an image")
@@ -34,18 +34,20 @@ class FinetuneSettings(TrainingSettings):
     erase: float = setting(0.25, "probability of random erasing: a rectangle of noise")
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "random resized crop: range of the share of the area")
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "random resized crop: range of the aspect ratio")
-    ema: float | None = setting(None, "decay of a moving average of the weights, which is then evaluated; null: none")
+    ema: float | None = setting(
+        None, "decay of a moving average of the weights, which is then evaluated; null keeps none"
+    )
 
     @property
     def decay_per_layer(self) -> float:
-        """``layer_decay``, by default 0.8, and 1 for random weights, which have nothing to preserve."""
+        """Layer decay that is used: by default 0.8, and 1 for random weights, whose lower layers must learn as well."""
         if self.layer_decay is not None:
             return self.layer_decay
         return 1.0 if self.weights == "random" else 0.8
 
     @property
     def peak_lr(self) -> float:
-        """Peak learning rate, scaled with the batch unless given."""
+        """Peak learning rate: ``lr`` if it is set, else ``base_lr`` scaled with the batch."""
         return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
 
 
@@ -76,22 +78,22 @@ PRESETS: dict[str, FinetuneSettings] = {
     ),
     "paper": FinetuneSettings(),
 }
-"""``small`` for some 10,000 to 100,000 small images, ``tiny`` for a few thousand, ``paper`` for ImageNet.
+"""``small`` for about 10,000 to 100,000 small images, ``tiny`` for a few thousand, ``paper`` for ImageNet.
 
-The first two are this project's choice. Batches of 1,024 leave small sets too few steps, and the paper's augmentation
-is too strong for small networks.
+The first two are this project's choice. With batches of 1,024 small sets give too few steps, and the paper's
+augmentation is too strong for small networks.
 """
 
 
 def check(run: FinetuneSettings, images: int) -> None:
-    """Refuse values that cannot work; what depends on the network is checked where it is built.
+    """Refuse values that cannot work; the image size is checked when the network is built.
 
     Args:
         run: the settings.
-        images: in the training set.
+        images: number of images in the training set.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first such value.
     """
     check_training(run)
     for name in ("mix_prob", "erase"):
@@ -119,8 +121,3 @@ def check(run: FinetuneSettings, images: int) -> None:
         raise UserError(
             f"--warmup_epochs: expected at most the {epochs:g} epochs of the training, got {run.warmup_epochs:g}"
         )
-
-
-def configure(preset: str = "small", **values: object) -> FinetuneSettings:
-    """Return a preset with some settings changed; for checks that need the data see :func:`check`."""
-    return replace(PRESETS[preset], **values)  # type: ignore[arg-type]

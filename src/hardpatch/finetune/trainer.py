@@ -30,23 +30,22 @@ from hardpatch.train.settings import to_dict
 from hardpatch.train.state import TrainingState
 
 KIND = "classifier"
-"""In the metadata of checkpoints, to tell them from a pre-training run's."""
+"""``kind`` in the metadata of checkpoints, which a pre-training run does not have."""
 
 
 class FinetuneJob:
-    """A classifier in training.
+    """Training of a classifier, for the training loop.
 
     Args:
         run: the settings.
-        folder: of the run.
+        folder: folder of the run.
         train, val: labeled images.
         classes: names of the classes, in the order of the labels of ``train``.
-        val_labels: the class of each label of ``val``; see :func:`~hardpatch.measure.features.align_labels`.
-        model: the network to start from.
+        val_labels: index in ``classes`` of each label of ``val``, int64 ``[labels of val]``; see
+            :func:`~hardpatch.measure.features.align_labels`.
+        model: network to start from.
         fabric: device and precision.
 
-    Raises:
-        UserError: if batches cannot be mixed.
     """
 
     advice = "a lower --base_lr, --clip 1, or --precision fp32 (bf16 rather than fp16)"
@@ -99,11 +98,11 @@ class FinetuneJob:
 
     @property
     def evaluated_model(self) -> Classifier:
-        """The network whose accuracy counts: the moving average where there is one."""
+        """Network that is evaluated: the moving average if there is one."""
         return self.model if self.average is None else self.average.module
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Augmented batches from the next step on."""
+        """Load augmented batches, starting with that of the next step."""
         run, model = self.run, self.model
         transform = FinetuneTransform(
             self.image_size,
@@ -149,7 +148,7 @@ class FinetuneJob:
             self.average.update(self.model, step=self.step)
 
     def metrics(self) -> dict[str, float]:
-        """Mean loss since the last call, and the learning rate of the last step."""
+        """Return the mean loss since the last call, and the learning rate of the last step."""
         row = {"loss": self._loss_sum.item() / self._steps, "lr": self._learning_rate(self.step - 1)}
         self._loss_sum.zero_()
         self._steps = 0
@@ -157,7 +156,9 @@ class FinetuneJob:
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Classify every validation image, whole or its center; the result is :attr:`evaluation`.
+        """Classify all validation images and set :attr:`evaluation`; images that cannot be decoded are left out.
+
+        Large images are cropped to the center, small ones are seen whole.
 
         Raises:
             UserError: if too many of them cannot be decoded.
@@ -211,24 +212,24 @@ class FinetuneJob:
         """Go back to a checkpoint of this run, to the bit.
 
         Raises:
-            UserError: if the data set has other classes or another number of images now.
+            UserError: if the data set has other classes or another number of images than at the start of the run.
         """
         metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
         if (metadata["images"], metadata["classes"]) != (self.images, list(self.classes)):
             raise UserError(
                 f"--resume: the run began with {metadata['images']} images of {len(metadata['classes'])} classes and "
-                f"--train now has {self.images} of {len(self.classes)}, or others; put the set back as it was, or "
-                "start anew with another --out"
+                f"--train now has {self.images} of {len(self.classes)}, or classes of other names; restore the data "
+                "set, or start a new run with another --out"
             )
         self.step = self.state.restore(saved)
 
     def _learning_rate(self, step: int) -> float:
-        """Learning rate of the step after ``step``."""
+        """Return the learning rate of optimizer step ``step``, counted from 0."""
         return learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
 
 
 def _size(run: FinetuneSettings, model: Classifier) -> tuple[int, int]:
-    """(height, width) of the crops, pixels."""
+    """Return (height, width) of the crops in pixels."""
     if run.image_size is not None:
         return run.image_size, run.image_size
     patch = model.encoder.patch_size

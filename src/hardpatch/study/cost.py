@@ -10,12 +10,12 @@ import torch
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
+from hardpatch.models.tokenizer import FILE
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.run import train
 from hardpatch.pretrain.sections import MethodConfig, RunConfig
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, initial_tokenizer
 from hardpatch.pretrain.tokenizer_run import write_tokenizer
-from hardpatch.segment.file import FILE
 from hardpatch.study.plan import PREDICTOR, TOKENIZER, Study, Task, finetune_settings, plan, tokenizer_settings
 from hardpatch.study.table_d import TableDJob
 from hardpatch.train.device import start_fabric

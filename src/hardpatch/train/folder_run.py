@@ -59,6 +59,7 @@ def open_run(
     if out is None:
         raise UserError("--out: expected a folder for the run, got nothing")
     folder = Path(out)
+    inputs = {name: str(value) if isinstance(value, Path) else value for name, value in inputs.items()}
     if preset is not None and preset not in presets:
         raise UserError(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"

@@ -1,0 +1,97 @@
+"""Settings of fine-tuning: presets, their files, and mistakes."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from hardpatch.cli.finetune import finetune
+from hardpatch.errors import UserError
+from hardpatch.finetune.settings import PRESETS, FinetuneSettings, check
+from hardpatch.train.settings import changed, to_dict, to_yaml
+
+PAPER = PRESETS["paper"]
+IMAGES = 1_281_167
+"""Size of ImageNet-1K's training set."""
+
+
+def test_presets() -> None:
+    assert (PAPER.epochs, PAPER.warmup_epochs, PAPER.batch_size, PAPER.base_lr) == (100, 5, 1024, 5e-4)
+    assert (PAPER.weight_decay, PAPER.betas, PAPER.decay_per_layer) == (0.05, (0.9, 0.999), 0.8)
+    assert (PAPER.randaugment, PAPER.randaugment_std, PAPER.erase) == (9, 0.5, 0.25)
+    assert (PAPER.smoothing, PAPER.mixup, PAPER.cutmix, PAPER.drop_path) == (0.1, 0.8, 1.0, 0.1)
+    assert next(iter(PRESETS)) == "small"  # the default
+    for name in ("small", "tiny"):
+        preset = PRESETS[name]
+        assert 64 <= preset.batch_size <= 128
+        assert preset.randaugment < PAPER.randaugment
+        assert changed(preset, {"batch_size": 8}).batch_size == 8
+    for preset in PRESETS.values():
+        check(preset, IMAGES)
+    assert changed(PAPER, {"weights": "random"}).decay_per_layer == 1.0
+    assert changed(PAPER, {"weights": "random", "layer_decay": 0.9}).decay_per_layer == 0.9
+
+
+def test_peak_learning_rate() -> None:
+    assert PAPER.peak_lr == pytest.approx(2e-3)  # 5e-4 * 1024 / 256
+    assert changed(PAPER, {"batch_size": 64}).peak_lr == pytest.approx(1.25e-4)
+    assert changed(PAPER, {"batch_size": 64, "lr": 0.1}).peak_lr == 0.1
+
+
+def test_settings_survive_yaml() -> None:
+    values = {"weights": "random", "ema": 0.99, "clip": 1.0, "min_lr": 1e-6, "steps": 20}
+    for run in (PAPER, changed(PRESETS["tiny"], values)):
+        assert changed(PRESETS["small"], yaml.safe_load(to_yaml(to_dict(run)))) == run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "unrecognized arguments: --epoch; did you mean '--epochs'?"),
+        (["--epochs", "many"], "argument --epochs: invalid float value: 'many'"),
+        (["--seed"], "argument --seed: expected one argument"),
+        (["RUN", "more"], "unrecognized arguments: more"),
+        (["--weights", "best"], "argument --weights: invalid choice: 'best'"),
+        (["--workers", "-1"], "argument --workers: expected auto or a whole number from 0, got -1"),
+        (["--crop_scale", "1"], "argument --crop_scale: expected 2 arguments"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        finetune(arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "--epoch: unknown setting; did you mean 'epochs'?"),
+        ({"epochs": "many"}, "--epochs: Expected float"),
+        ({"epochs": 0}, "--epochs: expected a number above 0, got 0"),
+        ({"epochs": 3, "steps": 3}, "--steps: not allowed with --epochs"),
+        ({"warmup_epochs": 200}, "--warmup_epochs: expected at most the 100 epochs of the training, got 200"),
+        ({"steps": 1251}, "--warmup_epochs: expected at most the 0.999888 epochs of the training, got 5"),
+        ({"smoothing": 1}, "--smoothing: expected a number in [0, 1), got 1"),
+        ({"mixup": -1}, "--mixup: expected 0 or more, got -1"),
+        ({"randaugment": 11}, "--randaugment: expected a magnitude in [0, 10], got 11"),
+        ({"crop_scale": [0.5, 0.2]}, "--crop_scale: expected shares with 0 < smallest <= largest <= 1, got 0.5 0.2"),
+        ({"batch_size": 15}, "--batch_size: mixup and CutMix pair the images of a batch, expected an even number"),
+        ({"accumulation_steps": 3}, "--accumulation_steps: expected a divisor of the batch size 1024, got 3"),
+        ({"ema": 1}, "--ema: expected a number in (0, 1), got 1"),
+        ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
+        ({"val_every": 0}, "--val_every: expected a number above 0, got 0"),
+        ({"lr": 0}, "--lr: expected a number above 0, got 0"),
+        ({"base_lr": float("nan")}, "--base_lr: expected a number above 0, got nan"),
+        ({"weights": "best"}, "--weights: "),
+    ],
+)
+def test_settings_that_cannot_work(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        check(changed(PAPER, values), IMAGES)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_an_odd_batch_needs_no_mixing() -> None:
+    check(FinetuneSettings(batch_size=15, mixup=0, cutmix=0), IMAGES)
