@@ -1,4 +1,4 @@
-"""Pictures of segmentation: label maps beside images, and the measures of each class as a table."""
+"""Pictures of segmentation: images beside their label maps, and a table of the measures of each class."""
 
 import math
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ LEGEND_ENTRIES = 24
 
 
 def palette() -> Map:
-    """Return a color for each class, ``[256, 3]``, black for ignored pixels.
+    """Return a color for each class, uint8 ``[256, 3]``, black for ignored pixels.
 
-    The colors of PASCAL VOC without its black: the bits of the class number go to the three colors in turn, the
-    lowest ones to the highest bits.
+    These are the colors of PASCAL VOC without its black: the bits of the class index go to the three channels in turn,
+    the lowest ones to the highest bits.
     """
-    number = np.arange(1, 257)
+    index = np.arange(1, 257)
     colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(24):
-        colors[:, bit % 3] |= ((number >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+        colors[:, bit % 3] |= ((index >> bit & 1) << 7 - bit // 3).astype(np.uint8)
     colors[IGNORED] = 0
     return colors
 
