@@ -52,7 +52,7 @@ class Labels:
             raise UserError(f"--classes: expected 2 to {IGNORED} classes, got {len(self.names)}")
 
     def table(self) -> npt.NDArray[np.int16]:
-        """Return a lookup table ``[256]`` from value to class, :data:`IGNORED`, or -1 for a value that must not occur."""
+        """Return ``[256]``: the class of each value, :data:`IGNORED`, or -1 for a value that must not occur."""
         table = np.full(256, -1, dtype=np.int16)
         table[list(self.ignored)] = IGNORED
         table[list(self.values)] = np.arange(len(self.values))
@@ -188,7 +188,8 @@ def check(pairs: SegmentationSet, split: str, threads: int = 4) -> SetCheck:
         threads: files to read at a time.
 
     Raises:
-        UserError: for a value that is not a class, sizes that differ, or if no pair can be read or no pixel has a class.
+        UserError: for a value that is not a class, for sizes that differ, if no pair can be read, or if every pixel is
+            ignored.
     """
     unreadable: dict[int, str] = {}
 
