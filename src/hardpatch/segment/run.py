@@ -129,9 +129,9 @@ def segment(
         "ignore": None if ignore is None else list(ignore),
         "reduce_zero_label": reduce_zero_label,
     }
-    for name in ("crop", "stride"):
-        if name in settings and len(settings[name]) == 1:  # one number is a square
-            settings[name] = (*settings[name], *settings[name])
+    for name in {"crop", "stride"} & settings.keys():  # one number stands for a square
+        sides = settings[name] if isinstance(settings[name], Sequence) else [settings[name]]
+        settings[name] = [*sides, *sides] if len(sides) == 1 else sides
     labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
     return _segment(labeled, progress or Silent(), list(arguments))
 
