@@ -18,7 +18,7 @@ from hardpatch.segment.batches import (
     segmentation_batches,
 )
 from hardpatch.segment.data import IGNORED, check, open_segmentation
-from tests.segment.small import THREE, blocks, write_pair
+from tests.segment.small import THREE, blocks
 
 
 @given(st.integers(0, 2**32), st.integers(8, 40), st.integers(8, 40))
