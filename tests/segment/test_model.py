@@ -1,38 +1,13 @@
+"""UperNet against transformers' heads and against its parts, and the learning rates of its layers."""
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hardpatch.models.encoder import Encoder
 from hardpatch.segment.model import FCNHead, FeaturePyramid, UperNet, UperNetHead, quarters
 from hardpatch.train.optimizer import layer_decay_groups
-
-
-def small_upernet(positions: str = "sincos", classes: int = 5, dropout: float = 0.0, depth: int = 4) -> UperNet:
-    """Blocks of 32, patches of 4 px."""
-    torch.manual_seed(0)
-    encoder = Encoder(
-        image_size=(16, 24),
-        patch_size=4,
-        width=32,
-        depth=depth,
-        heads=2,
-        positions="relative" if positions == "relative" else "sincos",
-        drop_masked=positions != "relative",
-    )
-    return UperNet(encoder, classes, mean=[0.4] * 3, std=[0.2] * 3, channels=16, dropout=dropout)
-
-
-def random_norms(module: nn.Module) -> None:
-    """Batch norms that do something."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            assert part.running_mean is not None
-            assert part.running_var is not None
-            nn.init.normal_(part.weight)
-            nn.init.normal_(part.bias)
-            nn.init.normal_(part.running_mean)
-            nn.init.uniform_(part.running_var, 0.5, 2.0)
+from tests.segment.small import random_norms, small_upernet
 
 
 def maps_of(widths: tuple[int, ...]) -> list[Tensor]:
@@ -44,9 +19,8 @@ def maps_of(widths: tuple[int, ...]) -> list[Tensor]:
 def test_head_equals_transformers(training: bool) -> None:
     upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")
     configuration = pytest.importorskip("transformers.models.upernet.configuration_upernet")
-    backbone = pytest.importorskip("transformers").ResNetConfig(
-        out_features=["stage1"]
-    )  # a configuration must have one
+    # a configuration must have a backbone
+    backbone = pytest.importorskip("transformers").ResNetConfig(out_features=["stage1"])
     config = configuration.UperNetConfig(
         backbone_config=backbone, hidden_size=24, pool_scales=[1, 2, 3, 6], num_labels=7, auxiliary_channels=12
     )
@@ -61,20 +35,20 @@ def test_head_equals_transformers(training: bool) -> None:
     for head in (ours, theirs, auxiliary, their_auxiliary):
         head.train(training)
     maps = maps_of(widths)
-    found = ours(maps)
-    assert found.shape == (2, 7, 24, 36)
-    assert_close(found, theirs(maps), rtol=1e-5, atol=1e-5)
+    logits = ours(maps)
+    assert logits.shape == (2, 7, 24, 36)
+    assert_close(logits, theirs(maps), rtol=1e-5, atol=1e-5)
     assert_close(auxiliary(maps[2]), their_auxiliary(maps), rtol=1e-5, atol=1e-5)
 
 
 def test_pyramid_scales() -> None:
     pyramid = FeaturePyramid(6)
     maps = [torch.randn(2, 6, 3, 4) for _ in range(4)]
-    found = pyramid(maps)
-    assert [level.shape[2:] for level in found] == [(12, 16), (6, 8), (3, 4), (2, 2)]
-    assert torch.equal(found[2], maps[2])
-    assert found[3][0, 0, 0, 0] == maps[3][0, 0, :2, :2].max()
-    assert found[3][0, 0, 1, 1] == maps[3][0, 0, 2, 2:].max()  # the odd row alone
+    levels = pyramid(maps)
+    assert [level.shape[2:] for level in levels] == [(12, 16), (6, 8), (3, 4), (2, 2)]
+    assert torch.equal(levels[2], maps[2])
+    assert levels[3][0, 0, 0, 0] == maps[3][0, 0, :2, :2].max()
+    assert levels[3][0, 0, 1, 1] == maps[3][0, 0, 2, 2:].max()  # the odd row alone
 
 
 @torch.no_grad()
@@ -84,7 +58,7 @@ def test_network_equals_its_parts(positions: str) -> None:
     random_norms(model)
     if model.encoder.relative_bias is not None:
         nn.init.normal_(model.encoder.relative_bias.table)
-    images = torch.randn(2, 3, 20, 32)  # another size than pre-training's: 5 x 8 patches
+    images = torch.randn(2, 3, 20, 32)  # 5 x 8 patches, not the 4 x 6 of pre-training
     levels: list[Tensor] = []
     for block in model.encoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: levels.append(output))
@@ -109,8 +83,8 @@ def test_every_part_learns() -> None:
     model = small_upernet(dropout=0.5).train()
     logits = model(model.normalize(torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)))
     (logits.main.square().sum() + logits.auxiliary.square().sum()).backward()
-    still = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert still == ["encoder.norm.weight", "encoder.norm.bias"]  # features are taken before it
+    without_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without_gradient == ["encoder.norm.weight", "encoder.norm.bias"]  # features are taken before it
 
 
 @torch.no_grad()
@@ -118,10 +92,10 @@ def test_intermediates_of_some_blocks() -> None:
     encoder = small_upernet(depth=5).encoder.eval()
     images = torch.randn(2, 3, 16, 24)
     every = encoder.intermediates(images, [1, 2, 3, 4, 5])
-    some = encoder.intermediates(images, [2, 4])
+    two = encoder.intermediates(images, [2, 4])
     assert [level.shape for level in every] == [(2, 24, 32)] * 5
-    assert torch.equal(some[0], every[1])
-    assert torch.equal(some[1], every[3])
+    assert torch.equal(two[0], every[1])
+    assert torch.equal(two[1], every[3])
     for wrong in ([], [0, 1], [2, 2], [3, 1], [6]):
         with pytest.raises(ValueError, match=r"blocks: expected increasing numbers from 1 to 5"):
             encoder.intermediates(images, wrong)
@@ -146,16 +120,16 @@ def test_wrong_normalization() -> None:
         UperNet(small_upernet().encoder, 5, mean=[0.4], std=[0.2] * 3)
 
 
-def test_layers_learn_ever_more_slowly_downwards() -> None:
+def test_learning_rates_fall_from_layer_to_layer_downwards() -> None:
     model = small_upernet()
     groups = layer_decay_groups(model, 0.05, 0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert found.keys() == set(names.values())
-    assert found["encoder.cls_token"] == (0.5**5, 0.0)
-    assert found["encoder.patch_embed.proj.weight"] == (0.5**5, 0.05)
-    assert found["encoder.blocks.0.attn.qkv.weight"] == (0.5**4, 0.05)
-    assert found["encoder.blocks.3.mlp.fc2.bias"] == (0.5, 0.0)
-    assert found["neck.levels.0.0.weight"] == (1.0, 0.05)
-    assert found["head.fpn_bottleneck.batch_norm.weight"] == (1.0, 0.0)
-    assert found["auxiliary_head.classifier.weight"] == (1.0, 0.05)
+    options = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert options.keys() == set(names.values())
+    assert options["encoder.cls_token"] == (0.5**5, 0.0)
+    assert options["encoder.patch_embed.proj.weight"] == (0.5**5, 0.05)
+    assert options["encoder.blocks.0.attn.qkv.weight"] == (0.5**4, 0.05)
+    assert options["encoder.blocks.3.mlp.fc2.bias"] == (0.5, 0.0)
+    assert options["neck.levels.0.0.weight"] == (1.0, 0.05)
+    assert options["head.fpn_bottleneck.batch_norm.weight"] == (1.0, 0.0)
+    assert options["auxiliary_head.classifier.weight"] == (1.0, 0.05)

@@ -8,6 +8,7 @@ from hardpatch.segment.settings import PRESETS
 
 
 def segment(arguments: list[str]) -> int:
+    """Run ``hardpatch segment``; returns the exit code."""
     parser = training_parser(
         "segment", "Train UperNet on the encoder of RUN: a class for every pixel. Data: images/ and labels/.", PRESETS
     )
@@ -16,13 +17,13 @@ def segment(arguments: list[str]) -> int:
         "--classes", metavar="N|FILE", help="number of classes, or their names (default: classes.txt of --train)"
     )
     labels.add_argument(
-        "--ignore", type=int, nargs="+", metavar="VALUE", help="label values to leave out (default: 255)"
+        "--ignore", type=int, nargs="+", metavar="VALUE", help="label values whose pixels are ignored (default: 255)"
     )
     labels.add_argument(
         "--reduce_zero_label",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="0 is ignored, 1 is the first class (on for ADE20K's folders)",
+        help="value 0 is ignored and 1 is the first class (on for ADE20K's folders)",
     )
     options = parser.parse_args(arguments)
 

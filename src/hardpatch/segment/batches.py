@@ -27,12 +27,12 @@ class SegmentationTransform:
 
     Args:
         crop: (height, width).
-        short_side: of an image before the random scale, pixels.
+        short_side: shorter side of an image before the random scale, pixels.
         scale: range of the random scale, uniform.
-        cat_max_ratio: a crop is drawn anew, up to ten times, while one class has more than this share of its pixels.
+        cat_max_ratio: a crop is redrawn, up to ten times, while one class has more than this share of its pixels.
         flip: probability of a horizontal flip.
-        photometric: :func:`distort` or not.
-        fill: the pixel beyond the edge of an image that is smaller than the crop; its label is ignored.
+        photometric: apply :func:`distort`.
+        fill: value of the pixels that pad an image smaller than the crop; their label is ignored.
     """
 
     crop: tuple[int, int]
@@ -44,7 +44,7 @@ class SegmentationTransform:
     fill: tuple[int, ...] = (124, 116, 104)
 
     def __call__(self, image: Image, labels: Map, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 ``[H, W, C]`` and ``[H, W]`` to uint8 ``[C, h, w]`` and ``[h, w]``."""
+        """Crop an image and its label map: uint8 ``[H, W, C]`` and ``[H, W]`` to uint8 ``[C, h, w]`` and ``[h, w]``."""
         size = scaled_size(labels.shape, self.short_side, rng.uniform(*self.scale))
         image, labels = resize(image, size), _resize_map(labels, size)
         box = self._box(labels, rng)
@@ -61,7 +61,7 @@ class SegmentationTransform:
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(classes)
 
     def _box(self, labels: Map, rng: np.random.Generator) -> tuple[slice, slice]:
-        height, width = (min(side, most) for side, most in zip(labels.shape, self.crop, strict=True))
+        height, width = (min(sides) for sides in zip(labels.shape, self.crop, strict=True))
         for _ in range(CROP_TRIALS):
             top = int(rng.integers(labels.shape[0] - height + 1))
             left = int(rng.integers(labels.shape[1] - width + 1))
@@ -75,34 +75,35 @@ class SegmentationTransform:
 
 
 def distort(image: Image, rng: np.random.Generator) -> Image:
-    """Photometric distortion of uint8 ``[H, W, C]`` (SSD: Liu et al. 2016): each change with probability one half.
+    """Apply the photometric distortion of SSD (Liu et al. 2016) to uint8 ``[H, W, C]``.
 
-    Brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or after the colors), saturation by such
-    a factor, hue by up to a tenth of the circle. Images that are not RGB have no saturation and hue.
+    Each change has probability one half: brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or
+    after the colors), saturation by a factor in the same range, hue by up to a tenth of the circle. Images that are not
+    RGB keep saturation and hue.
     """
     brightness, contrast = rng.uniform(-32, 32), rng.uniform(0.5, 1.5)
     saturation, hue = rng.uniform(0.5, 1.5), rng.uniform(-0.1, 0.1)
-    brighten, stretch, saturate, turn, late = rng.random(5) < 0.5
+    change_brightness, change_contrast, change_saturation, change_hue, contrast_last = rng.random(5) < 0.5
     pixels = image.astype(np.float32)
-    if brighten:
+    if change_brightness:
         pixels = (pixels + brightness).clip(0, 255)
-    if stretch and not late:
+    if change_contrast and not contrast_last:
         pixels = (pixels * contrast).clip(0, 255)
-    if (saturate or turn) and image.shape[2] == 3:
+    if (change_saturation or change_hue) and image.shape[2] == 3:
         hsv = np.array(Pillow.fromarray(pixels.round().astype(np.uint8)).convert("HSV"))
-        if saturate:
+        if change_saturation:
             hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255).round()
-        if turn:
-            hsv[..., 0] += np.uint8(round(hue * 256) % 256)  # wraps round, as the circle does
+        if change_hue:
+            hsv[..., 0] += np.uint8(round(hue * 256) % 256)  # wraps around, as the color circle does
         bands = [Pillow.fromarray(band) for band in np.moveaxis(hsv, 2, 0).copy()]
         pixels = np.array(Pillow.merge("HSV", bands).convert("RGB")).astype(np.float32)
-    if stretch and late:
+    if change_contrast and contrast_last:
         pixels = (pixels * contrast).clip(0, 255)
     return pixels.round().astype(np.uint8)
 
 
 class LabeledBatch(NamedTuple):
-    """Crops to train on; `bad` has "name: reason" of each file that could not be decoded on the way to it."""
+    """Crops to train on; ``bad`` has "name: reason" for each file that could not be decoded."""
 
     images: torch.Tensor  # uint8 [B, C, h, w]
     labels: torch.Tensor  # uint8 [B, h, w]
@@ -110,11 +111,11 @@ class LabeledBatch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image at the scale of the evaluation, and its label map as it is in the file."""
+    """An image at the scale of the evaluation, and its label map at its own size."""
 
     image: torch.Tensor  # uint8 [C, h, w]
     labels: torch.Tensor  # uint8 [H, W]
-    bad: str = ""  # "name: reason" where the file cannot be decoded; the tensors are then empty
+    bad: str = ""  # "name: reason" if a file cannot be decoded; then the tensors are empty
 
 
 def segmentation_batches(
@@ -128,12 +129,22 @@ def segmentation_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[LabeledBatch, None, None]:
-    """Endless training batches from number ``start`` on, in the order of :func:`hardpatch.data.loader.train_batches`.
+    """Load endless training batches, in the order of :func:`hardpatch.data.loader.train_batches`.
 
-    A pair that cannot be decoded gives its place to the next one that can be.
+    A pair that cannot be decoded is replaced by the next one that can be. Close the generator to stop the workers.
+
+    Args:
+        pairs: images and label maps.
+        transform: makes a crop.
+        batch_size: crops in a batch.
+        channels: of the images, 1 or 3.
+        seed: of order and crops.
+        start: number of the first batch.
+        workers: processes that decode; 0 decodes in this one.
+        pin_memory: load into pinned memory, for copies to a GPU.
 
     Raises:
-        UserError: if nothing can be decoded.
+        UserError: if no pair can be decoded.
     """
     check_channels(channels)
     order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
@@ -144,19 +155,19 @@ def segmentation_batches(
 
 
 def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, workers: int = 0) -> Iterator[Pair]:
-    """Every pair once, in order, the image's shorter side resized to ``short_side`` pixels."""
+    """Load every pair once, in order, with the image's shorter side resized to ``short_side`` pixels."""
     check_channels(channels)
     yield from batch_loader(_Whole(pairs, short_side, channels), None, workers)
 
 
 def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
-    """(height, width) with a shorter side of ``short_side * scale`` pixels and the same proportions."""
-    zoom = short_side * scale / min(size)
-    return max(1, round(size[0] * zoom)), max(1, round(size[1] * zoom))
+    """Return the (height, width) of the same proportions whose shorter side is ``short_side * scale`` pixels."""
+    factor = short_side * scale / min(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 class _Crops(Dataset[LabeledBatch]):
-    """Makes a whole batch at once."""
+    """Whole training batches by the (epoch, index) of their samples."""
 
     def __init__(self, pairs: SegmentationSet, transform: SegmentationTransform, channels: int, seed: int) -> None:
         self.pairs, self.transform, self.channels, self.seed = pairs, transform, channels, seed
@@ -173,18 +184,18 @@ class _Crops(Dataset[LabeledBatch]):
         return LabeledBatch(torch.stack(images), torch.stack(maps), list(bad))
 
     def _next_decodable(self, index: int, bad: dict[str, None]) -> tuple[Image, Map] | None:
-        """A pair, or the next one that can be decoded."""
-        for step in range(len(self.pairs)):
-            k = (index + step) % len(self.pairs)
+        """Decode a pair, or the next one that can be decoded; None if there is none."""
+        for offset in range(len(self.pairs)):
+            i = (index + offset) % len(self.pairs)
             try:
-                return self.pairs.image(k, self.channels), self.pairs.label_map(k)
+                return self.pairs.image(i, self.channels), self.pairs.label_map(i)
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
 
 
 class _Whole(Dataset[Pair]):
-    """Makes one pair at a time: they differ in size."""
+    """Whole images with their label maps, one at a time, since they differ in size."""
 
     def __init__(self, pairs: SegmentationSet, short_side: int, channels: int) -> None:
         self.pairs, self.short_side, self.channels = pairs, short_side, channels
@@ -202,5 +213,5 @@ class _Whole(Dataset[Pair]):
 
 
 def _resize_map(labels: Map, size: tuple[int, int]) -> Map:
-    """Nearest neighbor, uint8 ``[H, W]`` to uint8 ``[h, w]``."""
+    """Resize uint8 ``[H, W]`` to uint8 ``[h, w]`` by nearest neighbor."""
     return F.interpolate(torch.from_numpy(labels)[None, None], size, mode="nearest-exact")[0, 0].numpy()

@@ -1,4 +1,4 @@
-"""Trained segmenters as files: an UperNet with its encoder, the names of its classes and its way of inference."""
+"""Trained segmenters as files: UperNet with its encoder, class names and settings of inference."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from hardpatch.segment.measure import Inference
 from hardpatch.segment.model import UperNet
 
 FILE = "segmenter.safetensors"
 METADATA = "hardpatch_segmenter"
-"""Entry in a file's metadata that tells it from a run's weights."""
+"""Entry in the metadata of the file, by which it is recognized."""
 
 
 class Segmenter(NamedTuple):
@@ -28,11 +29,11 @@ class Segmenter(NamedTuple):
     """in eval mode and without gradients"""
     classes: tuple[str, ...]
     inference: Inference
-    """as in its evaluation; :func:`hardpatch.segment.measure.predict_logits` takes it"""
+    """settings of its evaluation, for :func:`hardpatch.segment.measure.predict_logits`"""
 
 
 def describe(model: UperNet, classes: Sequence[str], inference: Inference) -> dict[str, Any]:
-    """Return plain values from which :func:`rebuild` makes the same network."""
+    """Return plain values from which :func:`rebuild` builds the same network."""
     return {
         "encoder": encoder_settings(model.encoder),
         "mean": model.mean.flatten().tolist(),
@@ -45,7 +46,7 @@ def describe(model: UperNet, classes: Sequence[str], inference: Inference) -> di
 
 
 def rebuild(metadata: Mapping[str, Any], **options: float) -> UperNet:
-    """Build the network of :func:`describe`, with new weights."""
+    """Build the network of :func:`describe` with new weights; ``options`` are further arguments of UperNet."""
     return UperNet(
         build_encoder(metadata["encoder"]),
         len(metadata["classes"]),
@@ -58,28 +59,27 @@ def rebuild(metadata: Mapping[str, Any], **options: float) -> UperNet:
 
 
 def save_segmenter(path: Path, model: UperNet, classes: Sequence[str], inference: Inference) -> None:
-    """Write the weights and all that is needed to rebuild the network, whole or not at all."""
+    """Write the weights and everything that is needed to rebuild the network, completely or not at all."""
     metadata = {"hardpatch": __version__, **describe(model, classes, inference)}
-    partial = path.with_name(f".{path.name}.partial")
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, partial, {METADATA: json.dumps(metadata)})
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        save_file(state, partial, {METADATA: json.dumps(metadata)})
 
 
 def load_segmenter(path: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
-    """Load the segmenter of a folder made by ``hardpatch segment``, or of its ``segmenter.safetensors``.
+    """Load the segmenter of a run folder of ``hardpatch segment``, or of its ``segmenter.safetensors``.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the file is missing or of another kind.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     try:
         with safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(METADATA)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no segmenter: {error}") from None
+        raise UserError(f"{file} is not a segmenter: {error}") from None
     if text is None:
-        raise UserError(f"{file} is no segmenter; expected a file that hardpatch segment wrote")
+        raise UserError(f"{file} is not a segmenter; expected a file that hardpatch segment wrote")
     metadata = json.loads(text)
     model = rebuild(metadata)
     model.load_state_dict(load_file(file))

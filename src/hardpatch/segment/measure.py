@@ -1,4 +1,4 @@
-"""Evaluation of segmentation: whole and sliding-window inference, and one confusion matrix for all measures."""
+"""Evaluation of segmentation: whole-image and sliding-window inference, and measures of one confusion matrix."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -20,13 +20,13 @@ WINDOWS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Inference:
-    """Way in which an image of any size is segmented.
+    """Settings of inference on an image of any size.
 
     Args:
-        short_side: to which its shorter side is resized first, pixels.
-        mode: the ``whole`` image at once, or ``slide`` a window over it and average the logits where windows overlap.
-        window: (height, width) of the window, multiples of the patch size.
-        stride: of the window, pixels.
+        short_side: pixels to which the shorter side of the image is resized first.
+        mode: ``whole`` image at once, or ``slide`` a window over it and average the logits where windows overlap.
+        window: (height, width) of the window in pixels, multiples of the patch size.
+        stride: (vertical, horizontal) stride of the window, pixels.
     """
 
     short_side: int
@@ -36,24 +36,29 @@ class Inference:
 
 
 class Confusion:
-    """Count of pixels by true and predicted class; it stays on the device until it is read."""
+    """Confusion matrix of pixels, on the device until it is read.
+
+    Args:
+        classes: number of classes.
+        device: of the tensors to count.
+    """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.classes = classes
         self.counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
-        """Count pixels: integer tensors of one shape.
+        """Count the pixels of two integer tensors of one shape.
 
-        ``truth`` is :data:`~hardpatch.segment.data.IGNORED` where a pixel does not count.
+        Pixels whose ``truth`` is :data:`~hardpatch.segment.data.IGNORED` are not counted.
         """
         truth, predicted = truth.flatten().long(), predicted.flatten().long()
-        # ignored pixels go into a last cell: choosing pixels by a mask would wait for the device
+        # Ignored pixels go into a cell of their own: selecting pixels by a mask would wait for the device.
         cells = torch.where(truth == IGNORED, self.classes**2, truth * self.classes + predicted)
         self.counts.scatter_add_(0, cells, torch.ones_like(cells))
 
     def matrix(self) -> Tensor:
-        """int64 ``[classes, classes]`` on the CPU: rows are true, columns predicted classes."""
+        """Return the matrix, int64 ``[classes, classes]`` on the CPU: rows are true, columns predicted classes."""
         return self.counts[:-1].reshape(self.classes, self.classes).cpu()
 
 
@@ -66,20 +71,20 @@ class Measures:
     mean_accuracy: float
     """mean of ``accuracy``"""
     pixel_accuracy: float
-    """share of the pixels that are right"""
+    """share of the pixels that are predicted correctly"""
     iou: tuple[float, ...]
     """intersection over union of each class; NaN where it is neither true nor predicted anywhere"""
     accuracy: tuple[float, ...]
-    """share of each class's pixels that are right; NaN where it has none"""
+    """share of each class's pixels that are predicted correctly; NaN where it has none"""
     pixels: tuple[int, ...]
-    """true ones of each class"""
+    """number of true pixels of each class"""
 
     def headline(self) -> dict[str, float]:
-        """Return the three main numbers."""
+        """Return the three numbers over all classes, by name."""
         return {"miou": self.miou, "mean_accuracy": self.mean_accuracy, "pixel_accuracy": self.pixel_accuracy}
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return plain values for JSON, None for NaN."""
+        """Return plain values for JSON, with the class ``names``; NaN becomes None."""
         rows = zip(names, self.iou, self.accuracy, self.pixels, strict=True)
         return {
             **self.headline(),
@@ -93,13 +98,13 @@ class Measures:
 def measures(matrix: Tensor) -> Measures:
     """Compute measures from int64 ``[classes, classes]``, rows true and columns predicted."""
     matrix = matrix.double()
-    right, true, predicted = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
-    iou = right / (true + predicted - right)
-    accuracy = right / true
+    correct, true, predicted = matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)
+    iou = correct / (true + predicted - correct)
+    accuracy = correct / true
     return Measures(
         miou=float(iou.nanmean()),
         mean_accuracy=float(accuracy.nanmean()),
-        pixel_accuracy=float(right.sum() / true.sum()),
+        pixel_accuracy=float(correct.sum() / true.sum()),
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
         pixels=tuple(int(count) for count in true),
@@ -107,9 +112,14 @@ def measures(matrix: Tensor) -> Measures:
 
 
 def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tensor:
-    """Logits of each pixel: uint8 ``[B, C, H, W]`` at the scale of the evaluation to float32 ``[B, classes, H, W]``.
+    """Return the logits of each pixel: uint8 ``[B, C, H, W]`` to float32 ``[B, classes, H, W]``.
 
-    Sides that are no multiple of the patch size are filled up with the mean, at the bottom and on the right.
+    Sides that are not a multiple of the patch size are padded with the mean, at the bottom and on the right.
+
+    Args:
+        model: on the device of the images, in eval mode.
+        images: with a shorter side of ``inference.short_side`` pixels.
+        inference: whole image or sliding window.
     """
     height, width = images.shape[2:]
     patch = model.encoder.patch_size
@@ -124,19 +134,19 @@ def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tens
             for left in window_starts(pixels.shape[3], window[1], inference.stride[1])
         ]
         logits = pixels.new_zeros(len(images), model.classes, *pixels.shape[2:])
-        times = pixels.new_zeros(pixels.shape[2:])
+        overlaps = pixels.new_zeros(pixels.shape[2:])
         for first in range(0, len(boxes), WINDOWS_AT_ONCE):
             group = boxes[first : first + WINDOWS_AT_ONCE]
             windows = _at_pixels(model, torch.cat([pixels[:, :, rows, columns] for rows, columns in group]))
             for (rows, columns), part in zip(group, windows.split(len(images)), strict=True):
                 logits[:, :, rows, columns] += part
-                times[rows, columns] += 1
-        logits = logits / times
+                overlaps[rows, columns] += 1
+        logits = logits / overlaps
     return logits[:, :, :height, :width]
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """Starts of windows along a side: every ``stride`` pixels, the last one moved back to end with the image."""
+    """Return where windows start along a side: every ``stride`` pixels, the last one moved back into the image."""
     count = max(0, math.ceil((size - window) / stride)) + 1
     return [min(number * stride, size - window) for number in range(count)]
 
@@ -146,7 +156,7 @@ class EvaluationResult(NamedTuple):
 
     measures: Measures
     maps: dict[int, Tensor]
-    """predicted classes of some images, uint8 ``[H, W]``, by their number"""
+    """predicted classes of the images in ``keep``, uint8 ``[H, W]``, by index; not of those that cannot be decoded"""
 
 
 @torch.no_grad()
@@ -167,12 +177,13 @@ def evaluate(
     Args:
         model: on the device.
         pairs: images and label maps.
-        inference: how.
-        device, workers: where, and how many processes decode.
+        inference: whole image or sliding window.
+        device: of the model.
+        workers: processes that decode; 0 decodes in this one.
         autocast: context of the network's precision; logits are float32.
-        keep: numbers of images whose predictions are returned.
+        keep: indices of images whose predictions are returned.
         bad_files: counts pairs that cannot be decoded, which are left out; by default none is allowed.
-        progress: called with the number of images done, and of all.
+        progress: called with the number of images done and the number of all.
 
     Raises:
         UserError: if too many pairs cannot be decoded, or all of them.
@@ -182,7 +193,7 @@ def evaluate(
     confusion = Confusion(model.classes, device)
     maps = {}
     bad: list[str] = []
-    for number, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.encoder.channels, workers)):
+    for i, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.encoder.channels, workers)):
         if pair.bad:
             bad.append(pair.bad)
             continue
@@ -190,9 +201,9 @@ def evaluate(
             logits = predict_logits(model, pair.image.unsqueeze(0).to(device), inference)
         predicted = _resize(logits, pair.labels.shape).argmax(dim=1)[0]
         confusion.add(pair.labels.to(device), predicted)
-        if number in keep:
-            maps[number] = predicted.byte().cpu()
-        progress(number + 1, len(pairs))
+        if i in keep:
+            maps[i] = predicted.byte().cpu()
+        progress(i + 1, len(pairs))
     model.train(training)
     bad_files = BadFiles(len(pairs), 0.0, "--max_bad_fraction") if bad_files is None else bad_files
     bad_files.update(bad)

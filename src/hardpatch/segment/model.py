@@ -1,4 +1,4 @@
-"""UperNet on a plain ViT: one class for every pixel (Xiao et al., ECCV 2018, as BEiT and MAE use it on ADE20K)."""
+"""UperNet on a plain ViT: a class for every pixel (Xiao et al., ECCV 2018, as BEiT and MAE use it on ADE20K)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LEVELS = 4
 
 
 class ConvModule(nn.Sequential):
-    """A convolution without bias that keeps the size, batch norm, ReLU."""
+    """Convolution without bias that keeps the size, batch norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ConvModule(nn.Sequential):
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of the same scale -> maps 4 and 2 times as fine, as they are, and half as fine (BEiT, MAE)."""
+    """Four maps of one scale to maps of 4, 2, 1 and 1/2 times that resolution (BEiT, MAE)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,22 +46,22 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """``[B, D, h, w]`` four times -> ``[B, D, 4h, 4w]``, ``[.., 2h, 2w]``, ``[.., h, w]``, ``[.., h/2, w/2]``.
+        """Scale four maps ``[B, D, h, w]`` to ``[B, D, 4h, 4w]``, ``[.., 2h, 2w]``, ``[.., h, w]``, ``[.., h/2, w/2]``.
 
-        An odd h or w is halved upwards, so that a single row is still a map.
+        Half of an odd h or w is rounded up, so that a single row is still a map.
         """
         return [level(features) for level, features in zip(self.levels, maps, strict=True)]
 
 
 class UperNetHead(nn.Module):
-    """Pyramid pooling on the coarsest map, a top-down pathway to the finest, all of them fused.
+    """Pyramid pooling on the coarsest map, a top-down pathway to the finest, and a fusion of all of them.
 
-    Parameter names are those of ``transformers``' head, so weights move freely.
+    Parameter names are those of the head in ``transformers``, so that weights can be exchanged.
 
     Args:
         inputs: channels of each map, finest first.
         classes: number of outputs.
-        channels: of everything within.
+        channels: of the layers within.
         pools: sides of the grids that the coarsest map is averaged to.
         dropout: probability of dropping a channel before the classifier, in training.
     """
@@ -87,7 +87,7 @@ class UperNetHead(nn.Module):
         self.classifier = _classifier(channels, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """``[B, inputs[i], h_i, w_i]``, finest first -> logits ``[B, classes, h_0, w_0]``."""
+        """Return logits ``[B, classes, h_0, w_0]`` of maps ``[B, inputs[i], h_i, w_i]``, finest first."""
         coarsest = maps[-1]
         pooled = [_resize(module(coarsest), coarsest) for module in self.psp_modules]
         summed = [lateral(features) for lateral, features in zip(self.lateral_convs, maps[:-1], strict=True)]
@@ -101,13 +101,13 @@ class UperNetHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """One 3x3 convolution and a classifier: the auxiliary head (Long et al. 2015).
+    """Auxiliary head: a 3x3 convolution and a classifier (Long et al. 2015).
 
     Args:
-        inputs: channels of its map.
+        inputs: channels of the map.
         classes: number of outputs.
-        channels: within.
-        dropout: as of :class:`UperNetHead`.
+        channels: of the convolution.
+        dropout: probability of dropping a channel before the classifier, in training.
     """
 
     def __init__(self, inputs: int, classes: int, channels: int = AUXILIARY_CHANNELS, dropout: float = 0.1) -> None:
@@ -117,12 +117,12 @@ class FCNHead(nn.Module):
         self.classifier = _classifier(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, inputs, h, w]`` -> logits ``[B, classes, h, w]``."""
+        """Return logits ``[B, classes, h, w]`` of a map ``[B, inputs, h, w]``."""
         return self.classifier(self.dropout(self.convs(features)))
 
 
 class Logits(NamedTuple):
-    """What the two heads say, each at its own scale."""
+    """Logits of the two heads, each at its own scale."""
 
     main: Tensor
     """``[B, classes, 4h, 4w]`` for ``h x w`` patches"""
@@ -131,19 +131,19 @@ class Logits(NamedTuple):
 
 
 class UperNet(nn.Module):
-    """An encoder with both heads. Its output is at a quarter of the patch size; :func:`hardpatch.segment.measure.
-    predict_logits` brings it to the pixels.
+    """Encoder with both heads; :func:`hardpatch.segment.measure.predict_logits` resizes the logits to the pixels.
 
     Args:
-        encoder: trained along; loses its mask token.
-        classes: number of classes, those that are ignored not among them.
-        mean, std: of each channel in [0, 1] units, by which images are normalized.
+        encoder: is trained with the heads; loses its mask token.
+        classes: number of classes, without ignored ones.
+        mean: of each channel in [0, 1] units, by which images are normalized.
+        std: of each channel, in the same units.
         channels: of :class:`UperNetHead`; the auxiliary head has at most 256.
-        blocks: after which the four maps are taken, counted from 1; None takes 1/4, 2/4, 3/4 and all of them.
+        blocks: the four blocks, counted from 1, after which maps are taken; None takes :func:`quarters`.
         dropout: of both heads.
 
     Raises:
-        ValueError: if there are not four such blocks, or the channels do not fit the encoder's.
+        ValueError: if there are not four such blocks, or mean and std do not have the encoder's channels.
     """
 
     mean: Tensor
@@ -181,11 +181,11 @@ class UperNet(nn.Module):
         self.auxiliary_head = FCNHead(encoder.width, classes, min(channels, AUXILIARY_CHANNELS), dropout)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images ``[B, C, H, W]`` to what :meth:`forward` takes."""
+        """Normalize uint8 images ``[B, C, H, W]`` for :meth:`forward`."""
         return normalize(images, self.mean, self.std)
 
     def forward(self, images: Tensor) -> Logits:
-        """Normalized images ``[B, C, H, W]``, H and W multiples of the patch size, to the logits of both heads."""
+        """Return the logits of both heads; images are normalized, ``[B, C, H, W]`` in multiples of the patch size."""
         patch = self.encoder.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         tokens = self.encoder.intermediates(images, self.blocks)
@@ -194,10 +194,10 @@ class UperNet(nn.Module):
 
 
 def quarters(depth: int) -> tuple[int, ...]:
-    """The blocks at 1/4, 2/4, 3/4 and 4/4 of an encoder of that depth, counted from 1.
+    """Return the blocks at 1/4, 2/4, 3/4 and 4/4 of an encoder's depth, counted from 1.
 
     Raises:
-        ValueError: if there are fewer than four.
+        ValueError: if the depth is below four.
     """
     if depth < LEVELS:
         raise ValueError(f"blocks: expected an encoder with {LEVELS} blocks or more, this one has {depth}")
@@ -205,7 +205,7 @@ def quarters(depth: int) -> tuple[int, ...]:
 
 
 def _resize(features: Tensor, like: Tensor) -> Tensor:
-    """Bilinear to the height and width of ``like``."""
+    """Resize bilinearly to the height and width of ``like``."""
     return F.interpolate(features, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of segmentation: label maps beside images, and the measures of each class as a table."""
+"""Pictures of segmentation: images beside their label maps, and a table of the measures of each class."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
@@ -22,15 +21,15 @@ LEGEND_ENTRIES = 24
 
 
 def palette() -> Map:
-    """Return a color for each class, ``[256, 3]``, black for ignored pixels.
+    """Return a color for each class, uint8 ``[256, 3]``, black for ignored pixels.
 
-    The colors of PASCAL VOC without its black: the bits of the class number go to the three colors in turn, the
-    lowest ones to the highest bits.
+    These are the colors of PASCAL VOC without its black: the bits of the class index go to the three channels in turn,
+    the lowest ones to the highest bits.
     """
-    number = np.arange(1, 257)
+    index = np.arange(1, 257)
     colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(24):
-        colors[:, bit % 3] |= ((number >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+        colors[:, bit % 3] |= ((index >> bit & 1) << 7 - bit // 3).astype(np.uint8)
     colors[IGNORED] = 0
     return colors
 
@@ -48,13 +47,13 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
         raise ValueError("rows: expected at least one image, got none")
     colors = palette()
     present = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
-    shown = [k for k in present.tolist() if k != IGNORED][:LEGEND_ENTRIES]
+    shown = [label for label in present.tolist() if label != IGNORED][:LEGEND_ENTRIES]
     width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
     heights = [width * image.shape[0] / image.shape[1] for image, _, _ in rows]
     total = title + sum(heights) + 0.06 * len(rows) + legend
     figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
     top = total - title
-    for number, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
+    for row, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
         pictures = {"image": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
         for column, (name, picture) in enumerate(pictures.items()):
             left = 0.06 + column * (width + 0.06)
@@ -62,33 +61,35 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
             axes = figure.add_axes(box)
             axes.imshow(picture, aspect="auto", interpolation="nearest")
             axes.set_axis_off()
-            if number == 0:
+            if row == 0:
                 axes.set_title(name, fontsize=10, color=INK)
         top -= height + 0.06
-    handles = [Patch(color=colors[k] / 255, label=names[k]) for k in shown]
+    handles = [Patch(color=colors[label] / 255, label=names[label]) for label in shown]
     labels = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
     for text in labels.get_texts():
-        text.set_parse_math(False)  # a name may hold dollars
+        text.set_parse_math(False)  # a name may contain dollar signs
     return figure
 
 
 def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: SegmentationSet, channels: int) -> list[Path]:
-    """Draw curves and predictions below ``pictures``; returns the pictures.
+    """Draw the pictures of a run, and return their paths.
 
     Args:
-        folder: of the run.
-        evaluation: the maps to show.
-        pairs: the set they are of.
+        folder: of the run; pictures go below ``pictures``.
+        evaluation: the predictions to show; without any there are only curves.
+        pairs: the set that was evaluated.
         channels: of the images.
     """
-    rows = [_row(pairs, number, predicted, channels) for number, predicted in evaluation.maps.items()]
-    predictions = folder / "pictures" / "predictions.png"
-    label_sheet(rows, pairs.meaning.names).savefig(predictions)
-    return [training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png"), predictions]
+    pictures = [training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")]
+    if evaluation.maps:
+        rows = [(pairs.image(i, channels), pairs.label_map(i), map.numpy()) for i, map in evaluation.maps.items()]
+        pictures.append(folder / "pictures" / "predictions.png")
+        label_sheet(rows, pairs.labels.names).savefig(pictures[-1])
+    return pictures
 
 
 def table(measures: Measures, names: Sequence[str]) -> str:
-    """IoU and accuracy of each class in percent, a line each, with the share of the pixels that it has."""
+    """Write IoU, accuracy and share of the pixels of each class as a text table, in percent."""
     width = max(map(len, names))
     total = sum(measures.pixels)
     rows = zip(names, measures.iou, measures.accuracy, measures.pixels, strict=True)
@@ -96,10 +97,6 @@ def table(measures: Measures, names: Sequence[str]) -> str:
     for name, iou, accuracy, pixels in rows:
         lines.append(f"{name:{width}}  {_percent(iou)}    {_percent(accuracy)}           {_percent(pixels / total)}")
     return "\n".join(lines)
-
-
-def _row(pairs: SegmentationSet, number: int, predicted: Tensor, channels: int) -> tuple[Image, Map, Map]:
-    return pairs.image(number, channels), pairs.label_map(number), predicted.numpy()
 
 
 def _percent(share: float) -> str:

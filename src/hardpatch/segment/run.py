@@ -1,4 +1,4 @@
-"""Segmentation: UperNet on a pre-trained encoder, from pairs of images and label maps to a run folder."""
+"""Segmentation of images with UperNet on a pre-trained encoder, in a run folder."""
 
 import logging
 import math
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.segment.data import Labels, check, find_labels, open_segmentation
+from hardpatch.segment.data import IGNORED, Labels, check, find_labels, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
 from hardpatch.segment.measure import EvaluationResult
 from hardpatch.segment.model import UperNet
@@ -31,7 +32,7 @@ from hardpatch.train.result import write_result
 log = logging.getLogger("hardpatch")
 
 REQUIRED = {
-    "run": "what to start from",
+    "run": "weights to start from",
     "train": "a folder of images and label maps to learn from",
     "val": "a folder of images and label maps to evaluate on",
 }
@@ -39,14 +40,15 @@ README = """# A segmenter trained with hardpatch
 
 Made by `{command}`.
 
-| file | what |
+| file | content |
 |---|---|
-| `config.yaml` | every setting, the data and the encoder it began with |
+| `config.yaml` | every setting, the data and the weights it started from |
 | `result.json` | mIoU, mean and pixel accuracy on the validation images, and IoU, accuracy and pixels of each class |
 | `segmenter.safetensors` | encoder and heads |
-| `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures as training went on |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures during training |
+| `log.txt` | messages, such as the files that were left out |
 | `pictures/` | curves; images beside their true and their predicted classes |
-| `checkpoints/` | to resume from |
+| `checkpoints/` | the state to resume from |
 
 If it was interrupted, resume with
 
@@ -58,7 +60,7 @@ In Python, `hardpatch.load_segmenter("{folder}")` gives the network.
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """How a call of :func:`segment` ended. Measures are in [0, 1], NaN where it was interrupted."""
+    """Result of :func:`segment`. Measures are in [0, 1], NaN if the run was interrupted."""
 
     folder: Path
     checkpoint: Path
@@ -72,13 +74,13 @@ class SegmentResult:
     evaluation: EvaluationResult | None = field(default=None, repr=False)
     pictures: tuple[Path, ...] = ()
     signal: int = 0
-    """the signal that interrupted it, 0 for none"""
+    """number of the signal that interrupted the run, 0 for none"""
     result: dict[str, Any] = field(default_factory=dict, repr=False)
-    """what ``result.json`` holds"""
+    """content of ``result.json``"""
 
     @property
     def finished(self) -> bool:
-        """False where the run was interrupted."""
+        """False if the run was interrupted."""
         return self.step == self.total
 
 
@@ -100,20 +102,23 @@ def segment(
     """Train UperNet on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch segment``.
 
     Args:
-        run: what to start from: run folder, weights file or checkpoint of a ViT.
-        train, val: folders of images and label maps, see :func:`~hardpatch.segment.data.open_segmentation`.
+        run: weights to start from: run folder, weights file or checkpoint of a ViT.
+        train: folder of images and label maps to learn from, see
+            :func:`~hardpatch.segment.data.open_segmentation`.
+        val: folder of images and label maps to evaluate on.
         out: folder of the run.
-        classes: their number, or a file of their names; ``classes.txt`` of ``train`` by default.
-        ignore: label values to leave out; 255 by default.
+        classes: number of classes, or a file of their names; ``classes.txt`` of ``train`` by default.
+        ignore: label values whose pixels are ignored; 255 by default.
         reduce_zero_label: 0 is ignored and 1 is the first class; on for ADE20K's folders.
         preset: settings to start from, of :data:`~hardpatch.segment.settings.PRESETS`; ``small`` by default.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
-        arguments: command line that this came from, for the folder's README.
-        settings: settings in which the run differs, see :class:`~hardpatch.segment.settings.SegmentSettings`.
+        arguments: command line of the call, for the README of the folder.
+        settings: settings that differ from the preset, see :class:`~hardpatch.segment.settings.SegmentSettings`.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before anything is written.
+        UserError: for a mistake in the settings or the data, before anything is written; during training if too many
+            files cannot be decoded.
         TrainingError: if the loss becomes NaN or infinite.
     """
     inputs = {
@@ -124,9 +129,9 @@ def segment(
         "ignore": None if ignore is None else list(ignore),
         "reduce_zero_label": reduce_zero_label,
     }
-    for name in ("crop", "stride"):
-        if name in settings and len(settings[name]) == 1:  # one number is a square
-            settings[name] = (*settings[name], *settings[name])
+    for name in {"crop", "stride"} & settings.keys():  # one number stands for a square
+        sides = settings[name] if isinstance(settings[name], Sequence) else [settings[name]]
+        settings[name] = [*sides, *sides] if len(sides) == 1 else sides
     labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
     return _segment(labeled, progress or Silent(), list(arguments))
 
@@ -134,49 +139,60 @@ def segment(
 def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments: list[str]) -> SegmentResult:
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
-    ignored = [255] if inputs["ignore"] is None else inputs["ignore"]
-    meaning = find_labels(inputs["train"], inputs["classes"], ignored, bool(inputs["reduce_zero_label"]))
+    ignored = [IGNORED] if inputs["ignore"] is None else inputs["ignore"]
+    labels = find_labels(inputs["train"], inputs["classes"], ignored, bool(inputs["reduce_zero_label"]))
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
-    model = _initial(labeled, meaning) if newest is None else _of_checkpoint(newest, settings)
-    train, val = (open_segmentation(inputs[split], split, meaning) for split in ("train", "val"))
+    model = _initial(labeled, labels) if newest is None else _of_checkpoint(newest, settings, labels)
+    train = open_segmentation(inputs["train"], "train", labels)
+    val = open_segmentation(inputs["val"], "val", labels)
     check_settings(settings, model.encoder.patch_size, len(train))
-    pixels, unreadable = check(train, "train")
+    pixels, unreadable_train = check(train, "train")
     _, unreadable_val = check(val, "val")
-    train, val = train.without(unreadable), val.without(unreadable_val)
-    bad = list(unreadable.values()), list(unreadable_val.values())
+    for pairs, unreadable in ((train, unreadable_train), (val, unreadable_val)):  # refuse before anything is written
+        bad_files = BadFiles(len(pairs), settings.max_bad_fraction, "--max_bad_fraction", log=lambda line: None)
+        bad_files.update(unreadable.values())
+    train, val = train.without(unreadable_train), val.without(unreadable_val)
+    labeled.write("segment", arguments, README)
+    log_to(folder / "log.txt")
+    for split, pairs, unreadable in (("train", train, unreadable_train), ("val", val, unreadable_val)):
+        left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""
+        log.info("--%s: %d images, %d classes%s", split, len(pairs), len(labels.names), left_out)
+    bad = list(unreadable_train.values()), list(unreadable_val.values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
     if newest is not None:
         job.restore(newest)
-    labeled.write("segment", arguments, README)
-    log_to(folder / "log.txt")
-    for name, pairs, missing in (("--train", train, bad[0]), ("--val", val, bad[1])):
-        left_out = f", left out {len(missing)} (unreadable; the first: {missing[0]})" if missing else ""
-        log.info("%s: %d images, %d classes%s", name, len(pairs), len(meaning.names), left_out)
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
         return SegmentResult(folder, saved, job.step, job.total, signal=signal)
-    if job.evaluation is None or not job.evaluation.maps:  # a finished run that is called again is evaluated again
+    return _finish(job, labeled, saved, pixels, time.monotonic() - started)
+
+
+def _finish(
+    job: SegmentJob, labeled: FolderRun[SegmentSettings], saved: Path, pixels: Sequence[int], seconds: float
+) -> SegmentResult:
+    """Write the segmenter, result.json and the pictures of a finished run."""
+    folder, inputs, names = job.folder, labeled.inputs, job.train.labels.names
+    if job.evaluation is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
     assert job.evaluation is not None
-    save_segmenter(folder / FILE, job.model, meaning.names, job.inference)
+    save_segmenter(folder / FILE, job.model, names, job.inference)
     measures = job.evaluation.measures
-    shares = {name: int(count) for name, count in zip(meaning.names, pixels, strict=True)}
     result = write_result(
         folder,
         "segment",
         run=inputs["run"],
         data={"train": inputs["train"], "val": inputs["val"]},
-        images={"train": len(train), "val": len(val)},
-        classes=len(meaning.names),
+        images={"train": len(job.train), "val": job.bad_val.total - len(job.bad_val)},
+        classes=len(names),
         left_out={"train, undecodable": len(job.bad_files), "val, undecodable": len(job.bad_val)},
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         steps=job.total,
-        inference=settings.inference,
-        train_pixels=shares,
-        **measures.to_dict(meaning.names),
+        inference=job.inference.mode,
+        train_pixels={name: int(count) for name, count in zip(names, pixels, strict=True)},
+        **measures.to_dict(names),
     )
     return SegmentResult(
         folder,
@@ -186,15 +202,15 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
         measures.miou,
         measures.mean_accuracy,
         measures.pixel_accuracy,
-        meaning.names,
+        names,
         job.evaluation,
-        tuple(write_pictures(folder, job.evaluation, val, model.encoder.channels)),
+        tuple(write_pictures(folder, job.evaluation, job.val, job.model.encoder.channels)),
         result=result,
     )
 
 
-def _initial(labeled: FolderRun[SegmentSettings], meaning: Labels) -> UperNet:
-    """Build the network with which a run begins.
+def _initial(labeled: FolderRun[SegmentSettings], labels: Labels) -> UperNet:
+    """Build the network of a new run.
 
     Raises:
         UserError: if the weights cannot be loaded or sizes do not fit.
@@ -206,7 +222,7 @@ def _initial(labeled: FolderRun[SegmentSettings], meaning: Labels) -> UperNet:
         try:
             return UperNet(
                 backbone.encoder,
-                len(meaning.names),
+                len(labels.names),
                 mean=backbone.mean,
                 std=backbone.std,
                 channels=settings.channels,
@@ -217,9 +233,19 @@ def _initial(labeled: FolderRun[SegmentSettings], meaning: Labels) -> UperNet:
             raise UserError(f"--{error}") from None
 
 
-def _of_checkpoint(saved: Path, settings: SegmentSettings) -> UperNet:
-    """Build the network of a checkpoint: a resumed run does not need what it began with."""
+def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> UperNet:
+    """Build the network of a checkpoint: a resumed run does not need the weights that it started from.
+
+    Raises:
+        UserError: if the checkpoint is of another kind or has other classes.
+    """
     metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
     if metadata.get("kind") != KIND or "encoder" not in metadata:
         raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
+    if metadata["classes"] != list(labels.names):
+        expected, got = ", ".join(metadata["classes"]), ", ".join(labels.names)
+        raise UserError(
+            f"--resume: {saved} has the classes {expected}, the data has {got}; restore these classes, or take another "
+            "--out"
+        )
     return rebuild(metadata, dropout=settings.dropout)

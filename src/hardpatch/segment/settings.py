@@ -1,6 +1,6 @@
 """Settings of segmentation and their presets.
 
-Nothing here imports torch, so that the command line answers at once.
+Nothing here imports torch, so that ``--help`` answers at once.
 """
 
 import math
@@ -12,9 +12,9 @@ from hardpatch.train.settings import TrainingSettings, check_training, expect, s
 
 @dataclass(frozen=True)
 class SegmentSettings(TrainingSettings):
-    """Training of UperNet; the defaults are mmsegmentation's configuration of MAE with ViT-B on ADE20K, after BEiT's.
+    """Training of UperNet, by default as mmsegmentation configures MAE's ViT-B on ADE20K.
 
-    Except for ``channels`` (there 768) and ``blocks`` (there 4, 6, 8 and 12).
+    Two defaults differ: ``channels`` (768 there) and ``blocks`` (4, 6, 8 and 12 there).
     """
 
     steps: int | None = setting(160_000, "optimizer steps; this or epochs")
@@ -26,11 +26,11 @@ class SegmentSettings(TrainingSettings):
     warmup_steps: int = setting(1500, "steps in which the learning rate rises from 0")
     power: float = setting(1.0, "power of the polynomial by which the learning rate falls")
     crop: tuple[int, ...] = setting((512, 512), "height and width of the crops and of the sliding window, pixels")
-    short_side: int = setting(512, "short side of images before the random scale and in evaluation, pixels")
+    short_side: int = setting(512, "shorter side of images before the random scale and in evaluation, pixels")
     scale: tuple[float, ...] = setting((0.5, 2.0), "range of the random scale")
-    cat_max_ratio: float = setting(0.75, "crops in which one class has more than this share are drawn again")
+    cat_max_ratio: float = setting(0.75, "crops in which one class has more than this share are redrawn")
     photometric: bool = setting(True, "vary brightness, contrast, saturation and hue")
-    channels: int = setting(512, "channels of the head")
+    channels: int = setting(512, "channels of the heads")
     blocks: tuple[int, ...] | None = setting(
         None, "four blocks, counted from 1, after which features are taken; null: 1/4, 2/4, 3/4 and 4/4 of the depth"
     )
@@ -64,11 +64,11 @@ def check(run: SegmentSettings, patch_size: int, images: int) -> None:
 
     Args:
         run: the settings.
-        patch_size: of the encoder.
-        images: in the training set.
+        patch_size: of the encoder, pixels.
+        images: number of images in the training set.
 
     Raises:
-        UserError: names the first.
+        UserError: for the first such setting.
     """
     check_training(run)
     for name in ("short_side", "channels"):

@@ -23,7 +23,7 @@ from hardpatch.train.settings import to_dict
 from hardpatch.train.state import TrainingState
 
 KIND = "segmenter"
-"""In the metadata of checkpoints, to tell them from a pre-training run's."""
+"""Entry in the metadata of checkpoints, by which they are recognized."""
 PICTURED = 6
 """Validation images whose predictions are drawn."""
 
@@ -34,10 +34,14 @@ class SegmentJob:
     Args:
         run: the settings.
         folder: of the run.
-        train, val: images and label maps.
+        train: images and label maps to learn from.
+        val: images and label maps to evaluate on.
         model: the network to start from.
         fabric: device and precision.
-        unreadable: pairs of both sets that have been left out, "name: reason".
+        unreadable: "path: reason" of the pairs that were left out of ``train`` and ``val``, to count and log them.
+
+    Raises:
+        UserError: if too many pairs were left out.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class SegmentJob:
         self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
 
     def batches(self) -> Generator[LabeledBatch, None, None]:
-        """Augmented batches from the next step on."""
+        """Load augmented batches from the next step on."""
         run = self.run
         transform = SegmentationTransform(
             (run.crop[0], run.crop[1]),
@@ -104,8 +108,8 @@ class SegmentJob:
         set_learning_rate(self.state.optimizer, poly_learning_rate(self.step, self.total, run))
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device, non_blocking=True)
-        for part, truth in zip(images.chunk(count), labels.chunk(count), strict=True):
-            logits = self.network(part)
+        for micro_batch, truth in zip(images.chunk(count), labels.chunk(count), strict=True):
+            logits = self.network(micro_batch)
             main, auxiliary = pixel_loss(logits.main, truth), pixel_loss(logits.auxiliary, truth)
             loss = main + run.auxiliary_weight * auxiliary
             self.fabric.backward(loss / count)
@@ -118,7 +122,7 @@ class SegmentJob:
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Mean losses since the last call, and the learning rate of the last step."""
+        """Return mean losses since the last call, and the learning rate of the last step."""
         means = (self._sums / self._steps).tolist()
         self._sums.zero_()
         self._steps = 0
@@ -126,7 +130,7 @@ class SegmentJob:
         return losses | {"lr": poly_learning_rate(self.step - 1, self.total, self.run)}
 
     def evaluate(self) -> dict[str, float]:
-        """Segment the validation images; the result is :attr:`evaluation`.
+        """Segment the validation images, keep the result as :attr:`evaluation`, and return its three main numbers.
 
         Raises:
             UserError: if too many of them cannot be decoded.
@@ -138,7 +142,7 @@ class SegmentJob:
             device=self.fabric.device,
             workers=loader_workers(self.run.workers),
             autocast=self.fabric.autocast,
-            keep=spread(len(self.val)) if self.step == self.total else (),
+            keep=evenly_spread(len(self.val)) if self.step == self.total else (),
             bad_files=self.bad_val,
         )
         return self.evaluation.measures.headline()
@@ -148,7 +152,7 @@ class SegmentJob:
         metadata = {
             "kind": KIND,
             "segment": to_dict(self.run),
-            **describe(self.model, self.train.meaning.names, self.inference),
+            **describe(self.model, self.train.labels.names, self.inference),
             "steps": self.total,
             "images": self.images,
         }
@@ -160,25 +164,28 @@ class SegmentJob:
 
 
 def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:
-    """Learning rate of the step after ``step``: mmsegmentation's policy ``poly`` with a linear warm-up.
+    """Return the learning rate of the step after ``step``: mmsegmentation's policy ``poly`` with a linear warm-up.
 
-    ``(1 - step / total) ** power`` of the peak, while warming up ``step / warmup_steps`` of that.
+    It falls from ``lr`` to ``min_lr`` as ``(1 - step / total) ** power``, multiplied by ``step / warmup_steps`` during
+    the warm-up.
     """
-    falling = run.min_lr + (run.lr - run.min_lr) * (1 - step / total) ** run.power
-    return falling * min(1.0, step / run.warmup_steps) if run.warmup_steps else falling
+    lr = run.min_lr + (run.lr - run.min_lr) * (1 - step / total) ** run.power
+    return lr * min(1.0, step / run.warmup_steps) if run.warmup_steps else lr
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that are not ignored, at their own size, in float32; 0 if all of them are.
+    """Return the mean cross-entropy over the pixels that are not ignored, in float32; 0 if all of them are.
 
-    ``[B, classes, h, w]`` and uint8 ``[B, H, W]`` to ``[]``.
+    Args:
+        logits: ``[B, classes, h, w]``; resized to the labels.
+        labels: uint8 ``[B, H, W]``.
     """
-    whole = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(whole, labels.long(), ignore_index=IGNORED, reduction="sum")
+    resized = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(resized, labels.long(), ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp_min(1)
 
 
-def spread(number: int, at_most: int = PICTURED) -> tuple[int, ...]:
-    """Return up to ``at_most`` of ``number`` indices, evenly spread: the images that pictures show."""
-    shown = min(number, at_most)
-    return tuple((2 * k + 1) * number // (2 * shown) for k in range(shown))
+def evenly_spread(count: int, at_most: int = PICTURED) -> tuple[int, ...]:
+    """Return up to ``at_most`` of the indices below ``count``, evenly spread: the images that pictures show."""
+    shown = min(count, at_most)
+    return tuple((2 * k + 1) * count // (2 * shown) for k in range(shown))

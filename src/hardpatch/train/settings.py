@@ -118,10 +118,11 @@ def check_loop(run: LoopSettings) -> None:
     """
     for name in ("batch_size", "accumulation_steps", "steps", "log_every", "checkpoint_steps"):
         expect(run, name, "a whole number from 1", _optional(run, name, lambda number: number >= 1))
-    for name in ("epochs", "clip", "checkpoint_minutes"):
+    for name in ("epochs", "clip"):
         expect(run, name, "a number above 0", _optional(run, name, lambda number: 0 < number < math.inf))
     if (run.epochs is None) == (run.steps is None):
         raise UserError("--epochs, --steps: expected one of the two; say how long to train")
+    expect(run, "checkpoint_minutes", "a number from 0", 0 <= run.checkpoint_minutes < math.inf)
     expect(run, "seed", "a whole number from 0", 0 <= run.seed < 2**63)
     expect(run, "workers", "a whole number from 0", _optional(run, "workers", lambda number: number >= 0))
     expect(run, "max_bad_fraction", "a number from 0 to 1", 0 <= run.max_bad_fraction <= 1)
