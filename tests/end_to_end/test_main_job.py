@@ -81,7 +81,7 @@ def test_untrained_weights_are_those_the_run_began_with(run: Path, images: Path,
 def test_measure(verb: str, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "numbers" / "result.json"
     sets = ["--train", str(images), "--val", str(images), "--device", "cpu", "--workers", "0"]
-    assert main([verb, str(run), *sets, "--json", str(file), "--untrained"]) == 0
+    assert main([verb, str(run), *sets, "--json", str(file), "--random_baseline"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2
     assert printed[0].startswith("student: ")

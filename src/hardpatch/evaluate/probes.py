@@ -142,18 +142,14 @@ def frozen_accuracy(
     Args:
         verb: name of the measurement.
         run: run folder, ``.safetensors`` file or reference checkpoint.
-        train: labeled images to learn from.
-        val: labeled images to evaluate on.
-        measure: the measurement.
-        weights: of the run.
+        train, val: labeled images to learn from, and to evaluate on.
+        measure, weights: the measurement, and which weights of the run it takes.
         random_baseline: measure the random initialization, too.
         pool: mean of the patch tokens, or the class token.
         cache: folder for the features; ``auto`` is RUN/features of a run folder, None computes them anew.
-        batch_size: images per forward pass.
-        workers: processes that decode images.
+        batch_size, workers: images per forward pass, and processes that decode them.
         max_bad_fraction: files that cannot be decoded are named and left out, up to this share of a set.
-        device: where to compute.
-        progress: called after each batch with (images done, images).
+        device, progress: where to compute; called after each batch with (images done, images).
     """
     started = time.monotonic()
     cache = _cache_folder(run, cache)
@@ -180,10 +176,14 @@ def frozen_accuracy(
         return FrozenResult(None)
     assert features is not None
     _say_images(train, val)
-    values = _values(verb, run, (train, val), features, time.monotonic() - started)
-    values |= {"weights": weights, "pool": pool, **results[weights].to_dict()}
     baseline = results["random"] if random_baseline else None
-    values["random"] = baseline.to_dict() if baseline else None
+    values = _values(verb, run, (train, val), features, time.monotonic() - started)
+    values |= {
+        "weights": weights,
+        "pool": pool,
+        **results[weights].to_dict(),
+        "random": baseline and baseline.to_dict(),
+    }
     return FrozenResult(results[weights], baseline, values)
 
 
