@@ -178,13 +178,13 @@ def frozen_accuracy(
     _say_images(train, val)
     baseline = results["random"] if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started)
-    values |= {
-        "weights": weights,
-        "pool": pool,
-        **results[weights].to_dict(),
-        "random": baseline and baseline.to_dict(),
-    }
+    values |= _weights_used(weights, pool, results[weights], baseline)
     return FrozenResult(results[weights], baseline, values)
+
+
+def _weights_used(weights: WeightsName, pool: Pool, result: Result, baseline: Result | None) -> dict[str, Any]:
+    named = {"weights": weights, "pool": pool, **result.to_dict()}
+    return {**named, "random": None if baseline is None else baseline.to_dict()}
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> str | Path | None:
