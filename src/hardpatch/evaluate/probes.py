@@ -152,7 +152,7 @@ def frozen_accuracy(
         device, progress: where to compute; called after each batch with (images done, images).
     """
     started = time.monotonic()
-    cache = _cache_folder(run, cache)
+    folder = _cache_folder(run, cache)
     results: dict[str, Result] = {}
     features: LabeledFeatures | None = None
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
@@ -167,7 +167,7 @@ def frozen_accuracy(
                 batch_size=batch_size,
                 workers=workers,
                 max_bad_fraction=max_bad_fraction,
-                cache=cache,
+                cache=folder,
                 progress=progress,
             )
             if process_rank().rank == 0:  # the others have given their features and have nothing more to do
@@ -187,7 +187,7 @@ def _weights_used(weights: WeightsName, pool: Pool, result: Result, baseline: Re
     return {**named, "random": None if baseline is None else baseline.to_dict()}
 
 
-def _cache_folder(run: str | Path, cache: Cache) -> str | Path | None:
+def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
     if cache != "auto":
         return cache
     return Path(run) / "features" if Path(run).is_dir() else None
