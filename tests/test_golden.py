@@ -58,13 +58,13 @@ def test_forward(golden_folder: Path, name: str) -> None:
     latent = model.encode(images, mask)
     close(latent, golden["latent"])
     first_images_close(model.reconstruct(latent, mask), golden["pixels_of_masked"])
-    predicted = model.answer(images, to_indices(mask)).predicted
+    predicted = model.predict(images, to_indices(mask)).predicted
     assert predicted is not None
     close(predicted, golden["loss_pred_of_masked"])
     losses = model(images, mask)
     close(losses.reconstruction, golden["rec_loss_per_patch"])
     close(losses.reconstruction.mean(), golden["rec_loss"])
-    close(losses.predicting, golden["relative_loss"])
+    close(losses.parts["predicting_loss"], golden["relative_loss"])
     close(losses.loss, golden["rec_loss"] + golden["relative_loss"])
     close(standardized_absolute_loss(losses.predicted, losses.reconstruction), golden["absolute_loss_zscored"])
 
@@ -100,7 +100,7 @@ def test_five_optimizer_steps(golden_folder: Path, name: str) -> None:
         optimizer.step()
         teacher.update(model, momentum=0.99)
         close(losses.reconstruction.mean(), golden["steps.rec_loss"][step])
-        close(losses.predicting, golden["steps.pred_loss"][step])
+        close(losses.parts["predicting_loss"], golden["steps.pred_loss"][step])
         close(norm, golden["steps.grad_norm"][step])
     close(teacher.predict_loss(golden["images"]), golden["steps.teacher_loss_pred"])
 
@@ -116,8 +116,8 @@ def test_mae(golden_folder: Path) -> None:
     # `pred` is in image order and holds visible patches too: the decoder sees the same tokens, all of them are read
     # out; here visible patches come first.
     tokens = mae_of(model).decoder_embed(model.encode(images, mask), mask)
-    assert tokens.blanks is not None
-    everything = torch.cat([tokens.seen, F.embedding(to_indices(mask).masked, tokens.blanks)], dim=1)
+    assert tokens.mask_tokens is not None
+    everything = torch.cat([tokens.sequence, F.embedding(to_indices(mask).masked, tokens.mask_tokens)], dim=1)
     pred = mae_of(model).reconstructor(Tokens(everything, slice(1, None)))
     order = torch.cat(to_indices(mask)[:2], dim=1)
     first_images_close(pred, gather(golden["pred"], order[: len(golden["pred"])]))

@@ -24,6 +24,9 @@ BRITISH = re.compile(
 )
 """British spellings. ``class_centre`` and ``patch_centre`` are names of weights in iBOT's checkpoints."""
 
+OLD_NAMES = ROOT / "src/hardpatch/pretrain/upgrade.py"
+"""Maps British names of settings to their American ones."""
+
 LINK_ALONE = re.compile(r"(?:[-*] )?!?\[[^\]]*\]\([^)]*\)[.,;]?")
 RIDDLES = re.compile(r"(?:What|How|Whose|Of|Whether)\b")
 
@@ -67,6 +70,7 @@ def test_spelling_is_american() -> None:
     british = [
         f"{path.relative_to(ROOT)}:{number}: {match.group()}"
         for path in files(".py", ".md", ".yaml", ".yml", ".toml", ".cff", ".sh")
+        if path != OLD_NAMES
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         for match in BRITISH.finditer(line)
     ]
