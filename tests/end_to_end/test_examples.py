@@ -1,12 +1,17 @@
 """The programs in examples/ run as their first lines say."""
 
+import math
+import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import hardpatch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -37,3 +42,29 @@ def test_hard_patches(
     gray = (pixels == 128).all(axis=2)[patch // 2 :: patch, patch // 2 :: patch]
     assert gray.sum() == gray.size // 2
     assert difficulty[gray].min() >= difficulty[~gray].max()
+
+
+def test_pretrain(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter = partial(hardpatch.pretrain, steps=4, batch_size=16, **{"data.workers": 0})
+    monkeypatch.setattr(hardpatch, "pretrain", shorter, raising=False)
+    run_example(monkeypatch, "pretrain.py", tmp_path / "run", "demo:train", images, images)
+    output = capsys.readouterr().out
+    assert re.search(r"k-NN top-1: \d+\.\d\d%, with random weights \d+\.\d\d%", output)
+    assert re.search(r"linear top-1: \d+\.\d\d%, with random weights \d+\.\d\d%", output)
+    assert "rank correlation of predicted and true difficulty: " in output
+    assert (tmp_path / "run/pictures/score/contact_sheet.png").is_file()
+    assert (tmp_path / "run/timm.safetensors").is_file()
+
+
+def test_mean_color_host(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_example(monkeypatch, "mean_color_host.py", 4)
+    values = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert set(values) == {"loss", "pair_accuracy", "spearman", "mined_loss_ratio", "mined_overlap"}
+    assert all(math.isfinite(float(value)) for value in values.values())
+
+
+def test_every_program_is_listed() -> None:
+    listed = (EXAMPLES / "README.md").read_text()
+    assert all(f"]({program.name})" in listed for program in EXAMPLES.glob("*.py"))
