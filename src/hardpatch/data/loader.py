@@ -4,8 +4,10 @@ The same seed gives the same training batches with any number of workers, after 
 ranks: a sample depends only on (seed, epoch, index).
 """
 
+import atexit
 import math
 import signal
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
@@ -109,7 +111,7 @@ def batch_loader(
         pin_memory: load into pinned memory, for copies to a GPU.
         prefetch: batches that each worker prepares ahead.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         sampler=order,
         batch_size=None,  # the dataset makes whole batches
@@ -119,6 +121,28 @@ def batch_loader(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
     )
+
+
+class _Loader(DataLoader[T]):
+    """A loader whose workers end with Python, also where the loading was not closed.
+
+    Python's own way is one SIGTERM at exit, which workers take for one that is meant for the main process.
+    """
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        if self.num_workers:
+            _running.add(iterator)
+        return iterator
+
+
+_running: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    for iterator in list(_running):
+        iterator._shutdown_workers()
 
 
 def _unchanged(batch: Any) -> Any:
