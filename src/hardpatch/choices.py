@@ -9,7 +9,7 @@ HostName = Literal["mae", "simmim", "beit", "ibot"]
 """Hosts: the masked image models of :data:`hardpatch.pretrain.hosts.HOSTS`."""
 
 MaskName = Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"]
-"""How patches that are not mined are masked: :data:`hardpatch.methods.masking.STRATEGIES`."""
+"""Strategies that mask the patches that are not mined: :data:`hardpatch.methods.masking.STRATEGIES`."""
 
 MiningName = Literal["hard", "easy"]
 """Mine the patches with the highest predicted loss (argmax) or the lowest (argmin)."""

@@ -55,7 +55,7 @@ def test_order_labels_and_sizes(
     assert main(["shrink", str(tree), "--side", "40", "--out", str(out), "--workers", str(workers)]) == 0
     printed = capsys.readouterr()
     assert "36 images in " in printed.out
-    assert "skipped: 3" in printed.out
+    assert "left out: 3" in printed.out
     assert sum("20b.jpg" in line for line in printed.err.splitlines()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1
