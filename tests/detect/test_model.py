@@ -159,7 +159,7 @@ def test_shapes_of_the_pyramid() -> None:
         "p6": (2, 16, 4, 6),
     }
     assert torch.equal(maps["p6"], maps["p5"][:, :, ::2, ::2])
-    halved = ViTDet(encoder(), channels=16, autocast=True)(torch.randn(2, 3, 64, 96))
+    halved = ViTDet(encoder(), channels=16, autocast=torch.bfloat16)(torch.randn(2, 3, 64, 96))
     assert {level.dtype for level in halved.values()} == {torch.float32}
 
 
