@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
-from hardpatch.detect.batches import ScaleJitter, evaluation_batches, extent, training_batches
+from hardpatch.detect.batches import ScaleJitter, evaluation_batches, mask_boxes, training_batches
 from hardpatch.detect.data import CocoSet
 from hardpatch.errors import UserError
 
@@ -100,7 +100,7 @@ def test_a_flip_by_hand() -> None:
     assert torch.equal(pixels[0], torch.from_numpy(image[:, ::-1, 0].copy()))
     assert target["boxes"].tolist() == [[3, 0, 5, 2]]
     assert target["labels"].tolist() == [5]
-    assert_close(extent(target["masks"]), target["boxes"])
+    assert_close(mask_boxes(target["masks"]), target["boxes"])
 
 
 @given(
@@ -128,7 +128,7 @@ def test_boxes_masks_and_pixels_stay_together(
         assert jittered[2] <= pixels.shape[2]
         assert jittered[3] <= pixels.shape[1]
         # the mask is in whole pixels, the box is not
-        assert (extent(target["masks"])[0] - jittered).abs().max() <= 1
+        assert (mask_boxes(target["masks"])[0] - jittered).abs().max() <= 1
         inside = target["masks"][0].bool()
         assert (pixels[0][inside].float().mean() > 127) or inside.sum() < 20
         assert (pixels[0][~inside].float().mean() < 127) or (~inside).sum() < 20
@@ -144,15 +144,15 @@ def test_a_cropped_object_gets_the_box_of_its_remaining_mask() -> None:
         jitter = ScaleJitter(5, (2, 2), flip=0.0)
         _, target = jitter(image, boxes, np.array([1]), mask, np.random.default_rng(seed))
         cropped |= {tuple(box) for box in target["boxes"].tolist()}
-        assert torch.equal(target["boxes"], extent(target["masks"]))
+        assert torch.equal(target["boxes"], mask_boxes(target["masks"]))
     assert (0.0, 3.0, 5.0, 5.0) in cropped
 
 
-def test_extent_by_hand() -> None:
+def test_mask_boxes_by_hand() -> None:
     masks = torch.zeros(2, 4, 5, dtype=torch.uint8)
     masks[0, 1:3, 2:5] = 1
-    assert extent(masks).tolist() == [[2, 1, 5, 3], [0, 0, 0, 0]]
-    assert extent(masks[:0]).shape == (0, 4)
+    assert mask_boxes(masks).tolist() == [[2, 1, 5, 3], [0, 0, 0, 0]]
+    assert mask_boxes(masks[:0]).shape == (0, 4)
 
 
 def test_a_range_of_scales_must_rise() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou  # type: ignore[import-untyped]
 
-from hardpatch.detect.batches import extent
-from hardpatch.detect.data import CocoSet, check_images, mask_of, read_coco
+from hardpatch.detect.batches import mask_boxes
+from hardpatch.detect.data import CocoSet, check_images, object_mask, read_coco
 from hardpatch.errors import UserError
 from tests.detect.small import COMPRESSED, coco_content, read_content
 
@@ -23,12 +23,12 @@ def test_a_file_by_hand(coco: CocoSet) -> None:
         (3, "3.png", 0),
         (5, "5.png", 1),
     ]
-    assert [thing.crowd for thing in coco.images[0].objects] == [False, False, True]
+    assert [obj.crowd for obj in coco.images[0].objects] == [False, False, True]
     assert coco.dropped == 0
     square = np.zeros((4, 6), dtype=np.uint8)
     square[1:3, 2:4] = 1
-    for thing in (*coco.images[0].objects, *coco.images[2].objects):
-        assert np.array_equal(mask_of(thing, 4, 6), square), thing
+    for obj in (*coco.images[0].objects, *coco.images[2].objects):
+        assert np.array_equal(object_mask(obj, 4, 6), square), obj
 
 
 def test_ground_truth_is_the_file_with_ids_from_one(coco: CocoSet) -> None:
@@ -82,7 +82,7 @@ def test_degenerate_annotations_are_dropped(tmp_path: Path, change: dict[str, An
         ("images", {"id": 3}, "two images have the id 3"),
         ("annotations", {"bbox": None}, "annotations[0] has no 'bbox'"),
         ("annotations", {"segmentation": None}, "annotations[0] has no 'segmentation'"),
-        ("annotations", {"image_id": 8}, "an annotation is of image 8, which is not among 'images'"),
+        ("annotations", {"image_id": 8}, "an annotation has image 8, not among 'images'"),
         ("annotations", {"category_id": 1}, "an annotation has category 1, not among 'categories'"),
         (
             "annotations",
@@ -94,7 +94,7 @@ def test_degenerate_annotations_are_dropped(tmp_path: Path, change: dict[str, An
         (
             "annotations",
             {"segmentation": {"counts": [24], "size": [6, 4]}},
-            "annotation 0: its mask is of an image of [6, 4] pixels, image 7 has [4, 6]",
+            "annotation 0: its mask has [6, 4] pixels, image 7 has [4, 6]",
         ),
     ],
 )
@@ -136,13 +136,13 @@ def test_images_that_do_not_belong_to_the_file(coco: CocoSet, images: Path, tmp_
 def test_real_files(shared: Path) -> None:
     coco = read_coco(shared / "data/coco_mini/annotations/instances_train2017.json")
     check_images(coco, shared / "data/coco_mini/train2017")
-    objects = [(image, thing) for image in coco.images for thing in image.objects]
+    objects = [(image, obj) for image in coco.images for obj in image.objects]
     assert (len(coco.images), len(coco.categories), len(objects) + coco.dropped) == (128, 80, 939)
-    assert sum(thing.crowd for _, thing in objects) == 10
+    assert sum(obj.crowd for _, obj in objects) == 10
     assert list(coco.labels.values()) == list(range(1, 81))
     assert sum(not image.objects for image in coco.images) == 2
-    for image, thing in objects[::20]:
-        left, top, width, height = thing.box
+    for image, obj in objects[::20]:
+        left, top, width, height = obj.box
         box = torch.tensor([[left, top, left + width, top + height]])
         if width * height > 200:  # masks lose what is thinner than a pixel
-            assert box_iou(box, extent(torch.from_numpy(mask_of(thing, image.height, image.width))[None])) > 0.8
+            assert box_iou(box, mask_boxes(torch.from_numpy(object_mask(obj, image.height, image.width))[None])) > 0.8

@@ -13,12 +13,12 @@ from hardpatch.detect.model import (
     ChannelNorm,
     SimplePyramid,
     ViTDet,
-    global_indices,
+    global_block_indices,
     mask_rcnn,
     padding_bias,
     partition,
     unpartition,
-    windowed,
+    windowed_block,
 )
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
@@ -101,7 +101,7 @@ def test_each_window_attends_to_its_own_patches_only(relative: bool) -> None:
     padding = padding_bias(grid, window, x)
     assert padding is not None
     assert_close(
-        windowed(block, x, grid, window, padding if of_window is None else padding + of_window),
+        windowed_block(block, x, grid, window, padding if of_window is None else padding + of_window),
         slow,
         rtol=1e-5,
         atol=1e-5,
@@ -113,19 +113,19 @@ def test_drop_path_leaves_out_whole_images() -> None:
     block = Block(32, 2, drop_path=0.5).train()
     torch.manual_seed(0)
     x = torch.randn(200, 6, 32)
-    out = windowed(block, x, (2, 3), (2, 2), padding_bias((2, 3), (2, 2), x))
+    out = windowed_block(block, x, (2, 3), (2, 2), padding_bias((2, 3), (2, 2), x))
     untouched = (out == x).flatten(1).all(dim=1).float().mean()
     assert 0.15 < untouched < 0.35  # both branches dropped, all patches at once: a quarter of the images
 
 
 def test_which_blocks_are_global() -> None:
-    assert global_indices(12, 4) == (2, 5, 8, 11)  # detectron2's configuration for ViT-B
-    assert global_indices(24, 4) == (5, 11, 17, 23)
-    assert global_indices(32, 4) == (7, 15, 23, 31)
-    assert global_indices(4, 4) == (0, 1, 2, 3)
-    assert global_indices(6, 0) == ()
+    assert global_block_indices(12, 4) == (2, 5, 8, 11)  # detectron2's configuration for ViT-B
+    assert global_block_indices(24, 4) == (5, 11, 17, 23)
+    assert global_block_indices(32, 4) == (7, 15, 23, 31)
+    assert global_block_indices(4, 4) == (0, 1, 2, 3)
+    assert global_block_indices(6, 0) == ()
     with pytest.raises(ValueError, match="global_blocks: expected 0 to 3"):
-        global_indices(3, 4)
+        global_block_indices(3, 4)
 
 
 @torch.no_grad()

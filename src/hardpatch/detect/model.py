@@ -1,8 +1,9 @@
-"""A plain Vision Transformer as the backbone of Mask R-CNN (ViTDet: Li et al., *Exploring Plain Vision Transformer
-Backbones for Object Detection*, ECCV 2022).
+"""Mask R-CNN with a plain Vision Transformer as its backbone: ViTDet.
 
-Images stand in the upper left corner of a square canvas of fixed size; the rest is padding. Boxes are (left, top,
-right, bottom) in pixels of the canvas throughout.
+Li et al., *Exploring Plain Vision Transformer Backbones for Object Detection*, ECCV 2022.
+
+Images are placed in the upper left corner of a square canvas of fixed size; the rest is padding. Boxes are (left, top,
+right, bottom) in pixels of the canvas.
 """
 
 import math
@@ -26,28 +27,33 @@ from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyp
 
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
+from hardpatch.models.pixels import normalize
 from hardpatch.models.positions import resample_positions
 from hardpatch.patches import patchify
 
 LEVELS = ("p2", "p3", "p4", "p5")
-"""Of the pyramid, finest first: strides of 4, 8, 16 and 32 px for patches of 16 px. ``p6`` is ``p5`` thinned out."""
+"""Levels of the pyramid from which regions are pooled, with strides of 4, 8, 16 and 32 px for patches of 16 px."""
 ASPECTS = (0.5, 1.0, 2.0)
+"""Ratios of height to width of the anchors."""
 
 
 class ViTDet(nn.Module):
-    """The last feature map of an encoder as a pyramid of five maps (ViTDet, Sec. 3).
+    """Encoder with windowed attention, and a pyramid of five maps from its last feature map (ViTDet, Sec. 3).
 
-    The blocks are cut into ``global_blocks`` equal runs; the last block of each attends over the whole image, the
-    others within windows that do not overlap. Patches that pad a window are not attended to. The class token is left
-    out after the embedding, as in ViTDet: a window has no place for it, and nothing reads it. So is the last norm.
+    The blocks are divided into ``global_blocks`` groups of equal size. The last block of each group attends over the
+    whole image, the others within windows that do not overlap. Padding of the windows is not attended to. The class
+    token is dropped after the embedding and the last norm is not applied, as in ViTDet.
 
     Args:
-        encoder: pre-trained or not; trained further in place.
+        encoder: the encoder, whose weights are trained in place.
         channels: of the maps.
-        window: side of a window in patches; a larger one than the image is the whole image.
-        global_blocks: how many blocks attend over the whole image.
-        autocast: precision of encoder and pyramid, None for float32. The output is float32 always: in half precision
+        window: side of a window in patches; a window larger than the image is the whole image.
+        global_blocks: number of blocks that attend over the whole image.
+        autocast: precision of encoder and pyramid, None for float32. The output is always float32: in half precision
             the corners of boxes would be off by pixels.
+
+    Raises:
+        ValueError: if the window is below 1, or there are fewer than ``global_blocks`` blocks.
     """
 
     def __init__(
@@ -63,23 +69,25 @@ class ViTDet(nn.Module):
         if window < 1:
             raise ValueError(f"window: expected 1 patch or more, got {window}")
         self.encoder, self.window, self.autocast = encoder, window, autocast
-        self.global_at = global_indices(len(encoder.blocks), global_blocks)
+        self.global_indices = global_block_indices(len(encoder.blocks), global_blocks)
         self.pyramid = SimplePyramid(encoder.width, channels)
-        self.out_channels = channels  # torchvision asks for it
+        self.out_channels = channels  # read by torchvision
         for unused in (encoder.cls_token, encoder.mask_token, *encoder.norm.parameters()):
             if unused is not None:
                 unused.requires_grad_(False)
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Normalized ``images [B, C, H, W]`` -> ``p2`` to ``p6``, float32 ``[B, channels, h, w]``, with ``h`` four
-        times the rows of patches, then half of the one before.
+        """Return the maps ``p2`` to ``p6`` of normalized ``images [B, C, H, W]``.
+
+        Each is float32 ``[B, channels, h, w]``. ``p2`` has four times the rows and columns of the patches, and each map
+        half of those of the map before it.
         """
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             maps = self.pyramid(self.features(images))
         return OrderedDict((name, features.float()) for name, features in maps.items())
 
     def features(self, images: Tensor) -> Tensor:
-        """The last feature map, ``[B, C, H, W]`` -> ``[B, D, rows, columns]``."""
+        """Return the last feature map of the encoder: ``[B, C, H, W]`` -> ``[B, D, rows, columns]``."""
         encoder = self.encoder
         grid = patch_grid((images.shape[2], images.shape[3]), encoder.patch_size)
         window = (min(self.window, grid[0]), min(self.window, grid[1]))
@@ -88,28 +96,28 @@ class ViTDet(nn.Module):
             x = x + resample_positions(encoder.positions, encoder.grid, grid).to(x.dtype)
         bias = self._bias(grid)
         window_bias = bias if window == grid else _sum(self._bias(window), padding_bias(grid, window, x))
-        for number, block in enumerate(encoder.blocks):
+        for index, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
-            if number in self.global_at or window == grid:
+            if index in self.global_indices or window == grid:
                 x = block(x, bias)
             else:
-                x = windowed(block, x, grid, window, window_bias)
+                x = windowed_block(block, x, grid, window, window_bias)
         return x.transpose(1, 2).unflatten(2, grid)
 
     def _bias(self, grid: tuple[int, int]) -> Tensor | None:
-        """The relative position bias between patches, where the encoder has one: ``[1, heads, N, N]``."""
+        """Return the relative position bias between patches ``[1, heads, N, N]``, None if the encoder has none."""
         relative = self.encoder.relative_bias
         return None if relative is None else relative(grid)[:, :, 1:, 1:]
 
 
 class SimplePyramid(nn.Module):
-    """Four maps out of one, each from it alone, and a fifth by subsampling (ViTDet, Sec. 3 and Fig. 2c).
+    """Pyramid of four maps, each computed from the last map alone, and a subsampled fifth (ViTDet, Sec. 3, Fig. 2c).
 
-    Each is a deconvolution or pooling, then 1x1 and 3x3 convolutions with layer norms over the channels.
+    Each of the four is resized by deconvolution or pooling, then come 1x1 and 3x3 convolutions with layer norms.
 
     Args:
-        width: channels of the map that goes in.
-        channels: of those that come out.
+        width: channels of the input.
+        channels: of the output maps.
     """
 
     def __init__(self, width: int, channels: int) -> None:
@@ -132,49 +140,60 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """``[B, width, h, w]`` -> ``p2`` (4h, 4w), ``p3`` (2h, 2w), ``p4``, ``p5`` (h/2, w/2), ``p6`` (h/4, w/4)."""
+        """Return maps of ``[B, width, h, w]``: ``p2`` (4h, 4w), ``p3`` (2h, 2w), ``p4``, ``p5`` (h/2, w/2), ``p6``."""
         maps = OrderedDict((name, level(x)) for name, level in self.levels.items())
         maps["p6"] = F.max_pool2d(maps["p5"], 1, stride=2)
         return maps
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of ``[B, C, H, W]``, place by place."""
+    """Layer norm over the channels of ``[B, C, H, W]``, at each position."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[B, C, H, W]``."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def global_indices(depth: int, global_blocks: int) -> tuple[int, ...]:
-    """Which blocks, from 0, attend over the whole image: the last of each of ``global_blocks`` runs of equal length.
+def global_block_indices(depth: int, global_blocks: int) -> tuple[int, ...]:
+    """Return the indices of the blocks that attend over the whole image.
+
+    They are the last ones of ``global_blocks`` groups of equal size.
 
     Raises:
-        ValueError: if there are not that many blocks.
+        ValueError: if there are fewer than ``global_blocks`` blocks.
     """
     if not 0 <= global_blocks <= depth:
         raise ValueError(f"global_blocks: expected 0 to {depth}, the number of blocks, got {global_blocks}")
     return tuple(depth * (k + 1) // global_blocks - 1 for k in range(global_blocks))
 
 
-def windowed(block: Block, x: Tensor, grid: tuple[int, int], window: tuple[int, int], bias: Tensor | None) -> Tensor:
-    """A block of which only the attention is cut into windows: ``[B, N, D]`` -> ``[B, N, D]``.
+def windowed_block(
+    block: Block, x: Tensor, grid: tuple[int, int], window: tuple[int, int], bias: Tensor | None
+) -> Tensor:
+    """Apply a block whose attention is restricted to windows: ``[B, N, D]`` -> ``[B, N, D]``.
 
-    ``bias`` is added to the attention: ``[W or 1, heads or 1, L or 1, L]``, for W windows of L patches in an image.
+    Args:
+        block: a block of the encoder.
+        x: the patches.
+        grid: (rows, columns) of the image in patches.
+        window: (rows, columns) of a window.
+        bias: added to the attention, ``[W or 1, heads or 1, L or 1, L]`` for W windows of L patches in an image.
     """
-    cut = partition(block.norm1(x), grid, window)
+    windows = partition(block.norm1(x), grid, window)
     if bias is not None and len(bias) > 1:
         bias = bias.repeat(len(x), 1, 1, 1)
-    attended = unpartition(block.attn(cut, bias), grid, window)
+    attended = unpartition(block.attn(windows, bias), grid, window)
     x = x + stochastic_depth(block.ls1(attended), block.drop_path, "row", block.training)
     return x + stochastic_depth(block.ls2(block.mlp(block.norm2(x))), block.drop_path, "row", block.training)
 
 
 def partition(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """Patches ``[B, N, D]`` of a ``grid`` of (rows, columns) -> the windows of one image after those of the other,
-    ``[B * W, L, D]``; rows and columns of zeros, below and on the right, fill the last ones up.
+    """Divide the patches of a grid into windows: ``[B, N, D]`` -> ``[B * W, L, D]``, image after image.
+
+    Rows of zeros below and columns of zeros on the right fill the last windows.
     """
     (rows, columns), (height, width) = grid, window
     x = x.unflatten(1, grid)
@@ -184,7 +203,7 @@ def partition(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tens
 
 
 def unpartition(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    """The inverse of :func:`partition`: ``[B * W, L, D]`` -> ``[B, N, D]``."""
+    """Invert :func:`partition`: ``[B * W, L, D]`` -> ``[B, N, D]``."""
     down, across = (math.ceil(size / side) for size, side in zip(grid, window, strict=True))
     x = windows.unflatten(0, (-1, down, across)).unflatten(3, window)  # [B, down, across, height, width, D]
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -192,8 +211,10 @@ def unpartition(windows: Tensor, grid: tuple[int, int], window: tuple[int, int])
 
 
 def padding_bias(grid: tuple[int, int], window: tuple[int, int], like: Tensor) -> Tensor | None:
-    """What keeps attention off the padding: 0 for patches and minus infinity for padding, ``[W, 1, 1, L]`` in type and
-    device of ``like``; None where the windows fit.
+    """Return the attention bias of windows with padding: 0 for patches, minus infinity for padding.
+
+    Returns:
+        ``[W, 1, 1, L]`` with dtype and device of ``like``; None if there is no padding.
     """
     if grid[0] % window[0] == 0 and grid[1] % window[1] == 0:
         return None
@@ -202,12 +223,14 @@ def padding_bias(grid: tuple[int, int], window: tuple[int, int], like: Tensor) -
 
 
 class Canvas(nn.Module):
-    """From uint8 images of any size to a normalized batch on a square canvas. It takes the place of torchvision's
-    transform and, unlike that, resizes nothing, neither what goes in nor what comes out.
+    """Normalization of uint8 images, and a square canvas on which they form a batch.
+
+    It replaces torchvision's transform. Unlike that, it resizes neither images nor detections.
 
     Args:
         size: side of the canvas in pixels.
-        mean, std: of each channel, for pixels in [0, 1].
+        mean: of each channel, for pixels in [0, 1].
+        std: standard deviation likewise.
     """
 
     mean: Tensor
@@ -216,29 +239,32 @@ class Canvas(nn.Module):
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """uint8 ``[C, h, w]`` each -> ``[B, C, size, size]``, padded with 0, the mean color.
+        """Normalize images uint8 ``[C, h, w]`` and pad them on the right and below with 0, the mean color.
+
+        Returns:
+            The batch float32 ``[B, C, size, size]`` with the (height, width) of each image, and the targets.
 
         Raises:
             ValueError: if an image is larger than the canvas.
         """
         batch = self.mean.new_zeros(len(images), len(self.mean), self.size, self.size)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        for place, image, (height, width) in zip(batch, images, sizes, strict=True):
+        for canvas, image, (height, width) in zip(batch, images, sizes, strict=True):
             if height > self.size or width > self.size:
                 raise ValueError(f"images: expected at most {self.size}x{self.size} pixels, got {height}x{width}")
-            place[:, :height, :width] = (image.float() / 255 - self.mean) / self.std
+            canvas[:, :height, :width] = normalize(image, self.mean, self.std)
         return ImageList(batch, sizes), targets
 
     def postprocess(
         self, result: list[dict[str, Tensor]], image_shapes: object, original_image_sizes: object
     ) -> list[dict[str, Tensor]]:
-        """Leave boxes on the canvas, and masks relative to their boxes."""
+        """Return the detections unchanged: boxes in pixels of the canvas, masks relative to their boxes."""
         return result
 
 
@@ -257,27 +283,34 @@ def mask_rcnn(
     anchor_scale: float = 8.0,
     autocast: torch.dtype | None = None,
 ) -> MaskRCNN:
-    """Mask R-CNN (He et al. 2017) on a :class:`ViTDet` with ViTDet's heads: two hidden convolutions in the region
-    proposal network, four and a linear layer for the boxes, four for the masks, with layer norms.
+    """Build Mask R-CNN (He et al. 2017) on a :class:`ViTDet`, with ViTDet's heads.
 
-    It takes a list of uint8 images ``[C, h, w]`` of at most ``image_size``, and in training a dictionary of targets for
-    each: ``boxes [n, 4]``, ``labels`` int64 ``[n]`` from 1, ``masks`` uint8 ``[n, h, w]``. It gives a dictionary of
-    losses in training, else for each image up to 100 detections: ``boxes``, ``labels``, ``scores [n]`` and ``masks
-    [n, 1, 28, 28]``, probabilities within the box. In training it waits for the device here and there, which is
-    torchvision's way of sampling boxes.
+    The region proposal network has two hidden convolutions, the box head four and a linear layer, the mask head four,
+    all with layer norms.
+
+    The model takes a list of uint8 images ``[C, h, w]`` of at most ``image_size``. In training it also takes a
+    dictionary of targets for each: ``boxes [n, 4]``, ``labels`` int64 ``[n]`` from 1 and ``masks`` uint8 ``[n, h, w]``.
+    It then returns a dictionary of losses; torchvision's sampling of boxes waits for the device. In eval mode it
+    returns for each image up to 100 detections: ``boxes [n, 4]``, ``labels [n]``, ``scores [n]`` and ``masks [n, 1, 28,
+    28]``, probabilities within the box.
 
     Args:
-        encoder: of patches whose side is a multiple of 4.
-        mean, std: the encoder's normalization.
-        classes: without the background.
+        encoder: the encoder; its patch size is a multiple of 4.
+        mean: of each channel, in the encoder's normalization.
+        std: standard deviation likewise.
+        classes: number of classes, without the background.
         image_size: side of the canvas in pixels, a multiple of four patches.
-        window, global_blocks, channels, autocast: see :class:`ViTDet`.
-        head_width: of the linear layer for the boxes.
-        rois: boxes of an image that the heads are trained on at a time.
-        anchor_scale: side of the anchors in cells of their map; 8 are 32 to 512 px for patches of 16 px.
+        window: side of a window in patches.
+        global_blocks: number of blocks that attend over the whole image.
+        channels: of the pyramid and of the heads' convolutions.
+        head_width: of the box head's linear layer.
+        rois: boxes per image on which the heads are trained.
+        anchor_scale: side of the anchors, relative to the stride of their map; with 8 and patches of 16 px, anchors
+            have 32 to 512 px.
+        autocast: precision of encoder and pyramid, None for float32.
 
     Raises:
-        ValueError: if sizes do not fit each other.
+        ValueError: if the sizes do not fit each other.
     """
     _check_sizes(encoder.patch_size, image_size)
     patch = encoder.patch_size
@@ -310,10 +343,10 @@ def _check_sizes(patch: int, image_size: int) -> None:
 
 
 def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
-    """RoIAlign from the level that the area of a box says (Lin et al. 2017, Eq. 1).
+    """RoIAlign from the level that the area of a box determines (Lin et al. 2017, Eq. 1).
 
-    torchvision would guess the strides from the first batch it sees, taking its largest image for the canvas: wrong,
-    and for good, when all images of that batch are small.
+    The strides are set here, because torchvision infers them once, from the largest image of the first batch. If all
+    images of that batch are smaller than the canvas, they would be wrong for the rest of the training.
     """
     pool = MultiScaleRoIAlign(list(LEVELS), cells, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
@@ -331,4 +364,5 @@ def _convolutions(width: int, channels: int) -> list[nn.Module]:
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Add two biases, each of which may be missing."""
     return first if second is None else second if first is None else first + second
