@@ -1,4 +1,4 @@
-"""Small sets of images with objects, a COCO file, and detections."""
+"""Small sets of images with objects, a COCO file, detections, and an encoder."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hardpatch.detect.data import CocoImage, CocoObject, CocoSet, read_coco
+from hardpatch.models.encoder import Encoder
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height."""
@@ -80,3 +82,12 @@ def write_rectangles(folder: Path) -> CocoSet:
         objects = [CocoObject(4, box, run_lengths(box, (24, 32)), 120.0, False)] if number < 2 else []
         images.append(CocoImage(number, f"{number}.png", 24, 32, objects))
     return CocoSet("rectangles", {4: "cat"}, images, 0)
+
+
+def small_encoder(**options: Any) -> Encoder:
+    """Four blocks for images of 16 x 24 px with patches of 4 px, in eval mode."""
+    torch.manual_seed(0)
+    encoder = Encoder(image_size=(16, 24), patch_size=4, width=32, depth=4, heads=2, **options).eval()
+    if encoder.relative_bias is not None:
+        torch.nn.init.normal_(encoder.relative_bias.table)
+    return encoder

@@ -37,8 +37,7 @@ def test_average_precision_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
 def test_masks_are_measured_by_their_own_size() -> None:
     """An object of 20 x 20 pixels within a box of 100 x 100 is small, and its box large."""
     coco = scene((0, 0, 20, 20))
-    thing = coco.images[0].objects[0]._replace(box=(0, 0, 100, 100), area=400.0)
-    coco.images[0].objects[0] = thing
+    coco.images[0].objects[0] = coco.images[0].objects[0]._replace(box=(0, 0, 100, 100), area=400.0)
     result = detection((0, 0, 20, 20), 0.9) | {"bbox": [0, 0, 100, 100]}
     # a wrong detection, too large to count among the small ones
     wrong = detection((150, 150, 100, 100), 0.95) | {"bbox": [150, 150, 10, 10]}

@@ -13,7 +13,7 @@ from hardpatch.detect.batches import DetectionBatch, ScaleJitter, training_batch
 from hardpatch.detect.data import CocoImage, CocoSet, read_coco
 from hardpatch.detect.model import mask_rcnn
 from hardpatch.detect.settings import PRESETS, DetectSettings
-from hardpatch.detect.trainer import DetectJob, groups
+from hardpatch.detect.trainer import DetectJob, build, groups
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.block import Block
@@ -82,6 +82,17 @@ def test_learning_rates_of_the_layers() -> None:
         assert group_of[name]["weight_decay"] == (0.0 if name.endswith("bias") else 0.1), name
 
 
+def test_sizes_that_do_not_fit_name_the_argument() -> None:
+    for patch_size, message in (
+        (7, "RUN: expected an encoder whose patch size is a multiple of 4 px, got 7"),
+        (8, "--image_size: expected a multiple of 32, four patches, got 80"),
+    ):
+        encoder = Encoder(image_size=(56, 56), patch_size=patch_size, width=32, depth=1, heads=2)
+        with pytest.raises(UserError) as error:
+            build(Backbone(encoder, (0.5,) * 3, (0.25,) * 3), DetectSettings(image_size=80), classes=1)
+        assert str(error.value) == message
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     rectangles: tuple[CocoSet, Path], tmp_path: Path, accumulation_steps: int
@@ -146,7 +157,7 @@ def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
     coco = read_coco(folder / "annotations/instances_train2017.json")
 
     def plain(image: CocoImage) -> bool:
-        large = [not thing.crowd and thing.area > 0.04 * image.height * image.width for thing in image.objects]
+        large = [not obj.crowd and obj.area > 0.04 * image.height * image.width for obj in image.objects]
         return 1 <= len(large) <= 3 and all(large)
 
     eight = CocoSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:8], 0)

@@ -69,8 +69,6 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) 
     Returns:
         Entries of :attr:`Detections.results`.
     """
-    if not len(output["scores"]):  # paste_masks_in_image refuses an empty list
-        return []
     tools, image = mask_tools(), coco.images[sample.image_index]
     size = (image.height, image.width)
     ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)

@@ -29,7 +29,7 @@ class DrawnObject(NamedTuple):
     mask: NDArray[np.uint8]
     """``[H, W]``, 1 = object"""
     score: float | None
-    """of a detection"""
+    """confidence of a detection in [0, 1]; None for an annotation"""
 
 
 def detection_sheet(

@@ -164,8 +164,7 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
         backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     else:
         backbone = _backbone(_metadata(newest))
-    images = Path(inputs["train"]), Path(inputs["val"])
-    job = DetectJob(settings, folder, (train, images[0]), (val, images[1]), backbone, fabric)
+    job = DetectJob(settings, folder, (train, Path(inputs["train"])), (val, Path(inputs["val"])), backbone, fabric)
     if newest is not None:
         job.restore(newest)
     labeled.write("detect", arguments, README)

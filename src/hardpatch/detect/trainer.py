@@ -44,6 +44,9 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
     Raises:
         UserError: if the sizes do not fit the encoder.
     """
+    patch_size = backbone.encoder.patch_size
+    if patch_size % 4:
+        raise UserError(f"RUN: expected an encoder whose patch size is a multiple of 4 px, got {patch_size}")
     names = ("image_size", "window", "channels", "head_width", "rois", "anchor_scale")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
