@@ -6,11 +6,12 @@ from hardpatch.detect.settings import PRESETS
 
 
 def detect(arguments: list[str]) -> int:
+    """Run ``hardpatch detect``; returns the exit code."""
     parser = training_parser(
         "detect", "Train Mask R-CNN on the encoder of RUN (ViTDet): boxes and masks of objects.", PRESETS
     )
     parser.add_argument("--annotations", metavar="JSON", help="annotations of --train in COCO's layout")
-    parser.add_argument("--val_annotations", metavar="JSON", help="annotations of --val")
+    parser.add_argument("--val_annotations", metavar="JSON", help="annotations of --val in COCO's layout")
     options = parser.parse_args(arguments)
 
     from hardpatch.detect.run import detect as train
@@ -39,7 +40,7 @@ def detect(arguments: list[str]) -> int:
     images = result.result["images"]["val"]
     print(f"{result.folder}: {result.total} steps done, {len(result.detections)} detections in {images} images")
     for kind, values in (result.precision or {}).items():
-        shown = ", ".join(f"{name} {'-' if value is None else f'{value:.2%}'}" for name, value in values.items())
-        print(f"{kind}: {shown}")
+        metrics = ", ".join(f"{name} {'-' if value is None else f'{value:.2%}'}" for name, value in values.items())
+        print(f"{kind}: {metrics}")
     print(f"pictures: {', '.join(map(str, result.pictures))}")
     return 0

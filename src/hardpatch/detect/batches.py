@@ -1,6 +1,6 @@
-"""Annotated images on a canvas: random sizes and crops for training, one fixed size for evaluation.
+"""Annotated images for the detector: random sizes and crops for training, one fixed size for evaluation.
 
-Boxes are (left, top, right, bottom) in pixels; COCO's own are (left, top, width, height).
+Boxes are (left, top, right, bottom) in pixels; those of COCO files are (left, top, width, height).
 """
 
 import os
@@ -20,20 +20,20 @@ from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.decode import UndecodableImage
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import EvaluationOrder
-from hardpatch.detect.data import CocoSet, Image, mask_of, mask_tools, read_image
+from hardpatch.detect.data import CocoSet, Image, mask_tools, object_mask, read_image
 
 Boxes = npt.NDArray[np.float32]
 
 
 class Sample(NamedTuple):
-    """An image that fits the canvas, and what is on it."""
+    """Image that fits the canvas, and the objects in it."""
 
     image: Tensor
     """uint8 ``[C, h, w]``"""
     target: dict[str, Tensor]
     """``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]``, ``masks`` uint8 ``[n, h, w]``; empty in evaluation"""
     image_index: int
-    """number of the image in the set"""
+    """index of the image in the set"""
 
 
 @dataclass(frozen=True)
@@ -62,63 +62,75 @@ class ScaleJitter:
     def __call__(
         self, image: Image, boxes: Boxes, labels: npt.NDArray[np.int64], masks: Image, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Transform image uint8 ``[H, W, C]``, boxes ``[n, 4]``, labels ``[n]`` and masks ``[n, H, W]``.
+        """Flip, resize and crop an image with its objects.
 
-        Returns image and target of a :class:`Sample`. An object that is cut gets the box of what is left of its mask;
-        one below a pixel is left out.
+        An object that is cropped gets the box of the rest of its mask. One whose rest is smaller than a pixel is left
+        out.
+
+        Args:
+            image: uint8 ``[H, W, C]``.
+            boxes: float32 ``[n, 4]``.
+            labels: int64 ``[n]``.
+            masks: uint8 ``[n, H, W]``.
+            rng: source of the random numbers.
+
+        Returns:
+            Image and target of a :class:`Sample`.
         """
         flip = rng.random() < self.flip
-        height, width = fitted(image.shape[:2], self.size * rng.uniform(*self.scale))
+        height, width = scaled_size(image.shape[:2], self.size * rng.uniform(*self.scale))
         top, left = (int(rng.integers(0, max(side - self.size, 0) + 1)) for side in (height, width))
         ratio = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
         window = (..., slice(top, top + self.size), slice(left, left + self.size))
-        pixels = resized(torch.from_numpy(image).permute(2, 0, 1), (height, width))[window]
-        cut = F.interpolate(torch.from_numpy(masks)[:, None], (height, width), mode="nearest-exact")[:, 0][window]
-        placed = torch.from_numpy(boxes * ratio) - torch.tensor([left, top] * 2)
+        pixels = resize(torch.from_numpy(image).permute(2, 0, 1), (height, width))[window]
+        crops = F.interpolate(torch.from_numpy(masks)[:, None], (height, width), mode="nearest-exact")[:, 0][window]
+        corners = torch.from_numpy(boxes * ratio) - torch.tensor([left, top] * 2)
         limit = torch.tensor([pixels.shape[2], pixels.shape[1]] * 2)
-        # Half a pixel outside is rounding; more was cut off.
-        whole = ((placed >= -0.5) & (placed <= limit + 0.5)).all(dim=1, keepdim=True)
-        placed = torch.where(whole, placed.clamp_min(0).minimum(limit), extent(cut))
+        # Half a pixel outside is rounding; more is a cropped object.
+        inside = ((corners >= -0.5) & (corners <= limit + 0.5)).all(dim=1, keepdim=True)
+        corners = torch.where(inside, corners.clamp_min(0).minimum(limit), mask_boxes(crops))
         if flip:
-            pixels, cut = pixels.flip(2), cut.flip(2)
-            placed = torch.stack([limit[0] - placed[:, 2], placed[:, 1], limit[0] - placed[:, 0], placed[:, 3]], dim=1)
-        remaining = ((placed[:, 2:] - placed[:, :2]) >= 1).all(dim=1) & cut.bool().flatten(1).any(dim=1)
+            pixels, crops = pixels.flip(2), crops.flip(2)
+            lefts, tops, rights, bottoms = corners.unbind(dim=1)
+            corners = torch.stack([limit[0] - rights, tops, limit[0] - lefts, bottoms], dim=1)
+        visible = ((corners[:, 2:] - corners[:, :2]) >= 1).all(dim=1) & crops.bool().flatten(1).any(dim=1)
         return pixels.contiguous(), {
-            "boxes": placed[remaining],
-            "labels": torch.from_numpy(labels)[remaining],
-            "masks": cut[remaining].contiguous(),
+            "boxes": corners[visible],
+            "labels": torch.from_numpy(labels)[visible],
+            "masks": crops[visible].contiguous(),
         }
 
 
-def fitted(size: tuple[int, ...], longer: float) -> tuple[int, int]:
-    """(height, width) in whole pixels of an image of ``size`` whose longer side is to be ``longer``."""
-    height, width = (max(1, round(side * longer / max(size))) for side in size)
+def scaled_size(size: tuple[int, ...], long_side: float) -> tuple[int, int]:
+    """Return the (height, width) of the same proportions whose longer side is ``long_side`` pixels."""
+    height, width = (max(1, round(side * long_side / max(size))) for side in size)
     return height, width
 
 
-def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 ``[C, H, W]`` to (height, width) ``size``, antialiased."""
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize uint8 ``[C, H, W]`` to (height, width) ``size`` with antialiasing."""
     if tuple(image.shape[1:]) == size:
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def extent(masks: Tensor) -> Tensor:
-    """The boxes around ``masks [n, h, w]``, ``[n, 4]``; all 0 for an empty one."""
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the boxes around ``masks [n, h, w]``, float32 ``[n, 4]``; four zeros for an empty mask."""
     sides = []
-    for axis in (1, 2):  # over the rows: columns that are taken, and the other way round
-        taken = masks.bool().any(dim=axis)
-        first, past = taken.byte().argmax(dim=1), taken.shape[1] - taken.flip(1).byte().argmax(dim=1)
-        sides.append((first, torch.where(taken.any(dim=1), past, 0)))
+    for axis in (1, 2):  # reduce the rows to find left and right, then the columns to find top and bottom
+        occupied = masks.bool().any(dim=axis)
+        start, stop = occupied.byte().argmax(dim=1), occupied.shape[1] - occupied.flip(1).byte().argmax(dim=1)
+        sides.append((start, torch.where(occupied.any(dim=1), stop, 0)))
     (left, right), (top, bottom) = sides
     return torch.stack([left, top, right, bottom], dim=1).float()
 
 
 class DetectionBatch(NamedTuple):
-    """Samples of a batch; `bad` has "name: reason" of each image that could not be used on the way to it."""
+    """Samples, and the images that could not be used."""
 
     samples: list[Sample]
     bad: list[str]
+    """entries "path: reason" of the images that were tried and cannot be used"""
 
 
 def training_batches(
@@ -132,17 +144,27 @@ def training_batches(
     start: int = 0,
     workers: int = 0,
 ) -> Generator[DetectionBatch, None, None]:
-    """Endless batches, from batch number ``start`` on, the same with any number of workers and after a resume.
+    """Load endless training batches, the same with any number of workers and after a resume.
 
-    Batches run across the ends of epochs. Crowds are left out. An image that cannot be used gives its place to the next
-    one that can be.
+    A batch may span two epochs. Crowds are left out. An image that cannot be used is replaced by the next one that can
+    be. Close the generator to stop the workers.
+
+    Args:
+        coco: images and their objects.
+        folder: folder of the images.
+        transform: flips, resizes and crops.
+        batch_size: images in a batch.
+        seed: of order and transform.
+        channels: of the images, 1 or 3.
+        start: number of the first batch.
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
         UserError: if no image can be used.
     """
-    mask_tools()  # complains before a worker does
-    dataset = _Training(coco, str(folder), transform, channels, seed)
-    for batch in batch_loader(dataset, _Order(len(coco.images), batch_size, seed, start), workers):
+    mask_tools()  # fails here rather than in a worker
+    dataset = _TrainingDataset(coco, str(folder), transform, channels, seed)
+    for batch in batch_loader(dataset, _TrainingOrder(len(coco.images), batch_size, seed, start), workers):
         if not batch.samples:
             raise nothing_decodable(len(coco.images), batch.bad)
         yield batch
@@ -157,14 +179,23 @@ def evaluation_batches(
     channels: int = 3,
     workers: int = 0,
 ) -> Iterator[DetectionBatch]:
-    """Every image once, in order, its longer side resized to ``size``, without targets; unusable ones are left out."""
+    """Load every image once, in order, without targets; images that cannot be used are left out.
+
+    Args:
+        coco: the images.
+        folder: folder of the images.
+        size: pixels of the longer side, to which each image is resized.
+        batch_size: images in a batch.
+        channels: of the images, 1 or 3.
+        workers: processes that decode; 0 decodes in this one.
+    """
     mask_tools()
-    dataset = _Evaluation(coco, str(folder), size, channels)
+    dataset = _EvaluationDataset(coco, str(folder), size, channels)
     yield from batch_loader(dataset, EvaluationOrder(len(coco.images), batch_size), workers)
 
 
-class _Training(Dataset[DetectionBatch]):
-    """Makes a whole batch at once; it is empty where no image can be used."""
+class _TrainingDataset(Dataset[DetectionBatch]):
+    """Whole training batches by the (epoch, index) of their samples; empty if no image can be used."""
 
     def __init__(self, coco: CocoSet, folder: str, transform: ScaleJitter, channels: int, seed: int) -> None:
         self.images, self.labels = coco.images, coco.labels
@@ -173,36 +204,36 @@ class _Training(Dataset[DetectionBatch]):
     def __getitem__(self, keys: list[tuple[int, int]]) -> DetectionBatch:
         samples, bad = [], dict[str, None]()
         for epoch, index in keys:
-            found = self._next_usable(index, bad)
-            if found is None:
+            usable = self._next_usable(index, bad)
+            if usable is None:
                 return DetectionBatch([], list(bad))
-            samples.append(self._sample(epoch, index, *found))
+            rng = np.random.default_rng((self.seed, epoch, index))
+            samples.append(self._sample(*usable, rng))
         return DetectionBatch(samples, list(bad))
 
     def _next_usable(self, index: int, bad: dict[str, None]) -> tuple[int, Image] | None:
-        """Number and pixels of an image, or of the next one that can be used."""
-        for step in range(len(self.images)):
-            k = (index + step) % len(self.images)
+        """Return index and pixels of an image or of the next one that can be used; None if there is none."""
+        for offset in range(len(self.images)):
+            i = (index + offset) % len(self.images)
             try:
-                return k, read_image(self.images[k], self.folder, self.channels)
+                return i, read_image(self.images[i], self.folder, self.channels)
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
 
-    def _sample(self, epoch: int, index: int, k: int, pixels: Image) -> Sample:
-        things = [thing for thing in self.images[k].objects if not thing.crowd]
-        boxes = np.array([thing.box for thing in things], dtype=np.float32).reshape(-1, 4)
+    def _sample(self, i: int, pixels: Image, rng: np.random.Generator) -> Sample:
+        objects = [obj for obj in self.images[i].objects if not obj.crowd]
+        boxes = np.array([obj.box for obj in objects], dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([self.labels[thing.category] for thing in things], dtype=np.int64)
-        masks = np.zeros((len(things), *pixels.shape[:2]), dtype=np.uint8)
-        for mask, thing in zip(masks, things, strict=True):
-            mask[:] = mask_of(thing, *pixels.shape[:2])
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return Sample(*self.transform(pixels, boxes, labels, masks, rng), k)
+        labels = np.array([self.labels[obj.category] for obj in objects], dtype=np.int64)
+        masks = np.zeros((len(objects), *pixels.shape[:2]), dtype=np.uint8)
+        for mask, obj in zip(masks, objects, strict=True):
+            mask[:] = object_mask(obj, *pixels.shape[:2])
+        return Sample(*self.transform(pixels, boxes, labels, masks, rng), i)
 
 
-class _Evaluation(Dataset[DetectionBatch]):
-    """Makes a whole batch at once, of those images that can be used."""
+class _EvaluationDataset(Dataset[DetectionBatch]):
+    """Whole batches by the indices of their images; images that cannot be used are left out."""
 
     def __init__(self, coco: CocoSet, folder: str, size: int, channels: int) -> None:
         self.images, self.folder, self.size, self.channels = coco.images, folder, size, channels
@@ -216,12 +247,12 @@ class _Evaluation(Dataset[DetectionBatch]):
                 bad.append(str(error))
                 continue
             image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-            samples.append(Sample(resized(image, fitted(pixels.shape[:2], self.size)), {}, index))
+            samples.append(Sample(resize(image, scaled_size(pixels.shape[:2], self.size)), {}, index))
         return DetectionBatch(samples, bad)
 
 
-class _Order(Sampler[list[tuple[int, int]]]):
-    """Endless keys (epoch, index) of batches, from batch ``start`` of the epochs' permutations laid end to end."""
+class _TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """Endless keys of batches, (epoch, index) of each image: the permutations of all epochs one after another."""
 
     def __init__(self, n: int, batch_size: int, seed: int, start: int) -> None:
         self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start

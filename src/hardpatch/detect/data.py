@@ -1,4 +1,4 @@
-"""Images with boxes and masks in COCO's JSON layout (Lin et al. 2014, cocodataset.org/#format-data)."""
+"""Images with boxes and masks, read from COCO's JSON layout (Lin et al. 2014, cocodataset.org/#format-data)."""
 
 import json
 import os
@@ -18,22 +18,23 @@ Image = npt.NDArray[np.uint8]
 
 
 class CocoObject(NamedTuple):
-    """One annotation."""
+    """Annotated object of an image."""
 
     category: int
-    """the file's id, not a label"""
+    """category id of the file, not a label"""
     box: tuple[float, float, float, float]
     """left, top, width, height in pixels"""
     segmentation: Any
     """polygons or a run-length encoding, as in the file"""
     area: float
+    """square pixels"""
     crowd: bool
-    """a region of many; not trained on, and detections within it do not count as wrong"""
+    """a region of many objects; not trained on, and detections within it do not count as wrong"""
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image and what is on it; nothing is allowed and makes it a negative example."""
+    """Image and its objects; an image without objects is a negative example."""
 
     id: int
     file: str
@@ -44,7 +45,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoSet:
-    """The content of an annotation file.
+    """Content of an annotation file.
 
     Labels run from 1, in the order of the category ids; 0 is the background.
     """
@@ -54,50 +55,54 @@ class CocoSet:
     """names by id, in increasing order of the ids"""
     images: list[CocoImage]
     dropped: int
-    """annotations without an extent, which are left out"""
+    """number of annotations without an extent, which were left out"""
 
     @property
     def labels(self) -> dict[int, int]:
-        """From category id to label."""
+        """Labels by category id."""
         return {category: label for label, category in enumerate(self.categories, 1)}
 
     @property
     def category_ids(self) -> list[int]:
-        """From label - 1 to category id."""
+        """Category ids; that of a label is at index label - 1."""
         return list(self.categories)
 
     def without(self, indices: Collection[int]) -> "CocoSet":
-        """Return the set without some of its images."""
-        return replace(self, images=[image for k, image in enumerate(self.images) if k not in indices])
+        """Return the set without the images at ``indices``."""
+        return replace(self, images=[image for index, image in enumerate(self.images) if index not in indices])
 
     def ground_truth(self) -> dict[str, Any]:
-        """For the evaluation: the layout of the file, annotations numbered from 1 (pycocotools takes an object of id 0
-        for one that was not found).
+        """Return the set in the layout of the file, for the evaluation.
+
+        Annotations are numbered from 1, because pycocotools treats an object of id 0 as not matched.
         """
-        every = [(image, thing) for image in self.images for thing in image.objects]
+        objects = [(image, obj) for image in self.images for obj in image.objects]
         return {
-            "images": [{"id": i.id, "height": i.height, "width": i.width, "file_name": i.file} for i in self.images],
-            "categories": [{"id": number, "name": name} for number, name in self.categories.items()],
+            "images": [
+                {"id": image.id, "height": image.height, "width": image.width, "file_name": image.file}
+                for image in self.images
+            ],
+            "categories": [{"id": category, "name": name} for category, name in self.categories.items()],
             "annotations": [
                 {
                     "id": number,
                     "image_id": image.id,
-                    "category_id": thing.category,
-                    "bbox": list(thing.box),
-                    "area": thing.area,
-                    "iscrowd": int(thing.crowd),
-                    "segmentation": thing.segmentation,
+                    "category_id": obj.category,
+                    "bbox": list(obj.box),
+                    "area": obj.area,
+                    "iscrowd": int(obj.crowd),
+                    "segmentation": obj.segmentation,
                 }
-                for number, (image, thing) in enumerate(every, 1)
+                for number, (image, obj) in enumerate(objects, 1)
             ],
         }
 
 
 def read_coco(path: str | os.PathLike[str]) -> CocoSet:
-    """Read an annotation file. Images without annotations stay, degenerate annotations are dropped.
+    """Read an annotation file. Images without annotations are kept, annotations without an extent are dropped.
 
     Raises:
-        UserError: if it cannot be read, is no such file, or contradicts itself.
+        UserError: if the file cannot be read, is not in COCO's layout, or contradicts itself.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -117,18 +122,17 @@ def read_coco(path: str | os.PathLike[str]) -> CocoSet:
             raise UserError(f"{path}: two images have the id {entry['id']}")
         images[entry["id"]] = CocoImage(entry["id"], entry["file_name"], entry["height"], entry["width"])
     dropped = 0
-    wanted = ("image_id", "category_id", "bbox", "segmentation")
-    for entry in _entries(content, "annotations", wanted, path):
+    for entry in _entries(content, "annotations", ("image_id", "category_id", "bbox", "segmentation"), path):
         image = images.get(entry["image_id"])
         if image is None:
-            raise UserError(f"{path}: an annotation is of image {entry['image_id']}, which is not among 'images'")
+            raise UserError(f"{path}: an annotation has image {entry['image_id']}, not among 'images'")
         if entry["category_id"] not in categories:
             raise UserError(f"{path}: an annotation has category {entry['category_id']}, not among 'categories'")
-        thing = _object(entry, image, path)
-        if thing is None:
+        obj = _object(entry, image, path)
+        if obj is None:
             dropped += 1
         else:
-            image.objects.append(thing)
+            image.objects.append(obj)
     return CocoSet(str(path), dict(sorted(categories.items())), list(images.values()), dropped)
 
 
@@ -136,7 +140,7 @@ def check_images(coco: CocoSet, folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that lacks images of the annotation file.
 
     Raises:
-        UserError: names the first of them.
+        UserError: names the first image that is missing.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; expected the images of {coco.path}")
@@ -148,10 +152,10 @@ def check_images(coco: CocoSet, folder: str | os.PathLike[str]) -> None:
 
 
 def mask_tools() -> Any:
-    """``pycocotools.mask``.
+    """Return the module ``pycocotools.mask``.
 
     Raises:
-        UserError: if it is not installed.
+        UserError: if pycocotools is not installed.
     """
     try:
         from pycocotools import mask  # type: ignore[import-untyped]
@@ -160,10 +164,10 @@ def mask_tools() -> Any:
     return mask
 
 
-def mask_of(thing: CocoObject, height: int, width: int) -> Image:
-    """The object's mask in an image of that size, 1 where it is: ``[height, width]``."""
+def object_mask(obj: CocoObject, height: int, width: int) -> Image:
+    """Decode the mask of an object, 1 = object: uint8 ``[height, width]``, the size of its image."""
     tools = mask_tools()
-    encoded = thing.segmentation
+    encoded = obj.segmentation
     if isinstance(encoded, list):
         encoded = tools.merge(tools.frPyObjects(encoded, height, width))
     elif isinstance(encoded["counts"], list):
@@ -172,17 +176,17 @@ def mask_of(thing: CocoObject, height: int, width: int) -> Image:
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> Image:
-    """A mask from its compressed run lengths, 1 where it is: ``[height, width]``."""
+    """Decode a mask from its compressed run lengths, 1 = object: uint8 ``[height, width]``."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools has arrays of before NumPy 2
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools uses NumPy's interface from before 2.0
         return mask_tools().decode(encoded)
 
 
 def read_image(image: CocoImage, folder: str | os.PathLike[str], channels: int = 3) -> Image:
-    """uint8 ``[H, W, C]``.
+    """Read an image from its folder: uint8 ``[H, W, C]``.
 
     Raises:
-        UndecodableImage: if it cannot be read or is of another size than the annotation file says.
+        UndecodableImage: if it cannot be read or has another size than the annotation file says.
     """
     path = Path(folder) / image.file
     try:
@@ -200,42 +204,42 @@ def read_image(image: CocoImage, folder: str | os.PathLike[str], channels: int =
 
 
 def _entries(
-    content: Mapping[str, Any], key: str, wanted: tuple[str, ...], path: str | os.PathLike[str]
+    content: Mapping[str, Any], key: str, required: tuple[str, ...], path: str | os.PathLike[str]
 ) -> Iterator[dict[str, Any]]:
-    """The entries of a list, each with the keys that are wanted.
+    """Yield the entries of the list ``key``.
 
     Raises:
-        UserError: names the first that is missing.
+        UserError: if an entry lacks one of the ``required`` keys; names the first.
     """
-    for number, entry in enumerate(content[key]):
-        missing = [name for name in wanted if not isinstance(entry, dict) or name not in entry]
+    for index, entry in enumerate(content[key]):
+        missing = [name for name in required if not isinstance(entry, dict) or name not in entry]
         if missing:
-            raise UserError(f"{path}: {key}[{number}] has no {missing[0]!r}; expected {', '.join(wanted)}")
+            raise UserError(f"{path}: {key}[{index}] has no {missing[0]!r}; expected {', '.join(required)}")
         yield entry
 
 
 def _object(entry: Mapping[str, Any], image: CocoImage, path: str | os.PathLike[str]) -> CocoObject | None:
-    """An annotation, or None if it has no extent.
+    """Read an annotation; None if it has no extent.
 
     Raises:
-        UserError: if its box or segmentation is none.
+        UserError: if its box or segmentation is malformed.
     """
-    named = f"{path}: annotation {entry.get('id', '?')}"
+    subject = f"{path}: annotation {entry.get('id', '?')}"
     box, segmentation = entry["bbox"], entry["segmentation"]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-        raise UserError(f"{named}: expected bbox as [left, top, width, height], got {box}")
+        raise UserError(f"{subject}: expected bbox as [left, top, width, height], got {box}")
     if isinstance(segmentation, list):
         # A polygon has three corners or more; pycocotools would take two for a box.
         segmentation = [polygon for polygon in segmentation if isinstance(polygon, list) and len(polygon) >= 6]
         if any(len(polygon) % 2 for polygon in segmentation):
-            raise UserError(f"{named}: expected polygons as [x, y, x, y, ...], got one of an odd length")
+            raise UserError(f"{subject}: expected polygons as [x, y, x, y, ...], got one of an odd length")
         if not segmentation:
             return None
     elif not isinstance(segmentation, dict) or not {"counts", "size"} <= segmentation.keys():
-        raise UserError(f"{named}: expected segmentation as polygons or as run lengths with 'counts' and 'size'")
+        raise UserError(f"{subject}: expected segmentation as polygons or as run lengths with 'counts' and 'size'")
     elif list(segmentation["size"]) != [image.height, image.width]:
         raise UserError(
-            f"{named}: its mask is of an image of {segmentation['size']} pixels, image {image.id} has "
+            f"{subject}: its mask has {segmentation['size']} pixels, image {image.id} has "
             f"[{image.height}, {image.width}]"
         )
     left, top, width, height = map(float, box)

@@ -14,12 +14,13 @@ from hardpatch.detect.batches import DetectionBatch, Sample
 from hardpatch.detect.data import CocoSet, mask_tools
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-"""For each kind of detection: the mean over IoU from 0.50 to 0.95, at 0.50, at 0.75, and the first for objects of less
-than 32^2, up to 96^2 and of more pixels."""
+"""COCO's average precision: mean over the IoU thresholds from 0.50 to 0.95, at 0.50, at 0.75; and the mean for objects
+below 32^2, from 32^2 to 96^2, and above 96^2 pixels."""
 KINDS = {"box": "bbox", "mask": "segm"}
+"""Kinds of detections, with pycocotools' names."""
 
 Precision = dict[str, dict[str, float | None]]
-"""For ``box`` and ``mask`` the :data:`METRICS`, in [0, 1]; None where there is no object to be found."""
+"""Values of the :data:`METRICS` for ``box`` and ``mask``, in [0, 1]; None if there are no objects of that size."""
 
 
 class Detections(NamedTuple):
@@ -29,19 +30,19 @@ class Detections(NamedTuple):
     """COCO results: ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height in pixels of the
     original image) and ``segmentation`` (compressed run lengths)"""
     indices: set[int]
-    """images that were seen"""
+    """indices of the images that were evaluated"""
     bad: list[str]
-    """images that could not be used, "name: reason" """
+    """entries "path: reason" of the images that could not be used"""
 
 
 @torch.inference_mode()
 def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: CocoSet) -> Detections:
-    """Run a detector in eval mode over images.
+    """Detect objects in images.
 
     Args:
-        detector: :func:`~hardpatch.detect.model.mask_rcnn`.
+        detector: :func:`~hardpatch.detect.model.mask_rcnn` in eval mode.
         batches: :func:`~hardpatch.detect.batches.evaluation_batches` of ``coco``.
-        coco: says sizes, image ids and category ids.
+        coco: source of the image sizes, image ids and category ids.
     """
     device = next(detector.parameters()).device
     results: list[dict[str, Any]] = []
@@ -58,9 +59,16 @@ def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: CocoSet
 
 
 def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -> list[dict[str, Any]]:
-    """Return the detections of one image as COCO results, see :class:`Detections`."""
-    if not len(output["scores"]):  # nothing to paste
-        return []
+    """Convert the detections of one image to COCO results.
+
+    Args:
+        output: ``boxes``, ``labels``, ``scores`` and ``masks`` of :func:`~hardpatch.detect.model.mask_rcnn`.
+        sample: the image that the detector got.
+        coco: the set that the sample is from.
+
+    Returns:
+        Entries of :attr:`Detections.results`.
+    """
     tools, image = mask_tools(), coco.images[sample.image_index]
     size = (image.height, image.width)
     ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
@@ -74,20 +82,20 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) 
             "category_id": coco.category_ids[label - 1],
             "bbox": box,
             "score": score,
-            "segmentation": {"size": list(size), "counts": code["counts"].decode("ascii")},
+            "segmentation": {"size": list(size), "counts": run_lengths["counts"].decode("ascii")},
         }
-        for label, box, score, code in zip(
+        for label, box, score, run_lengths in zip(
             output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), encoded, strict=True
         )
     ]
 
 
 def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> Precision:
-    """Average precision of boxes and masks, as COCO defines it.
+    """Compute the average precision of boxes and masks, as COCO defines it.
 
     Args:
         ground_truth: :meth:`~hardpatch.detect.data.CocoSet.ground_truth`.
-        results: of :func:`detect`.
+        results: :attr:`Detections.results`.
 
     Raises:
         UserError: if pycocotools is not installed.
@@ -97,22 +105,22 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[st
     from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
     precision: Precision = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = ground_truth
         truth.createIndex()
         for kind, coco_name in KINDS.items():
-            # The size of a detection is that of its box where it has one: masks must come without.
-            left_out = {"box": "segmentation", "mask": "bbox"}[kind]
-            kept = [{key: value for key, value in result.items() if key != left_out} for result in results]
-            if not kept:  # loadRes fails
-                any_object = any(not thing["iscrowd"] for thing in ground_truth["annotations"])
+            if not results:  # loadRes fails
+                any_object = any(not annotation["iscrowd"] for annotation in ground_truth["annotations"])
                 precision[kind] = dict.fromkeys(METRICS, 0.0 if any_object else None)
                 continue
-            evaluation = COCOeval(truth, truth.loadRes(kept), coco_name)
+            # pycocotools takes the size of a detection from its box if it has one: masks must come without.
+            other = {"box": "segmentation", "mask": "bbox"}[kind]
+            of_kind = [{key: value for key, value in result.items() if key != other} for result in results]
+            evaluation = COCOeval(truth, truth.loadRes(of_kind), coco_name)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
             values = evaluation.stats[: len(METRICS)].tolist()
-            precision[kind] = {name: None if v < 0 else v for name, v in zip(METRICS, values, strict=True)}
+            precision[kind] = {name: None if ap < 0 else ap for name, ap in zip(METRICS, values, strict=True)}
     return precision

@@ -1,4 +1,4 @@
-"""Detection: Mask R-CNN on a pre-trained encoder, from COCO annotations to a run folder."""
+"""Detection with Mask R-CNN on a pre-trained encoder, in a run folder."""
 
 import json
 import logging
@@ -19,6 +19,7 @@ from hardpatch.detect.pictures import detection_sheet
 from hardpatch.detect.settings import PRESETS, DetectSettings, check
 from hardpatch.detect.trainer import KIND, DetectJob, build
 from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone, load_backbone
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.train import checkpoint
@@ -34,25 +35,28 @@ from hardpatch.train.settings import changed
 log = logging.getLogger("hardpatch")
 
 DETECTIONS = "detections.json"
+"""File of the detections in the validation images."""
 REQUIRED = {
-    "run": "what to start from",
+    "run": "weights to start from",
     "train": "a folder of images to learn from",
-    "annotations": "annotations of these in COCO's layout",
+    "annotations": "annotations of --train in COCO's layout",
     "val": "a folder of images to evaluate on",
-    "val_annotations": "annotations of these in COCO's layout",
+    "val_annotations": "annotations of --val in COCO's layout",
 }
+"""Inputs without which a run cannot start, and what is expected."""
 README = """# A detector trained with hardpatch
 
 Made by `{command}`.
 
-| file | what |
+| file | content |
 |---|---|
-| `config.yaml` | every setting, the data and the encoder it began with |
+| `config.yaml` | every setting, the data and the weights it started from |
 | `result.json` | average precision of boxes and masks on the validation images |
-| `detections.json` | detections in them, as COCO results |
-| `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision as training went on |
+| `detections.json` | the detections in the validation images, as COCO results |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision during training |
+| `log.txt` | messages, such as the files that were left out |
 | `pictures/` | curves; annotated and detected objects side by side |
-| `checkpoints/` | weights, and all that is needed to resume |
+| `checkpoints/` | weights, and the state to resume from |
 
 If it was interrupted, resume with
 
@@ -64,7 +68,7 @@ In Python, `hardpatch.load_detector("{folder}")` gives the detector.
 
 @dataclass(frozen=True)
 class DetectResult:
-    """How a call of :func:`detect` ended."""
+    """Result of :func:`detect`."""
 
     folder: Path
     checkpoint: Path
@@ -72,28 +76,28 @@ class DetectResult:
     """optimizer steps done"""
     total: int
     precision: Precision | None = None
-    """for ``box`` and ``mask`` average precision in [0, 1]; None where it was interrupted"""
+    """average precision of ``box`` and ``mask`` in [0, 1]; None if the run was interrupted"""
     detections: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """COCO results"""
     pictures: tuple[Path, ...] = ()
     signal: int = 0
-    """the signal that interrupted it, 0 for none"""
+    """number of the signal that interrupted the run, 0 for none"""
     result: dict[str, Any] = field(default_factory=dict, repr=False)
-    """what ``result.json`` holds"""
+    """content of ``result.json``"""
 
     @property
     def finished(self) -> bool:
-        """False where the run was interrupted."""
+        """False if the run was interrupted."""
         return self.step == self.total
 
 
 class Detector(NamedTuple):
-    """A trained detector and what its labels mean."""
+    """Trained detector, and the meaning of its labels."""
 
     model: nn.Module
-    """in eval mode, see :func:`~hardpatch.detect.model.mask_rcnn`; images must fit ``image_size``"""
+    """:func:`~hardpatch.detect.model.mask_rcnn` in eval mode; images must fit ``image_size``"""
     categories: dict[int, str]
-    """names by category id, in the order of the labels from 1"""
+    """names by category id, in the order of the labels, which run from 1"""
     image_size: int
     """side of the canvas, pixels"""
 
@@ -115,21 +119,24 @@ def detect(
     """Train Mask R-CNN on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch detect``.
 
     Args:
-        run: what to start from: run folder, weights file or checkpoint of a ViT.
-        train, val: folders of images.
-        annotations, val_annotations: of these, files in COCO's layout.
+        run: weights to start from: run folder, weights file or checkpoint of a ViT.
+        train: folder of images to learn from.
+        annotations: annotations of ``train``, a file in COCO's layout.
+        val: folder of images to evaluate on.
+        val_annotations: annotations of ``val``, a file in COCO's layout.
         out: folder of the run.
         preset: settings to start from, of :data:`~hardpatch.detect.settings.PRESETS`; ``small`` by default.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
-        arguments: command line that this came from, for the folder's README.
-        settings: settings in which the run differs, see :class:`~hardpatch.detect.settings.DetectSettings`.
+        arguments: command line of the call, for the README of the folder.
+        settings: settings that differ from the preset, see :class:`~hardpatch.detect.settings.DetectSettings`.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before anything is written.
+        UserError: for a mistake in the settings or the data, before anything is written; during training if too many
+            images cannot be used.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    mask_tools()  # complains before anything is read
+    mask_tools()  # fails before anything is read
     inputs = {
         "run": run,
         "train": train,
@@ -145,13 +152,11 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
     check(settings)
-    train, val = Path(inputs["train"]), Path(inputs["val"])
-    annotations = _read("annotations", inputs["annotations"], "train", train)
-    val_annotations = _read("val_annotations", inputs["val_annotations"], "val", val)
-    if annotations.categories != val_annotations.categories:
+    train = _read("annotations", inputs["annotations"], "train", inputs["train"])
+    val = _read("val_annotations", inputs["val_annotations"], "val", inputs["val"])
+    if train.categories != val.categories:
         raise UserError(
-            f"--val_annotations: expected the {len(annotations.categories)} categories of {annotations.path}, "
-            f"{val_annotations.path} has others"
+            f"--val_annotations: expected the {len(train.categories)} categories of {train.path}, {val.path} has others"
         )
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
@@ -159,13 +164,13 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
         backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     else:
         backbone = _backbone(_metadata(newest))
-    job = DetectJob(settings, folder, (annotations, train), (val_annotations, val), backbone, fabric)
+    job = DetectJob(settings, folder, (train, Path(inputs["train"])), (val, Path(inputs["val"])), backbone, fabric)
     if newest is not None:
         job.restore(newest)
     labeled.write("detect", arguments, README)
     log_to(folder / "log.txt")
-    for name, coco in (("--train", annotations), ("--val", val_annotations)):
-        log.info("%s: %s", name, _summary(coco))
+    for split, coco in (("train", train), ("val", val)):
+        log.info("--%s: %s", split, _summary(coco))
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -175,15 +180,13 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
 
 
 def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, seconds: float) -> DetectResult:
-    """Write result.json, the detections and the pictures."""
+    """Write the detections, result.json and the pictures of a finished run."""
     folder, inputs = job.folder, labeled.inputs
-    if job.evaluation is None:  # a finished run that is called again is evaluated again
+    if job.evaluation is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
     assert job.evaluation is not None
     precision, detections = job.evaluation.precision, job.evaluation.detections
-    partial = folder / f".{DETECTIONS}.partial"
-    partial.write_text(json.dumps(detections) + "\n", encoding="utf-8")
-    partial.replace(folder / DETECTIONS)
+    write_text_atomically(folder / DETECTIONS, json.dumps(detections) + "\n")
     result = write_result(
         folder,
         "detect",
@@ -211,8 +214,12 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
 def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detector:
     """Load the detector of a run folder of ``hardpatch detect``.
 
+    Args:
+        run: the folder.
+        device: where the detector is put.
+
     Raises:
-        UserError: if there is none.
+        UserError: if the folder has no checkpoint of a detector.
     """
     newest = checkpoint.newest(Path(run))
     if newest is None:
@@ -228,22 +235,27 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
 
 
 def _metadata(saved: Path) -> dict[str, Any]:
+    """Read the metadata of a checkpoint; UserError if it is not a detector's."""
     metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
     if metadata.get("kind") != KIND:
         raise UserError(f"RUN: expected a folder made by hardpatch detect, {saved} is of another kind")
-    if "detect" not in metadata:  # an earlier version's name
+    if "detect" not in metadata:  # written by an earlier version
         metadata["detect"] = metadata.get("run", {})
     return metadata
 
 
 def _backbone(metadata: Mapping[str, Any]) -> Backbone:
-    """Build the encoder of a checkpoint, with new weights."""
+    """Build the encoder that a checkpoint describes, with new weights."""
     encoder = build_encoder(metadata["encoder"])
     return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]))
 
 
-def _read(argument: str, path: str, folder_argument: str, folder: Path) -> CocoSet:
-    """Read the annotations of a folder that holds all of their images."""
+def _read(argument: str, path: str, folder_argument: str, folder: str) -> CocoSet:
+    """Read annotations and check that the folder holds all of their images.
+
+    Raises:
+        UserError: names the argument of the file or the folder.
+    """
     try:
         coco = read_coco(path)
     except UserError as error:
@@ -256,7 +268,7 @@ def _read(argument: str, path: str, folder_argument: str, folder: Path) -> CocoS
 
 
 def _summary(coco: CocoSet) -> str:
-    """Return "N images, K classes, left out M (why)" for a set."""
+    """Return "N images, K classes, L objects, left out M objects (without extent)"."""
     objects = sum(len(image.objects) for image in coco.images)
-    text = f"{len(coco.images)} images, {len(coco.categories)} classes, {objects} objects"
-    return text + (f", left out {coco.dropped} objects (without extent)" if coco.dropped else "")
+    left_out = f", left out {coco.dropped} objects (without extent)" if coco.dropped else ""
+    return f"{len(coco.images)} images, {len(coco.categories)} classes, {objects} objects{left_out}"

@@ -1,6 +1,6 @@
 """Settings of detection and their presets: ViTDet's recipe, and one for small sets.
 
-Nothing here imports torch, so that the command line answers at once.
+This file does not import torch, so that the command line starts quickly.
 """
 
 import math
@@ -9,30 +9,30 @@ from dataclasses import dataclass
 from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
 
 DROPS = (8 / 9, 26 / 27)
-"""Shares of the training after which the learning rate is divided by 10."""
+"""Fractions of the training after which the learning rate is divided by 10."""
 
 
 @dataclass(frozen=True)
 class DetectSettings(TrainingSettings):
-    """Training of Mask R-CNN; the defaults are ViTDet's for ViT-B on COCO.
+    """Settings of a Mask R-CNN; the defaults are ViTDet's for ViT-B on COCO.
 
-    Its Appendix A.2, and the configuration ``mask_rcnn_vitdet_b_100ep`` of detectron2.
+    They are those of its Appendix A.2 and of detectron2's configuration ``mask_rcnn_vitdet_b_100ep``.
     """
 
     epochs: float | None = setting(100.0, "passes over the training images; this or steps")
     batch_size: int = setting(64, "images of an optimizer step")
     layer_decay: float | None = setting(0.7, "factor of the learning rate from each layer to the one below it")
-    weight_decay: float = setting(0.1, "of matrices; vectors and the class token have none")
+    weight_decay: float = setting(0.1, "weight decay of matrices; vectors and the class token have none")
     lr: float = setting(1e-4, "peak learning rate of the heads")
     warmup_steps: int = setting(250, "steps with a rising learning rate, at most a tenth of the training")
-    image_size: int = setting(1024, "side of the canvas, pixels")
-    jitter: tuple[float, float] = setting((0.1, 2.0), "range of the longer side over the canvas; 1 1 just fits")
-    window: int = setting(14, "side of the attention windows, patches")
+    image_size: int = setting(1024, "side of the square canvas that images are put on, in pixels")
+    jitter: tuple[float, float] = setting((0.1, 2.0), "range of the longer side of an image, relative to the canvas")
+    window: int = setting(14, "side of an attention window, in patches")
     global_blocks: int = setting(4, "blocks that attend over the whole image")
     channels: int = setting(256, "channels of the pyramid and of the heads' convolutions")
     head_width: int = setting(1024, "width of the linear layer for the boxes")
-    rois: int = setting(512, "boxes of an image that the heads are trained on at a time")
-    anchor_scale: float = setting(8.0, "side of the anchors over the stride of their map")
+    rois: int = setting(512, "boxes per image on which the heads are trained")
+    anchor_scale: float = setting(8.0, "side of the anchors, relative to the stride of their map")
 
 
 PRESETS = {
@@ -55,9 +55,9 @@ PRESETS = {
     ),
     "paper": DetectSettings(),
 }
-"""``small`` is for small sets; ``paper`` needs a large GPU and ``accumulation_steps``.
+"""Settings by name: ``small`` for small sets; ``paper``, which needs a large GPU and ``accumulation_steps``.
 
-Large-scale jitter would leave little to see of images of 256 px, and anchors are smaller in proportion.
+On a canvas of 256 px, large-scale jitter would make objects too small, and anchors are smaller in proportion.
 """
 
 
@@ -65,7 +65,7 @@ def check(run: DetectSettings) -> None:
     """Refuse settings that cannot work.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first such setting.
     """
     check_training(run)
     for name in ("channels", "head_width", "rois", "window"):
@@ -77,9 +77,9 @@ def check(run: DetectSettings) -> None:
 
 
 def step_learning_rate(step: int, total: int, run: DetectSettings) -> float:
-    """Learning rate of the step after ``step`` of ``total``.
+    """Return the learning rate of the step after ``step`` of ``total``.
 
-    Linear from a thousandth of the peak while warming up, then the peak, divided by 10 after each of :data:`DROPS`.
+    It rises linearly from a thousandth of the peak during the warm-up. After each of :data:`DROPS` it is divided by 10.
     """
     warmup = min(run.warmup_steps, total // 10)
     if step < warmup:

@@ -27,16 +27,26 @@ from hardpatch.train.settings import to_dict
 from hardpatch.train.state import TrainingState
 
 KIND = "detector"
-"""In the metadata of checkpoints, to tell them from a pre-training run's."""
+"""Entry in the metadata of checkpoints, by which they are recognized."""
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+"""Losses of torchvision's Mask R-CNN, whose sum is minimized."""
 
 
 def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch.dtype | None = None) -> nn.Module:
-    """Build the detector, heads drawn by the seed.
+    """Build the detector; the seed determines the weights of the heads.
+
+    Args:
+        backbone: encoder and its normalization.
+        run: the settings.
+        classes: number of classes, without the background.
+        autocast: precision of encoder and pyramid, None for float32.
 
     Raises:
         UserError: if the sizes do not fit the encoder.
     """
+    patch_size = backbone.encoder.patch_size
+    if patch_size % 4:
+        raise UserError(f"RUN: expected an encoder whose patch size is a multiple of 4 px, got {patch_size}")
     names = ("image_size", "window", "channels", "head_width", "rois", "anchor_scale")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
@@ -56,16 +66,16 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
 
 @dataclass
 class EvaluationResult:
-    """Result of an evaluation."""
+    """Average precision, and the detections from which it was computed."""
 
     precision: Precision
     detections: list[dict[str, Any]] = field(repr=False)
     """COCO results"""
 
     def metrics(self) -> dict[str, float]:
-        """Return the main numbers, without those that could not be measured."""
-        numbers = {f"{kind}_ap": values["AP"] for kind, values in self.precision.items()}
-        return {name: ap for name, ap in numbers.items() if ap is not None}
+        """Return AP of boxes and masks for the log; nothing if there are no annotated objects."""
+        aps = {f"{kind}_ap": values["AP"] for kind, values in self.precision.items()}
+        return {name: ap for name, ap in aps.items() if ap is not None}
 
 
 class DetectJob:
@@ -74,8 +84,9 @@ class DetectJob:
     Args:
         run: the settings.
         folder: of the run.
-        train, val: annotations and the folder of their images.
-        backbone: what to train, and its normalization.
+        train: annotations to learn from, and the folder of their images.
+        val: annotations to evaluate on, and the folder of their images.
+        backbone: encoder to train, and its normalization.
         fabric: device and precision. Encoder and pyramid run in half precision, the heads always in float32.
 
     Raises:
@@ -119,10 +130,11 @@ class DetectJob:
         self.bad_val = BadFiles(len(val[0].images), run.max_bad_fraction, "--max_bad_fraction")
         self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
+        self.evaluated_set = val[0]
         self._sums, self._steps = torch.zeros(len(LOSSES), device=fabric.device), 0
 
     def batches(self) -> Generator[DetectionBatch, None, None]:
-        """Augmented batches from the next step on."""
+        """Load augmented batches from the next step on."""
         run = self.run
         return training_batches(
             *self.train,
@@ -139,11 +151,13 @@ class DetectJob:
         run, device, samples = self.run, self.fabric.device, batch.samples
         seed_step(run.seed, self.step)
         set_learning_rate(self.state.optimizer, step_learning_rate(self.step, self.total, run))
-        for part in (samples[start :: run.accumulation_steps] for start in range(run.accumulation_steps)):
-            images = [sample.image.to(device, non_blocking=True) for sample in part]
-            targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in part]
+        for start in range(run.accumulation_steps):
+            micro_batch = samples[start :: run.accumulation_steps]
+            images = [sample.image.to(device, non_blocking=True) for sample in micro_batch]
+            targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in micro_batch]
             losses_by_name = self.model(images, targets)
-            losses = torch.stack([losses_by_name[name].float() for name in LOSSES]) * (len(part) / len(samples))
+            losses = torch.stack([losses_by_name[name].float() for name in LOSSES])
+            losses = losses * (len(micro_batch) / len(samples))
             self.fabric.backward(losses.sum())
             self._sums += losses.detach()
         if run.clip is not None:
@@ -154,7 +168,7 @@ class DetectJob:
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Mean losses since the last call, and the learning rate of the last step."""
+        """Return mean losses since the last call, and the learning rate of the last step."""
         means = (self._sums / self._steps).tolist()
         self._sums.zero_()
         self._steps = 0
@@ -162,7 +176,9 @@ class DetectJob:
         return {"loss": sum(means), **dict(zip(LOSSES, means, strict=True)), "lr": lr}
 
     def evaluate(self) -> dict[str, float]:
-        """Detect in every validation image and measure; the result is :attr:`evaluation`.
+        """Detect objects in the validation images, keep the result as :attr:`evaluation`, and return its APs.
+
+        Images that cannot be used are left out of the average precision.
 
         Raises:
             UserError: if too many of them cannot be used.
@@ -176,12 +192,12 @@ class DetectJob:
             channels=self.channels,
             workers=loader_workers(self.run.workers),
         )
-        results, seen, bad = detect(self.model.eval(), batches, coco)
+        results, indices, bad = detect(self.model.eval(), batches, coco)
         self.model.train()
         self.bad_val.update(bad)
-        if not seen:
+        if not indices:
             raise nothing_decodable(len(coco.images), bad)
-        self.evaluated_set = coco.without(set(range(len(coco.images))) - seen)
+        self.evaluated_set = coco.without(set(range(len(coco.images))) - indices)
         self.evaluation = EvaluationResult(average_precision(self.evaluated_set.ground_truth(), results), results)
         return self.evaluation.metrics()
 
@@ -195,10 +211,10 @@ class DetectJob:
 
 
 def groups(model: Any, run: DetectSettings) -> list[dict[str, Any]]:
-    """Group the parameters of :func:`~hardpatch.detect.model.mask_rcnn`.
+    """Group the parameters of :func:`~hardpatch.detect.model.mask_rcnn` for the optimizer.
 
-    ``lr_scale`` falls from block to block of the encoder, and is 1 for all that is new.
+    ``lr_scale`` is 1 for pyramid and heads, and falls in the encoder from each block to the one below it.
     """
+    backbone = layer_decay_groups(model.backbone, run.weight_decay, run.layer_decay or 1.0)
     heads = [group for part in (model.rpn, model.roi_heads) for group in parameter_groups(part, run.weight_decay)]
-    below = layer_decay_groups(model.backbone, run.weight_decay, run.layer_decay or 1.0)
-    return below + [group | {"lr_scale": 1.0} for group in heads]
+    return backbone + [group | {"lr_scale": 1.0} for group in heads]
