@@ -39,7 +39,7 @@ def test_curves_of_a_file_of_metrics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metrics", [[], [{"epoch": 1, "unknown": 2.0}], [{"loss": 1.0}]])
-def test_metrics_without_curves(tmp_path: Path, metrics: list[dict]) -> None:
+def test_metrics_without_curves(tmp_path: Path, metrics: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"^metrics: expected rows with"):
         training_curves(metrics, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()

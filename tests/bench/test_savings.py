@@ -1,4 +1,4 @@
-"""Each optimization of the step leaves the losses of twenty steps as they are."""
+"""Every optimization of the training step leaves the losses of twenty steps unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.methods import hpm, losses, mining
+from hardpatch.methods.masking import draw_mask
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
@@ -100,8 +101,6 @@ def a_teacher_that_always_runs(patch: Patch) -> None:
 
 
 def masks_generated_image_by_image(patch: Patch) -> None:
-    draw_mask = mining.draw_mask
-
     def one_by_one(strategy: Any, noise: Tensor, masked: int, *, mined: Tensor | None, **options: Any) -> Tensor:
         rows = [None] * len(noise) if mined is None else list(mined.split(1))
         return torch.cat(

@@ -61,13 +61,13 @@ def brightness_model(sign: float = 1.0) -> HPM:
 
 
 def gray_patches(size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
-    """A picture of uniform 4-px patches, each of another gray."""
+    """Draw a picture of uniform 4-px patches, each of another gray."""
     grays = np.random.default_rng(seed).permutation(size[0] * size[1] // 16).reshape(size[0] // 4, -1)
     return np.kron(grays.astype(np.uint8), np.full((4, 4), 7, dtype=np.uint8))[..., None].repeat(3, axis=-1)
 
 
 def left_half(size: tuple[int, int] = (16, 16)) -> np.ndarray:
-    """A mask of the left half, of zeros and ones instead of 0 and 255."""
+    """Mask the left half, with zeros and ones instead of 0 and 255."""
     mask = np.zeros(size, dtype=np.uint8)
     mask[:, : size[1] // 2] = 1
     return mask

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,6 @@ def test_the_best_is_the_smallest_of_equal_ks() -> None:
         (labeled([[1.0]], [0]), labeled([[1.0]], [0]), {"temperature": 0.0}, "^temperature: "),
     ],
 )
-def test_invalid_arguments_are_named(train: Features, val: Features, options: dict, message: str) -> None:
+def test_invalid_arguments_are_named(train: Features, val: Features, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         knn_accuracy(train, val, classes=3, **options)

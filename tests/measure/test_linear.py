@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -183,7 +184,7 @@ def test_the_best_is_the_first_of_equals() -> None:
         ({"classes": 1}, "^train: expected labels in 0 .. 0, got 0 .. 1"),
     ],
 )
-def test_invalid_arguments_are_named(options: dict, message: str) -> None:
+def test_invalid_arguments_are_named(options: dict[str, Any], message: str) -> None:
     train = clusters(20, 2, 0.1, 0)
     with pytest.raises(UserError, match=message):
         linear_probe(train, train, **{"classes": 2, "generator": seeded(), **options})

@@ -20,7 +20,7 @@ from tests.measure.brightness_model import BrightnessModel, brightness_model, gr
 
 @pytest.fixture(scope="module")
 def model() -> HPM:
-    """A small HPM with random weights."""
+    """Build a small HPM with random weights."""
     torch.manual_seed(0)
     host = MAE(
         image_size=(32, 32),
@@ -74,7 +74,7 @@ def score_pictures(folder: Path, images: dict[str, np.ndarray], *, sign: float =
 
 
 def bright_where(mask: np.ndarray) -> np.ndarray:
-    """A picture that is white on the object and black elsewhere."""
+    """Draw a picture that is white on the object and black elsewhere."""
     return (mask * 255)[..., None].repeat(3, axis=-1)
 
 

@@ -12,7 +12,7 @@ from tests.bench.test_literal import STEPS, batches, small_run
 def test_the_gradient_is_clipped_as_torch_does_it(limit: float, shortened: bool) -> None:
     run = small_run(f"--optim.clip={limit}")
     learner = Learner(run, initial_model(run), Fabric(accelerator="cpu", devices=1), STEPS)
-    learner.gradients(batches(run)[0], schedule(run, 0, STEPS), 1)
+    learner.compute_gradients(batches(run)[0], schedule(run, 0, STEPS), accumulation_steps=1)
     weights = [weight for group in learner.adamw.param_groups for weight in group["params"]]
     copies = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
     for copy, weight in zip(copies, weights, strict=True):

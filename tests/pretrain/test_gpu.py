@@ -1,10 +1,11 @@
-"""A training step on a CUDA device: it does not wait for the device, it computes what the CPU computes, and it is the
-same compiled, with CUDA graphs, and where it must fit into less memory.
+"""Training steps on a CUDA device.
+
+They never wait for the device, and they compute the losses of the CPU: compiled, with CUDA graphs and in micro-batches
+as well.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of
-from hardpatch.pretrain.micro_batch import MARGIN, fewest_pieces
+from hardpatch.pretrain.micro_batch import MARGIN, fewest_accumulation_steps
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.metrics import read_metrics
@@ -40,7 +41,7 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def learner(name: str, device: str, precision: str, *more: str) -> Learner:
+def make_learner(name: str, device: str, precision: str, *more: str) -> Learner:
     settings = ["--method.alpha_start=0.3", "--data.image_size=32", "--model.patch_size=4", "--model.width=64"]
     settings += ["--model.depth=2", "--model.heads=2", "--model.decoder_width=32", "--model.decoder_depth=1"]
     settings += ["--model.decoder_heads=2", "--method.mask_ratio=0.5", "--optim.lr=1e-3", "--data.path=demo:train"]
@@ -60,7 +61,7 @@ def learner(name: str, device: str, precision: str, *more: str) -> Learner:
     return Learner(run, model, fabric, 8, target)
 
 
-def batch(name: str, step: int) -> Batch:
+def make_batch(name: str, step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
 
     def pixels(*shape: int) -> Tensor:
@@ -81,47 +82,47 @@ def sync_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.usefixtures("sync_is_an_error")
 def test_a_step_never_waits_for_the_device(name: str) -> None:
-    train = learner(name, "cuda", "bf16-mixed")
+    learner = make_learner(name, "cuda", "bf16-mixed")
     for step in range(3):
-        made = batch(name, step)
+        batch = make_batch(name, step)
         if step == 2:  # kernels are loaded and the optimizer has its state by then
             torch.cuda.set_sync_debug_mode("error")
-        train.train_step(made, schedule(train.run, step, 8))
+        learner.train_step(batch, schedule(learner.run, step, 8))
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_three_steps_are_those_of_the_cpu(name: str) -> None:
-    found: dict[str, list[Any]] = {}
+    results: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for device in ("cpu", "cuda"):
-        train = learner(name, device, "32-true")
-        steps = [train.train_step(batch(name, step), schedule(train.run, step, 8)) for step in range(3)]
-        found[device] = [(step.problem.mask.masked.cpu(), step.losses.loss.cpu()) for step in steps]
+        learner = make_learner(name, device, "32-true")
+        steps = [learner.train_step(make_batch(name, step), schedule(learner.run, step, 8)) for step in range(3)]
+        results[device] = [(step.mined.mask.masked.cpu(), step.losses.loss.cpu()) for step in steps]
     if name == "simmim":  # drop path draws from each device's own generator
         return
-    for (mask, loss), (other_mask, other_loss) in zip(found["cpu"], found["cuda"], strict=True):
+    for (mask, loss), (other_mask, other_loss) in zip(results["cpu"], results["cuda"], strict=True):
         assert torch.equal(mask, other_mask)
         assert other_loss.item() == pytest.approx(loss.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_half_precision_learns(precision: str) -> None:
-    train = learner("mae", "cuda", precision)
-    losses = [train.train_step(batch("mae", 0), schedule(train.run, step, 8)).losses.loss for step in range(8)]
+    learner = make_learner("mae", "cuda", precision)
+    losses = [learner.train_step(make_batch("mae", 0), schedule(learner.run, step, 8)).losses.loss for step in range(8)]
     assert torch.stack(losses).isfinite().all()
     assert losses[-1] < losses[0]
 
 
 def compiled(name: str, precision: str, how: str, *more: str) -> Learner:
     torch.compiler.reset()
-    return learner(name, "cuda", precision, f"--train.compile={how}", *more)
+    return make_learner(name, "cuda", precision, f"--train.compile={how}", *more)
 
 
-def losses_of(train: Learner, name: str, steps: int = 5) -> list[float]:
-    """Read after each step: what CUDA graphs gave holds no longer than that."""
+def losses_of(learner: Learner, name: str, steps: int = 5) -> list[float]:
+    """Return the losses of the first steps, each read before the next step, as CUDA graphs require."""
 
     def loss(step: int) -> float:
-        return train.train_step(batch(name, step), schedule(train.run, step, 8)).losses.loss.item()
+        return learner.train_step(make_batch(name, step), schedule(learner.run, step, 8)).losses.loss.item()
 
     return [loss(step) for step in range(steps)]
 
@@ -130,33 +131,33 @@ def losses_of(train: Learner, name: str, steps: int = 5) -> list[float]:
 @pytest.mark.parametrize("name", ["mae", "teacher", "attention", "simmim", "beit", "ibot"])
 def test_compiled_steps_are_the_plain_ones(name: str, how: str) -> None:
     more = ["--method.mask_ratio_spread=0", "--model.drop_path=0"]
-    plain = losses_of(learner(name, "cuda", "32-true", *more), name)
+    plain = losses_of(make_learner(name, "cuda", "32-true", *more), name)
     assert losses_of(compiled(name, "32-true", how, *more), name) == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
 def test_compiled_steps_in_half_precision(how: str) -> None:
-    plain = losses_of(learner("mae", "cuda", "bf16-mixed"), "mae")
+    plain = losses_of(make_learner("mae", "cuda", "bf16-mixed"), "mae")
     assert losses_of(compiled("mae", "bf16-mixed", how), "mae") == pytest.approx(plain, rel=1e-2)
 
 
 @pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
-def test_compiled_steps_in_pieces(how: str) -> None:
-    """Gradients of one piece are added to those of another, which CUDA graphs must not have overwritten."""
-    plain = losses_of(learner("mae", "cuda", "32-true", "--optim.accumulation_steps=4"), "mae")
-    in_pieces = compiled("mae", "32-true", how, "--optim.accumulation_steps=4")
-    assert losses_of(in_pieces, "mae") == pytest.approx(plain, rel=1e-4)
+def test_compiled_steps_in_micro_batches(how: str) -> None:
+    """Gradients of all micro-batches add up: CUDA graphs must not overwrite those of an earlier one."""
+    plain = losses_of(make_learner("mae", "cuda", "32-true", "--optim.accumulation_steps=4"), "mae")
+    accumulated = compiled("mae", "32-true", how, "--optim.accumulation_steps=4")
+    assert losses_of(accumulated, "mae") == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("how", ["yes", "cuda_graphs"])
 @pytest.mark.usefixtures("sync_is_an_error")
 def test_a_compiled_step_never_waits_for_the_device(how: str) -> None:
-    train = compiled("mae", "bf16-mixed", how)
+    learner = compiled("mae", "bf16-mixed", how)
     for step in range(6):
-        made = batch("mae", step)
+        batch = make_batch("mae", step)
         if step == 5:  # compiled, warmed up and recorded by then
             torch.cuda.set_sync_debug_mode("error")
-        train.train_step(made, schedule(train.run, step, 8))
+        learner.train_step(batch, schedule(learner.run, step, 8))
     torch.cuda.set_sync_debug_mode("default")
 
 
@@ -166,59 +167,47 @@ def blank(images: int) -> Batch:
 
 
 @pytest.mark.parametrize("how", ["no", "yes"])
-def test_blocks_that_are_computed_again_take_less_memory(how: str) -> None:
-    """At a batch at which activations are far larger than gradients."""
+def test_recomputed_blocks_take_less_memory(how: str) -> None:
+    """The batch is so large that activations take far more memory than gradients."""
     deep = ["--batch_size=256", "--model.depth=12", "--model.width=256", "--method.predicting_loss=none"]
     peaks = []
-    for again in ("false", "true"):
+    for recompute in ("false", "true"):
         torch.compiler.reset()
-        more = [f"--train.compile={how}", f"--train.checkpoint_activations={again}"]
-        train = learner("mae", "cuda", "bf16-mixed", *deep, *more)
-        train.train_step(blank(256), schedule(train.run, 0, 8))  # compiled, and the optimizer has its state
+        more = [f"--train.compile={how}", f"--train.checkpoint_activations={recompute}"]
+        learner = make_learner("mae", "cuda", "bf16-mixed", *deep, *more)
+        learner.train_step(blank(256), schedule(learner.run, 0, 8))  # compiled, and the optimizer has its state
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        train.train_step(blank(256), schedule(train.run, 1, 8))
+        learner.train_step(blank(256), schedule(learner.run, 1, 8))
         peaks.append(torch.cuda.max_memory_allocated() - held)
-        del train
+        del learner
     assert peaks[1] < 0.8 * peaks[0]
 
 
-def test_auto_finds_pieces_that_fit() -> None:
-    """512 images take some 1.7 GiB at once; their step, optimizer included, runs within 1 GiB in the pieces found."""
-    train = learner("mae", "cuda", "32-true", "--batch_size=512", "--model.width=256", "--model.depth=6")
-    assert fewest_pieces(train) == 1
+def test_auto_finds_micro_batches_that_fit() -> None:
+    """512 images take about 1.7 GiB at once; in the micro-batches found, a whole step fits into 1 GiB."""
+    learner = make_learner("mae", "cuda", "32-true", "--batch_size=512", "--model.width=256", "--model.depth=6")
+    assert fewest_accumulation_steps(learner) == 1
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     allowed = torch.cuda.memory_reserved() + int(MARGIN * total) + 2**30  # the margin stays free
     try:
         torch.cuda.set_per_process_memory_fraction(allowed / total)
-        train.pieces = fewest_pieces(train)
-        assert 1 < train.pieces < 512
-        assert 512 % train.pieces == 0
+        learner.accumulation_steps = fewest_accumulation_steps(learner)
+        assert 1 < learner.accumulation_steps < 512
+        assert 512 % learner.accumulation_steps == 0
         for step in range(2):
-            train.train_step(blank(512), schedule(train.run, step, 8))
+            learner.train_step(blank(512), schedule(learner.run, step, 8))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_peak_memory_is_in_the_metrics(tmp_path: Path) -> None:
-    settings = [
-        "--recipe",
-        "demo",
-        "--steps",
-        "2",
-        "--model.width",
-        "32",
-        "--model.depth",
-        "1",
-        "--train.device",
-        "cuda",
-    ]
-    settings += ["--model.heads", "2", "--data.workers", "0"]
-    assert main(["pretrain", *settings, "--optim.accumulation_steps", "auto", "--out", str(tmp_path / "run")]) == 0
-    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    run = tmp_path / "run"
+    settings = ["--recipe=demo", "--steps=2", "--model.width=32", "--model.depth=1", "--model.heads=2"]
+    settings += ["--train.device=cuda", "--data.workers=0", "--optim.accumulation_steps=auto", f"--out={run}"]
+    assert main(["pretrain", *settings]) == 0
+    (row,) = read_metrics(run / "metrics.jsonl")
     assert 0.0 < row["memory_gib"] < 8.0
-    assert (
-        "optim.accumulation_steps auto: 1, pieces of 128 images on cuda:0" in (tmp_path / "run" / "log.txt").read_text()
-    )
-    assert "accumulation_steps: auto" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "accumulation_steps auto: 1 micro-batches of 128 images on cuda:0" in (run / "log.txt").read_text()
+    assert "accumulation_steps: auto" in (run / "config.yaml").read_text()

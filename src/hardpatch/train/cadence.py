@@ -1,5 +1,6 @@
 """When a training logs, saves and evaluates."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -43,11 +44,16 @@ class Cadence:
         return Due(save or evaluate or step % self.log_every == 0, save or evaluate, evaluate)
 
     def evaluates(self, step: int) -> bool:
-        """Whether there is an evaluation after ``step``."""
-        every = self.evaluate_every
-        crossed = every is not None and step // every > (step - 1) // every
-        return step > 0 and (crossed or (self.evaluate_at_end and step == self.total))
+        """Return whether there is an evaluation after ``step``."""
+        at_end = self.evaluate_at_end and step == self.total
+        return step > 0 and (at_end or self._intervals(step) > self._intervals(step - 1))
 
     def saved(self) -> None:
         """Count the minutes to the next checkpoint from now."""
         self._saved_at = time.monotonic()
+
+    def _intervals(self, step: int) -> int:
+        """Count the intervals between evaluations that ``step`` steps complete."""
+        every = self.evaluate_every
+        # The interval is rounded: 10 steps are three times 10 / 3 steps, although 10 // (10 / 3) is 2.
+        return 0 if every is None else math.floor(step / every + 1e-9)

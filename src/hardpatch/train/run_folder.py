@@ -1,7 +1,6 @@
-"""The folder of a run: what is written into it before the first step, and whether a run in it may go on."""
+"""Folder of a run: the files that are written before the first step, and the checks before it is begun or resumed."""
 
 import json
-import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,56 +13,69 @@ import yaml
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """What the ``config.yaml`` of a run folder of any training verb holds.
+    """Read the ``config.yaml`` of a run folder, of any training verb.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it does not hold settings.
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"--out: expected a run folder with config.yaml to go on with, found none in {folder}")
-    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise UserError(f"--out: expected a run folder with config.yaml to resume, found none in {folder}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"--out: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--out: expected settings in {path}, got {type(values).__name__}")
     return values
 
 
 def refuse_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    """Refuse to go on if there are settings that have ``changed``, from what to what.
+    """Refuse to resume a run with other settings than it began with.
+
+    Args:
+        folder: of the run.
+        changed: old and new value of each setting that differs, by name.
 
     Raises:
-        UserError: names every one of them, with both values.
+        UserError: names each of them, with both values.
     """
     if changed:
-        told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
-        raise UserError(f"--resume: {folder} was made with other settings: {told}; take those, or another --out")
+        changes = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+        raise UserError(f"--resume: {folder} was made with other settings: {changes}; take those, or another --out")
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to write a new run over anything.
+    """Refuse a folder for a new run unless it is empty or does not exist.
 
     Raises:
-        UserError: if the folder holds something, or is no folder.
+        UserError: if it holds something, or is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()):
-        what = "a run" if (folder / "config.yaml").exists() else "other files"
-        raise UserError(f"--out: {folder} already holds {what}; add --resume to go on with it, or take another --out")
+        if (folder / "config.yaml").exists():
+            raise UserError(f"--out: {folder} already holds a run; add --resume to continue it, or use another --out")
+        raise UserError(f"--out: {folder} already holds other files; use another --out")
 
 
 def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
-    """As :func:`write`, for any training verb.
+    """Write ``config.yaml``, ``environment.json`` and ``README.md``, each completely or not at all.
+
+    Also makes the folders ``checkpoints`` and ``pictures``.
 
     Args:
         folder: of the run.
-        settings: what goes into ``config.yaml``.
-        arguments: the command line, verb first.
-        readme: a text with places for ``{command}`` and ``{folder}``.
+        settings: content of ``config.yaml``.
+        arguments: command line that made the run, verb first.
+        readme: template with the placeholders ``{command}`` and ``{folder}``.
 
     Raises:
-        UserError: if the folder cannot be made.
+        UserError: if the folder cannot be created.
     """
     command = shlex.join(["hardpatch", *arguments])
     environment = {
@@ -80,12 +92,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: expected a folder that can be written, got {folder}: {error.strerror}") from None
-    texts = {
-        "README.md": readme.format(command=command, folder=folder),
-        "environment.json": json.dumps(environment, indent=2) + "\n",
-        "config.yaml": f"# hardpatch {__version__}: {command}\n{settings}",
-    }
-    for name, text in texts.items():
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+    # config.yaml comes last: a folder that has one has the others too.
+    write_text_atomically(folder / "README.md", readme.format(command=command, folder=folder))
+    write_text_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_text_atomically(folder / "config.yaml", f"# hardpatch {__version__}: {command}\n{settings}")

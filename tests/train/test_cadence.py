@@ -1,0 +1,109 @@
+"""Property tests of when a training logs, saves and evaluates, against slow, obvious versions."""
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardpatch.train.cadence import Cadence, Due
+
+NEVER = 1e9
+"""Minutes between checkpoints where only steps count."""
+STEPS = st.integers(1, 60)
+TOTALS = st.integers(1, 150)
+
+
+class Clock:
+    """Replacement for the module :mod:`time` that a test moves by hand."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[Clock]:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr("hardpatch.train.cadence.time", clock)
+        yield clock
+
+
+def start(*arguments: Any, **keywords: Any) -> Cadence:
+    """Build a cadence that counts its minutes by the replaced clock."""
+    cadence = Cadence(*arguments, **keywords)
+    cadence.saved()
+    return cadence
+
+
+def all_steps(cadence: Cadence) -> dict[int, Due]:
+    return {step: cadence.due(step) for step in range(1, cadence.total + 1)}
+
+
+@given(TOTALS, STEPS, STEPS | st.none())
+def test_steps_between_lines_and_checkpoints(total: int, log_every: int, checkpoint_steps: int | None) -> None:
+    due = all_steps(start(total, log_every, NEVER, checkpoint_steps, evaluate_at_end=False))
+    saves = {total} | set(range(checkpoint_steps or total, total + 1, checkpoint_steps or total))
+    assert {step for step in due if due[step].save} == saves
+    assert {step for step in due if due[step].log} == saves | set(range(log_every, total + 1, log_every))
+    assert not any(due[step].evaluate for step in due)
+
+
+@given(TOTALS, st.fractions(Fraction(1, 8), 50, max_denominator=8), st.booleans())
+def test_evaluations_follow_each_multiple_of_the_interval(total: int, every: Fraction, at_end: bool) -> None:
+    # An interval below one step evaluates after every step.
+    due = all_steps(start(total, total, NEVER, None, float(every), at_end))
+    expected = {math.ceil(k * every) for k in range(1, 8 * total + 1)} & set(due)
+    expected |= {total} if at_end else set()
+    assert {step for step in due if due[step].evaluate} == expected
+    for step in expected:
+        assert due[step] == (True, True, True)  # saved before, with a line of metrics
+
+
+@given(every=st.integers(1, 4), images=st.integers(1, 3000), batch_size=st.integers(1, 300), k=st.integers(1, 300))
+def test_an_interval_in_epochs_loses_nothing_to_rounding(every: int, images: int, batch_size: int, k: int) -> None:
+    steps = Fraction(k * every * images, batch_size)
+    cadence = start(math.ceil(steps) + 1, 1, NEVER, None, every * images / batch_size, evaluate_at_end=False)
+    assert cadence.evaluates(math.ceil(steps))
+
+
+@given(TOTALS, STEPS, STEPS, st.floats(0.1, 60), st.booleans(), st.floats(0, 2))
+def test_every_save_is_logged_and_every_evaluation_saved(
+    total: int, log_every: int, checkpoint_steps: int, evaluate_every: float, at_end: bool, minutes: float
+) -> None:
+    for due in all_steps(start(total, log_every, minutes, checkpoint_steps, evaluate_every, at_end)).values():
+        assert due.log >= due.save >= due.evaluate
+
+
+@given(TOTALS, st.integers(1, 300), st.integers(1, 60))
+def test_minutes_count_from_the_last_checkpoint(clock: Clock, total: int, seconds: int, minutes: int) -> None:
+    cadence = start(total, total, minutes, None, evaluate_at_end=False)
+    saved_at = clock.now
+    for step in range(1, total + 1):
+        clock.now += seconds
+        assert cadence.due(step).save == (step == total or clock.now - saved_at >= 60 * minutes)
+        if cadence.due(step).save:
+            cadence.saved()
+            saved_at = clock.now
+
+
+def test_asking_changes_nothing(clock: Clock) -> None:
+    cadence = start(10, 10, 1.0)
+    clock.now += 60.0
+    assert cadence.due(3) == cadence.due(3) == (True, True, False)
+    cadence.saved()
+    assert cadence.due(3) == (False, False, False)
+
+
+@given(TOTALS, st.floats(0.1, 60) | st.none(), st.booleans())
+def test_no_evaluation_before_the_first_step(total: int, every: float | None, at_end: bool) -> None:
+    assert not start(total, 1, NEVER, None, every, at_end).evaluates(0)
+
+
+def test_no_minutes_save_after_every_step() -> None:
+    assert all(due.save for due in all_steps(start(7, 7, 0.0)).values())
