@@ -41,7 +41,7 @@ def main() -> None:
     photograph = load_sample_image("china.jpg").copy()
     pixels = EvalTransform(size)(photograph)
     with torch.no_grad():
-        output = teacher.see_whole(teacher.normalize(pixels.unsqueeze(0)), attention=True)
+        output = teacher.forward_whole(teacher.normalize(pixels.unsqueeze(0)), attention=True)
     difficulty, attention = output.difficulty, output.attention
     assert difficulty is not None
     assert attention is not None

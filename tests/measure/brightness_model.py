@@ -22,7 +22,7 @@ class BrightnessModel(nn.Module):
     """
 
     patch_size, grid, image_size, has_predictor = 4, (4, 4), (16, 16), True
-    rebuilds_pixels = True
+    reconstructs_pixels = True
 
     def __init__(self, sign: float = 1.0) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BrightnessModel(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         return images.float() / 255
 
-    def see_whole(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
+    def forward_whole(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
         return TeacherOutput(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
 
     def predict(self, images: Tensor, mask: PatchIndices, *, with_loss: bool = True) -> StudentOutput:

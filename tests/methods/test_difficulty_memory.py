@@ -9,13 +9,13 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def crop(box: tuple[float, ...] = WHOLE, *, flipped: bool = False, image: int = 0, count: int = 1) -> CropBox:
-    """The same crop of ``count`` images from number ``image`` on."""
+    """Place the same crop in ``count`` images, numbered from ``image`` on."""
     boxes = torch.tensor([box]).expand(count, -1)
     return CropBox(torch.arange(image, image + count), boxes, torch.full((count,), flipped))
 
 
 def memory_of(scores: torch.Tensor, images: int = 1) -> DifficultyMemory:
-    """A memory with ``scores [B, N]`` of the first images, seen whole."""
+    """Make a memory that holds ``scores [B, N]`` of the first images, from whole images."""
     memory, count = DifficultyMemory(images, GRID), len(scores)
     memory.write(crop(count=count), all_masked(count, 24, scores.device), scores, GRID)
     return memory
@@ -25,7 +25,7 @@ def standardized(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
 
 
-def test_what_was_seen_whole_comes_back_whole() -> None:
+def test_scores_of_whole_images_are_read_back() -> None:
     scores = torch.randn(3, 24)
     difficulty = memory_of(scores, images=3).read(crop(count=3), GRID)
     assert_close(difficulty, standardized(scores), rtol=1e-3, atol=1e-3)  # half precision
@@ -40,7 +40,7 @@ def test_a_crop_reads_its_part_of_the_map() -> None:
     assert_close(flipped, expected.flip(1), rtol=1e-3, atol=1e-3)
 
 
-def test_a_flipped_crop_is_written_where_it_belongs() -> None:
+def test_scores_of_a_flipped_crop_are_written_unflipped() -> None:
     scores, memory = torch.randn(1, 24), DifficultyMemory(1, GRID)
     memory.write(crop(flipped=True), all_masked(1, 24, scores.device), scores, GRID)
     assert_close(memory.read(crop(), GRID).view(GRID), standardized(scores).view(GRID).flip(1), rtol=1e-3, atol=1e-3)
@@ -53,7 +53,7 @@ def test_only_masked_patches_within_the_crop_are_written() -> None:
     upper_right = crop((0.0, 0.5, 0.5, 0.5), image=1)
     memory.write(upper_right, to_indices(mask), torch.tensor([[-1.0, 1.0]]), (2, 3))
     assert memory.maps[0].isnan().all()
-    expected = {(0, 3): -(0.5**0.5), (1, 4): 0.5**0.5}  # two numbers of which each is this far from their mean
+    expected = {(0, 3): -(0.5**0.5), (1, 4): 0.5**0.5}  # two standardized numbers
     for row in range(4):
         for column in range(6):
             value = memory.maps[1, row, column].item()

@@ -202,7 +202,7 @@ def test_center_of_logits_that_stay_the_same_converges_to_them() -> None:
     assert_close(center, logits.detach().mean(0))
 
 
-def test_centring_undoes_a_constant_preference() -> None:
+def test_centering_undoes_a_constant_preference() -> None:
     """Without the center a bias toward one prototype wins every image; with the center it does not count."""
     logits = normal(4000, 8)
     biased = logits + 5 * F.one_hot(torch.tensor(3), 8)

@@ -89,11 +89,11 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
     decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
     mask = to_indices(random_mask(torch.rand(3, 36), 27))
     tokens = embed(torch.randn(3, 10, 32), mask)
-    x = tokens.of_asked(tokens.parts[1])
+    x = tokens.query_tokens
     for block in decoder.blocks:
         assert isinstance(block, Block)
         # the block's own attention over both kinds of tokens, with all but the visible ones hidden from it
-        both = torch.cat([tokens.seen, x], dim=1)
+        both = torch.cat([tokens.sequence, x], dim=1)
         bias = torch.zeros(1, 1, 37, 37)
         bias[..., 10:] = -torch.inf
         x = block(both, bias)[:, 10:]
@@ -106,8 +106,8 @@ def test_some_of_the_masked_patches_are_asked_for() -> None:
     noise = torch.rand(200, 72, generator=torch.Generator().manual_seed(0))
     masking = Masking(GRID, prediction_ratio=1 / 3)
     assert masking.noise_count == 72
-    everything = Masking(GRID).mine(noise[:, :36], mask_ratio=0.75, alpha=0.0).mask
-    asked = masking.mine(noise, mask_ratio=0.75, alpha=0.0).mask
+    everything = Masking(GRID).mine_mask(noise[:, :36], mask_ratio=0.75, alpha=0.0).mask
+    asked = masking.mine_mask(noise, mask_ratio=0.75, alpha=0.0).mask
     assert torch.equal(asked.visible, everything.visible)  # what the encoder sees stays the same
     assert asked.masked.shape == (200, 9)
     assert (asked.masked.diff(dim=1) > 0).all()
@@ -180,7 +180,7 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
         (["--fast.shared_blocks=-3"], "-1 to -2 from the last, got -3"),
         (["--fast.shared_blocks=1", "--fast.decoder=cross"], "fast.shared_blocks: not with fast.decoder cross"),
         (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a factor up to 1"),
-        (["--fast.teacher_every=2"], "fast.teacher_every: unknown argument; it is gone, the value is always 1"),
+        (["--fast.teacher_every=2"], "fast.teacher_every=2: unknown argument; it is gone, the value is always 1"),
         (["--method.target=teacher", "--fast.remember=true"], "fast.remember: target teacher"),
         (["--fast.remember=true", "--data.crops=2"], "fast.remember: two crops of an image"),
         (["--fast.prediction_ratio=0"], "fast.prediction_ratio: expected a number above 0"),

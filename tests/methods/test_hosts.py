@@ -30,7 +30,7 @@ def mined(teacher: Teacher | None, noise: Tensor, mask_ratio: float, alpha: floa
     if teacher is not None:
         output = teacher(IMAGES, difficulty=alpha > 0, attention=step.masking.uses_attention)
         options = {"difficulty": output.difficulty, "attention": output.attention}
-    return step.masking.mine(noise, mask_ratio=mask_ratio, alpha=alpha, **options)
+    return step.masking.mine_mask(noise, mask_ratio=mask_ratio, alpha=alpha, **options)
 
 
 def target_for(host: Any) -> Targets | None:
@@ -130,7 +130,7 @@ def test_attention_guides_the_mask() -> None:
     teacher = Teacher(small_hpm())
     problem = mined(teacher, NOISE, 0.75, alpha=0.0, strategy="attention_high")
     with torch.no_grad():
-        order = teacher.network.host.encoder.attend(IMAGES)[1].argsort(dim=1, descending=True)
+        order = teacher.network.host.encoder.forward_with_attention(IMAGES)[1].argsort(dim=1, descending=True)
     assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
     assert problem.mined is None
 

@@ -17,8 +17,8 @@ IMAGES = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 NOISE = torch.rand(5, 24, generator=torch.Generator().manual_seed(2))
 
 
-def whole_hpm(seed: int = 0) -> HPM:
-    """A model whose teacher keeps the reconstructor, so that it can be a student as well."""
+def complete_hpm(seed: int = 0) -> HPM:
+    """Make a model whose teacher keeps the reconstructor, so that its copy can be a student as well."""
     model = small_hpm(seed=seed)
     mae_of(model).reconstruction_only = ()
     return model
@@ -64,8 +64,8 @@ def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None
 
 
 @pytest.mark.parametrize("mining", ["hard", "easy"])
-def test_mined_patches_are_what_the_teacher_finds_hard(mining: MiningName) -> None:
-    teacher = Teacher(whole_hpm(seed=3))
+def test_mined_patches_are_those_that_the_teacher_predicts_to_be_hard(mining: MiningName) -> None:
+    teacher = Teacher(complete_hpm(seed=3))
     result = mined(teacher, IMAGES, NOISE, alpha=1.0, mining=mining)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=mining == "hard")
     assert torch.equal(result.mask.masked, order[:, :18].sort(dim=1).values)
@@ -75,7 +75,7 @@ def test_mined_patches_are_what_the_teacher_finds_hard(mining: MiningName) -> No
 
 @torch.no_grad()
 def test_permuting_images_permutes_scores_and_masks() -> None:
-    teacher = Teacher(whole_hpm())
+    teacher = Teacher(complete_hpm())
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(teacher.predict_loss(IMAGES[order]), teacher.predict_loss(IMAGES)[order])
     one = mined(teacher, IMAGES, NOISE, alpha=0.5)
@@ -84,7 +84,7 @@ def test_permuting_images_permutes_scores_and_masks() -> None:
 
 
 @pytest.mark.parametrize("name", list(PREDICTING_LOSSES))
-def test_loss_is_the_sum_of_both_and_the_predictor_does_not_teach_the_reconstructor(name: PredictingLossName) -> None:
+def test_loss_is_the_sum_of_both_and_predicting_does_not_train_the_reconstructor(name: PredictingLossName) -> None:
     model = small_hpm(name)
     losses = model(IMAGES, random_mask(NOISE, 18))
     assert losses.reconstruction.shape == losses.predicted.shape == (5, 18)

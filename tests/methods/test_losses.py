@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch.testing import assert_close
 
+from hardpatch.choices import ReconstructionLossName
 from hardpatch.methods.losses import (
     RECONSTRUCTION_LOSSES,
     absolute_loss,
@@ -134,7 +135,9 @@ def slow_reconstruction_loss(name: str, p: list[float], t: list[float]) -> float
 
 @pytest.mark.parametrize("name", list(RECONSTRUCTION_LOSSES))
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 6), st.integers(0, 2**31))
-def test_reconstruction_losses_equal_a_loop_over_patches(name: str, b: int, m: int, d: int, seed: int) -> None:
+def test_reconstruction_losses_equal_a_loop_over_patches(
+    name: ReconstructionLossName, b: int, m: int, d: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     prediction, target = (2 * torch.randn(b, m, d, generator=generator) for _ in range(2))
     losses = RECONSTRUCTION_LOSSES[name](prediction.half(), target)

@@ -338,7 +338,9 @@ def test_units_are_whole_and_difficulty_is_their_mean() -> None:
 
 @pytest.mark.parametrize("unit", [0, 4, 3])
 def test_a_unit_divides_the_grid(unit: int) -> None:
-    with pytest.raises(ValueError, match=rf"unit: expected patches that divide the grid of 6 x 8, got {unit}"):
+    with pytest.raises(
+        ValueError, match=rf"unit: expected a number of patches that divides the grid of 6 x 8, got {unit}"
+    ):
         pool_units(torch.rand(1, 48), (6, 8), unit)
     with pytest.raises(ValueError, match=r"unit: "):
         spread_units(torch.ones(1, 12, dtype=torch.bool), (6, 8), unit)
@@ -362,7 +364,7 @@ def test_mistakes_in_drawing() -> None:
             draw_mask(name, noise, 12, grid=(4, 4))
     with pytest.raises(ValueError, match=r"grid: expected even rows and columns"):
         draw_mask("grid", noise[:, :15], 11, grid=(3, 5))
-    with pytest.raises(ValueError, match=r"grid: expected \(rows, columns\) to draw a mask of kind block, got None"):
+    with pytest.raises(ValueError, match=r"grid: expected \(rows, columns\) for mask strategy block, got None"):
         hard_patches(None, noise, 12, 0, strategy="block")
     with pytest.raises(ValueError, match=r"share: expected a number in \[0, 1\], got 1\.5"):
         secondary_mask(noise, noise > 0.5, 1.5)

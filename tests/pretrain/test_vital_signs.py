@@ -36,7 +36,7 @@ def test_vital_signs_by_hand() -> None:
     result = Losses(torch.tensor(0.0), true, predicted, {}, {})
     # The noise decides all masked patches that are not mined: none here, where alpha is 1/2.
     masking = Masking((2, 3))
-    mined = masking.mine(noise, mask_ratio=0.6, alpha=0.5, difficulty=difficulty, compare=True)
+    mined = masking.mine_mask(noise, mask_ratio=0.6, alpha=0.5, difficulty=difficulty, compare=True)
     assert torch.equal(mined.mask.masked, torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]))
     assert torch.equal(mined.mask.masked, to_indices(mask).masked)
     signs = vital_signs(mined, result)
@@ -46,7 +46,7 @@ def test_vital_signs_by_hand() -> None:
     # them.
     assert signs["mined_overlap"].item() == pytest.approx(1 / 4)
     assert signs["mined_loss_ratio"].item() == pytest.approx(4.0 / 1.0)
-    random = masking.mine(noise, mask_ratio=0.6, alpha=0.0)
+    random = masking.mine_mask(noise, mask_ratio=0.6, alpha=0.0)
     assert "mined_overlap" not in vital_signs(random, result)
     tokens = result._replace(token_metrics={"token_entropy": torch.tensor(0.5)})
     assert vital_signs(random, tokens)["token_entropy"] == 0.5

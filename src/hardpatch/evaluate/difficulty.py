@@ -1,4 +1,4 @@
-"""Difficulty of images as a run predicts it, and as it is."""
+"""Difficulty of images: the losses that a run predicts, and its true losses."""
 
 import logging
 from collections.abc import Sequence
@@ -36,22 +36,22 @@ def score(
     device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> ScoreResult:
-    """Predict the difficulty of images and measure their true loss, as pictures and numbers: ``hardpatch score``.
+    """Predict the difficulty of images, measure their true loss, and write pictures and numbers: ``hardpatch score``.
 
     Args:
         run: run folder, ``.safetensors`` file or reference checkpoint, with a loss predictor.
         images: files, folders, Parquet files, ``demo:test``.
         out: folder for the pictures and ``scores.parquet``.
-        masks: folder of object masks of the same file stems, for the ROC area.
-        mask_ratio: share of masked patches; the run's by default.
-        draws: random masks over which the true loss is averaged.
-        predict: which prediction to use as the difficulty map, ``whole`` or ``masked``; that which the run mined by by
-            default.
-        pictures: images that get a picture; all get numbers.
-        seed: of the masks.
+        masks: folder of object masks with the same file stems as the images, for the ROC area.
+        mask_ratio: share of masked patches; None is that of the run.
+        draws: number of random masks over which the true loss is averaged.
+        predict: which prediction to use as the difficulty map, ``whole`` or ``masked``; None is the one that the run
+            mined by.
+        pictures: number of images with a picture; all images have numbers.
+        seed: of the random masks.
         batch_size: images per forward pass.
         workers: processes that decode images.
-        max_bad_fraction: share of the images that may be undecodable; they are named and left out.
+        max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
         progress: called after each batch with (images done, images).
     """

@@ -1,4 +1,4 @@
-"""Vectors of images, into a Parquet file."""
+"""Embed images with a run: one vector for each image, written to a Parquet file."""
 
 import logging
 import time
@@ -27,13 +27,13 @@ class EmbeddingsResult:
 
     path: Path
     images: int
-    """vectors that were written"""
+    """number of vectors"""
     width: int
-    """numbers of a vector"""
+    """length of a vector"""
     left_out: int
-    """images that could not be decoded"""
+    """number of images that could not be decoded"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
-    """all of it as plain values, for JSON"""
+    """the whole result as plain values, for JSON"""
 
 
 def embed(
@@ -56,12 +56,12 @@ def embed(
         run: run folder, ``.safetensors`` file or reference checkpoint.
         images: files, folders, Parquet files, ``demo:test``.
         out: the Parquet file; must not exist.
-        weights: of the run.
+        weights: student, teacher or random initialization.
         pool: mean of the patch tokens, or the class token.
         normalize: scale every vector to length 1, for cosine search.
         batch_size: images per forward pass.
         workers: processes that decode images.
-        max_bad_fraction: share of the images that may be undecodable; they are named and left out.
+        max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
         progress: called after each batch with (images done, images).
     """

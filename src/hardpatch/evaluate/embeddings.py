@@ -1,4 +1,4 @@
-"""Embeddings of images in a Parquet file, written batch by batch, so that any number of images fits into memory."""
+"""Embeddings of images in a Parquet file, written batch by batch: memory does not grow with the number of images."""
 
 import os
 from contextlib import suppress

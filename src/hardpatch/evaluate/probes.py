@@ -30,13 +30,13 @@ Cache = Path | Literal["auto"] | None
 
 @dataclass(frozen=True)
 class FrozenResult(Generic[Result]):
-    """Accuracy of frozen features; without a result in all processes of a ``torchrun`` but the first."""
+    """Accuracy of frozen features; in a ``torchrun`` only the first process has a result."""
 
     result: Result | None
     random: Result | None = None
-    """the same for the random initialization, where it was asked for"""
+    """the same for the random initialization; None if it was not requested"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
-    """all of it as plain values, for JSON"""
+    """the whole result as plain values, for JSON"""
 
 
 def knn(
@@ -52,10 +52,10 @@ def knn(
 
     Args:
         run: run folder, ``.safetensors`` file or reference checkpoint.
-        train: labeled images that vote.
+        train: labeled images, the neighbors.
         val: labeled images to classify.
         ks: numbers of neighbors.
-        temperature: of the votes.
+        temperature: of the softmax that weights the votes.
         options: see :func:`frozen_accuracy`.
 
     Raises:
@@ -87,17 +87,17 @@ def linear(
     seed: int = 0,
     **options: Any,
 ) -> FrozenResult[LinearResult]:
-    """Train linear probes on frozen features, all learning rates at once, the best reported: ``hardpatch linear``.
+    """Train linear probes on frozen features, one for each learning rate, and report the best: ``hardpatch linear``.
 
     Args:
         run: run folder, ``.safetensors`` file or reference checkpoint.
         train: labeled images to learn from.
         val: labeled images to evaluate on.
         base_lrs: learning rates for a batch of 256.
-        optimizer: ``sgd`` as MoCo v3, ``lars`` as MAE.
+        optimizer: ``sgd`` as in MoCo v3, ``lars`` as in MAE.
         epochs: passes over the features.
-        probe_batch_size: features of a step.
-        seed: of weights and order.
+        probe_batch_size: features in each step.
+        seed: for initial weights and order.
         options: see :func:`frozen_accuracy`.
 
     Raises:
@@ -137,24 +137,26 @@ def frozen_accuracy(
     device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> FrozenResult[Result]:
-    """Measure frozen features of two labeled sets, over all processes of a ``torchrun``.
+    """Measure the accuracy of frozen features on two labeled sets, computed by all processes of a ``torchrun``.
 
     Args:
         verb: name of the measurement.
         run: run folder, ``.safetensors`` file or reference checkpoint.
-        train, val: labeled images to learn from, and to evaluate on.
-        measure, weights: the measurement, and which weights of the run it takes.
-        random_baseline: measure the random initialization, too.
+        train: labeled images to learn from.
+        val: labeled images to evaluate on.
+        measure: computes the result from the features of both sets.
+        weights: student, teacher or random initialization.
+        random_baseline: also measure the random initialization.
         pool: mean of the patch tokens, or the class token.
-        cache: folder for the features; ``auto`` is RUN/features of a run folder, None computes them anew.
-        batch_size, workers: images per forward pass, and processes that decode them.
-        max_bad_fraction: files that cannot be decoded are named and left out, up to this share of a set.
-        device, progress: where to compute; called after each batch with (images done, images).
+        cache: folder for the features; ``auto`` is RUN/features of a run folder, None does not store them.
+        batch_size: images per forward pass.
+        workers: processes that decode images.
+        max_bad_fraction: share of a set that may be undecodable; these files are named and left out.
+        device: where to compute.
+        progress: called after each batch with (images done, images).
     """
     started = time.monotonic()
-    folder = _cache_folder(run, cache)
     results: dict[str, Result] = {}
-    features: LabeledFeatures | None = None
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
     with process_group(use_device(device)) as used_device:
         for name in names:
@@ -167,24 +169,17 @@ def frozen_accuracy(
                 batch_size=batch_size,
                 workers=workers,
                 max_bad_fraction=max_bad_fraction,
-                cache=folder,
+                cache=_cache_folder(run, cache),
                 progress=progress,
             )
-            if process_rank().rank == 0:  # the others have given their features and have nothing more to do
+            if process_rank().rank == 0:  # the other processes only compute features
                 results[name] = measure(features, used_device)
     if not results:
         return FrozenResult(None)
-    assert features is not None
-    _say_images(train, val)
-    baseline = results["random"] if random_baseline else None
+    random = results["random"] if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started)
-    values |= _weights_used(weights, pool, results[weights], baseline)
-    return FrozenResult(results[weights], baseline, values)
-
-
-def _weights_used(weights: WeightsName, pool: Pool, result: Result, baseline: Result | None) -> dict[str, Any]:
-    named = {"weights": weights, "pool": pool, **result.to_dict()}
-    return {**named, "random": None if baseline is None else baseline.to_dict()}
+    values |= {"weights": weights, "pool": pool, **results[weights].to_dict(), "random": random and random.to_dict()}
+    return FrozenResult(results[weights], random, values)
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
@@ -193,15 +188,12 @@ def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
     return Path(run) / "features" if Path(run).is_dir() else None
 
 
-def _say_images(train: str, val: str) -> None:
-    for argument, path in (("--train", train), ("--val", val)):
-        log.info("%s: %s", argument, summarize(open_source(path)))
-
-
 def _values(
     verb: str, run: str | Path, paths: tuple[str, str], features: LabeledFeatures, seconds: float
 ) -> dict[str, Any]:
-    """Return the head of the result, and the names of the images that were left out."""
+    """Log both sets; return the head of the result and the names of undecodable images."""
+    for argument, path in zip(("--train", "--val"), paths, strict=True):
+        log.info("%s: %s", argument, summarize(open_source(path)))
     train, val = features.train, features.val
     values = head(
         verb,

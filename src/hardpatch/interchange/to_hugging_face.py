@@ -70,7 +70,7 @@ def vit_mae(host: MAE, mask_ratio: float) -> HuggingFaceModel:
     Raises:
         UserError: if the images are not square or the targets are not pixels.
     """
-    if not host.rebuilds_pixels:
+    if not host.reconstructs_pixels:
         raise UserError("--form: vit_mae reconstructs pixels, this model a network's features; expected --form vit")
     rows, columns = host.encoder.grid
     if rows != columns:

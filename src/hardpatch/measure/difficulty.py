@@ -89,7 +89,7 @@ def patch_difficulty(
     images = student.normalize(pixels)
     output = None
     if predict == "whole" or target is not None:
-        output = teacher.see_whole(images, difficulty=predict == "whole")
+        output = teacher.forward_whole(images, difficulty=predict == "whole")
     if target is None:
         targets = student.target(images)  # [B, N, ...]
     else:

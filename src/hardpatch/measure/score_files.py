@@ -96,7 +96,7 @@ class ScoreFiles:
         latent = student.encode(student.normalize(pixels.to(hardest.device)), hardest)
         predictions = student.reconstruct(latent, hardest).float().cpu().numpy()  # [B, M, T]
         mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
-        in_pixels = bool(getattr(host, "rebuilds_pixels", False))
+        in_pixels = bool(getattr(host, "reconstructs_pixels", False))
         normalized = bool(getattr(host, "normalize_pixels", False))
         images, masks = pixels.permute(0, 2, 3, 1).numpy(), hardest.cpu().numpy()
         rows = []

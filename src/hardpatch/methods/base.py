@@ -11,82 +11,101 @@ from hardpatch.patches import PatchIndices, gather
 
 
 class Views(NamedTuple):
-    """Crops of the same images beside those that the student is given, for hosts that compare crops."""
+    """Further crops of the images of a batch, for hosts that compare crops (L local and G global crops an image)."""
 
     local: Tensor | None
-    """normalized small crops ``[L * B, C, h, w]``, all images of the first, then of the second..."""
+    """normalized small crops ``[L * B, C, h, w]``: the first crop of all images, then the second of all images, ..."""
     order: Tensor
-    """int64 ``[G * B]``: puts the shuffled global crops in the order of ``local``, view by view"""
+    """int64 ``[G * B]``: indices that sort the shuffled global crops in the same way, crop by crop"""
 
 
 class Targets(NamedTuple):
     """Targets of a batch, without gradient."""
 
     patches: Tensor
-    """of the masked patches, ``[B, M, ...]``"""
+    """targets of the masked patches, ``[B, M, ...]``"""
     images: Tensor | None = None
-    """of the class tokens, ``[B, K]``, for hosts that have a loss over whole images"""
+    """targets of the class tokens, ``[B, K]``, for hosts with a loss over whole images"""
 
 
 class Host(nn.Module):
-    """A masked image model that takes its mask from outside and has a loss for every single patch.
+    """A masked image model that is given its mask and returns one loss for each masked patch.
 
-    A host sets ``encoder`` and defines the first five methods; the others are for hosts that do more than reconstruct
-    patches, and do nothing by default. Shapes: ``images [B, C, H, W]`` normalized; a mask is bool ``[B, N]``,
-    True = masked, or its :class:`~hardpatch.patches.PatchIndices`.
+    A host sets ``encoder`` and defines ``decoder_tokens``, ``reconstruct``, ``target`` and ``reconstruction_loss``. The
+    other methods are for hosts that do more than reconstruct patches; by default they do nothing. Shapes: ``images
+    [B, C, H, W]`` are normalized; a mask is bool ``[B, N]``, True = masked, or its
+    :class:`~hardpatch.patches.PatchIndices`.
     """
 
     encoder: Encoder
     reconstruction_only: tuple[str, ...] = ()
-    """Names of the submodules that a teacher does without."""
+    """Names of the submodules that the teacher does not need."""
     masked_share: float = 1.0
-    """Share of the images in a batch that is masked; the others are seen whole."""
+    """Share of the images in a batch that is masked; the encoder sees the others whole."""
     uses_teacher: bool = False
     """The targets come from the teacher, see :meth:`teacher_targets`."""
-    monitors_tokens: bool = False
-    """:meth:`token_metrics` has something to say."""
+    has_token_metrics: bool = False
+    """:meth:`token_metrics` returns metrics."""
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
-        """Latent ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` where masked patches are tokens too; class token first."""
+        """Encode images: ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` if masked patches are tokens too; class token first.
+
+        Without a mask all patches are visible.
+        """
         return self.encoder(images, mask)
 
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
-        """Input of the loss predictor, for a ``grid`` of patches; :meth:`reconstruct` is given it as well."""
+        """Embed the latent as input of the loss predictor; :meth:`reconstruct` receives the same tokens.
+
+        Without a mask every patch is queried. ``grid`` is (rows, columns) of patches; None is that of the image size
+        the model was built for.
+        """
         raise NotImplementedError
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
-        """Predictions ``[B, M, T]`` for the masked patches, from whichever of latent and tokens the host needs."""
+        """Predict the targets of the masked patches, ``[B, M, T]``, from the latent or from the tokens."""
         raise NotImplementedError
 
     def target(self, images: Tensor) -> Tensor:
-        """Target of every patch, ``[B, N, T]``, without gradient; unused where it comes from another network."""
+        """Compute the target of every patch, ``[B, N, T]``, without gradient.
+
+        Raises:
+            ValueError: if the targets of this host come from another network.
+        """
         raise ValueError(f"target: {type(self).__name__} has no target of its own, it comes from another network")
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss of each masked patch, unreduced ``[B, M]``, from prediction and target ``[B, M, ...]``."""
+        """Compute the loss of each masked patch, unreduced ``[B, M]``, from prediction and target ``[B, M, ...]``."""
         raise NotImplementedError
 
     def teacher_targets(
         self, output: TeacherOutput, mask: PatchIndices, progress: float, *, update: bool = True
     ) -> Targets | None:
-        """Targets from what the teacher sees, at ``progress`` in [0, 1]; called on the teacher's copy of the host.
+        """Compute the targets from the teacher's output; called on the teacher's copy of the host.
 
-        Without ``update`` the host's running statistics stay as they are.
+        Args:
+            output: of the teacher, on whole images.
+            mask: which patches need a target.
+            progress: share of the training that is done, in [0, 1].
+            update: move the host's running statistics.
+
+        Returns:
+            The targets, or None if they do not come from the teacher.
         """
         return None
 
     def image_loss(self, latent: Tensor, targets: Targets, views: Views | None) -> Tensor | None:
-        """A loss over whole images, from the student's latent ``[B, 1 + V, D]``: a scalar, or None for none."""
+        """Compute a loss over whole images from the student's latent ``[B, 1 + V, D]``: a scalar, or None for none."""
         return None
 
     def token_metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Scalars for the log on how the tokens of a batch are used."""
+        """Measure how evenly the tokens of a batch are used: scalars for the log, by name."""
         return {}
 
-    def scheduled(self, progress: float) -> dict[str, float]:
-        """Values for the log that change with ``progress`` in [0, 1]."""
+    def scheduled_metrics(self, progress: float) -> dict[str, float]:
+        """Values for the log that depend on ``progress`` in [0, 1] alone, by name."""
         return {}
 
     def before_update(self, progress: float) -> None:
@@ -94,12 +113,12 @@ class Host(nn.Module):
 
 
 class TokenHost(Host):
-    """A host whose encoder sees masked patches as mask tokens, so that a head on its output is enough.
+    """A host whose encoder sees masked patches as mask tokens, so that its decoder is a head on the encoder's output.
 
     Args:
         encoder: with mask tokens.
-        head: from ``[..., D]`` to a prediction for a patch.
-        decoder_width: of the loss predictor's tokens; None where there is no predictor.
+        head: from ``[..., D]`` to the prediction for a patch.
+        decoder_width: width of the loss predictor's tokens; None without a predictor.
     """
 
     reconstruction_only: tuple[str, ...] = ("head",)
@@ -116,9 +135,11 @@ class TokenHost(Host):
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
-        if self.decoder_embed is None:  # there is no predictor that would read them
+        """Embed all patches of the latent for the loss predictor; the masked ones are the queries."""
+        if self.decoder_embed is None:  # there is no predictor to read them
             return Tokens(latent, slice(0))
         return self.decoder_embed(latent, mask, grid)
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
+        """Apply the head to the mask tokens after the encoder, ``[B, M, T]``."""
         return self.head(gather(latent[:, 1:], mask.masked))

@@ -1,7 +1,7 @@
-"""BEiT (Bao et al., ICLR 2022): masked patches stay as mask tokens, and the encoder predicts their visual tokens.
+"""BEiT (Bao et al., ICLR 2022): the encoder sees mask tokens and predicts the visual token of each masked patch.
 
 The visual tokens come from a tokenizer that is trained beforehand (:mod:`hardpatch.models.tokenizer`). BEiT masks
-blocks, and its ViT has a relative position bias and layer scale: see the recipes.
+blocks, and its ViT has a relative position bias and layer scale; the recipes set these.
 """
 
 from typing import Any
@@ -19,23 +19,24 @@ class BEiT(TokenHost):
     """Masked classification of visual tokens.
 
     Args:
-        vocabulary: of the tokenizer.
-        decoder_width: of the loss predictor's tokens; None without one.
+        vocabulary: number of visual tokens.
+        decoder_width: width of the loss predictor's tokens; None without a predictor.
         encoder: see :class:`~hardpatch.models.encoder.Encoder`.
     """
 
-    monitors_tokens = True
+    has_token_metrics = True
 
     def __init__(self, *, vocabulary: int, decoder_width: int | None = None, **encoder: Any) -> None:
         vit = Encoder(drop_masked=False, **encoder)
         super().__init__(vit, nn.Linear(vit.width, vocabulary), decoder_width)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of each masked patch ``[B, M]``: logits ``[B, M, K]``, tokens ``[B, M]`` (BEiT, Eq. 2)."""
         return token_loss(prediction, target)
 
     @torch.no_grad()
     def token_metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Entropy of the use of visual tokens in predictions and targets, in [0, 1]; 1 is even use."""
+        """Entropy of the use of visual tokens in predictions and targets, in [0, 1]; 1 means even use."""
         vocabulary = prediction.shape[-1]
         return {
             "token_entropy": token_entropy(prediction.argmax(dim=-1), vocabulary),

@@ -1,8 +1,9 @@
-"""Masks made of blocks and of windows: what counts is where patches lie on the grid.
+"""Masks of blocks and windows, which depend on where patches lie on the grid.
 
 Patch ``n`` of a grid of (rows, columns) lies in row ``n // columns`` and column ``n % columns``. A mask is bool
-``[B, N]``, True = masked; ``mined`` is a mask too, of patches that are already chosen. Only additions, products and
-square roots, which every device rounds alike, turn noise into blocks: the same noise gives the same blocks anywhere.
+``[B, N]``, True = masked; ``mined`` is a mask too, of patches that are already chosen. Blocks are computed from noise
+by additions, products and square roots only. Every device rounds these alike, so the same noise gives the same blocks
+on any device.
 """
 
 import math
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ATTEMPTS = 40
-"""Blocks tried in an image. 75 or 147 of 14 x 14 patches then lack 1.2 or 1.0 on average, 10 attempts 4 or 10."""
+"""Blocks tried in an image. With 75 or 147 of 14 x 14 patches to mask, 1.2 or 1.0 are then missing on average (with 10
+attempts 4 or 10)."""
 
 
 class Blocks(NamedTuple):
-    """What :func:`draw_blocks` gives."""
+    """Result of :func:`draw_blocks`."""
 
     mask: Tensor
     """the mined patches and those of the blocks, bool ``[B, N]``"""
@@ -34,25 +36,26 @@ def draw_blocks(
     smallest: int = 16,
     aspect: float = 0.3,
 ) -> Blocks:
-    """Block-wise masking as in BEiT (Bao et al., ICLR 2022, Algorithm 1): *at most* ``masked`` patches an image.
+    """Mask blocks as BEiT does (Bao et al., ICLR 2022, Algorithm 1): *at most* ``masked`` patches an image.
 
-    An attempt draws an area between ``smallest`` and the number of patches still wanted, a ratio of height to width,
-    log-uniform in ``[aspect, 1 / aspect]``, and a place. The sides are the nearest whole numbers, so the ratio of a
-    block's sides may lie outside those bounds by what half a patch makes in each. A block is placed if it is in the
-    grid, has ``smallest`` patches or more, and covers no more new patches than are wanted: as in the authors' code,
-    blocks overlap and only what is new counts. Unlike there, blocks stay this large when fewer patches are wanted,
-    may be as long as the grid, and the attempts are counted over the image (theirs end after ten failures on end).
+    An attempt draws an area between ``smallest`` and the number of patches still missing, an aspect ratio (height over
+    width) log-uniform in ``[aspect, 1 / aspect]``, and a position. The sides are rounded to whole patches, so the
+    aspect ratio may lie outside these bounds by half a patch in each side. A block is placed if it lies in the grid,
+    has at least ``smallest`` patches, and covers no more new patches than are missing; blocks may overlap.
+
+    The authors' code differs in three points: it allows blocks of less than ``smallest`` patches when fewer are
+    missing, no blocks as long as the grid, and it stops after ten failures in a row.
 
     Args:
         noise: uniform in [0, 1), ``[B, 4 * attempts]``.
         masked: M, the mined patches included.
         grid: (rows, columns) of patches.
-        mined: masked beforehand, at most M of an image; None for none.
+        mined: patches that are already masked, at most M; None for none.
         smallest: patches of the smallest block; M if that is less.
-        aspect: the smallest ratio of height to width, in (0, 1].
+        aspect: smallest aspect ratio, in (0, 1].
 
     Raises:
-        ValueError: if the noise does not come in fours.
+        ValueError: if the noise is not four numbers for each attempt.
     """
     if noise.ndim != 2 or noise.shape[1] == 0 or noise.shape[1] % 4:
         raise ValueError(f"noise: expected [B, 4 * attempts], got {list(noise.shape)}")
@@ -89,23 +92,25 @@ def draw_blocks(
 def inverse_block_mask(
     noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None, *, side: int = 3
 ) -> Tensor:
-    """Keep blocks and mask the rest, as in data2vec 2.0 (Baevski et al., ICML 2023, inverse block masking).
+    """Keep blocks visible and mask the rest, as data2vec 2.0 does (Baevski et al., ICML 2023, inverse block masking).
 
-    Blocks of ``side`` x ``side`` patches around random centers, cut at the edge of the image, are kept visible one
-    after the other until N - M patches are; of the last one only as many as are missing, at random. (The authors draw
-    a fixed number of blocks and remove or add single patches until the count is right.) Given patches stay masked.
+    Blocks of ``side`` x ``side`` patches around random centers, cut at the edge of the image, become visible one after
+    the other until N - M patches are visible; of the last block only as many as are missing, at random. (The authors
+    draw a fixed number of blocks, then remove or add single patches until the count is right.) Mined patches stay
+    masked.
 
     Args:
-        noise: ``[B, N]``, uniform in [0, 1): the centers' order.
+        noise: ``[B, N]``, uniform in [0, 1): the order of the centers.
         masked: M, exactly.
         grid: (rows, columns) of patches.
-        mined: masked beforehand, at most M of an image; None for none.
-        side: of a block, in patches; 3 for images in the paper.
+        mined: patches that are already masked, at most M of an image; None for none.
+        side: side of a block in patches; 3 for images in the data2vec paper.
     """
     rows, columns = grid
     patches = rows * columns
     order = noise.argsort(dim=1, stable=True).argsort(dim=1).unflatten(1, (1, rows, columns))
-    # The block that keeps a patch is the first around it. Ranks, unlike noise, have no ties, and a float holds them.
+    # A patch is visible from the first block that contains it on. Ranks, unlike noise, have no ties, and they are exact
+    # as floats.
     first = F.max_pool2d(order.float(), side, stride=1, padding=side // 2)[..., :rows, :columns]
     priority = (first.int() * patches + order.int()).flatten(1)
     if mined is not None:
@@ -115,19 +120,19 @@ def inverse_block_mask(
 
 
 def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
-    """Keep one patch of every window of 2 x 2 visible: uniform sampling (Li et al., UM-MAE, 2022).
+    """Keep one patch of every 2 x 2 window visible: uniform sampling (Li et al., UM-MAE, 2022).
 
-    The visible patch is drawn evenly among those of its window that are not mined. Where all four are mined one of
-    them is visible nevertheless: there the definition goes before ``mined``, and nowhere else.
+    The visible patch is drawn with equal probability among those of its window that are not mined. If all four are
+    mined, one of them is visible all the same: this is the only mask strategy that can leave a mined patch visible.
 
     Args:
         noise: ``[B, N]``, uniform in [0, 1).
-        masked: M; 3/4 of the patches is the only number there can be.
+        masked: M; must be 3/4 of the patches.
         grid: (rows, columns) of patches, both even.
-        mined: masked beforehand; None for none.
+        mined: patches that are already masked; None for none.
 
     Raises:
-        ValueError: if the grid has no whole windows, or M is not 3/4 of its patches.
+        ValueError: if rows or columns are odd, or M is not 3/4 of the patches.
     """
     rows, columns = grid
     if rows % 2 or columns % 2:
@@ -143,8 +148,10 @@ def grid_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor |
 
 
 def _exp(x: Tensor) -> Tensor:
-    """Taylor's series in Horner's form. ``torch.exp`` has another last bit on another device: one of many roundings
-    of a side would then fall otherwise. Error below 1e-8 for |x| < 0.7, and float32's own.
+    """Compute the exponential by its Taylor series, with the same bits on every device.
+
+    The last bit of ``torch.exp`` depends on the device, which can change how a side of a block is rounded. The error is
+    below 1e-8 for |x| < 0.7, besides the rounding of float32.
     """
     result = torch.ones_like(x)
     for n in range(10, 0, -1):

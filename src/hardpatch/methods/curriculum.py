@@ -1,18 +1,19 @@
-"""Easy to hard: how large a share of the masked patches is chosen by predicted difficulty (paper, Sec. 3.3)."""
+"""Easy to hard: the share of the masked patches that is mined, over the training (paper, Sec. 3.4)."""
 
 
 def linear_alpha(progress: float, start: float = 0.0, end: float = 0.5) -> float:
-    """The mined share of the masked patches, ``alpha = start + progress * (end - start)``.
+    """Compute the mined share of the masked patches, ``alpha = start + progress * (end - start)``.
 
-    The paper's easy-to-hard curriculum is ``0 -> 0.5``; ``start > end`` runs from hard to easy, ``start = end`` is
+    The paper's easy-to-hard curriculum goes from 0 to 0.5. ``start > end`` goes from hard to easy, ``start = end`` is
     constant.
 
     Args:
         progress: share of the training that is done, in [0, 1].
-        start, end: alpha at the beginning and the end of training, in [0, 1].
+        start: alpha at the beginning of the training, in [0, 1].
+        end: alpha at the end, in [0, 1].
 
     Raises:
-        ValueError: if any of them is outside [0, 1].
+        ValueError: if an argument is outside [0, 1].
     """
     for name, value in (("progress", progress), ("start", start), ("end", end)):
         if not 0.0 <= value <= 1.0:
@@ -21,5 +22,5 @@ def linear_alpha(progress: float, start: float = 0.0, end: float = 0.5) -> float
 
 
 def mined_count(masked: int, alpha: float) -> int:
-    """``int(masked * alpha)``: 0 to 73 of 147 masked patches as alpha rises from 0 to 0.5."""
+    """Count the mined patches, ``int(masked * alpha)``: 0 to 73 of 147 masked ones as alpha rises from 0 to 0.5."""
     return int(masked * alpha)

@@ -1,4 +1,4 @@
-"""Difficulty from earlier epochs, in place of a teacher: a map of every image, from what the student predicted."""
+"""Difficulty from earlier epochs, in place of a teacher: a map for each image, of losses that the student predicted."""
 
 from typing import NamedTuple
 
@@ -9,30 +9,30 @@ from torch import Tensor, nn
 from hardpatch.patches import PatchIndices
 
 DECAY = 0.5
-"""Weight of a map's old value when a new one arrives."""
+"""Weight of the old value of a map when a new one is written."""
 
 
 class CropBox(NamedTuple):
     """Part of an image that a crop shows, for each of B crops."""
 
     indices: Tensor
-    """int64 ``[B]``, of the images in the set"""
+    """int64 ``[B]``: indices of the images in the set"""
     boxes: Tensor
     """``[B, 4]``: top, left, height and width as shares of the image"""
     flipped: Tensor
-    """bool ``[B]``, whether left and right are swapped"""
+    """bool ``[B]``: left and right are swapped"""
 
 
 class DifficultyMemory(nn.Module):
-    """A map of difficulty for every image of the set, in the coordinates of the image and not of a crop.
+    """A map of difficulty for each image of the set, in the coordinates of the image, not of a crop.
 
-    A crop reads its difficulty off the map, and writes back what the student predicted for its masked patches. Scores
-    are standardized within a crop first, as the predictor's scale is its own affair. Half-precision: 2 bytes for each
-    of the image's cells, 0.4 KB for 14 x 14.
+    A crop reads its difficulty from the map, and writes back the losses that the student predicted for its masked
+    patches. These are standardized within the crop first, because the relative loss leaves the scale of the predictor
+    free. A map is in half precision: 2 bytes for each cell, 0.4 KB for 14 x 14.
 
     Args:
-        images: in the set.
-        grid: (rows, columns) of a map; that of a crop's patches will do.
+        images: number of images in the set.
+        grid: (rows, columns) of a map, for example those of the patches of a crop.
     """
 
     maps: Tensor
@@ -43,10 +43,10 @@ class DifficultyMemory(nn.Module):
         self.register_buffer("maps", torch.full((images, *grid), float("nan"), dtype=torch.float16))
 
     def read(self, crops: CropBox, grid: tuple[int, int]) -> Tensor:
-        """Difficulty of each patch of some crops, ``[B, N]``; 0, the mean, where nothing is known.
+        """Read the difficulty of each patch of B crops, ``[B, N]``; 0, the mean, for cells that were never written.
 
         Args:
-            crops: which part of which image each of them shows.
+            crops: which part of which image each crop shows.
             grid: (rows, columns) of patches of a crop.
         """
         indices, boxes, flipped = crops
@@ -62,12 +62,19 @@ class DifficultyMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, crops: CropBox, mask: PatchIndices, predicted: Tensor, grid: tuple[int, int]) -> None:
-        """Store the ``predicted [B, M]`` losses of the masked patches of some crops; the rest as :meth:`read`."""
+        """Write the predicted losses of the masked patches of B crops.
+
+        Args:
+            crops: which part of which image each crop shows.
+            mask: the masked patches of each crop.
+            predicted: their predicted losses ``[B, M]``.
+            grid: (rows, columns) of patches of a crop.
+        """
         indices, boxes, flipped = crops
         scores = predicted.float()
         scores = (scores - scores.mean(dim=1, keepdim=True)) / (scores.std(dim=1, keepdim=True) + 1e-6)
         maps = scores.new_full((len(scores), grid[0] * grid[1]), float("nan")).scatter(1, mask.masked, scores)
-        # for each cell of the map: which patch of the crop lies on its center
+        # for each cell of the map: the patch of the crop that covers its center
         top, left, height, width = boxes.unsqueeze(2).unbind(1)
         down = (centers(self.grid[0], boxes.device) - top) / height  # [B, rows], in [0, 1) within the crop
         right = (centers(self.grid[1], boxes.device) - left) / width
@@ -83,7 +90,7 @@ class DifficultyMemory(nn.Module):
 
 
 def centers(count: int, device: torch.device) -> Tensor:
-    """Return the middles of ``count`` equal parts of [0, 1]."""
+    """Return the centers of ``count`` equal parts of [0, 1]."""
     return (torch.arange(count, device=device) + 0.5) / count
 
 

@@ -1,11 +1,11 @@
 """Self-distillation over K prototypes: the losses of iBOT (Zhou et al., ICLR 2022), which extends DINO.
 
-The teacher's logits are centered and sharpened to probabilities, the student learns them by cross-entropy: for the
+The teacher's logits are centered and sharpened to probabilities, which the student learns by cross-entropy: for the
 class token across the views of an image, for masked patches within a view. Several views lie in one tensor, views first
 (V views, G of them global, B images, N patches, K prototypes).
 
-In a step the losses come first and the centers are moved afterwards: the reference sharpens with the centers that the
-steps before have left. Everything runs in float32, under autocast too, and nothing waits for the device.
+In a step the targets are sharpened first and the centers are moved afterwards, as in the reference implementation.
+Everything is computed in float32, also under autocast, and nothing waits for the device.
 """
 
 import math
@@ -16,39 +16,47 @@ from torch import Tensor
 from hardpatch.schedules import ramp
 
 STUDENT_TEMPERATURE = 0.1
-CENTRE_MOMENTUM = 0.9
+CENTER_MOMENTUM = 0.9
 
 
 @torch.no_grad()
 def sharpen(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """The teacher's probabilities ``softmax((logits - center) / temperature)``, without gradient.
+    """Compute the teacher's probabilities ``softmax((logits - center) / temperature)``, without gradient.
 
-    ``logits [..., K]`` and a center that broadcasts, ``[K]``; returns float32 ``[..., K]``. Centring keeps one
-    prototype from taking all, sharpening keeps them from all being equal (Caron et al. 2021, Section 3.1).
+    Centering prevents that one prototype wins every token, sharpening prevents that all are equally likely (Caron et
+    al. 2021, Section 3.1).
+
+    Args:
+        logits: ``[..., K]``.
+        center: ``[K]``, or with leading dimensions of 1.
+        temperature: of the softmax; the lower, the sharper.
+
+    Returns:
+        float32 ``[..., K]``.
     """
     return ((logits.float() - center) / temperature).softmax(dim=-1)
 
 
 def cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
-    """Of the student's ``logits [..., K]`` under the teacher's ``probabilities [..., K]``: unreduced ``[...]``, in
-    nats.
-    """
+    """Cross-entropy of the student's logits under the teacher's probabilities, both ``[..., K]``: ``[...]`` in nats."""
     return -(probabilities * _log_probabilities(logits, temperature)).sum(dim=-1)
 
 
 def class_loss(student: Tensor, teacher: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
-    """Class tokens across views (L_[CLS]): the mean over images and pairs of a teacher's and another student's view.
+    """Loss of class tokens across views (L_[CLS]): the mean over images and pairs of a teacher and a student view.
+
+    A pair is of two different views of the same image.
 
     Args:
-        student: logits of all views ``[V, B, K]``, the teacher's G views first and in the teacher's order.
+        student: logits of all views ``[V, B, K]``, the G global views first, in the teacher's order.
         teacher: probabilities of the global views ``[G, B, K]``, from :func:`sharpen`.
-        temperature: the student's.
+        temperature: of the student's softmax.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: for shapes that do not go together or that leave no pair of different views.
+        ValueError: if the shapes do not match, or there is no pair of different views.
     """
     views, global_views = len(student), len(teacher)
     if student.shape[1:] != teacher.shape[1:] or not 1 <= global_views <= views or views < 2:
@@ -57,8 +65,8 @@ def class_loss(student: Tensor, teacher: Tensor, temperature: float = STUDENT_TE
             f"{list(student.shape)} with a teacher of {list(teacher.shape)}"
         )
     log_student = _log_probabilities(student, temperature)
-    # Cross-entropy is linear in either argument: the sum over all pairs is one of sums, less the pairs of a view with
-    # itself.
+    # Cross-entropy is linear in both arguments: the sum over all pairs is a product of two sums, less the pairs of a
+    # view with itself.
     every = (teacher.sum(dim=0) * log_student.sum(dim=0)).sum()
     same = (teacher * log_student[:global_views]).sum()
     pairs = global_views * (views - 1)
@@ -66,14 +74,13 @@ def class_loss(student: Tensor, teacher: Tensor, temperature: float = STUDENT_TE
 
 
 def patch_loss(losses: Tensor, mask: Tensor) -> Tensor:
-    """Masked patches within a view (L_MIM): the mean over the masked patches of an image, then over images and views.
+    """Loss of masked patches within a view (L_MIM): mean over the masked patches of an image, then over images.
 
-    An image without a masked patch counts as an image of loss 0, as in the reference implementation. Where every image
-    has M masked patches and only these were computed, ``cross_entropy(...).mean()`` over ``[..., M]`` is the same
-    number.
+    An image without masked patches has loss 0, as in the reference implementation. If every image has M masked patches,
+    the mean of the losses ``[..., M]`` of these is the same number.
 
     Args:
-        losses: one for each patch ``[..., N]``, from :func:`cross_entropy`.
+        losses: loss of each patch ``[..., N]``, from :func:`cross_entropy`.
         mask: bool ``[..., N]``, True = masked.
 
     Returns:
@@ -83,32 +90,32 @@ def patch_loss(losses: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_center(center: Tensor, logits: Tensor, momentum: float = CENTRE_MOMENTUM) -> None:
-    """``center <- momentum * center + (1 - momentum) * mean of the teacher's logits``, in place.
+def update_center(center: Tensor, logits: Tensor, momentum: float = CENTER_MOMENTUM) -> None:
+    """Move the center in place: ``center <- momentum * center + (1 - momentum) * mean of the teacher's logits``.
 
     Args:
         center: float32 ``[K]``, or with leading dimensions of 1.
-        logits: ``[..., K]`` before sharpening; the mean is over all that leads: views and images for class tokens,
-            patches too, masked or not, for patch tokens.
+        logits: ``[..., K]``, before sharpening. The mean is over all leading dimensions: views and images for class
+            tokens; views, images and all patches for patch tokens.
         momentum: share of the center that stays.
     """
     center.lerp_(logits.float().flatten(end_dim=-2).mean(dim=0), 1.0 - momentum)
 
 
 def teacher_temperature(progress: float, start: float, end: float, warmup: float) -> float:
-    """Linear from ``start`` to ``end`` over the first ``warmup`` of the training, then ``end``.
+    """Compute the teacher's temperature: linear from ``start`` to ``end`` during ``warmup``, then constant.
 
-    Both ``progress`` and ``warmup`` are shares of the training, in [0, 1]. A high temperature at the beginning makes
-    the training unstable (Caron et al. 2021).
+    ``progress`` and ``warmup`` are shares of the training, in [0, 1]. A high temperature at the beginning makes the
+    training unstable (Caron et al. 2021).
     """
     return ramp(progress, start, end, warmup)
 
 
 @torch.no_grad()
 def usage_entropy(probabilities: Tensor) -> Tensor:
-    """How evenly the K prototypes are used: the entropy of the mean of ``probabilities [..., K]`` over ``log K``.
+    """Entropy of the mean of ``probabilities [..., K]`` divided by ``log K``: how evenly the K prototypes are used.
 
-    A scalar in [0, 1]: 1 where all are used alike, 0 where everything has collapsed onto one.
+    A scalar in [0, 1]: 1 if all are used equally often, 0 if only one is used (a collapse).
     """
     mean = probabilities.float().flatten(end_dim=-2).mean(dim=0)
     return torch.special.entr(mean).sum() / math.log(max(2, len(mean)))
@@ -116,8 +123,8 @@ def usage_entropy(probabilities: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_entropy(tokens: Tensor, vocabulary: int) -> Tensor:
-    """:func:`usage_entropy` of whole tokens, int64 of any shape in [0, ``vocabulary``). A scalar in [0, 1]."""
-    # not by bincount, which waits for the device to learn the largest token
+    """Usage entropy of tokens, int64 of any shape in [0, ``vocabulary``): a scalar, see :func:`usage_entropy`."""
+    # not by bincount, which waits for the device to read the largest token
     counts = torch.zeros(vocabulary, dtype=torch.int64, device=tokens.device)
     flat = tokens.flatten()
     counts.scatter_add_(0, flat, torch.ones_like(flat))

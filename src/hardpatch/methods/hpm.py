@@ -1,8 +1,8 @@
-"""Hard Patches Mining (Wang et al., CVPR 2023) around a masked image model: the paper's Algorithm 1.
+"""Hard Patches Mining (Wang et al., CVPR 2023) for any masked image model: the paper's Algorithm 1.
 
-:class:`HardPatchesMining` is a training step up to its loss: the teacher predicts what is hard, that is masked, and the
-student, :meth:`HPM.forward`, reconstructs it. The optimizer step and the teacher's update follow in
-:mod:`hardpatch.pretrain.step`.
+:class:`HardPatchesMining` is a training step up to its loss: the teacher predicts the difficulty of each patch, the
+hardest patches are masked, and the student reconstructs them (:meth:`HPM.forward`). The optimizer step and the update
+of the teacher follow in :mod:`hardpatch.pretrain.step`.
 """
 
 from collections.abc import Sequence
@@ -30,51 +30,51 @@ class Inputs(NamedTuple):
     images: Tensor
     """normalized ``[B, C, H, W]``"""
     noise: Tensor
-    """uniform in [0, 1), ``[B, masking.noise_count]``: what the masks are drawn from"""
+    """random numbers of the masks, uniform in [0, 1), ``[B, masking.noise_count]``"""
     pixels: Tensor | None = None
     """uint8 ``[B, C, H, W]``, for targets from another network"""
     views: Views | None = None
-    """other crops, for hosts that compare crops"""
+    """further crops, for hosts that compare crops"""
     boxes: CropBox | None = None
-    """where the crops come from, for difficulty that is remembered"""
+    """positions of the crops in their images, for a difficulty memory"""
 
 
 class Losses(NamedTuple):
-    """Result of the student's half of a step."""
+    """Losses of the student on a micro-batch."""
 
     loss: Tensor
     """scalar that is minimized"""
     reconstruction: Tensor
-    """loss of each masked patch, ``[B, M]``"""
+    """reconstruction loss of each masked patch, ``[B, M]``"""
     predicted: Tensor | None
-    """the loss predictor's scores of the masked patches, ``[B, M]``; None without one"""
+    """predicted loss of each masked patch, ``[B, M]``; None without a loss predictor"""
     parts: dict[str, Tensor]
-    """scalars by name that ``loss`` is made of"""
+    """terms of ``loss``, scalars by name"""
     token_metrics: dict[str, Tensor]
-    """scalars by name: how evenly tokens are used, where the host has some and they are asked for"""
+    """evenness of the use of tokens, scalars by name; empty unless requested from a host with tokens"""
 
 
 class StudentOutput(NamedTuple):
     """Predictions of the student for the masked patches of a batch."""
 
     latent: Tensor
-    """``[B, 1 + V, D]`` of every image, those seen whole included"""
+    """output of the encoder for all images, also for those without a mask, ``[B, 1 + V, D]``"""
     prediction: Tensor
     """reconstruction, ``[B, M, T]``"""
     predicted: Tensor | None
-    """predicted loss of the reconstruction, ``[B, M]``; None where it is not asked for"""
+    """predicted loss of the reconstruction, ``[B, M]``; None if it was not requested"""
 
 
 @dataclass
 class HardPatchesMining:
-    """A training step up to the loss: teacher, mask, student (Algorithm 1).
+    """A training step up to the loss: teacher, difficulty, mask, student, losses (Algorithm 1).
 
     Args:
-        student: a :class:`HPM`, or what a launcher wrapped around it.
-        teacher: its moving average; None where nothing is asked of it.
-        masking: how masks are made.
-        target: network that gives the targets; None for the host's own.
-        memory: difficulty from earlier epochs, in place of the teacher's.
+        student: a :class:`HPM`, or a launcher's wrapper of one.
+        teacher: moving average of the student; None if neither difficulty nor attention nor targets come from it.
+        masking: rule by which masks are made.
+        target: computes the targets; None if the host does.
+        memory: difficulty from earlier epochs, used instead of the teacher's.
     """
 
     student: Any
@@ -86,41 +86,32 @@ class HardPatchesMining:
     def __call__(
         self, inputs: Inputs, *, mask_ratio: float, alpha: float, progress: float = 0.0, observe: bool = False
     ) -> tuple[MinedMask, Losses]:
-        """Mask what is hard, and have the student reconstruct it and predict its loss.
+        """Mask the hardest patches; the student reconstructs the masked patches and predicts their losses.
 
         Args:
             inputs: a micro-batch.
             mask_ratio: gamma, the share of masked patches.
-            alpha: mined share of those, in [0, 1]; see :func:`~hardpatch.methods.curriculum.linear_alpha`.
+            alpha: mined share of the masked patches, in [0, 1], from the curriculum
+                (:func:`~hardpatch.methods.curriculum.linear_alpha`).
             progress: share of the training that is done, in [0, 1].
-            observe: also compute what only the log needs.
+            observe: also compute the metrics that only the log needs.
+
+        Returns:
+            The mask, and the losses of the student.
         """
         mining = self.masking.counts(mask_ratio, alpha)[1] > 0
-        output = self.see(inputs.images, mining)  # of whole images, no gradient
+        output = self.run_teacher(inputs.images, mining)  # whole images, no gradient
         difficulty = self.difficulty(inputs, output) if mining else None  # [B, N]
-        count = max(1, round(len(inputs.images) * self.student.host.masked_share))
-        mined = self.masking.mine(
-            inputs.noise[:count],
-            mask_ratio=mask_ratio,
-            alpha=alpha,
-            difficulty=None if difficulty is None else difficulty[:count],
-            attention=None if output is None or output.attention is None else output.attention[:count],
-            compare=observe,
-        )
-        targets = self.targets(inputs, output, mined.mask, progress)  # no gradient
-        losses = self.student(
-            inputs.images,
-            mined.mask,
-            targets,
-            inputs.views,
-            observe=observe and self.student.host.monitors_tokens,
-        )
+        mined = self.mine_mask(inputs, output, difficulty, mask_ratio, alpha, compare=observe)
+        targets = self.targets(inputs, output, mined.mask, progress)  # [B, M, ...], no gradient
+        token_metrics = observe and self.student.host.has_token_metrics
+        losses = self.student(inputs.images, mined.mask, targets, inputs.views, observe=token_metrics)
         if self.memory is not None and inputs.boxes is not None:
             self.memory.write(inputs.boxes, mined.mask, losses.predicted, self.masking.grid)
         return mined, losses
 
-    def see(self, images: Tensor, mining: bool) -> TeacherOutput | None:
-        """Run the teacher on whole images ``[B, C, H, W]``; None where nothing is asked of it."""
+    def run_teacher(self, images: Tensor, mining: bool) -> TeacherOutput | None:
+        """Run the teacher on whole images ``[B, C, H, W]``; None if nothing of its output is needed."""
         attention = self.masking.uses_attention
         makes_targets = self.student.host.uses_teacher or getattr(self.target, "uses_teacher", False)
         if self.teacher is None or not (mining or attention or makes_targets):
@@ -128,17 +119,39 @@ class HardPatchesMining:
         return self.teacher(images, difficulty=mining, attention=attention)
 
     def difficulty(self, inputs: Inputs, output: TeacherOutput | None) -> Tensor | None:
-        """Difficulty ``[B, N]`` to mine by: what is remembered of the images, or what the teacher predicts."""
+        """Difficulty ``[B, N]`` of each patch: from the memory if there is one, otherwise as the teacher predicts."""
         if self.memory is not None and inputs.boxes is not None:
             remembered = self.memory.read(inputs.boxes, self.masking.grid)
-            return remembered + 1e-3 * inputs.noise[:, : remembered.shape[1]]  # random where nothing is known
+            # The noise breaks the ties between patches that were never masked: these are mined at random.
+            return remembered + 1e-3 * inputs.noise[:, : remembered.shape[1]]
         return None if output is None else output.difficulty
+
+    def mine_mask(
+        self,
+        inputs: Inputs,
+        output: TeacherOutput | None,
+        difficulty: Tensor | None,
+        mask_ratio: float,
+        alpha: float,
+        *,
+        compare: bool = False,
+    ) -> MinedMask:
+        """Mask the hardest patches of the images that the host wants masked, see :meth:`Masking.mine_mask`."""
+        count = max(1, round(len(inputs.images) * self.student.host.masked_share))  # the first ones
+        return self.masking.mine_mask(
+            inputs.noise[:count],
+            mask_ratio=mask_ratio,
+            alpha=alpha,
+            difficulty=None if difficulty is None else difficulty[:count],
+            attention=None if output is None or output.attention is None else output.attention[:count],
+            compare=compare,
+        )
 
     @torch.no_grad()
     def targets(
         self, inputs: Inputs, output: TeacherOutput | None, mask: PatchIndices, progress: float
     ) -> Targets | None:
-        """Targets of the masked patches where they come from another network; None for the host's own."""
+        """Targets of the masked patches from another network or the teacher; None if the student's host has its own."""
         if self.target is not None and inputs.pixels is not None:
             return Targets(self.target(inputs.pixels, output, mask))
         if self.teacher is None or output is None:
@@ -147,7 +160,7 @@ class HardPatchesMining:
 
 
 class HPM(nn.Module):
-    """A host that also learns to predict its own reconstruction loss.
+    """A host with a loss predictor, which learns to predict the host's reconstruction losses.
 
     Without a predictor this *is* the host. All images are float ``[B, C, H, W]``, normalized (:meth:`normalize`); a
     mask is bool ``[B, N]``, True = masked.
@@ -155,9 +168,8 @@ class HPM(nn.Module):
     Args:
         host: the masked image model, see :class:`~hardpatch.methods.base.Host`.
         predictor: a decoder whose mean output is the predicted loss, or None.
-        predicting_loss: ``relative`` (Eq. 5 to 7), ``absolute`` (Eq. 4) or ``absolute_standardized`` (the reference
-            code's).
-        mean, std: of each channel for pixels in [0, 1].
+        predicting_loss: ``relative`` (Eq. 5 to 7), ``absolute`` (Eq. 4) or ``absolute_standardized`` (reference code).
+        mean, std: statistics of each channel, for pixels in [0, 1].
     """
 
     mean: Tensor
@@ -188,23 +200,23 @@ class HPM(nn.Module):
         *,
         observe: bool = False,
     ) -> Losses:
-        """Reconstruct the masked patches and predict which of them are harder: the student's half of a step.
+        """Reconstruct the masked patches, predict their losses, and compute both losses.
 
         Args:
-            images: ``[B, C, H, W]``. The mask may be of the first images only; the others are seen whole.
-            mask: which patches to reconstruct.
-            targets: of those, where they come from another network; None asks the host.
-            views: other crops of the images, for hosts that compare crops.
-            observe: measure the use of tokens, for the log.
+            images: ``[B, C, H, W]``. The mask may have fewer rows than images; the last images are then seen whole.
+            mask: the patches to reconstruct.
+            targets: of the masked patches; None if the host computes them from the images.
+            views: further crops of the images, for hosts that compare crops.
+            observe: also measure the use of tokens, for the log.
         """
         mask = to_indices(mask)
         latent, prediction, predicted = self.predict(images, mask, with_loss=self.has_predictor)
         if targets is None:
             targets = Targets(gather(self.host.target(images), mask.masked))  # [B, M, T], no gradient
         reconstruction = self.host.reconstruction_loss(prediction, targets.patches)  # [B, M], unreduced
-        mean = reconstruction.mean()
-        # The mean is over all images; one that is seen whole counts as 0.
-        loss, parts = mean * (len(mask.masked) / len(latent)), {"reconstruction_loss": mean}
+        parts = {"reconstruction_loss": reconstruction.mean()}
+        # The loss is a mean over all images; images without a mask have loss 0.
+        loss = parts["reconstruction_loss"] * (len(mask.masked) / len(latent))
         if predicted is not None:
             parts["predicting_loss"] = self.predicting_loss(predicted, reconstruction.detach())
             loss = loss + parts["predicting_loss"]
@@ -216,52 +228,54 @@ class HPM(nn.Module):
         return Losses(loss, reconstruction, predicted, parts, token_metrics)
 
     def predict(self, images: Tensor, mask: PatchIndices, *, with_loss: bool = True) -> StudentOutput:
-        """Reconstruct the masked patches of images ``[B, C, H, W]`` and, ``with_loss``, predict the loss of that.
+        """Reconstruct the masked patches of images ``[B, C, H, W]`` and, if ``with_loss``, predict their losses.
 
-        The mask may be of the first images only.
+        The mask may have fewer rows than images; the last images are then seen whole.
         """
-        whole = self.host.encode(images, mask)  # [B, 1 + V, D]
-        latent = whole[: len(mask.masked)]
-        tokens = self.host.decoder_tokens(latent, mask)
-        prediction = self.host.reconstruct(latent, tokens, mask)
-        return StudentOutput(whole, prediction, self._predictor().mean_output(tokens) if with_loss else None)
+        latent = self.host.encode(images, mask)  # [B, 1 + V, D]
+        masked_latent = latent[: len(mask.masked)]
+        tokens = self.host.decoder_tokens(masked_latent, mask)
+        prediction = self.host.reconstruct(masked_latent, tokens, mask)  # [B, M, T]
+        predicted = self._predictor().mean_output(tokens) if with_loss else None  # [B, M]
+        return StudentOutput(latent, prediction, predicted)
 
     def predict_loss(self, images: Tensor) -> Tensor:
-        """Predicted difficulty ``[B, N]`` of every patch of whole images, nothing masked."""
-        difficulty = self.see_whole(images).difficulty
+        """Predict the difficulty ``[B, N]`` of every patch of whole images, nothing masked."""
+        difficulty = self.forward_whole(images).difficulty
         assert difficulty is not None
         return difficulty
 
-    def see_whole(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
-        """Encode whole images ``[B, C, H, W]``; with predicted difficulty and class attention where asked for."""
-        attended: Tensor | None = None
+    def forward_whole(self, images: Tensor, *, difficulty: bool = True, attention: bool = False) -> TeacherOutput:
+        """Encode whole images ``[B, C, H, W]``; if requested, also compute predicted difficulty and class attention."""
+        class_attention: Tensor | None = None
         if attention:
-            latent, attended = self.host.encoder.forward_with_attention(images)
+            latent, class_attention = self.host.encoder.forward_with_attention(images)
         else:
             latent = self.host.encode(images)
         predicted = None
         if difficulty:
             grid = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
             predicted = self._predictor().mean_output(self.host.decoder_tokens(latent, grid=grid))
-        return TeacherOutput(latent, predicted, attended)
+        return TeacherOutput(latent, predicted, class_attention)
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
-        """Features ``[B, 1 + V, D]`` of the visible patches (all N without a mask), class token first, after the
-        norm.
+        """Encode the visible patches of images, after the norm: ``[B, 1 + V, D]``, class token first.
+
+        Without a mask all N patches are visible.
         """
         return self.host.encode(images, mask)
 
     def reconstruct(self, latent: Tensor, mask: Tensor | PatchIndices) -> Tensor:
-        """Predicted targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
+        """Predict the targets ``[B, M, T]`` of the masked patches, in increasing order of patches."""
         mask = to_indices(mask)
         return self.host.reconstruct(latent, self.host.decoder_tokens(latent, mask), mask)
 
     def target(self, images: Tensor) -> Tensor:
-        """Target of the reconstruction for every patch: ``[B, N, T]``."""
+        """Compute the target of every patch, ``[B, N, T]``."""
         return self.host.target(images)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Loss ``[B, M]`` of each patch from prediction and target ``[B, M, T]``."""
+        """Compute the loss of each patch, ``[B, M]``, from prediction and target ``[B, M, T]``."""
         return self.host.reconstruction_loss(prediction, target)
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -275,12 +289,12 @@ class HPM(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches in an image of the size it was built for."""
+        """(rows, columns) of patches in an image of the size that the model was built for."""
         return self.host.encoder.grid
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that it was built for."""
+        """(height, width) in pixels of the images that the model was built for."""
         return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     @property

@@ -1,8 +1,9 @@
-"""iBOT (Zhou et al., ICLR 2022): the moving average of the student is the tokenizer.
+"""iBOT (Zhou et al., ICLR 2022): the student predicts the class token and the masked patches as the teacher sees them.
 
-Class tokens of different views of an image must agree (DINO), and masked patches must give what the teacher sees there.
-One teacher serves iBOT and Hard Patches Mining: it sees the whole global crops once, and from that come the masks and
-both targets. The loss predictor learns to rank the loss of each patch.
+The teacher turns each token into a distribution over prototypes. The class tokens of different views of an image must
+agree (DINO), and the masked patches of a view must agree with the teacher's patches. One forward pass of one teacher on
+the whole global crops gives iBOT's targets and the masks of Hard Patches Mining. The loss predictor learns to rank the
+losses of the patches.
 """
 
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from hardpatch.methods.base import Targets, TokenHost, Views
 from hardpatch.methods.distillation import (
+    CENTER_MOMENTUM,
+    STUDENT_TEMPERATURE,
     class_loss,
     cross_entropy,
     sharpen,
@@ -24,28 +27,26 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
 from hardpatch.patches import PatchIndices, gather
 
-STUDENT_TEMPERATURE = 0.1
 TEACHER_TEMPERATURES = (0.04, 0.07)
 """At the beginning and after the warm-up."""
-CENTER_MOMENTUM = 0.9
 
 
 class IBOT(TokenHost):
     """Self-distillation of class and patch tokens, by one head for both.
 
     Args:
-        outputs, head_hidden, head_bottleneck: of the head, see :class:`~hardpatch.models.projection.ProjectionHead`.
+        outputs, head_hidden, head_bottleneck: sizes of the :class:`~hardpatch.models.projection.ProjectionHead`.
         temperature_warmup: share of the training in which the teacher's temperature rises linearly.
         frozen_last_layer: share of the training in which the head's last layer keeps its initial weights.
-        decoder_width: of the loss predictor's tokens; None without one.
+        decoder_width: width of the loss predictor's tokens; None without a predictor.
         encoder: see :class:`~hardpatch.models.encoder.Encoder`.
     """
 
     reconstruction_only: tuple[str, ...] = ()
-    masked_share = 0.5  # of the global crops; the others are seen whole
+    masked_share = 0.5  # of the global crops; the student sees the others whole
     uses_teacher = True
-    monitors_tokens = True
-    # British spelling: these are names in checkpoints.
+    has_token_metrics = True
+    # British spelling, because these are names in checkpoints.
     class_centre: Tensor
     patch_centre: Tensor
 
@@ -68,15 +69,16 @@ class IBOT(TokenHost):
         self.register_buffer("patch_centre", torch.zeros(1, 1, outputs))
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of each masked patch ``[B, M]``: logits and teacher's probabilities ``[B, M, K]`` (L_MIM)."""
         return cross_entropy(prediction, target, STUDENT_TEMPERATURE)
 
     def image_loss(self, latent: Tensor, targets: Targets, views: Views | None) -> Tensor | None:
-        """Mean cross-entropy between the teacher's global views and the student's other views.
+        """Mean cross-entropy between the teacher's global views and the student's other views (L_[CLS]).
 
         Args:
-            latent: the student's, of the global crops, ``[2 * B, 1 + N, D]``.
-            targets: the teacher's probabilities of these, ``images [2 * B, K]``.
-            views: the local crops, and the order of the global ones; None in a model that is only measured.
+            latent: of the student, for the global crops, ``[2 * B, 1 + N, D]``.
+            targets: the teacher's probabilities for the same crops, ``images [2 * B, K]``.
+            views: the local crops, and the order of the global ones; None outside training.
         """
         if views is None or targets.images is None:
             return None
@@ -91,12 +93,13 @@ class IBOT(TokenHost):
     def teacher_targets(
         self, output: TeacherOutput, mask: PatchIndices, progress: float, *, update: bool = True
     ) -> Targets:
-        """Probabilities for class tokens and masked patches; with ``update`` the centers move afterwards.
+        """Compute the teacher's probabilities for class tokens and masked patches.
 
         Args:
-            output: the teacher's, of the whole global crops, ``latent [2 * B, 1 + N, D]``.
-            mask: of the first R images, ``[R, M]``.
+            output: of the teacher on the whole global crops, ``latent [2 * B, 1 + N, D]``.
+            mask: masked patches of the first R crops, ``[R, M]``.
             progress: share of the training that is done, in [0, 1].
+            update: move the centers afterwards.
 
         Returns:
             ``patches [R, M, K]`` and ``images [2 * B, K]``.
@@ -114,16 +117,18 @@ class IBOT(TokenHost):
 
     @torch.no_grad()
     def token_metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Entropy of the mean distribution over the prototypes, of student and teacher, in [0, 1]; 1 is even use."""
+        """Entropy of the mean distribution over the prototypes, of student and teacher, in [0, 1]; 1 means even use."""
         return {
             "token_entropy": usage_entropy((prediction.float() / STUDENT_TEMPERATURE).softmax(dim=-1)),
             "target_entropy": usage_entropy(target),
         }
 
-    def scheduled(self, progress: float) -> dict[str, float]:
+    def scheduled_metrics(self, progress: float) -> dict[str, float]:
+        """Return the temperature of the teacher at ``progress`` in [0, 1]."""
         return {"teacher_temperature": self._temperature(progress)}
 
     def before_update(self, progress: float) -> None:
+        """Freeze the prototypes at the beginning of the training: remove their gradient."""
         if progress < self.frozen_last_layer:
             self.head.get_parameter("last.weight").grad = None
 

@@ -1,6 +1,6 @@
-"""Reconstruction losses, one number a patch, and the losses that teach the predictor to foresee them.
+"""Reconstruction losses, one number for each patch, and the losses that train the predictor of these.
 
-Everything here runs in float32, under autocast too.
+Everything is computed in float32, also under autocast.
 """
 
 from collections.abc import Callable
@@ -13,30 +13,31 @@ from hardpatch.choices import PredictingLossName, ReconstructionLossName
 
 
 def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each patch (paper, Eq. 3): ``[B, M, D]`` twice -> unreduced ``[B, M]``."""
+    """Mean squared error of each patch (paper, Eq. 3): ``[B, M, D]`` and ``[B, M, D]`` -> unreduced ``[B, M]``."""
     return (prediction.float() - target.float()).square().mean(dim=-1)
 
 
 def absolute_pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of each patch (SimMIM, Sec. 3.4): ``[B, M, D]`` twice -> ``[B, M]``."""
+    """Mean absolute error of each patch (SimMIM, Sec. 3.4): ``[B, M, D]`` and ``[B, M, D]`` -> ``[B, M]``."""
     return (prediction.float() - target.float()).abs().mean(dim=-1)
 
 
 def smooth_l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared error below 1, absolute above, mean of each patch (Huber): ``[B, M, D]`` twice -> ``[B, M]``."""
+    """Mean Huber loss of each patch, squared below 1, else absolute: ``[B, M, D]`` and ``[B, M, D]`` -> ``[B, M]``."""
     return F.smooth_l1_loss(prediction.float(), target.float(), reduction="none").mean(dim=-1)
 
 
 def unit_vector_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the unit vectors, the loss of feature targets (paper, Sec. 4.1).
+    """Squared distance between unit vectors, the loss for feature targets (paper, Sec. 4.1).
 
-    ``[B, M, D]`` twice -> ``[B, M]``. It is ``sum((p / |p| - t / |t|)^2)``, from 0 to 4: twice :func:`cosine_loss`.
+    ``[B, M, D]`` and ``[B, M, D]`` -> ``[B, M]``. It is ``sum((p / |p| - t / |t|)^2)``, between 0 and 4: twice
+    :func:`cosine_loss`.
     """
     return (F.normalize(prediction.float(), dim=-1) - F.normalize(target.float(), dim=-1)).square().sum(dim=-1)
 
 
 def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """One minus the cosine of each patch: ``[B, M, D]`` twice -> ``[B, M]``."""
+    """One minus the cosine of prediction and target: ``[B, M, D]`` and ``[B, M, D]`` -> ``[B, M]``."""
     return 1.0 - F.cosine_similarity(prediction.float(), target.float(), dim=-1)
 
 
@@ -55,13 +56,13 @@ RECONSTRUCTION_LOSSES: dict[ReconstructionLossName, Callable[[Tensor, Tensor], T
 
 
 def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
-    """Binary cross-entropy over all pairs of masked patches of an image: which one is harder (paper, Eq. 5 to 7).
+    """Binary cross-entropy for the harder patch of each pair of masked patches of an image (paper, Eq. 5 to 7).
 
-    A pair counts ``-log(sigmoid(p_harder - p_easier) + eps)``; a tie does not count. The paper sums over ordered pairs;
-    (i, j) and (j, i) contribute the same, so one of the two stands for both.
+    The loss of a pair is ``-log(sigmoid(p_harder - p_easier) + eps)``; ties are left out. The paper sums over ordered
+    pairs. (i, j) and (j, i) have the same loss, so only one of the two is computed.
 
     Args:
-        predicted: the loss predictor's scores ``[B, M]``; the gradient flows into them.
+        predicted: losses that the predictor predicts, ``[B, M]``; the gradient flows into them.
         losses: the true reconstruction losses ``[B, M]``; detached here.
         eps: keeps the logarithm finite, as in the reference implementation.
 
@@ -71,32 +72,30 @@ def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tenso
     difference, order = pair_differences(predicted.float()), pair_differences(losses.detach().float()).sign()
     weights = torch.ones(difference.shape[-1], device=predicted.device)
     if predicted.shape[1] % 2 == 0:
-        weights[-1].fill_(0.5)  # these pairs are there in both orders; "= 0.5" may wait for the device
+        weights[-1].fill_(0.5)  # these pairs occur in both orders; assigning 0.5 may wait for the device
     pairs = torch.where(order == 0, 0.0, -((difference * order).sigmoid() + eps).log())
     return (pairs * weights).sum() / ((order != 0) * weights).sum().clamp(min=1)
 
 
 def pair_differences(values: Tensor) -> Tensor:
-    """Differences of each pair of numbers in a row, one order of the two: ``[B, M]`` -> ``[B, M, M // 2]``.
+    """Differences of all pairs of numbers in a row, each pair in one order: ``[B, M]`` -> ``[B, M, M // 2]``.
 
-    Entry (i, k) is number i less number (i + k + 1) mod M. Where M is even, the last k has each of its pairs twice.
+    Entry (i, k) is number i minus number (i + k + 1) mod M. If M is even, the last k contains each of its pairs twice.
     """
     half = values.shape[1] // 2
-    round_trip = torch.cat([values, values[:, :half]], dim=1).unfold(1, half + 1, 1)  # [B, M, half + 1], no copy
-    return round_trip[..., :1] - round_trip[..., 1:]
+    windows = torch.cat([values, values[:, :half]], dim=1).unfold(1, half + 1, 1)  # [B, M, half + 1], no copy
+    return windows[..., :1] - windows[..., 1:]
 
 
 def absolute_loss(predicted: Tensor, losses: Tensor) -> Tensor:
-    """Foresee the loss itself: squared error of ``predicted [B, M]`` against ``losses [B, M]`` (paper, Eq. 4), a
-    scalar.
-    """
+    """Mean squared error of ``predicted [B, M]`` against the true ``losses [B, M]`` (paper, Eq. 4): a scalar."""
     return F.mse_loss(predicted.float(), losses.detach().float())
 
 
 def standardized_absolute_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tensor:
-    """:func:`absolute_loss` against each image's losses brought to mean 0 and variance 1.
+    """Mean squared error against the losses of each image at mean 0 and unbiased variance 1: a scalar.
 
-    This is what the reference implementation computes; Eq. 4 of the paper does not standardize. Unbiased variance.
+    The reference implementation computes this; Eq. 4 of the paper does not standardize (:func:`absolute_loss`).
     """
     losses = losses.detach().float()
     mean, variance = losses.mean(dim=1, keepdim=True), losses.var(dim=1, keepdim=True)
@@ -111,9 +110,9 @@ PREDICTING_LOSSES: dict[PredictingLossName, Callable[[Tensor, Tensor], Tensor]] 
 
 
 def pair_accuracy(predicted: Tensor, losses: Tensor) -> Tensor:
-    """Share of the untied pairs of masked patches that ``predicted [B, M]`` puts in the right order; 0.5 is chance.
+    """Share of the pairs of masked patches that ``predicted [B, M]`` ranks as ``losses [B, M]`` do; 0.5 is chance.
 
-    A tie in ``predicted`` counts half. A scalar, NaN where no pair is untied.
+    Pairs with equal losses are left out; a tie in ``predicted`` counts half. A scalar, NaN if no pair is left.
     """
     harder = losses.unsqueeze(2) > losses.unsqueeze(1)
     difference = predicted.unsqueeze(2) - predicted.unsqueeze(1)
@@ -124,7 +123,7 @@ def pair_accuracy(predicted: Tensor, losses: Tensor) -> Tensor:
 def rank_correlation(predicted: Tensor, losses: Tensor) -> Tensor:
     """Spearman's rank correlation of ``predicted`` and ``losses``, both ``[B, M]``, within each image: ``[B]``.
 
-    Ties take the order in which they stand, which is exact for the untied losses of real images.
+    Ties are ranked in their order; the losses of real images have none.
     """
     ranks = torch.stack([predicted, losses]).argsort(dim=-1).argsort(dim=-1).float()
     centered = ranks - ranks.mean(dim=-1, keepdim=True)

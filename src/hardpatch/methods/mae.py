@@ -1,4 +1,4 @@
-"""MAE (He et al., CVPR 2022): drop most patches, encode the rest, reconstruct the dropped ones."""
+"""MAE (He et al., CVPR 2022): encode the visible patches only, reconstruct the masked ones with a small decoder."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -16,19 +16,21 @@ from hardpatch.patches import PatchIndices
 
 
 class MAE(Host):
-    """Masked autoencoder; see :class:`hardpatch.methods.base.Host` for the methods.
+    """Masked autoencoder.
 
-    With feature targets this is BootMAE's or MILAN's kind of distillation.
+    With feature targets this is distillation as in BootMAE or MILAN.
 
     Args:
         image_size: (height, width) in pixels.
-        patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
-        decoder_width, decoder_depth, decoder_heads: of the reconstructor.
-        shared_blocks: how many of its blocks come before the loss predictor as well.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        decoder_width, decoder_depth, decoder_heads: sizes of the reconstructor.
+        shared_blocks: number of its first blocks whose output the loss predictor reads too.
         cross: see :class:`~hardpatch.models.decoder.Decoder`.
         normalize_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
         loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
+        encoder: further arguments of :class:`~hardpatch.models.encoder.Encoder`.
     """
 
     reconstruction_only: tuple[str, ...] = ("reconstructor",)
@@ -50,7 +52,7 @@ class MAE(Host):
         **encoder: Any,
     ) -> None:
         super().__init__()
-        self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
+        self.normalize_pixels, self.reconstructs_pixels = normalize_pixels, outputs is None
         self.loss = RECONSTRUCTION_LOSSES[loss]
         self.encoder = Encoder(image_size=image_size, patch_size=patch_size, channels=channels, **encoder)
         self.decoder_embed = DecoderEmbed(latent_width=self.encoder.width, width=decoder_width, grid=self.encoder.grid)
@@ -67,14 +69,18 @@ class MAE(Host):
     def decoder_tokens(
         self, latent: Tensor, mask: Tensor | PatchIndices | None = None, grid: tuple[int, int] | None = None
     ) -> Tokens:
+        """Embed visible patches and mask tokens, and apply the blocks that both decoders share."""
         tokens = self.decoder_embed(latent, mask, grid)
         return run_blocks(cast(Sequence[Block], self.shared), tokens) if self.shared else tokens
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
+        """Decode the tokens to the targets of the masked patches, ``[B, M, T]``."""
         return self.reconstructor(tokens)
 
     def target(self, images: Tensor) -> Tensor:
+        """Pixels of every patch, ``[B, N, p * p * C]`` (paper, Eq. 3)."""
         return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of each masked patch, unreduced ``[B, M]`` (paper, Eq. 3)."""
         return self.loss(prediction, target)

@@ -1,8 +1,8 @@
-"""Which patches to mask. Every function returns bool ``[B, N]``, True = masked (the paper's M is 1 for *visible*).
+"""Mask strategies: bool masks ``[B, N]`` of patches, True = masked (the paper's M is 1 for *visible*).
 
-All randomness enters as ``noise``, uniform in [0, 1) (see :func:`hardpatch.randomness.patch_noise`): the same noise
-gives the same mask, on any device, and the counts are exact. ``mined`` is a mask of patches that are already chosen,
-at most M of an image: hard patches mining puts the mined ones first and has any strategy draw the others.
+The only random input is ``noise``, uniform in [0, 1) (see :func:`hardpatch.randomness.patch_noise`): the same noise
+gives the same mask on any device, and the counts are exact. ``mined`` is a mask of patches that are already chosen, at
+most M of an image: hard patches mining chooses these first, and the strategy draws the others.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inve
 
 
 def masked_count(patches: int, mask_ratio: float) -> int:
-    """Number of masked patches: what is left beside ``int(N * (1 - ratio))`` visible ones (147 of 196 at 0.75).
+    """Count the masked patches, all but ``int(N * (1 - ratio))`` visible ones: 147 of 196 at 0.75.
 
     Raises:
-        ValueError: if the ratio is outside (0, 1), or leaves no patch visible or none masked.
+        ValueError: if the ratio is outside (0, 1), or if no patch would be visible or none masked.
     """
     if not 0.0 < mask_ratio < 1.0:
         raise ValueError(f"mask_ratio: expected a number between 0 and 1, got {mask_ratio}")
@@ -29,7 +29,7 @@ def masked_count(patches: int, mask_ratio: float) -> int:
 
 
 def noise_count(strategy: MaskName, patches: int) -> int:
-    """How many random numbers :func:`draw_mask` needs for an image of N ``patches``; N but for blocks."""
+    """Count the random numbers that :func:`draw_mask` needs for an image of N ``patches``: N, and more for blocks."""
     return patches + 4 * ATTEMPTS if strategy == "block" else patches
 
 
@@ -49,13 +49,13 @@ def draw_mask(
         noise: uniform in [0, 1), ``[B, noise_count(strategy, N)]`` or more.
         masked: M, the mined patches included.
         grid: (rows, columns) of patches, N in all.
-        mined: ``[B, N]``, at most M of an image; contained in the result, but for
-            :func:`~hardpatch.methods.block_masks.grid_mask` where it fills a window. None for none.
-        attention: ``[B, N]``, what the teacher's class token pays to each patch; only for the strategies of that name.
+        mined: ``[B, N]``, at most M of an image; None for none. All of them are masked, with one exception: see
+            :func:`~hardpatch.methods.block_masks.grid_mask`.
+        attention: attention of the teacher's class token to each patch, ``[B, N]``; only for attention strategies.
 
     Raises:
-        ValueError: for an unknown strategy, ``masked`` beyond the patches, noise that does not suffice, a tensor of
-            another shape, or attention that is missing.
+        ValueError: for an unknown strategy, more masked patches than N, too little noise, a tensor of another shape,
+            or missing attention.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -72,14 +72,14 @@ def draw_mask(
 
 def random_mask(noise: Tensor, masked: int, mined: Tensor | None = None) -> Tensor:
     """Mask ``masked`` patches of every image at random: the mined ones and those with the highest ``noise [B, N]``."""
-    return _extreme(noise if mined is None else noise.masked_fill(mined, 2.0), masked)
+    return _mark_highest(noise if mined is None else noise.masked_fill(mined, 2.0), masked)
 
 
 def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
-    """BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and at random what they lack of ``masked``.
+    """Mask BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and further patches up to ``masked``.
 
-    BEiT itself masks *at most* that many; an exact count is what DINOv3 makes of it too. The first N of
-    ``noise [B, N + 4 * attempts]`` complete, the rest draws the blocks.
+    BEiT itself masks *at most* that many. As in DINOv3, the missing patches are drawn at random. The first N numbers of
+    ``noise [B, N + 4 * attempts]`` draw these, the others draw the blocks.
     """
     patches = grid[0] * grid[1]
     blocks = draw_blocks(noise[:, patches:], masked, grid, mined)
@@ -87,18 +87,18 @@ def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor 
 
 
 def attention_high_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
-    """Mask the patches that the teacher attends to most: AttMask-High (Kakogeorgiou et al., ECCV 2022).
+    """Mask the patches with the highest attention of the teacher: AttMask-High (Kakogeorgiou et al., ECCV 2022).
 
     Args:
-        attention: ``[B, N]``, of the class token in the last layer, averaged over heads; of equals the first goes
-            first.
+        attention: attention of the class token in the last layer, averaged over heads, ``[B, N]``; among equal values
+            the first patch is masked first.
         masked: M, the mined patches included.
-        mined: masked beforehand, at most M of an image; None for none.
+        mined: patches that are already masked, at most M of an image; None for none.
 
     Raises:
         ValueError: without attention.
     """
-    attention = _present(attention)
+    attention = _require_attention(attention)
     if mined is not None:
         attention = attention.masked_fill(mined, float("inf"))
     chosen = attention.argsort(dim=1, descending=True, stable=True)[:, :masked]
@@ -106,44 +106,49 @@ def attention_high_mask(attention: Tensor | None, masked: int, mined: Tensor | N
 
 
 def attention_low_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
-    """Mask the patches that the teacher attends to least: AttMask-Low; arguments as :func:`attention_high_mask`."""
-    return attention_high_mask(-_present(attention), masked, mined)
+    """Mask the patches with the lowest attention: AttMask-Low; arguments as of :func:`attention_high_mask`."""
+    return attention_high_mask(-_require_attention(attention), masked, mined)
 
 
 def attention_hint_mask(
     noise: Tensor, attention: Tensor | None, masked: int, mined: Tensor | None = None, *, share: float = 0.1
 ) -> Tensor:
-    """AttMask-Hint: as :func:`attention_high_mask`, but a few of the most attended patches are shown.
+    """Mask the patches with the highest attention, except for a few that stay visible as hints: AttMask-Hint.
 
-    With n patches that are not mined, m of them to be masked: ``int(share * m)`` at random of the
-    ``int(share * n)`` most attended stay visible, and the next most attended are masked in their place. (The authors'
-    code, whence the default, masks that many fewer.) No more are shown than the count leaves room for.
+    Let n patches not be mined, and m of them be masked. Of the ``int(share * n)`` patches with the highest attention,
+    ``int(share * m)`` stay visible, drawn at random, but at most N - M. The patches with the next highest attention are
+    masked in their place. (The authors' code masks fewer patches instead; the default share is theirs.)
 
     Args:
         noise: ``[B, N]``, uniform in [0, 1).
-        attention, masked, mined: as :func:`attention_high_mask`.
-        share: of the patches, in [0, 1].
+        attention: ``[B, N]``, as for :func:`attention_high_mask`.
+        masked: M, the mined patches included.
+        mined: patches that are already masked, at most M of an image; None for none.
+        share: share of hints, in [0, 1].
 
     Raises:
         ValueError: without attention.
     """
-    attention, patches = _present(attention), noise.shape[1]
+    attention, patches = _require_attention(attention), noise.shape[1]
     mined = torch.zeros_like(noise, dtype=torch.bool) if mined is None else mined
-    taken = mined.sum(dim=1, keepdim=True)
-    most_attended = _rank(attention.masked_fill(mined, -float("inf"))) < (share * (patches - taken)).floor()
-    count = (share * (masked - taken)).floor().clamp(max=patches - masked)
-    shown = _rank(noise.masked_fill(~most_attended, -1.0)) < count
-    return attention_high_mask(attention.masked_fill(shown, -float("inf")), masked, mined)
+    mined_counts = mined.sum(dim=1, keepdim=True)
+    most_attended = _rank(attention.masked_fill(mined, -float("inf"))) < (share * (patches - mined_counts)).floor()
+    hint_counts = (share * (masked - mined_counts)).floor().clamp(max=patches - masked)
+    hints = _rank(noise.masked_fill(~most_attended, -1.0)) < hint_counts
+    return attention_high_mask(attention.masked_fill(hints, -float("inf")), masked, mined)
 
 
 def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None = None) -> Tensor:
-    """Which visible patches a mask token replaces in the encoder: secondary masking (Li et al., UM-MAE, 2022).
+    """Draw the visible patches that the encoder sees as mask tokens: secondary masking (Li et al., UM-MAE, 2022).
 
     Args:
-        noise: ``[B, N]``, uniform in [0, 1), other than what drew ``mask``.
-        mask: ``[B, N]``, as many masked patches in every image.
-        share: of the V visible patches, in [0, 1]: ``int(V * share)`` are chosen. 0.25 in the paper.
-        masked: M; without it, it is read off the mask, which waits for the device.
+        noise: ``[B, N]``, uniform in [0, 1), independent of the noise that drew ``mask``.
+        mask: ``[B, N]``, with the same number of masked patches in every image.
+        share: share of the V visible patches, in [0, 1]: ``int(V * share)`` are drawn. 0.25 in the UM-MAE paper.
+        masked: M; None counts them in the mask, which waits for the device.
+
+    Returns:
+        bool ``[B, N]``.
 
     Raises:
         ValueError: if the share is outside [0, 1].
@@ -152,14 +157,19 @@ def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None
         raise ValueError(f"share: expected a number in [0, 1], got {share}")
     if masked is None:
         masked = int(mask[0].sum())
-    return _extreme(noise.masked_fill(mask, -1.0), int((mask.shape[1] - masked) * share))
+    return _mark_highest(noise.masked_fill(mask, -1.0), int((mask.shape[1] - masked) * share))
 
 
 def subsample_masked(masked: Tensor, noise: Tensor, share: float) -> Tensor:
-    """A random ``share`` of the masked patches, at least one: ``[B, M]`` -> ``[B, int(M * share)]``, both increasing.
+    """Draw the masked patches to reconstruct (Fu et al. 2024, CrossMAE).
 
-    Only these are then rebuilt (Fu et al. 2024, CrossMAE). ``noise [B, N]`` is uniform in [0, 1), other than what drew
-    the mask.
+    Args:
+        masked: indices of the masked patches, int64 ``[B, M]``, increasing.
+        noise: ``[B, N]``, uniform in [0, 1), independent of the noise that drew the mask.
+        share: share of the masked patches; at least one is drawn.
+
+    Returns:
+        Indices ``[B, int(M * share)]``, increasing.
     """
     count = max(1, int(masked.shape[1] * share))
     chosen = noise.gather(1, masked).topk(count, dim=1, sorted=False).indices.sort(dim=1).values
@@ -181,17 +191,17 @@ STRATEGIES: dict[MaskName, Strategy] = {
 }
 
 
-def _extreme(priority: Tensor, count: int, largest: bool = True) -> Tensor:
-    chosen = priority.topk(count, dim=1, largest=largest, sorted=False).indices
+def _mark_highest(priority: Tensor, count: int) -> Tensor:
+    chosen = priority.topk(count, dim=1, sorted=False).indices
     return torch.zeros_like(priority, dtype=torch.bool).scatter(1, chosen, True)
 
 
 def _rank(values: Tensor) -> Tensor:
-    """Place of each value in its row, 0 for the highest; of equals the first goes first."""
+    """Rank each value in its row, 0 for the highest; among equal values the first has the lower rank."""
     return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
-def _present(attention: Tensor | None) -> Tensor:
+def _require_attention(attention: Tensor | None) -> Tensor:
     if attention is None:
-        raise ValueError("attention: expected [B, N] from the teacher's class token to draw a mask by it, got None")
+        raise ValueError("attention: expected [B, N] of the teacher's class token for this mask strategy, got None")
     return attention

@@ -1,4 +1,4 @@
-"""Mask generation: the hardest patches are masked, the rest of the masked ones is drawn (Sec. 3.4, Algorithm S1).
+"""Mask generation: mask the hardest patches, and draw the rest of the masked patches (Sec. 3.4, Algorithm S1).
 
 Masks are bool ``[B, N]``, True = masked (the paper's M is 1 for *visible*).
 """
@@ -23,21 +23,21 @@ class MinedMask(NamedTuple):
     mined: Tensor | None = None
     """bool ``[B, N]``, patches chosen by difficulty; None where nothing was mined"""
     drawn: Tensor | None = None
-    """bool ``[B, N]``, the mask that the same noise gives without mining; only where it was asked for"""
+    """bool ``[B, N]``, the mask that the same noise gives without mining; only if it was requested"""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How masks are made."""
+    """Rule by which the masks of a run are made."""
 
     grid: tuple[int, int]
     """(rows, columns) of patches"""
     strategy: MaskName = "random"
-    """draws the patches that are not mined"""
+    """strategy that draws the masked patches that are not mined"""
     mining: MiningName = "hard"
-    """mines the hardest patches, or the easiest"""
+    """mine the hardest patches, or the easiest"""
     unit: int = 1
-    """side, in patches, of the squares that are masked as a whole (SimMIM)"""
+    """side, in patches, of the square units that are masked as a whole (SimMIM)"""
     secondary_ratio: float = 0.0
     """share of the visible patches that the encoder sees as mask tokens (UM-MAE)"""
     prediction_ratio: float = 1.0
@@ -45,7 +45,7 @@ class Masking:
 
     @property
     def uses_attention(self) -> bool:
-        """Need for the teacher's attention."""
+        """True if the strategy needs the attention of the teacher."""
         return self.strategy.startswith("attention")
 
     @property
@@ -55,17 +55,17 @@ class Masking:
 
     @property
     def noise_count(self) -> int:
-        """Random numbers that an image takes."""
+        """Number of random numbers that the mask of an image needs."""
         rows, columns = self.units
         whole_grids = (self.secondary_ratio > 0.0) + (self.prediction_ratio < 1.0)
         return noise_count(self.strategy, rows * columns) + whole_grids * self.grid[0] * self.grid[1]
 
     def counts(self, mask_ratio: float, alpha: float) -> tuple[int, int]:
-        """Units to mask in each image, and how many of them are mined."""
+        """Count the masked units of each image, and the mined ones among them."""
         masked = masked_count(self.units[0] * self.units[1], mask_ratio)
         return masked, mined_count(masked, alpha)
 
-    def mine(
+    def mine_mask(
         self,
         noise: Tensor,
         *,
@@ -75,18 +75,19 @@ class Masking:
         attention: Tensor | None = None,
         compare: bool = False,
     ) -> MinedMask:
-        """Mask the hardest patches of each image, and draw the rest (Algorithm S1).
+        """Mask the hardest patches of each image, and draw the rest of its masked patches (Sec. 3.4, Algorithm S1).
 
         Args:
             noise: uniform in [0, 1), ``[B, noise_count]``; see :func:`hardpatch.randomness.patch_noise`.
             mask_ratio: gamma, the share of masked patches.
-            alpha: mined share of those, in [0, 1]; see :mod:`hardpatch.methods.curriculum`.
-            difficulty: predicted loss ``[B, N]``; not needed where nothing is mined.
-            attention: of the teacher's class token, ``[B, N]``; only where the strategy uses it.
+            alpha: mined share of the masked patches, in [0, 1]; see :mod:`hardpatch.methods.curriculum`.
+            difficulty: predicted loss ``[B, N]``; may be None if nothing is mined.
+            attention: of the teacher's class token, ``[B, N]``; may be None if the strategy does not use it.
             compare: also draw the mask without mining.
 
         Raises:
-            ValueError: for what :func:`hard_patches` refuses.
+            ValueError: if patches are to be mined without a difficulty, or from
+                :func:`~hardpatch.methods.masking.draw_mask`.
         """
         masked, mined = self.counts(mask_ratio, alpha)
         difficulty, attention = (
@@ -105,15 +106,15 @@ class Masking:
         return spread_units(units, self.grid, self.unit)
 
     def _to_indices(self, mask: Tensor, masked: int, noise: Tensor) -> PatchIndices:
-        """Index lists of a mask, with what hides visible patches and what leaves masked ones out."""
+        """Convert a mask to indices; draw the hidden visible patches and the masked patches to reconstruct."""
         indices, patches = to_indices(mask, masked), mask.shape[1]
         if self.secondary_ratio:
             hidden = secondary_mask(noise[:, -patches:], mask, self.secondary_ratio, masked)
             indices = indices._replace(hidden=hidden.gather(1, indices.visible))
             noise = noise[:, :-patches]
         if self.prediction_ratio < 1.0:
-            predicted = subsample_masked(indices.masked, noise[:, -patches:], self.prediction_ratio)
-            indices = indices._replace(masked=predicted)
+            subset = subsample_masked(indices.masked, noise[:, -patches:], self.prediction_ratio)
+            indices = indices._replace(masked=subset)
         return indices
 
 
@@ -121,7 +122,7 @@ def hardest_patches(difficulty: Tensor | None, count: int, mining: MiningName = 
     """Mark the ``count`` patches of each image with the highest ``difficulty [B, N]``, or the lowest: bool ``[B, N]``.
 
     Raises:
-        ValueError: without a difficulty.
+        ValueError: if the difficulty is None.
     """
     if difficulty is None:
         raise ValueError(f"difficulty: expected [B, N] to mine {count} patches, got None")
@@ -146,21 +147,21 @@ def hard_patches(
 
     Args:
         difficulty: predicted reconstruction loss ``[B, N]``.
-        noise: uniform in [0, 1), ``[B, N]``; ``noise_count`` numbers an image for other strategies than random.
-        masked: patches to mask in each image.
-        mined: how many of them are chosen by difficulty: ``int(masked * alpha)``.
+        noise: uniform in [0, 1), ``[B, noise_count(strategy, N)]``.
+        masked: number of masked patches of each image.
+        mined: number of them that are chosen by difficulty: ``int(masked * alpha)``.
         mining: ``hard`` takes the highest predicted losses (argmax), ``easy`` the lowest (argmin).
-        strategy: how the others are drawn, at random in the paper.
-        grid: (rows, columns) of patches; random masks do without.
+        strategy: draws the other masked patches, at random in the paper.
+        grid: (rows, columns) of patches; random masks do not need it.
         attention: ``[B, N]``, see :func:`~hardpatch.methods.masking.draw_mask`.
 
     Raises:
-        ValueError: unless ``0 <= mined <= masked <= N``, if patches are to be mined without a difficulty, or for what
-            :func:`~hardpatch.methods.masking.draw_mask` refuses.
+        ValueError: unless ``0 <= mined <= masked <= N``, if patches are to be mined without a difficulty, or from
+            :func:`~hardpatch.methods.masking.draw_mask`.
     """
     if grid is None:
         if strategy != "random":
-            raise ValueError(f"grid: expected (rows, columns) to draw a mask of kind {strategy}, got None")
+            raise ValueError(f"grid: expected (rows, columns) for mask strategy {strategy}, got None")
         grid = (1, noise.shape[1])
     patches = grid[0] * grid[1]
     if not 0 <= mined <= masked <= patches:
@@ -170,7 +171,7 @@ def hard_patches(
 
 
 def pool_units(values: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
-    """Mean over units of ``unit`` x ``unit`` patches: ``[B, N]`` to ``[B, U]`` (SimMIM masks whole units).
+    """Average values over units of ``unit`` x ``unit`` patches: ``[B, N]`` -> ``[B, U]`` (SimMIM masks whole units).
 
     Raises:
         ValueError: if the unit does not divide the grid.
@@ -180,7 +181,7 @@ def pool_units(values: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
 
 
 def spread_units(mask: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
-    """Expand a mask of units ``[B, U]`` to one of patches ``[B, N]``; ``grid`` is that of the patches.
+    """Expand a mask of units ``[B, U]`` to patches, ``[B, N]``; ``grid`` is that of the patches.
 
     Raises:
         ValueError: if the unit does not divide the grid.
@@ -191,5 +192,7 @@ def spread_units(mask: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
 
 def _units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
     if unit < 1 or grid[0] % unit or grid[1] % unit:
-        raise ValueError(f"unit: expected patches that divide the grid of {grid[0]} x {grid[1]}, got {unit}")
+        raise ValueError(
+            f"unit: expected a number of patches that divides the grid of {grid[0]} x {grid[1]}, got {unit}"
+        )
     return grid[0] // unit, grid[1] // unit

@@ -1,6 +1,6 @@
-"""SimMIM (Xie et al., CVPR 2022): masked patches stay as mask tokens, a linear head predicts their pixels, L1 loss.
+"""SimMIM (Xie et al., CVPR 2022): the encoder sees mask tokens, a linear head predicts the pixels, L1 loss.
 
-Its masks are of 32-px squares (``method.mask_unit``), of which 60 % are masked; difficulty is pooled to the squares.
+SimMIM masks 60 % of the squares of 32 px (the recipes set this). The difficulty of a square is the mean of its patches.
 """
 
 from typing import Any
@@ -18,11 +18,13 @@ class SimMIM(TokenHost):
     """Masked pixel regression with a linear head.
 
     Args:
-        patch_size, channels, and what is not named here: see :class:`~hardpatch.models.encoder.Encoder`.
-        decoder_width: of the loss predictor's tokens; None without one.
+        patch_size: side of a patch in pixels.
+        channels: of the images.
+        decoder_width: width of the loss predictor's tokens; None without a predictor.
         normalize_pixels: bring each target patch to mean 0 and variance 1.
         outputs: numbers to predict for each patch; None is its pixels.
         loss: one of :data:`~hardpatch.methods.losses.RECONSTRUCTION_LOSSES`.
+        encoder: further arguments of :class:`~hardpatch.models.encoder.Encoder`.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class SimMIM(TokenHost):
         vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
         head = nn.Linear(vit.width, patch_size**2 * channels if outputs is None else outputs)
         super().__init__(vit, head, decoder_width)
-        self.normalize_pixels, self.rebuilds_pixels = normalize_pixels, outputs is None
+        self.normalize_pixels, self.reconstructs_pixels = normalize_pixels, outputs is None
         self.loss = RECONSTRUCTION_LOSSES[loss]
 
     def target(self, images: Tensor) -> Tensor:
+        """Pixels of every patch, ``[B, N, p * p * C]``."""
         return targets.pixels(images, self.encoder.patch_size, normalize=self.normalize_pixels)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of each masked patch, unreduced ``[B, M]`` (SimMIM, Sec. 3.4)."""
         return self.loss(prediction, target)

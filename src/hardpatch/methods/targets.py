@@ -1,8 +1,7 @@
 """Targets of the reconstruction, without gradient (paper, Sec. 3.2 and Table 1).
 
-Pixels are the host's own, :func:`pixels`. A target that comes from another network is a callable of the uint8 images
-``[B, C, H, W]``, the teacher's output and the mask, and returns the targets of the masked patches:
-:class:`TeacherFeatures`, :class:`FrozenFeatures` or :class:`VisualTokens`.
+Hosts compute pixel targets themselves, by :func:`pixels`. Targets from another network are computed by a
+:class:`Target`: :class:`TeacherFeatures`, :class:`FrozenFeatures` or :class:`VisualTokens`.
 """
 
 from typing import Protocol
@@ -21,18 +20,23 @@ class Target(Protocol):
     """Targets of the masked patches from another network."""
 
     uses_teacher: bool
-    """Whether the teacher has to run for them."""
+    """The targets need the output of the teacher."""
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:
-        """Return ``[B, M, ...]`` for uint8 images ``[B, C, H, W]``."""
+        """Compute the targets of the masked patches, ``[B, M, ...]``.
+
+        Args:
+            pixels: uint8 images ``[B, C, H, W]``.
+            output: of the teacher on the same images; None if it did not run.
+            mask: the masked patches.
+        """
 
 
 @torch.no_grad()
 def pixels(images: Tensor, patch_size: int, *, normalize: bool = False, eps: float = 1e-6) -> Tensor:
-    """Pixels of each patch, ``[B, C, H, W]`` -> ``[B, N, p * p * C]``.
+    """Pixels of each patch, ``[B, C, H, W]`` -> ``[B, N, p * p * C]`` (paper, Eq. 3).
 
-    With ``normalize`` each patch vector is brought to mean 0 and variance 1 (MAE, Sec. 3: "normalized pixels"), by the
-    unbiased variance.
+    With ``normalize`` each patch vector is brought to mean 0 and unbiased variance 1 (MAE, Sec. 3).
     """
     patches = patchify(images, patch_size)
     if not normalize:
@@ -42,20 +46,21 @@ def pixels(images: Tensor, patch_size: int, *, normalize: bool = False, eps: flo
 
 
 class TeacherFeatures:
-    """Features of the moving average for the whole image, after the encoder's norm: ``[B, M, D]`` (BootMAE)."""
+    """Features of the teacher for the whole image, after the encoder's norm (BootMAE)."""
 
     uses_teacher = True
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:
+        """Select the teacher's features of the masked patches, ``[B, M, D]``."""
         assert output is not None
         return gather(output.latent[:, 1:], mask.masked)
 
 
 class HostTargets:
-    """Targets that a host takes from its teacher, as training left them: ``[B, M, ...]`` (iBOT).
+    """Targets that a host computes from the output of its teacher (iBOT), as at the end of the training.
 
     Args:
-        host: the teacher's copy.
+        host: the teacher's copy of the host.
     """
 
     uses_teacher = True
@@ -64,6 +69,7 @@ class HostTargets:
         self.host = host
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:
+        """Let the host compute the targets of the masked patches, ``[B, M, ...]``."""
         assert output is not None
         targets = self.host.teacher_targets(output, mask, 1.0, update=False)
         assert targets is not None
@@ -71,7 +77,7 @@ class HostTargets:
 
 
 class FrozenFeatures:
-    """Features of a pre-trained network that does not learn: ``[B, M, T]`` (DINO, CLIP; MILAN)."""
+    """Features of a frozen pre-trained network (DINO, CLIP; MILAN)."""
 
     uses_teacher = False
 
@@ -79,11 +85,12 @@ class FrozenFeatures:
         self.network = network
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:
+        """Compute the features of the masked patches, ``[B, M, T]``."""
         return gather(self.network(pixels), mask.masked)
 
 
 class VisualTokens:
-    """Tokens of a discrete autoencoder: int64 ``[B, M]`` (BEiT).
+    """Visual tokens of a discrete autoencoder (BEiT).
 
     Args:
         tokenizer: see :mod:`hardpatch.models.tokenizer`.
@@ -96,4 +103,5 @@ class VisualTokens:
         self.tokenizer, self.grid = tokenizer, grid
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:
+        """Compute the visual tokens of the masked patches, int64 ``[B, M]``."""
         return gather(self.tokenizer.tokens(pixels, self.grid), mask.masked)

@@ -1,4 +1,4 @@
-"""Encoders rebuilt from their own settings, which a checkpoint holds beside the weights."""
+"""Settings of an encoder, which checkpoints hold beside its weights, and the encoder built from them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,9 @@ from hardpatch.models.encoder import Encoder
 
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
-    """Plain values from which :func:`build_encoder` makes an encoder of the same shape, whose ``load_state_dict`` takes
-    the ``state_dict`` of this one: what to save beside the weights of a fine-tuned network.
+    """Return the settings from which :func:`build_encoder` builds an encoder that can load the weights of this one.
+
+    They are plain values, to be saved beside the weights of a fine-tuned network.
     """
     block, last = encoder.blocks[0], encoder.blocks[-1]
     assert isinstance(block, Block)
@@ -36,12 +37,12 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
 
 
 def build_encoder(settings: Mapping[str, Any]) -> Encoder:
-    """A new encoder that keeps all patches, from :func:`encoder_settings`.
+    """Build an encoder without mask token from the result of :func:`encoder_settings`.
 
     With positions ``learned`` the buffer ``positions [N, D]`` is part of the ``state_dict``.
 
     Raises:
-        ValueError: if the sizes do not fit each other.
+        ValueError: if the patch size does not divide the image size, the heads the width, or 4 the width.
     """
     positions = settings["positions"]
     relative = positions == "relative"
@@ -60,11 +61,11 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
 
 
 def learn_positions(encoder: Encoder, positions: Tensor) -> None:
-    """Give the encoder ``positions [N, D]`` that cannot be computed anew, and so are saved with its weights."""
+    """Set learned ``positions [N, D]``; unlike computed ones they are saved with the weights of the encoder."""
     encoder.register_buffer("positions", positions, persistent=True)
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """What ``int(width * ratio)`` turns into ``hidden`` again, whatever the rounding."""
+    """Return a ratio for which ``int(width * ratio)`` is exactly ``hidden``, in spite of rounding."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width

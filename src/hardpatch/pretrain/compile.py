@@ -41,7 +41,7 @@ def compile_parts(
         options["options"] = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
     model.compile(**options)
     if teacher is not None:
-        teacher.network.see_whole = torch.compile(teacher.network.see_whole, **options)
+        teacher.network.forward_whole = torch.compile(teacher.network.forward_whole, **options)
 
 
 def begin_step() -> None:

@@ -101,7 +101,7 @@ class PretrainJob:
         row = {
             **learner.means.read(),
             **values.metrics(self.run),
-            **learner.model.host.scheduled(values.progress),
+            **learner.model.host.scheduled_metrics(values.progress),
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
         }
         if device.type == "cuda":  # of tensors, at the most since the last line
