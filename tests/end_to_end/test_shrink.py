@@ -12,11 +12,11 @@ from PIL import Image
 
 from hardpatch.cli import main
 from hardpatch.data import shrink as shrink_module
-from hardpatch.data import sources
+from hardpatch.data import parquet
 from hardpatch.data.decode import decode, open_image
 from hardpatch.data.shrink import shrink, shrink_image
 from hardpatch.data.sources import open_source
-from tests.data.test_loader import MANY_WORKERS
+from tests.data.small import MANY_WORKERS
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
@@ -55,7 +55,7 @@ def test_order_labels_and_sizes(
     assert main(["shrink", str(tree), "--side", "40", "--out", str(out), "--workers", str(workers)]) == 0
     printed = capsys.readouterr()
     assert "36 images in " in printed.out
-    assert "skipped: 3" in printed.out
+    assert "left out: 3" in printed.out
     assert sum("20b.jpg" in line for line in printed.err.splitlines()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1
@@ -85,7 +85,7 @@ def test_order_labels_and_sizes(
 def test_large_files_are_read_at_random(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(open_source(tree), tmp_path / "small", 40)
     resident = open_source(tmp_path / "small")
-    monkeypatch.setattr(sources, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(parquet, "RESIDENT_BYTES", 0)
     on_disk = open_source(tmp_path / "small")
     for i in np.random.default_rng(0).integers(36, size=60).tolist():
         assert on_disk.encoded(i) == resident.encoded(i)

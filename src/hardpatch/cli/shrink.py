@@ -36,5 +36,5 @@ def shrink(arguments: list[str]) -> int:
     BadFiles(len(source), 1.0).update(bad)
     files = sorted(options.out.iterdir())
     size = sum(file.stat().st_size for file in files)
-    print(f"{options.out}: {written} images in {len(files)} files, {size / 1e6:.1f} MB, skipped: {len(bad)}")
+    print(f"{options.out}: {written} images in {len(files)} files, {size / 1e6:.1f} MB, left out: {len(bad)}")
     return 0
