@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hardpatch.cli import main
-from hardpatch.data import shrink as shrink_module
 from hardpatch.data import parquet
+from hardpatch.data import shrink as shrink_module
 from hardpatch.data.decode import decode, open_image
 from hardpatch.data.shrink import shrink, shrink_image
 from hardpatch.data.sources import open_source
