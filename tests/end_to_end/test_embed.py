@@ -1,4 +1,4 @@
-"""Embeddings of images, and measurements in several processes."""
+"""Embeddings of images, and evaluation in several processes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "vectors.parquet"
     arguments = ["embed", str(run), str(tmp_path / "mixed"), "--out", str(out), "--batch_size", "2", "--workers", "0"]
     assert main(arguments) == 0
-    assert "5 vectors of 32 numbers, skipped: 1" in capsys.readouterr().out
+    assert "5 vectors of 32 numbers, left out: 1" in capsys.readouterr().out
     table = pq.read_table(out).to_pylist()
     source = open_images([str(tmp_path / "mixed")])
     assert [row["path"] for row in table] == [source.name(i) for i in range(1, 6)]  # aa.jpg comes first
@@ -38,7 +38,7 @@ def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     np.testing.assert_allclose(table[2]["embedding"], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_embed_fails_in_one_line(run: Path, images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_embed_mistakes(run: Path, images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     (tmp_path / "there.parquet").write_bytes(b"")
     assert "--out: expected a file that does not exist" in fails(
         "embed", run, images, "--out", tmp_path / "there.parquet"

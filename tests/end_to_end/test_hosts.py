@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.methods import ibot
+from hardpatch.methods.ibot import IBOT
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import KIND, METADATA
 from hardpatch.train.metrics import read_metrics
@@ -45,7 +47,7 @@ OTHERS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained: its tokens are as good as any to see that BEiT runs."""
+    """Write a tokenizer with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.safetensors"
     sizes = {"patch_size": 4, "vocabulary": 16, "width": 16}
@@ -86,19 +88,25 @@ def test_targets_and_masks(name: str, images: Path, tmp_path: Path) -> None:
     assert hardpatch.load(run).encode(torch.zeros(1, 3, 32, 32)).shape == (1, 65, 32)
 
 
-def test_a_batch_in_pieces_is_the_same_ibot(images: Path, tmp_path: Path) -> None:
-    """Views of an image stay together. The centers, which would move after each piece, are held."""
+def test_micro_batches_give_the_losses_of_the_batch_with_ibot(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The views of an image stay in one micro-batch.
+
+    The centers, which are updated after each micro-batch, are held fixed, and all global crops are masked.
+    """
+    monkeypatch.setattr(IBOT, "masked_share", 1.0)
+    monkeypatch.setattr(ibot, "CENTER_MOMENTUM", 1.0)
     settings = [*SMALL, *HOSTS["ibot"], "--model.drop_path=0", "--data", str(images), "--steps", "1"]
-    settings += ["--ibot.center_momentum=1", "--ibot.masked_share=1"]
-    for pieces in ("1", "2"):
-        assert main(["pretrain", *settings, "--optim.accumulation_steps", pieces, "--out", str(tmp_path / pieces)]) == 0
-    one, two = (read_metrics(tmp_path / pieces / "metrics.jsonl")[-1] for pieces in ("1", "2"))
+    for count in ("1", "2"):
+        assert main(["pretrain", *settings, "--optim.accumulation_steps", count, "--out", str(tmp_path / count)]) == 0
+    one, two = (read_metrics(tmp_path / count / "metrics.jsonl")[-1] for count in ("1", "2"))
     for name in ("class_loss", "reconstruction_loss"):
         assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 
 def test_ibot_resumes_to_the_same_bits(images: Path, tmp_path: Path) -> None:
-    """With its centers, its drawn ratios and drop path, and with attention to guide the masks."""
+    """Centers, mask ratios, drop path and masks guided by attention are all restored."""
     settings = [*SMALL, *HOSTS["ibot"], "--method.mask=attention_hint", "--data", str(images), "--steps", "6"]
     settings += ["--train.checkpoint_steps", "3", "--train.keep_checkpoints", "9"]
     assert main(["pretrain", *settings, "--out", str(tmp_path / "whole")]) == 0
@@ -121,16 +129,16 @@ def test_frozen_features_of_a_file(images: Path, tmp_path: Path) -> None:
     settings = ["--method.target=frozen", "--method.frozen=vit_tiny_patch16_224"]
     settings += ["--method.frozen_weights", str(tmp_path / "vit.safetensors"), "--data", str(images), "--steps", "3"]
     assert main(["pretrain", *SMALL, *settings, "--out", str(tmp_path / "run")]) == 0
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["reconstruction_loss"] < 4.0  # of unit vectors
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["reconstruction_loss"] < 4.0  # between unit vectors
     hardpatch.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["--method.host=beit"], "method.tokenizer: host beit predicts visual tokens"),
         (["--method.host=beit", "--method.tokenizer=nowhere.safetensors"], "nowhere.safetensors"),
-        (["--method.tokenizer=x"], "method.tokenizer: only host beit"),
+        (["--method.tokenizer=x"], "method.tokenizer: host mae has no visual tokens; leave it out"),
         (["--method.target=frozen"], "method.frozen: expected a network"),
         (["--method.frozen=dino"], "method.frozen: expected a network with method.target frozen"),
         (["--method.target=frozen", "--method.frozen=vit_tinny_patch16_224"], "did you mean"),
@@ -140,15 +148,18 @@ def test_frozen_features_of_a_file(images: Path, tmp_path: Path) -> None:
         (["--method.mask_unit=12"], "method.mask_unit: expected a divisor of the image size"),
         (["--method.mask_unit=6"], "method.mask_unit: expected a multiple of the patch size"),
         (["--method.mask=bloc"], "method.mask"),
-        (["--method.host=simmim", "--method.secondary_ratio=0.2"], "method.secondary_ratio: only host mae"),
+        (
+            ["--method.host=simmim", "--method.secondary_ratio=0.2"],
+            "method.secondary_ratio: host simmim has no dropped patches",
+        ),
         (["--model.positions=relative"], "model.positions: host mae drops patches"),
         (["--method.mask_ratio_spread=0.3"], "method.mask_ratio_spread"),
         (["--method.mask_unit=16", "--method.mask_ratio=0.9"], "mask_ratio: 0.9 of 4 patches leaves 0 visible"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(
-    settings: list[str], told: str, fails: Callable[..., str], images: Path, tmp_path: Path
+def test_settings_that_cannot_be_combined_give_one_line(
+    settings: list[str], message: str, fails: Callable[..., str], images: Path, tmp_path: Path
 ) -> None:
     line = fails("pretrain", *SMALL, *settings, "--data", images, "--steps", "2", "--out", tmp_path / "run")
-    assert told in line
+    assert message in line
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Pre-train, measure, look: through the command line, on real files."""
+"""Pre-train, evaluate and score through the command line, on real files."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ from tests.end_to_end.conftest import SMALL
 
 
 def test_the_run_folder_explains_itself(run: Path) -> None:
-    names = {path.name for path in run.iterdir()}
+    names = {path.name for path in run.iterdir()} - {"features"}  # the cache that other tests leave behind
     assert names == {
-        *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "log.txt"),
+        *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "result.json"),
         *("tensorboard", "checkpoints", "pictures"),
     }
     settings = yaml.safe_load((run / "config.yaml").read_text())
@@ -33,7 +33,17 @@ def test_the_run_folder_explains_itself(run: Path) -> None:
     assert (run / "pictures" / "difficulty" / "contact_sheet.png").is_file()
 
 
-def test_metrics_tell_whether_the_miner_is_alive(run: Path) -> None:
+def test_the_result_has_the_head_of_all_verbs(run: Path, images: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert list(result)[:8] == ["verb", "run", "data", "images", "classes", "left_out", "seconds", "version"]
+    assert (result["verb"], result["run"], result["version"]) == ("pretrain", str(run), hardpatch.__version__)
+    assert (result["data"], result["images"]) == ({"train": str(images)}, {"train": 30})
+    assert result["left_out"] == {"not images": 0, "undecodable": 0}
+    assert result["metrics"] == read_metrics(run / "metrics.jsonl")[-1]
+    assert Path(result["weights"]).is_file()
+
+
+def test_metrics_monitor_the_miner(run: Path) -> None:
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 12]
     last = rows[-1]
@@ -67,29 +77,29 @@ def test_the_weights_file_is_the_model(run: Path) -> None:
         assert not torch.equal(student.predict_loss(images), teacher.predict_loss(images))
 
 
-def test_untrained_weights_are_those_the_run_began_with(run: Path, images: Path, tmp_path: Path) -> None:
-    # A run whose learning rate is zero stays where it began.
+def test_random_weights_are_the_initialization_of_the_run(run: Path, images: Path, tmp_path: Path) -> None:
+    # With a learning rate of zero the weights stay as they were initialized.
     folder = tmp_path / "still"
     arguments = [*SMALL, "--data", str(images), "--steps", "1", "--optim.warmup", "1.0", "--out", str(folder)]
     assert main(["pretrain", *arguments]) == 0
-    still, untrained = hardpatch.load(folder), hardpatch.load(run, "untrained")
-    assert all(map(torch.equal, still.parameters(), untrained.parameters()))
-    assert not torch.equal(hardpatch.load(run).host.encoder.cls_token, untrained.host.encoder.cls_token)
+    still, initial = hardpatch.load(folder), hardpatch.load(run, "random")
+    assert all(map(torch.equal, still.parameters(), initial.parameters()))
+    assert not torch.equal(hardpatch.load(run).host.encoder.cls_token, initial.host.encoder.cls_token)
 
 
 @pytest.mark.parametrize("verb", ["knn", "linear"])
-def test_measure(verb: str, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate(verb: str, run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "numbers" / "result.json"
     sets = ["--train", str(images), "--val", str(images), "--device", "cpu", "--workers", "0"]
     assert main([verb, str(run), *sets, "--json", str(file), "--random_baseline"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2
     assert printed[0].startswith("student: ")
-    assert printed[1].startswith("untrained: ")
+    assert printed[1].startswith("random: ")
     result = json.loads(file.read_text())
     assert result["top1"] >= 0.9  # a bright bar left or right
     assert f"top-1 {result['top1']:.2%}" in printed[0]
-    assert "top1" in result["untrained"]
+    assert "top1" in result["random"]
 
 
 def test_score(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +112,7 @@ def test_score(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["score", str(run), str(images / "class_1"), "--out", str(out), "--masks", str(masks)]
     assert main([*arguments, "--pictures", "3", "--draws", "10", "--device", "cpu", "--workers", "0"]) == 0
     printed = capsys.readouterr().out
-    assert "images: 15, skipped: 0" in printed
+    assert "images: 15, left out: 0" in printed
     assert "area under the ROC curve" in printed
     assert pq.read_table(out / "scores.parquet").num_rows == 15
     assert len(list(out.rglob("*.png"))) == 4  # three images and the sheet
@@ -110,21 +120,21 @@ def test_score(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_info_and_recipes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(run)]) == 0
-    told = capsys.readouterr().out
-    assert "12 of 12 steps (done)" in told
-    assert "32 wide, 2 blocks" in told
+    printed = capsys.readouterr().out
+    assert "12 of 12 steps (done)" in printed
+    assert "32 wide, 2 blocks" in printed
     assert main(["recipes", "imagenet_base_200"]) == 0
     assert "batch_size: 4096" in capsys.readouterr().out
 
 
-def test_the_embedded_set_needs_nothing(tmp_path: Path) -> None:
+def test_the_embedded_set_needs_no_data_argument(tmp_path: Path) -> None:
     arguments = [setting for setting in SMALL if setting not in ("--recipe", "demo")]
     assert main(["pretrain", *arguments, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["path"] == "demo:train"
 
 
 @pytest.mark.parametrize("clip", ["5.0", "null"])
-def test_a_run_that_diverges_stops_with_what_to_do_and_saves_nothing_of_it(
+def test_a_diverging_run_stops_with_advice_and_keeps_the_last_good_checkpoint(
     clip: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -132,14 +142,15 @@ def test_a_run_that_diverges_stops_with_what_to_do_and_saves_nothing_of_it(
     wild = ["--optim.lr", "1e30", "--optim.clip", clip, "--train.checkpoint_steps", "1"]
     assert main([*arguments, *wild]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "the loss became NaN or infinite between steps" in last
+    assert "the loss or a weight became NaN or infinite" in last
+    assert "nothing of that was saved" in last
     assert "optim.base_lr" in last
     for path in folder.glob("checkpoints/*/model.safetensors"):
         assert all(p.isfinite().all() for p in hardpatch.load(path).parameters())
     assert not list(folder.glob("checkpoints/step_00000020"))
 
 
-def test_a_finished_run_is_finished_even_where_nothing_can_be_drawn(images: Path, tmp_path: Path) -> None:
+def test_a_run_finishes_even_if_no_pictures_can_be_drawn(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "1", "--out", str(folder)]
     assert main([*arguments, "--method.mask_ratio", "0.05"]) == 0  # ten draws do not reach every patch
@@ -159,19 +170,17 @@ def test_the_papers_other_rows_are_settings(loss: str, images: Path, tmp_path: P
 
 def test_gray_images_of_another_shape_and_computed_statistics(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    arguments = [
-        "pretrain",
-        *SMALL,
-        "--data",
-        str(images),
-        "--steps",
-        "2",
-        "--out",
-        str(folder),
+    arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "2", "--out", str(folder)]
+    shape = [
         "--data.channels",
         "1",
+        "--data.image_size",
+        "[24, 40]",
+        "--data.mean",
+        "computed",
+        "--data.std",
+        "computed",
     ]
-    shape = ["--data.image_size", "[24, 40]", "--data.mean", "computed", "--data.std", "computed"]
     assert main([*arguments, *shape, "--model.patch_size", "8"]) == 0
     model = hardpatch.load(folder)
     assert model.image_size == (24, 40)
@@ -180,20 +189,21 @@ def test_gray_images_of_another_shape_and_computed_statistics(images: Path, tmp_
     assert model.predict_loss(torch.zeros(1, 1, 24, 40)).shape == (1, 15)
 
 
-def test_pieces_of_a_batch_give_the_whole_batch(images: Path, tmp_path: Path) -> None:
+def test_micro_batches_give_the_result_of_the_batch(images: Path, tmp_path: Path) -> None:
     weights = []
-    for pieces in ("1", "4"):
-        folder = tmp_path / pieces
+    for count in ("1", "4"):
+        folder = tmp_path / count
         arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "3", "--out", str(folder)]
-        assert main([*arguments, "--optim.accumulation_steps", pieces]) == 0
-        weights.append(with_a_gradient(hardpatch.load(folder)))
+        assert main([*arguments, "--optim.accumulation_steps", count]) == 0
+        weights.append(determined_parameters(hardpatch.load(folder)))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=2e-5)
 
 
-def with_a_gradient(model: hardpatch.HPM) -> dict[str, torch.Tensor]:
-    """The weights but for those whose gradient is 0 by nature, of whose rounding errors Adam makes whole steps.
+def determined_parameters(model: hardpatch.HPM) -> dict[str, torch.Tensor]:
+    """Return the parameters whose gradient is not 0 in exact arithmetic.
 
-    A bias of all keys does not change a softmax, nor one of all scores a relative loss.
+    The others are the bias of the keys, which does not change a softmax, and the bias of the predicted losses, which
+    does not change a relative loss. Their gradients are rounding errors, of which Adam makes steps of full size.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("predictor.head.b")}
     del parameters["predictor.norm.bias"]
@@ -248,7 +258,7 @@ def test_real_images(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "score"
     assert main(["score", str(run), str(images), "--masks", str(masks), "--out", str(out), "--pictures", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "images: 200, skipped: 0" in printed
+    assert "images: 200, left out: 0" in printed
     aucs = [auc for auc in pq.read_table(out / "scores.parquet")["auc"].to_pylist() if auc is not None]
     assert len(aucs) > 190
     assert f"object masks: {sum(aucs) / len(aucs):.3f}" in printed

@@ -33,7 +33,7 @@ def test_too_many_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         path.write_bytes(path.read_bytes()[:300])
     pretrain = ["pretrain", *SMALL, "--data", str(folder), "--steps", "3", "--out"]
     assert main([*pretrain, str(tmp_path / "run")]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]  # the run had begun: it told of each file before
+    line = capsys.readouterr().err.splitlines()[-1]  # earlier lines name each file
     assert "data.max_bad_fraction: 2 of 4 images (50.00%)" in line
     assert "raise --data.max_bad_fraction" in line
     assert main([*pretrain, str(tmp_path / "tolerant"), "--data.max_bad_fraction", "0.5"]) == 0
@@ -111,8 +111,25 @@ def test_labels(fails: Fails, run: Path, images: Path, tmp_path: Path) -> None:
     assert "class_2" in fails("linear", run, "--train", images, "--val", other)
 
 
-def test_score(fails: Fails, run: Path, images: Path, tmp_path: Path) -> None:
-    (tmp_path / "masks").mkdir()
-    score = ["score", run, images, "--out", tmp_path / "out"]
-    assert "masks" in fails(*score, "--masks", tmp_path / "masks")
-    assert "mask_ratio" in fails(*score, "--mask_ratio", 1.5)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--masks", "."], "masks: expected one mask for each image"),
+        (["--mask_ratio", "1.5"], "mask_ratio: expected a number between 0 and 1, got 1.5"),
+    ],
+)
+def test_score(
+    arguments: list[str],
+    message: str,
+    run: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["score", str(run), str(images), "--out", "out", *arguments]) == 2
+    summary, error = capsys.readouterr().err.splitlines()
+    assert summary == "IMAGES: 30 images, 2 classes"
+    assert message in error
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,22 +16,27 @@ import torch
 import yaml
 from PIL import Image
 
+import hardpatch
+from hardpatch.choices import WeightsName
 from hardpatch.cli import main
-from hardpatch.segment.file import load_segmenter
+from hardpatch.segment.data import find_labels, open_segmentation
+from hardpatch.segment.measure import evaluate
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
-from tests.segment.test_data import blocks, write_pair
+from tests.segment.small import blocks, write_pair
 
-HERE = ["--device", "cpu", "--workers", "0"]
+MACHINE = ["--device", "cpu", "--workers", "0"]
 SHORT = [
     *("--steps", "6", "--batch_size", "2", "--crop", "16", "24", "--short_side", "24", "--channels", "8"),
-    *("--warmup_steps", "1", "--stride", "8", "--val_every", "3", "--log_every", "1"),
+    *("--warmup_steps", "1", "--stride", "8", "--val_every", "1.2", "--log_every", "1"),
 ]
+
+WEIGHTS: tuple[WeightsName, ...] = get_args(WeightsName)
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A run with four blocks."""
+    """Pre-train four blocks, which UperNet needs."""
     folder = tmp_path_factory.mktemp("runs") / "four_blocks"
     four = [*SMALL, "--model.depth", "4", "--model.width", "32"]
     assert main(["pretrain", *four, "--data", str(images), "--steps", "2", "--out", str(folder)]) == 0
@@ -41,8 +47,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 def data(tmp_path: Path) -> Path:
     """Five and three images of 24 x 32 px with three classes, and some pixels that are ignored."""
     root = tmp_path / "data"
-    for split, number in (("train", 5), ("val", 3)):
-        for k in range(number):
+    for split, count in (("train", 5), ("val", 3)):
+        for k in range(count):
             values = blocks(k)
             values[:2] = 7
             write_pair(root / "images" / split, root / "labels" / split, f"{split}_{k}", values)
@@ -50,105 +56,152 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
+def command(encoder: Path, data: Path, out: Path, *options: object) -> list[str]:
+    sets = ("--train", str(data), "--val", str(data), "--out", str(out))
+    return ["segment", str(encoder), *sets, *SHORT, *MACHINE, *map(str, options)]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return content
+
+
 def test_a_run_becomes_a_segmenter(
     encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
-    given = ["segment", str(encoder), "--train", str(data), "--val", str(data), "--out", str(out), *SHORT, *HERE]
-    assert main([*given, "--inference", "slide"]) == 0
-    printed = capsys.readouterr().out
-    assert "6 steps done, 3 images judged (slide inference)" in printed
+    assert main(command(encoder, data, out, "--inference", "slide", "--json", tmp_path / "result.json")) == 0
+    printed = capsys.readouterr()
+    assert "6 steps done, 3 images evaluated" in printed.out
+    assert "(slide inference)" in printed.out
+    assert "--train: 5 images, 3 classes" in printed.err
+    assert "--val: 3 images, 3 classes" in printed.err
     assert sorted(path.name for path in out.iterdir()) == [
-        *("README.md", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "pictures"),
+        *("README.md", "checkpoints", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "pictures"),
         *("result.json", "segmenter.safetensors", "tensorboard"),
     ]
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert config["classes"] == {0: "sky", 1: "road", 2: "car"}
-    assert config["ignored"] == [7, 255]
+    assert (config["verb"], config["run"], config["train"]) == ("segment", str(encoder), str(data))
     assert config["crop"] == [16, 24]
     assert config["stride"] == [8, 8]
     assert config["layer_decay"] == 0.75  # of the preset
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    # An epoch is 5 / 2 steps: 1.2 epochs are 3 steps.
     assert ["miou" in row for row in rows] == [False, False, True, False, False, True]
-    result = json.loads((out / "result.json").read_text())
+
+    result = read_result(out)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert list(result)[:8] == ["verb", "run", "data", "images", "classes", "left_out", "seconds", "version"]
+    assert (result["verb"], result["run"], result["classes"]) == ("segment", str(encoder), 3)
+    assert (result["data"], result["images"]) == ({"train": str(data), "val": str(data)}, {"train": 5, "val": 3})
+    assert result["left_out"] == {"train, undecodable": 0, "val, undecodable": 0}
+    assert result["version"] == hardpatch.__version__
+    assert list(result["train_pixels"]) == ["sky", "road", "car"]
+    assert sum(result["train_pixels"].values()) == 5 * 22 * 32
     assert result["miou"] == rows[-1]["miou"]
-    assert [entry["name"] for entry in result["classes"]] == ["sky", "road", "car"]
-    assert sum(entry["pixels"] for entry in result["classes"]) == 3 * 22 * 32
-    ious = [entry["iou"] for entry in result["classes"] if entry["iou"] is not None]
+    assert [entry["name"] for entry in result["per_class"]] == ["sky", "road", "car"]
+    assert sum(entry["pixels"] for entry in result["per_class"]) == 3 * 22 * 32
+    ious = [entry["iou"] for entry in result["per_class"] if entry["iou"] is not None]
     assert result["miou"] == pytest.approx(sum(ious) / len(ious))
-    assert f"mIoU {result['miou']:.2%}" in printed
+    assert f"mIoU {result['miou']:.2%}" in printed.out
     for name in ("curves.png", "predictions.png"):
         with Image.open(out / "pictures" / name) as picture:
             assert min(picture.size) > 200
 
-    # what was saved gives what was measured
-    segmenter = load_segmenter(out)
+    # The saved segmenter gives the measures of the run.
+    segmenter = hardpatch.load_segmenter(out)
     assert segmenter.classes == ("sky", "road", "car")
     assert segmenter.inference.mode == "slide"
-    from hardpatch.segment.data import find_labels, open_segmentation
-    from hardpatch.segment.measure import evaluate
-
     pairs = open_segmentation(data, "val", find_labels(data))
-    judged = evaluate(segmenter.model, pairs, segmenter.inference, device=torch.device("cpu"))
-    assert judged.measures.miou == pytest.approx(result["miou"])
+    evaluation = evaluate(segmenter.model, pairs, segmenter.inference, device=torch.device("cpu"))
+    assert evaluation.measures.miou == pytest.approx(result["miou"])
+
+
+def test_weights_to_start_from(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """The encoder starts from the run's student or teacher, or from its random initialization."""
+    first = {}
+    for weights in WEIGHTS:
+        out = tmp_path / weights
+        assert main(command(encoder, data, out, "--weights", weights, "--steps", 2, "--lr", 1e-12)) == 0
+        first[weights] = hardpatch.load_segmenter(out).model.encoder.state_dict()["blocks.0.attn.qkv.weight"]
+    for weights, expected in {name: hardpatch.load(encoder, name) for name in WEIGHTS}.items():
+        torch.testing.assert_close(first[weights], expected.host.encoder.blocks[0].attn.qkv.weight)
+    assert not torch.allclose(first["random"], first["student"])
+
+
+def test_bad_pairs_are_counted_and_named(
+    encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = data / "labels" / "train" / "train_2.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    out = tmp_path / "out"
+    assert main(command(encoder, data, out, "--max_bad_fraction", 0.1)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "max_bad_fraction: 1 of 5 images (20.00%)" in error
+    assert str(bad) in error
+    assert not out.exists()
+    assert main(command(encoder, data, out, "--max_bad_fraction", 0.3)) == 0
+    assert "--train: 4 images, 3 classes, left out 1 that cannot be decoded" in capsys.readouterr().err
+    assert f"cannot decode {bad}" in (out / "log.txt").read_text()
+    result = read_result(out)
+    assert result["images"] == {"train": 4, "val": 3}
+    assert result["left_out"] == {"train, undecodable": 1, "val, undecodable": 0}
 
 
 def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    end = ["--out", out, *SHORT, *HERE]
-    given = ["segment", encoder, "--train", data, "--val", data, *end]
-    assert "RUN: expected a run folder or a weights file" in fails("segment", tmp_path / "missing", *given[2:])
-    assert "expected an encoder with 4 blocks or more, this one has 2" in fails("segment", run, *given[2:])
-    assert "--blocks: expected 4 increasing numbers from 1 to 4, got [1, 2]" in fails(*given, "--blocks", 1, 2)
+    end = ["--out", out, *SHORT, *MACHINE]
+    good = ["segment", encoder, "--train", data, "--val", data, *end]
+    assert "RUN: expected a run folder or a weights file" in fails("segment", tmp_path / "missing", *good[2:])
+    assert "expected an encoder with 4 blocks or more, this one has 2" in fails("segment", run, *good[2:])
+    assert "--blocks: expected 4 increasing numbers from 1 to 4, got [1, 2]" in fails(*good, "--blocks", 1, 2)
     assert "--train: expected images/ and labels/" in fails(
-        "segment", encoder, "--train", tmp_path, *given[4:], "--classes", 3
+        "segment", encoder, "--train", tmp_path, *good[4:], "--classes", 3
     )
-    assert "--classes: expected a number" in fails("segment", encoder, "--train", tmp_path, *given[4:])
+    assert "--classes: expected a number" in fails("segment", encoder, "--train", tmp_path, *good[4:])
     assert "--val: expected images/" in fails("segment", encoder, "--train", data, "--val", encoder, *end)
-    assert "has the value 2 in" in fails(*given, "--classes", 2, "--ignore", 7, 255)
-    assert "has the value 7 in 64 pixels" in fails(*given, "--classes", 3)
-    assert "--crop: expected multiples of the patch size 4, got 10 10" in fails(*given, "--crop", 10)
-    assert "--stepps" in fails(*given, "--stepps", 10)
-    assert "did you mean '--steps'?" in fails(*given, "--stepps", 10)
-    assert "--resume" not in fails(*given, "--inference", "half")
-    assert "found none in" in fails(*given, "--resume")
+    assert "has the value 2 in" in fails(*good, "--classes", 2, "--ignore", 7, 255)
+    assert "has the value 7 in 64 pixels" in fails(*good, "--classes", 3)
+    assert "--crop: expected multiples of the patch size 4, got 10 10" in fails(*good, "--crop", 10)
+    assert "--stepps" in fails(*good, "--stepps", 10)
+    assert "did you mean '--steps'?" in fails(*good, "--stepps", 10)
+    assert "--resume" not in fails(*good, "--inference", "half")
+    assert "found none in" in fails(*good, "--resume")
     label = data / "labels" / "val" / "val_1.png"
     whole = label.read_bytes()
     Image.fromarray(np.full((24, 32), 200, dtype=np.uint8)).save(label)
-    assert f"--val: {label} has the value 200 in 768 pixels; expected the 3 classes 0 to 2" in fails(*given)
+    assert f"--val: {label} has the value 200 in 768 pixels; expected the 3 classes 0 to 2" in fails(*good)
     Image.fromarray(np.zeros((12, 32), dtype=np.uint8)).save(label)
-    assert "must have the same size" in fails(*given)
+    assert "must have the same size" in fails(*good)
     label.unlink()
-    assert f"val_1.png has no label map: expected {label}" in fails(*given)
+    assert f"val_1.png has no label map: expected {label}" in fails(*good)
     assert not out.exists()
     label.write_bytes(whole)
     out.mkdir()
     (out / "precious").write_text("")
-    assert "already holds other files" in fails(*given)
+    assert "already holds other files" in fails(*good)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(
+def test_an_interrupted_run_resumes_to_the_same_bits(
     fails: Callable[..., str], encoder: Path, data: Path, tmp_path: Path
 ) -> None:
-    given = ["segment", str(encoder), "--train", str(data), "--val", str(data), *SHORT, *HERE, "--steps", "100"]
-    assert main([*given, "--out", str(tmp_path / "whole")]) == 0
-    folder = tmp_path / "parts"
-    command = [sys.executable, "-m", "hardpatch", *given, "--out", str(folder)]
+    whole, folder = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(encoder, data, whole, "--steps", 100)) == 0
+    start = [sys.executable, "-m", "hardpatch", *command(encoder, data, folder, "--steps", 100)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as it:
-        while not read_metrics(folder / "metrics.jsonl") and it.poll() is None:
+    with subprocess.Popen(
+        start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        while not read_metrics(folder / "metrics.jsonl") and process.poll() is None:
             time.sleep(0.02)
-        it.send_signal(signal.SIGTERM)
-        assert it.stdout is not None
-        printed = it.stdout.read()
-    assert it.returncode == 128 + signal.SIGTERM
-    assert "the same command with --resume goes on" in printed
-    assert "lr was 0.002, now 0.1" in fails(*given, "--out", folder, "--resume", "--lr", 0.1)
-    assert main([*given, "--out", str(folder), "--resume"]) == 0
-    weights = [path / "segmenter.safetensors" for path in (folder, tmp_path / "whole")]
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"nothing is lost; resume with: hardpatch segment --resume --out {folder}" in printed
+    assert "lr was 0.002, now 0.1" in fails("segment", "--resume", "--out", folder, "--lr", 0.1)
+    assert main(["segment", "--resume", "--out", str(folder)]) == 0
+    weights = [path / "segmenter.safetensors" for path in (folder, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert json.loads((folder / "result.json").read_text()) == json.loads(
-        (tmp_path / "whole" / "result.json").read_text()
-    )
+    assert read_result(folder) == {**read_result(whole), "seconds": read_result(folder)["seconds"]}
     assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == list(range(1, 101))

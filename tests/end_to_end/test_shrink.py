@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from hardpatch.cli import main
+from hardpatch.data import parquet
 from hardpatch.data import shrink as shrink_module
-from hardpatch.data import sources
 from hardpatch.data.decode import decode, open_image
 from hardpatch.data.shrink import shrink, shrink_image
 from hardpatch.data.sources import open_source
-from tests.data.test_loader import MANY_WORKERS
+from tests.data.small import MANY_WORKERS
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
@@ -85,7 +85,7 @@ def test_order_labels_and_sizes(
 def test_large_files_are_read_at_random(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(open_source(tree), tmp_path / "small", 40)
     resident = open_source(tmp_path / "small")
-    monkeypatch.setattr(sources, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(parquet, "RESIDENT_BYTES", 0)
     on_disk = open_source(tmp_path / "small")
     for i in np.random.default_rng(0).integers(36, size=60).tolist():
         assert on_disk.encoded(i) == resident.encoded(i)

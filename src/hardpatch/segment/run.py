@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hardpatch.data.bad_files import BadFiles
@@ -171,7 +173,7 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
 
 
 def _finish(
-    job: SegmentJob, labeled: FolderRun[SegmentSettings], saved: Path, pixels: Sequence[int], seconds: float
+    job: SegmentJob, labeled: FolderRun[SegmentSettings], saved: Path, pixels: npt.NDArray[np.int64], seconds: float
 ) -> SegmentResult:
     """Write the segmenter, result.json and the pictures of a finished run."""
     folder, inputs, names = job.folder, labeled.inputs, job.train.labels.names
