@@ -1,4 +1,4 @@
-"""What the verbs' command lines have in common: the parser, the types of arguments, the file of --json."""
+"""Parser, argument types and options that the command lines of several verbs share."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from hardpatch.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like all others."""
+    """Argument parser that reports mistakes as a UserError of one line."""
 
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"hardpatch {verb}", description=description, allow_abbrev=False)
@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Raise a UserError, with a suggestion for a misspelled option."""
         from hardpatch.errors import did_you_mean
 
         options = [option for action in self._actions for option in action.option_strings]
@@ -28,12 +29,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def device_arguments(parser: Parser, batch_size: int = 256) -> None:
-    """--batch_size, --workers and --device."""
-    parser.add_argument("--batch_size", type=at_least_one, default=batch_size, metavar="N", help="default: %(default)s")
+    """Add --batch_size, --workers and --device."""
     parser.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
+        "--batch_size",
+        type=at_least_one,
+        default=batch_size,
+        metavar="N",
+        help="images per batch (default: %(default)s)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
 
 
 def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: float = 0.1) -> None:
@@ -44,26 +51,31 @@ def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: flo
         type=float,
         default=max_bad_fraction,
         metavar="X",
-        help="share of a set that may be undecodable: such files are named and left out (default: %(default)s)",
+        help="largest fraction of images that may fail to decode; such files are logged and left out "
+        "(default: %(default)s)",
     )
 
 
 def at_least_one(text: str) -> int:
-    """A whole number from 1."""
+    """Parse a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
     return int(text)
 
 
 def workers(text: str) -> int | str:
-    """A whole number from 0, or auto."""
+    """Parse auto or a whole number from 0."""
     if text != "auto" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected auto or a whole number from 0, got {text}")
     return text if text == "auto" else int(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write what --json asks for; UserError where it cannot be written."""
+    """Write ``content`` to the file of --json.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

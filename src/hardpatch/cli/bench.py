@@ -1,4 +1,4 @@
-"""hardpatch bench."""
+"""The verb bench."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ SMALL = {
     "data": {"image_size": 32},
     "model": {"size": "tiny", "patch_size": 4, "decoder_width": 192, "decoder_depth": 4, "decoder_heads": 3},
 }
-"""Sizes without a recipe."""
+"""Sizes that are timed without a recipe."""
 
 SIZES = {
     "size": "model.size",
@@ -24,14 +24,14 @@ SIZES = {
     "decoder_depth": "model.decoder_depth",
     "decoder_heads": "model.decoder_heads",
 }
-"""Short names of settings, and the settings."""
+"""Settings with a short name, by that name."""
 
 NAMES = "hpm,mae,hpm_fast,transformers,lightly,literal"
 BASES = "literal,mae"
 
 
 def bench(arguments: list[str]) -> int:
-    """Time training steps, and print their table."""
+    """Run ``hardpatch bench`` and return the exit code."""
     if arguments[:1] == ["data"]:
         from hardpatch.cli.bench_data import bench_data
 
@@ -95,14 +95,17 @@ def _run(options: argparse.Namespace, settings: list[str], precision: str) -> "R
 def _parser() -> Parser:
     parser = Parser("bench", "Benchmark a training step against other libraries.")
     parser.usage = (
-        "hardpatch bench [--recipe NAME] [--contenders A,B,...] [--SETTING VALUE], or hardpatch bench data ..."
+        "hardpatch bench [--recipe NAME] [--contenders A,B,...] [--SETTING VALUE]\n       hardpatch bench data ..."
     )
     parser.add_argument(
-        "--contenders", default=NAMES, metavar="A,B,...", help="what to time, recipes too (default: %(default)s)"
+        "--contenders",
+        default=NAMES,
+        metavar="A,B,...",
+        help="models to time, which may be recipes (default: %(default)s)",
     )
     parser.add_argument("--base", metavar="A,...", help=f"contenders to compare the others with (default: {BASES})")
     parser.add_argument(
-        "--recipe", metavar="NAME", help="sizes of a named run (default: ViT-tiny, 32 px, patches of 4)"
+        "--recipe", metavar="NAME", help="named run whose sizes are used (default: ViT-tiny, 32 px, patches of 4)"
     )
     for name, setting in SIZES.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"short for --{setting}")
@@ -112,21 +115,26 @@ def _parser() -> Parser:
     parser.add_argument(
         "--repeats", type=at_least_one, default=15, metavar="N", help="turns of each contender (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=at_least_one, metavar="N", help="steps per turn (default: 1, on a GPU 5)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--steps", type=at_least_one, metavar="N", help="steps per turn (default: 5 on a GPU, else 1)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+        help="auto is bf16 on a GPU that has it, else fp32 (default: auto)",
+    )
     parser.add_argument(
         "--compile",
         nargs="?",
         const="yes",
         choices=("yes", "cuda_graphs"),
-        help="compile all contenders but literal; cuda_graphs: and capture CUDA graphs",
+        help="compile all contenders but literal; cuda_graphs also captures CUDA graphs (default: no)",
     )
     parser.add_argument(
         "--separate_processes",
         action="store_true",
         help="run each contender in a process of its own, other libraries with glibc's default allocator settings",
     )
-    parser.add_argument("--threads", type=at_least_one, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=at_least_one, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file, too")
     return parser

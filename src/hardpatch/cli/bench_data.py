@@ -1,4 +1,4 @@
-"""hardpatch bench data."""
+"""The verb bench data."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from hardpatch.errors import UserError
 
 
 def bench_data(arguments: list[str]) -> int:
-    """Measure the throughput of data loading, and print it with the bottleneck."""
+    """Run ``hardpatch bench data`` and return the exit code."""
     options = _parser().parse_args(arguments)
     _check(options)
 
@@ -60,7 +60,9 @@ def bench_data(arguments: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("bench data", "Measure images per second of each stage of data loading, and name the bottleneck.")
-    parser.add_argument("--data", metavar="PATH", help="images, as for pretrain; default: the embedded demo set")
+    parser.add_argument(
+        "--data", metavar="PATH", help="images, as for pretrain (default: demo:train, the embedded set)"
+    )
     parser.add_argument(
         "--image_size",
         type=at_least_one,
@@ -68,7 +70,9 @@ def _parser() -> Parser:
         metavar="N",
         help="side of a crop in pixels (default: %(default)s)",
     )
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), default=3, help="1 is gray, 3 is RGB (default: %(default)s)"
+    )
     parser.add_argument(
         "--crop_scale",
         type=float,
@@ -82,7 +86,7 @@ def _parser() -> Parser:
         type=_factor,
         default=2.0,
         metavar="X",
-        help="as data.shrink_on_decode, or null (default: 2.0)",
+        help="as the setting data.shrink_on_decode; null never shrinks (default: %(default)s)",
     )
     parser.add_argument(
         "--batch_size", type=at_least_one, default=256, metavar="N", help="images per batch (default: %(default)s)"
@@ -95,12 +99,16 @@ def _parser() -> Parser:
         type=at_least_one,
         default=2000,
         metavar="N",
-        help="random images of a larger set (default: %(default)s)",
+        help="images that are drawn from a larger set (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, nargs="+", metavar="N", help="numbers to try (default: 0, 1, 2, 4, ... and all cores)"
+        "--workers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
     return parser
 

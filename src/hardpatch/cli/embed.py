@@ -1,4 +1,4 @@
-"""hardpatch embed."""
+"""The verb embed."""
 
 from pathlib import Path
 
@@ -6,17 +6,25 @@ from hardpatch.cli.arguments import Parser, image_arguments, write_json
 
 
 def embed(arguments: list[str]) -> int:
-    """Run ``hardpatch embed``; returns the exit code."""
-    parser = Parser("embed", "One vector for each image, into a Parquet file with the columns path and embedding.")
+    """Run ``hardpatch embed`` and return the exit code."""
+    parser = Parser("embed", "Write one vector for each image into a Parquet file with the columns path and embedding.")
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the Parquet file; must not exist")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="new Parquet file; must not exist")
     parser.add_argument(
-        "--pool", choices=("mean", "class"), default="mean", help="mean of the patch tokens, or class token"
+        "--pool",
+        choices=("mean", "class"),
+        default="mean",
+        help="mean of the patch tokens, or class token (default: %(default)s)",
     )
-    parser.add_argument("--weights", choices=("student", "teacher", "random"), default="student")
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher", "random"),
+        default="student",
+        help="weights of RUN to use (default: %(default)s)",
+    )
     parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1, for cosine search")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     image_arguments(parser, max_bad_fraction=1.0)
     options = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""hardpatch knn and hardpatch linear."""
+"""The verbs knn and linear."""
 
 import argparse
 from pathlib import Path
@@ -9,10 +9,21 @@ from hardpatch.errors import UserError
 
 
 def knn(arguments: list[str]) -> int:
-    """Run ``hardpatch knn``; returns the exit code."""
-    parser = _parser("knn", "k-NN accuracy with DINO's weighted vote (cosine, temperature 0.07).")
-    parser.add_argument("--k", type=at_least_one, nargs="+", default=[10, 20, 100, 200], metavar="K")
-    parser.add_argument("--temperature", type=float, default=0.07)
+    """Run ``hardpatch knn`` and return the exit code."""
+    parser = _parser(
+        "knn", "Measure k-NN accuracy of frozen features, with DINO's weighted vote over cosine similarities."
+    )
+    parser.add_argument(
+        "--k",
+        type=at_least_one,
+        nargs="+",
+        default=[10, 20, 100, 200],
+        metavar="K",
+        help="numbers of neighbors; the best is reported (default: 10 20 100 200)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.07, metavar="X", help="temperature of the votes (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.temperature <= 0:
         raise UserError(f"--temperature: expected a number above 0, got {options.temperature}")
@@ -27,17 +38,40 @@ def knn(arguments: list[str]) -> int:
 
 
 def linear(arguments: list[str]) -> int:
-    """Run ``hardpatch linear``; returns the exit code."""
+    """Run ``hardpatch linear`` and return the exit code."""
     from hardpatch.measure.linear import BASE_LRS
 
-    parser = _parser("linear", "Linear probe on frozen features: all learning rates at once, the best reported.")
-    parser.add_argument("--optimizer", choices=("sgd", "lars"), default="sgd", help="sgd as MoCo v3, lars as MAE")
-    parser.add_argument("--epochs", type=at_least_one, default=90, metavar="N")
+    parser = _parser(
+        "linear", "Train linear probes on frozen features with several learning rates at once, and report the best."
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=("sgd", "lars"),
+        default="sgd",
+        help="sgd as in MoCo v3 or lars as in MAE (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=at_least_one, default=90, metavar="N", help="epochs of the probe (default: %(default)s)"
+    )
     rates = parser.add_mutually_exclusive_group()
-    rates.add_argument("--base_lr", type=float, nargs="+", metavar="LR", help="learning rates for a batch of 256")
-    rates.add_argument("--lr", type=float, nargs="+", metavar="LR", help="absolute learning rates")
-    parser.add_argument("--probe_batch_size", type=at_least_one, default=16384, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    rates.add_argument(
+        "--base_lr",
+        type=float,
+        nargs="+",
+        metavar="LR",
+        help="learning rates for a batch of 256 (default: " + " ".join(f"{lr:g}" for lr in BASE_LRS) + ")",
+    )
+    rates.add_argument(
+        "--lr", type=float, nargs="+", metavar="LR", help="absolute learning rates, in place of --base_lr"
+    )
+    parser.add_argument(
+        "--probe_batch_size",
+        type=at_least_one,
+        default=16384,
+        metavar="N",
+        help="features per step of the probe (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the probe (default: %(default)s)")
     options = parser.parse_args(arguments)
     base_lrs = options.base_lr or list(BASE_LRS)
     if options.lr is not None:
@@ -69,30 +103,38 @@ def _parser(verb: str, description: str) -> Parser:
     parser.add_argument("--train", required=True, metavar="PATH", help="labeled images to learn from")
     parser.add_argument("--val", required=True, metavar="PATH", help="labeled images to evaluate on")
     parser.add_argument(
-        "--pool", choices=("mean", "class"), default="mean", help="mean of the patch tokens, or class token"
+        "--pool",
+        choices=("mean", "class"),
+        default="mean",
+        help="mean of the patch tokens, or class token (default: %(default)s)",
     )
-    parser.add_argument("--weights", choices=("student", "teacher", "random"), default="student")
+    parser.add_argument(
+        "--weights",
+        choices=("student", "teacher", "random"),
+        default="student",
+        help="weights of RUN to measure (default: %(default)s)",
+    )
     parser.add_argument("--random_baseline", action="store_true", help="measure the random initialization, too")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(
         "--cache",
         metavar="DIR",
         type=Path,
-        help="folder for the features (default: RUN/features of a run folder; for other weights none)",
+        help="folder of cached features (default: RUN/features for a run folder, none for other weights)",
     )
-    parser.add_argument("--no_cache", action="store_true", help="compute all features anew and keep none")
+    parser.add_argument("--no_cache", action="store_true", help="neither read nor write cached features")
     image_arguments(parser)
     return parser
 
 
 def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: Any) -> int:
-    """Measure, and print a line for the run and one for its random initialization."""
+    """Measure a run, print its accuracy and, if requested, that of its random initialization."""
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 
     show_log()
     with counting("features") as progress:
-        found = measure(
+        evaluation = measure(
             options.run,
             options.train,
             options.val,
@@ -107,9 +149,9 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             progress=progress,
             **settings,
         )
-    for name, result in ((options.weights, found.result), ("random", found.random)):
+    for name, result in ((options.weights, evaluation.result), ("random", evaluation.random)):
         if result is not None:
             print(f"{name}: {line(result)}" + (f"; {result.note}" if result.note else ""))
-    if options.json is not None and found.result is not None:
-        write_json(options.json, found.values)
+    if options.json is not None and evaluation.result is not None:
+        write_json(options.json, evaluation.values)
     return 0

@@ -53,14 +53,17 @@ def _parser() -> Parser:
     parser.add_argument("--to", choices=("timm", "hf"), required=True, help="format: timm writes a file, hf a folder")
     parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="new .safetensors file, or new folder")
     parser.add_argument(
-        "--weights", choices=("student", "teacher"), default="student", help="which weights (default: %(default)s)"
+        "--weights",
+        choices=("student", "teacher"),
+        default="student",
+        help="weights of RUN to export (default: %(default)s)",
     )
     parser.add_argument(
         "--form",
         choices=("vit", "vit_mae"),
-        help="with --to hf: vit, the encoder alone (default), or vit_mae, with the reconstructor of host mae",
+        help="with --to hf: vit is the encoder alone, vit_mae includes the reconstructor of host mae (default: vit)",
     )
-    architecture = parser.add_argument_group("facts that checkpoints of other libraries do not hold")
+    architecture = parser.add_argument_group("architecture, which checkpoints of other libraries do not contain")
     architecture.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
     architecture.add_argument(
         "--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: attention heads of the decoder"
@@ -68,6 +71,6 @@ def _parser() -> Parser:
     architecture.add_argument(
         "--normalize_pixels",
         action="store_true",
-        help="with --form vit_mae: the targets were pixels normalized by patch",
+        help="with --form vit_mae: the model was trained on pixels normalized per patch",
     )
     return parser

@@ -1,4 +1,4 @@
-"""hardpatch pretrain."""
+"""The verb pretrain."""
 
 from pathlib import Path
 
@@ -7,19 +7,11 @@ from hardpatch.pretrain import config
 
 
 def pretrain(arguments: list[str]) -> int:
-    parser = Parser("pretrain", "Train on images without labels.")
-    parser.add_argument("--recipe", metavar="NAME", help="a named run to start from; see: hardpatch recipes")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of settings, in place of a recipe")
-    parser.add_argument("--data", metavar="PATH", help="the images; nothing = the embedded demo set")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
-    parser.usage = (
-        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH] [--out DIR] [--resume] [--SETTING VALUE]"
-    )
-    if {"-h", "--help"} & set(arguments):
-        print(parser.format_help() + config.settings_help(), end="")
-        return 0
+    """Run ``hardpatch pretrain`` and return the exit code."""
+    parser = _parser()
+    for flag in ("-h", "--help"):
+        if flag in arguments:
+            return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
     own, settings = parser.parse_known_args(arguments)
     if own.print_config:
         from hardpatch.pretrain.folder import plan
@@ -41,4 +33,30 @@ def pretrain(arguments: list[str]) -> int:
         return 128 + result.signal
     print(f"{folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"pictures: {', '.join(map(str, result.pictures))}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("pretrain", "Pre-train a Vision Transformer on images without labels.")
+    parser.usage = (
+        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH]\n"
+        "                          [--out DIR] [--resume] [--SETTING VALUE]"
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="named run to start from; hardpatch recipes lists them")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings to start from, instead of a recipe")
+    parser.add_argument(
+        "--data", metavar="PATH", help="images: folder or Parquet files (default: demo:train, the embedded set)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
+    return parser
+
+
+def _help(parser: Parser, *, everything: bool) -> int:
+    """Print the help with the main settings or with all of them; returns the exit code."""
+    config.add_help(parser, everything=everything)
+    if not everything:
+        parser.epilog = "All settings, by section: hardpatch pretrain --help all"
+    parser.print_help()
     return 0

@@ -1,4 +1,4 @@
-"""hardpatch score."""
+"""The verb score."""
 
 from pathlib import Path
 
@@ -6,16 +6,27 @@ from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write
 
 
 def score(arguments: list[str]) -> int:
-    """Run ``hardpatch score``; returns the exit code."""
-    parser = Parser("score", "Predicted and true difficulty of images, as pictures and numbers (the paper's Fig. 2).")
+    """Run ``hardpatch score`` and return the exit code."""
+    parser = Parser(
+        "score", "Show and measure predicted difficulty and true loss of every patch of images (the paper's Fig. 2)."
+    )
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for pictures and scores.parquet")
     parser.add_argument(
-        "--masks", metavar="DIR", type=Path, help="object masks of the same file stems, for the ROC area"
+        "--masks",
+        metavar="DIR",
+        type=Path,
+        help="object masks with the file stems of the images, to measure the area under the ROC curve",
     )
-    parser.add_argument("--mask_ratio", type=float, metavar="R", help="share of masked patches (default: the run's)")
-    parser.add_argument("--draws", type=at_least_one, default=10, metavar="N", help="random masks for the true loss")
+    parser.add_argument("--mask_ratio", type=float, metavar="R", help="fraction of masked patches (default: the run's)")
+    parser.add_argument(
+        "--draws",
+        type=at_least_one,
+        default=10,
+        metavar="N",
+        help="random masks that the true loss is averaged over (default: %(default)s)",
+    )
     parser.add_argument(
         "--predict",
         choices=("whole", "masked"),
@@ -23,10 +34,14 @@ def score(arguments: list[str]) -> int:
         "each patch where it is masked (default: the one that the run mined by)",
     )
     parser.add_argument(
-        "--pictures", type=int, default=32, metavar="N", help="images that get a picture; all get numbers"
+        "--pictures",
+        type=int,
+        default=32,
+        metavar="N",
+        help="images that get a picture; all get numbers (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary there too")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     options = parser.parse_args(arguments)
 

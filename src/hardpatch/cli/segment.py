@@ -1,4 +1,4 @@
-"""hardpatch segment."""
+"""The verb segment."""
 
 import argparse
 
@@ -8,9 +8,11 @@ from hardpatch.segment.settings import PRESETS
 
 
 def segment(arguments: list[str]) -> int:
-    """Run ``hardpatch segment``; returns the exit code."""
+    """Run ``hardpatch segment`` and return the exit code."""
     parser = training_parser(
-        "segment", "Train UperNet on the encoder of RUN: a class for every pixel. Data: images/ and labels/.", PRESETS
+        "segment",
+        "Train UperNet on the encoder of RUN to classify every pixel. Data: folders with images/ and labels/.",
+        PRESETS,
     )
     labels = parser.add_argument_group("labels")
     labels.add_argument(
@@ -23,7 +25,7 @@ def segment(arguments: list[str]) -> int:
         "--reduce_zero_label",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="value 0 is ignored and 1 is the first class (on for ADE20K's folders)",
+        help="ignore label value 0 and make 1 the first class (default: only for ADE20K's folders)",
     )
     options = parser.parse_args(arguments)
 

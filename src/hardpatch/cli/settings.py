@@ -1,4 +1,4 @@
-"""The command line that the verbs share that train in a run folder."""
+"""Command-line options of the verbs that train in a run folder."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -14,52 +14,59 @@ GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
     "log and checkpoints": ("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
 }
-"""Settings that are listed apart; all others decide what is learned."""
+"""Settings that have their own group in the help; all others affect what is learned."""
 
 
 def training_parser(verb: str, description: str, presets: Mapping[str, LoopSettings]) -> Parser:
-    """Make a parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting."""
+    """Return the parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting."""
     parser = run_parser(verb, description)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, weights file or checkpoint of a ViT")
-    parser.add_argument("--train", metavar="PATH", help="data to learn from")
+    parser.usage = (
+        f"hardpatch {verb} RUN --train PATH --val PATH --out DIR [--OPTION VALUE]\n"
+        f"       hardpatch {verb} --resume --out DIR"
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("--train", metavar="PATH", help="data to train on")
     parser.add_argument("--val", metavar="PATH", help="data to evaluate on")
-    parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(presets)} (default: {next(iter(presets))})")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"defaults of the settings: {', '.join(presets)} (default: {next(iter(presets))})",
+    )
     add_settings(parser, presets)
     return parser
 
 
 def run_parser(verb: str, description: str) -> Parser:
-    """Make a parser of a verb that trains in a run folder."""
+    """Return the parser of a verb that trains in a run folder."""
     parser = Parser(verb, description)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     return parser
 
 
 def add_settings(parser: Parser, presets: Mapping[str, LoopSettings]) -> None:
     """Add an option for every setting.
 
-    A setting that is not given is left out of the namespace: the value of the preset stands, or that of the run that is
-    resumed.
+    A setting that is not on the command line is absent from the namespace, so that the value of the preset or of the
+    resumed run applies.
     """
-    names = " | ".join(presets)
-    groups = {name: parser.add_argument_group(f"{name} [{names}]") for name in ("training", *GROUPS)}
+    groups = {name: parser.add_argument_group(name) for name in ("training", *GROUPS)}
     preset = next(iter(presets.values()))
     hints = get_type_hints(type(preset))
     for setting in fields(preset):
         section = next((name for name, members in GROUPS.items() if setting.name in members), "training")
-        values = " | ".join(_shown(getattr(each, setting.name)) for each in presets.values())
+        defaults = _defaults(setting.name, presets)
         groups[section].add_argument(
             f"--{setting.name}",
             default=argparse.SUPPRESS,
-            help=f"{setting.metadata['help']} [{values}]".replace("%", "%%"),
+            help=f"{setting.metadata['help']} ({defaults})".replace("%", "%%"),
             **_kind(setting.name, hints[setting.name]),
         )
 
 
 def given_settings(options: argparse.Namespace, presets: Mapping[str, LoopSettings]) -> dict[str, Any]:
-    """Return the settings that the command line has."""
+    """Return the settings that are on the command line."""
     return {
         setting.name: getattr(options, setting.name)
         for setting in fields(next(iter(presets.values())))
@@ -74,14 +81,25 @@ def stopped(verb: str, step: int, total: int, folder: Path, signal: int) -> int:
     return 128 + signal
 
 
-def _shown(value: Any) -> str:
+def _defaults(name: str, presets: Mapping[str, LoopSettings]) -> str:
+    """Describe the default of a setting: one value, or one for each preset."""
+    values = {preset: _text(name, getattr(settings, name)) for preset, settings in presets.items()}
+    if len(set(values.values())) == 1:
+        return f"default: {next(iter(values.values()))}"
+    return "default: " + ", ".join(f"{preset} {value}" for preset, value in values.items())
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    if name == "workers" and value is None:
+        return "auto"
     if value is None:
         return "null"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _kind(name: str, hint: Any) -> dict[str, Any]:
-    """Arguments of ``add_argument`` for the type of a setting."""
+    """Return the arguments of ``add_argument`` for the type of a setting."""
     if name == "workers":
         return {"type": workers, "metavar": "N"}
     parts = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]

@@ -7,16 +7,18 @@ from hardpatch.cli.arguments import Parser, at_least_one, workers
 
 def shrink(arguments: list[str]) -> int:
     """Run ``hardpatch shrink`` and return the exit code."""
-    parser = Parser(
-        "shrink", "Copy a set into Parquet files with its images resized to a smaller shorter side, which load faster."
-    )
+    parser = Parser("shrink", "Write smaller copies of images into Parquet files, which load faster.")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:train")
     parser.add_argument(
-        "--side", metavar="N", type=at_least_one, default=256, help="shorter side in pixels (default: %(default)s)"
+        "--side",
+        metavar="N",
+        type=at_least_one,
+        default=256,
+        help="length of the shorter side in pixels (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder; must not exist")
     parser.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode (default: auto)"
+        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
     )
     options = parser.parse_args(arguments)
 

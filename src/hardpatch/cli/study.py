@@ -39,15 +39,16 @@ def _parser() -> Parser:
         "study", "Train and measure every row of a table of the paper, and print the paper's numbers beside ours."
     )
     parser.usage = (
-        "hardpatch study [plan] TABLE [--scale paper|tiny|micro] [--data PATH --val PATH] [--seeds K] [--jobs J]\n"
-        "                       --out DIR [--SETTING VALUE]"
+        "hardpatch study [plan] TABLE --out DIR [--scale NAME]\n"
+        "                       [--data PATH --val PATH] [--seeds K] [--jobs J]\n"
+        "                       [--SETTING VALUE]"
     )
     parser.epilog = (
-        "plan estimates the cost and starts nothing. All settings of hardpatch pretrain are accepted, such as "
-        "--epochs 50, and hold for all rows; a row's own settings override them. Tables: "
+        "plan estimates the cost and starts nothing. All settings of hardpatch pretrain (see its --help all) are "
+        "accepted, such as --epochs 50, and apply to all rows; a row's own settings override them. Tables: "
         + "; ".join(f"{name} ({rows.read(name).title})" for name in rows.names())
     )
-    parser.add_argument("table", metavar="TABLE", help="name of a table, see below")
+    parser.add_argument("table", metavar="TABLE", help="name of a table, listed below")
     parser.add_argument(
         "--scale", choices=tuple(SCALES), default="tiny", help="size of the runs (default: %(default)s)"
     )
@@ -80,7 +81,7 @@ def _parser() -> Parser:
         "--images_per_second",
         type=float,
         metavar="X",
-        help="with plan: training speed; without it, the speed is measured",
+        help="with plan: training speed (default: measured)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""hardpatch tokenizer."""
+"""The verb tokenizer."""
 
 import math
 
@@ -8,8 +8,14 @@ from hardpatch.pretrain.tokenizer_settings import PRESETS
 
 
 def tokenizer(arguments: list[str]) -> int:
-    parser = run_parser("tokenizer", "Train visual tokens for BEiT (method.tokenizer) on images without labels.")
-    parser.add_argument("--data", metavar="PATH", help="the images; demo:train is the embedded set")
+    """Run ``hardpatch tokenizer`` and return the exit code."""
+    parser = run_parser(
+        "tokenizer", "Train a tokenizer for host beit (setting method.tokenizer) on images without labels."
+    )
+    parser.usage = (
+        "hardpatch tokenizer --data PATH --out DIR [--OPTION VALUE]\n       hardpatch tokenizer --resume --out DIR"
+    )
+    parser.add_argument("--data", metavar="PATH", help="images; demo:train is the embedded set")
     add_settings(parser, PRESETS)
     options = parser.parse_args(arguments)
 

@@ -4,11 +4,12 @@ Nothing here imports torch, so that the command line answers at once.
 """
 
 import argparse
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -21,19 +22,73 @@ from hardpatch.pretrain.upgrade import hint
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+MAIN_SETTINGS = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "seed",
+    "data.image_size",
+    "data.workers",
+    "model.size",
+    "model.patch_size",
+    "method.host",
+    "method.predicting_loss",
+    "method.mask_ratio",
+    "method.alpha_end",
+    "optim.lr",
+    "train.device",
+    "train.precision",
+)
+"""Settings that ``hardpatch pretrain --help`` shows; ``--help all`` shows all of them."""
+
+
 @cache
 def _parser() -> ArgumentParser:
-    """A parser of every setting of a run, as ``--section.name VALUE``."""
+    """Return a parser of every setting of a run, as ``--section.name VALUE``."""
     parser = ArgumentParser(prog="hardpatch", exit_on_error=False, add_help=False, usage=argparse.SUPPRESS)
     parser.add_class_arguments(RunConfig)
     return parser
 
 
-def settings_help() -> str:
-    """What ``--help`` says of the settings of a run."""
-    # jsonargparse lets a section be read from a file; here --data names the images, and --config the file.
-    sections = "|".join(name for name in setting_names() if name)
-    return re.sub(rf"\n  --({sections}) CONFIG +Path to a configuration file\.", "", _parser().format_help())
+def add_help(parser: argparse.ArgumentParser, *, everything: bool) -> None:
+    """List settings in the help of ``parser``: all of them by section, or the main ones."""
+    texts = {action.dest: action.help or "" for action in _parser()._actions}
+    defaults, names = _flat(to_dict(RunConfig())), setting_names()
+    if everything:
+        sections = {key: f"{key} ({getattr(RunConfig(), key).__doc__.rstrip('.')})" for key in names if key}
+        groups = {"run": [name for name in names[""] if name not in sections]}
+        groups |= {title: [f"{key}.{name}" for name in names[key]] for key, title in sections.items()}
+    else:
+        groups = {"main settings": list(MAIN_SETTINGS)}
+    for title, settings in groups.items():
+        group = parser.add_argument_group(title)
+        for name in settings:
+            choices = _choices(_type_of(name))
+            values = f"{' | '.join(choices)}; " if choices else ""
+            text = f"{texts[name]} ({values}default: {_plain_text(defaults[name])})"
+            group.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+
+
+def _type_of(setting: str) -> Any:
+    *section, name = setting.split(".")
+    return get_type_hints(type(getattr(RunConfig(), section[0])) if section else RunConfig)[name]
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a setting of this type accepts; none if it has no fixed ones."""
+    if hint is bool:
+        return ["true", "false"]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        words = [word for part in get_args(hint) for word in _choices(part)]
+        return [*words, "a number"] if words and int in get_args(hint) else words
+    return []
+
+
+def _plain_text(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig:

@@ -27,157 +27,157 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images to learn from and what is done to them."""
+    """Training images and their augmentation."""
 
     path: str | None = None
-    """Folder (flat, a tree, or one folder a class), Parquet file or folder of them; nothing = the embedded demo set."""
+    """Images: a folder (flat, a tree, or one folder per class) or Parquet files; null is the embedded demo set."""
     image_size: int | tuple[int, int] = 224
-    """Side, or [height, width], of the crops in pixels."""
+    """Side of the crops in pixels, or [height, width]."""
     channels: int = 3
-    """3 = RGB, 1 = gray; images are converted."""
+    """Channels: 3 is RGB, 1 is gray; images are converted."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Random resized crop: smallest and largest share of the image's area."""
+    """Smallest and largest area of a random crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Random resized crop: narrowest and widest aspect ratio."""
+    """Narrowest and widest aspect ratio of a random crop."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot has its own colors."""
+    """Strength of random brightness, contrast and saturation (BEiT: 0.4); host ibot uses ibot.color."""
     shrink_on_decode: float | None = 2.0
-    """JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop is still so many times the output's size; null never."""
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the crop stays this many times larger than needed; null never."""
     mean: Literal["imagenet", "computed"] | list[float] = "imagenet"
-    """Mean of each channel for pixels in [0, 1]: ImageNet's, computed on your images, or given."""
+    """Mean of each channel for pixels in [0, 1]: ImageNet's, computed on your images, or a list."""
     std: Literal["imagenet", "computed"] | list[float] = "imagenet"
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel: ImageNet's, computed on your images, or a list."""
     workers: Literal["auto"] | int = "auto"
     """Processes that decode images; 0 decodes in the training process."""
     crops: int = 1
-    """Crops of each image that is read, all in one batch; an epoch is then one crop of every image, on average."""
+    """Crops of each decoded image, all in one batch; an epoch still has one crop per image on average."""
     in_memory: Literal["no", "host", "device"] = "no"
-    """Every image decoded once and held: host in memory, the same crops; device on the accelerator, cropped there."""
+    """Where decoded images are kept: nowhere, in the host's memory, or on the device, which then also crops them."""
     device_side: int | None = None
-    """Side of the squares that images of several sizes are held as on the device; null is what a mean crop needs."""
+    """Side to which in_memory device resizes images of different sizes; null is the size that a mean crop needs."""
     max_bad_fraction: float = 0.1
-    """Files that cannot be decoded are named and skipped; past this share of the set the run stops."""
+    """Largest fraction of images that may fail to decode; such files are logged and skipped."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The Vision Transformer and its two decoders."""
+    """Vision Transformer and its two decoders."""
 
     size: SizeName = "base"
-    """Encoder: tiny 192 wide 12 deep, small 384/12, base 768/12, large 1024/24, huge 1280/32."""
+    """Encoder, by width and blocks: tiny 192/12, small 384/12, base 768/12, large 1024/24, huge 1280/32."""
     patch_size: int = 16
     """Side of a patch in pixels; must divide the image size."""
     width: int | None = None
-    """Encoder width, instead of the size's."""
+    """Encoder width; null is that of model.size."""
     depth: int | None = None
-    """Encoder blocks, instead of the size's."""
+    """Encoder blocks; null is that of model.size."""
     heads: int | None = None
-    """Encoder attention heads, instead of the size's."""
+    """Encoder attention heads; null is that of model.size."""
     positions: PositionsName = "sincos"
-    """Fixed sine-cosine positions, or BEiT's relative position bias, shared by all blocks (not with host mae)."""
+    """Position encoding: fixed sine-cosine, or BEiT's relative bias shared by all blocks (not with host mae)."""
     layer_scale: float | None = None
-    """First value of a learned factor on each branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
+    """Initial layer scale of each residual branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
     drop_path: float = 0.0
-    """Probability with which the encoder's last block leaves a branch out; it rises linearly from 0 over the blocks."""
+    """Stochastic depth: probability to drop a branch of the last block; it rises linearly from 0 over the blocks."""
     decoder_width: int = 512
-    """Width of reconstructor and loss predictor."""
+    """Width of image reconstructor and loss predictor."""
     decoder_depth: int = 8
-    """Blocks of each of them."""
+    """Blocks of each decoder."""
     decoder_heads: int = 16
-    """Attention heads of each of them."""
+    """Attention heads of each decoder."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """A masked image model, and hard patches mining on it: predicting_loss none is the plain host."""
+    """Host method, its target, and the mining of hard patches."""
 
     host: HostName = "mae"
-    """What is pre-trained, with or without mining."""
+    """Host method, the masked image model that mining is added to."""
     target: Literal["auto", "pixels", "normalized_pixels", "teacher", "frozen"] = "auto"
-    """What is reconstructed: auto is the host's own (pixels, BEiT's and iBOT's tokens), teacher the EMA's features."""
+    """Reconstruction target: auto is the host's own, teacher the features of the EMA teacher."""
     frozen: str | None = None
-    """The network of target frozen: dino, clip, or any timm model with one token a patch."""
+    """Network of target frozen: dino, clip, or any timm model with one token per patch."""
     frozen_weights: str | None = None
-    """Its weights, a local file in timm's layout; nothing = timm downloads them."""
+    """Weights of that network, a local file in timm's layout; null downloads them with timm."""
     tokenizer: str | None = None
-    """BEiT's visual tokens: a file of hardpatch tokenizer, or the DALL-E encoder's weights."""
+    """Tokenizer of host beit: a run of hardpatch tokenizer, or the DALL-E encoder's weights."""
     reconstruction_loss: Literal["auto"] | ReconstructionLossName = "auto"
-    """Auto is mse for pixels, l1 with host simmim, and for features l2norm: squared distance of unit vectors."""
+    """Reconstruction loss: auto is mse for pixels, l1 with host simmim, and l2norm (of unit vectors) for features."""
     mask: MaskName = "random"
-    """How the patches that are not mined are drawn: BEiT's blocks, UM-MAE's grid, AttMask's attention."""
+    """Mask of the patches that are not mined: block is BEiT's, grid UM-MAE's, attention AttMask's."""
     mask_ratio: float = 0.75
-    """Share of masked patches (gamma)."""
+    """Fraction of masked patches (gamma)."""
     mask_ratio_spread: float = 0.0
-    """The ratio is drawn from mask_ratio +- this, once a step (iBOT: 0.2)."""
+    """Half width of the range around mask_ratio from which each step draws its ratio (iBOT: 0.2)."""
     mask_unit: int | None = None
-    """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch."""
+    """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch size."""
     secondary_ratio: float = 0.0
-    """Share of the visible patches that host mae sees as mask tokens (UM-MAE: 0.25)."""
+    """Fraction of the visible patches that host mae replaces by mask tokens (UM-MAE: 0.25)."""
     predicting_loss: PredictingLossName | Literal["none"] = "relative"
-    """Relative (Eq. 5), absolute (Eq. 4), absolute against standardized losses (reference code), or no predictor."""
+    """Predicting loss: relative (Eq. 5), absolute (Eq. 4), absolute_standardized (reference code), none is the host."""
     mining: MiningName = "hard"
-    """Mask the patches with the highest predicted loss (argmax) or the lowest (argmin)."""
+    """Patches that are mined: hard are those with the highest predicted loss, easy those with the lowest."""
     alpha_start: float = 0.0
-    """Mined share of the masked patches at the beginning (alpha_0)."""
+    """Mined fraction of the masked patches at the start (alpha_0)."""
     alpha_end: float = 0.5
-    """Mined share at the end (alpha_T); it changes linearly."""
+    """Mined fraction of the masked patches at the end (alpha_T), reached linearly."""
     momentum_start: float = 0.999
-    """Momentum of the teacher at the beginning."""
+    """Momentum of the teacher at the start."""
     momentum_end: float = 0.9999
     """Momentum of the teacher after momentum_warmup."""
     momentum_warmup: float = 0.5
-    """Share of the training in which the momentum rises."""
+    """Fraction of the training in which the momentum rises."""
     momentum_schedule: Literal["linear", "cosine"] = "linear"
-    """How it rises: linear as HPM's, or half a cosine as iBOT's."""
+    """Shape of that rise: linear as in HPM, or half a cosine as in iBOT."""
 
 
 @dataclass(frozen=True)
 class FastConfig:
-    """Mining at a lower price, with host mae only. Each of these changes what is learned; none does by default."""
+    """Cheaper mining, with host mae only; off by default."""
 
     decoder: Literal["self", "cross"] = "self"
-    """Blocks of both decoders: self-attention of all tokens, or mask tokens that look at visible ones (CrossMAE)."""
+    """Attention in both decoders: self among all tokens, or cross from mask tokens to visible ones (CrossMAE)."""
     prediction_ratio: float = 1.0
-    """Share of the masked patches, drawn at random, that is reconstructed and whose losses are predicted (CrossMAE)."""
+    """Fraction of the masked patches, drawn at random, for which both decoders predict (CrossMAE)."""
     predictor_depth: int | None = None
-    """Blocks of the loss predictor alone; null is model.decoder_depth less shared_blocks."""
+    """Blocks of the loss predictor alone; null is model.decoder_depth minus shared_blocks."""
     shared_blocks: int = 0
-    """First blocks of the reconstructor whose tokens the loss predictor reads, in place of blocks of its own; a
-    negative number counts from the last: -1 is all but one."""
+    """First blocks of the reconstructor that the loss predictor shares; a negative number counts from the last, -1 is
+    all but one."""
     teacher_resolution: float = 1.0
-    """The teacher looks at images that are smaller by this factor; its map is enlarged again."""
+    """Factor by which the teacher's images are resized; its difficulty map is resized back."""
     remember: bool = False
-    """No teacher: mine by what the student predicted for the same image in earlier epochs."""
+    """Mine without a teacher, by the student's predictions for the same image in earlier epochs."""
 
     def trunk(self, decoder_depth: int) -> int:
-        """Blocks that a reconstructor of ``decoder_depth`` blocks shares with the loss predictor."""
+        """Return how many blocks a reconstructor of ``decoder_depth`` blocks shares with the loss predictor."""
         return self.shared_blocks + (decoder_depth if self.shared_blocks < 0 else 0)
 
 
 @dataclass(frozen=True)
 class IbotConfig:
-    """What only host ibot has: crops, heads and temperatures."""
+    """Crops, heads and temperatures of host ibot."""
 
     local_crops: int = 10
-    """Small crops beside the two global ones."""
+    """Number of local crops beside the two global ones."""
     local_size: int = 96
-    """Side of a local crop in pixels; a multiple of the patch size."""
+    """Side of a local crop in pixels, a multiple of the patch size."""
     local_scale: tuple[float, float] = (0.05, 0.32)
-    """Smallest and largest share of the image's area in a local crop; data.crop_scale is for the global ones."""
+    """Smallest and largest area of a local crop, as a fraction of the image; global ones use data.crop_scale."""
     color: bool = True
-    """Color jitter, gray, blur and solarization."""
+    """Augment with color jitter, gray, blur and solarization."""
     outputs: int = 8192
-    """Prototypes of the head, for class and patch tokens alike."""
+    """Prototypes of the head, which class and patch tokens share."""
     head_hidden: int = 2048
     """Width of the head's hidden layers."""
     head_bottleneck: int = 256
-    """Width of the head's last hidden layer, which is normalized."""
+    """Width of the head's bottleneck, whose output is normalized."""
     teacher_temperature_warmup: float = 0.075
-    """Share of the training in which the temperature of the teacher's softmax rises (30 of 400 epochs)."""
+    """Fraction of the training in which the teacher's temperature rises (30 of 400 epochs)."""
     frozen_last_layer: float = 0.0025
-    """Share of the training in which the head's last layer stays as it is (1 of 400 epochs)."""
+    """Fraction of the training in which the head's last layer is frozen (1 of 400 epochs)."""
 
 
 @dataclass(frozen=True)
@@ -187,51 +187,51 @@ class OptimConfig:
     base_lr: float = 1.5e-4
     """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
     lr: float | None = None
-    """Peak learning rate, instead of base_lr."""
+    """Peak learning rate; null is optim.base_lr * batch_size / 256."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine."""
     warmup: float = 0.05
-    """Share of the training in which the learning rate rises linearly."""
+    """Fraction of the training in which the learning rate rises linearly."""
     weight_decay: float = 0.05
-    """Not applied to biases and norms."""
+    """Weight decay, not applied to biases and norms."""
     weight_decay_end: float | None = None
     """Weight decay at the end, reached by half a cosine (iBOT: 0.4); null is constant."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates."""
+    """AdamW betas."""
     clip: float | None = 5.0
-    """Largest norm of the gradient; null does not clip."""
+    """Gradient norm above which gradients are clipped; null does not clip."""
     accumulation_steps: int | Literal["auto"] = 1
-    """Pieces in which a batch is computed, the result is that of the whole; auto is the fewest a GPU has memory for."""
+    """Micro-batches of a batch, with the same result; auto is the fewest that fit into the GPU's memory."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Where and how it runs. None of these changes what is learned, but for rounding."""
+    """Device, precision, log and checkpoints."""
 
     device: DeviceName = "auto"
-    """Accelerator."""
+    """Device to train on."""
     precision: PrecisionName = "auto"
-    """Auto is bf16 on a GPU that has it, else fp32. Weights and losses stay in float32."""
+    """Precision of the forward pass: auto is bf16 on a GPU that has it, else fp32; weights and losses stay fp32."""
     compile: Literal["no", "yes", "cuda_graphs"] = "no"
-    """Compile student and teacher (torch.compile); cuda_graphs replays their kernels too, where these are short."""
+    """Compile student and teacher with torch.compile; cuda_graphs also records CUDA graphs."""
     checkpoint_activations: bool = False
-    """Compute the student's blocks again in the backward pass and keep nothing of them: less memory, more time."""
+    """Recompute the student's activations in the backward pass: less memory, more time."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = 5.0
-    """Minutes between two checkpoints; there is one at the end too, and when the run is interrupted."""
+    """Minutes between two checkpoints; the end and an interruption also write one."""
     checkpoint_steps: int | None = None
-    """Steps between two checkpoints, beside the minutes."""
+    """Steps between two checkpoints, in addition to the minutes; null is none."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
 
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """k-NN accuracy while training, on a labeled set that training never sees."""
+    """k-NN accuracy during training, on labeled images that are not trained on."""
 
     train: str | None = None
-    """Labeled images to vote (one folder a class, or Parquet with labels)."""
+    """Labeled images that vote: one folder per class, or Parquet with labels."""
     val: str | None = None
     """Labeled images to classify."""
     every_epochs: float = 10.0
@@ -251,13 +251,13 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     epochs: float | None = None
-    """Crops that are seen for each image of the set. Give this or steps."""
+    """Length in epochs, each one crop per image on average; set this or steps."""
     steps: int | None = None
-    """Optimizer steps. Give this or epochs."""
+    """Length in optimizer steps; set this or epochs."""
     batch_size: int = 256
-    """Images an optimizer step, over all devices and pieces."""
+    """Images per optimizer step, over all micro-batches."""
     seed: int = 0
-    """Decides initial weights, order, crops and masks."""
+    """Seed of initial weights, order, crops and masks."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -281,7 +281,7 @@ class RunConfig:
 
     @cached_property
     def masking(self) -> "Masking":
-        """How masks are made."""
+        """Settings of mask generation, for :class:`~hardpatch.methods.mining.Masking`."""
         from hardpatch.methods.mining import Masking
 
         method = self.method
@@ -290,7 +290,7 @@ class RunConfig:
 
     @property
     def has_predictor(self) -> bool:
-        """Whether there is a loss predictor."""
+        """True if the run has a loss predictor."""
         return self.method.predicting_loss != "none"
 
     @property
@@ -307,7 +307,7 @@ class RunConfig:
         return optim.lr if optim.lr is not None else optim.base_lr * self.batch_size / 256
 
     def total_steps(self, images: int) -> int:
-        """Optimizer steps over a set of ``images``; at least one."""
+        """Return the number of optimizer steps for a set of ``images``, at least one."""
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0.0) * images / self.batch_size))

@@ -10,16 +10,16 @@ from hardpatch.train.settings import LoopSettings, check_loop, expect, setting
 
 @dataclass(frozen=True)
 class TokenizerSettings(LoopSettings):
-    """Training of a discrete VAE; this project's choice for small images."""
+    """Settings of the training of a discrete VAE, chosen by this project for small images."""
 
     steps: int | None = setting(2000, "optimizer steps; this or epochs")
-    batch_size: int = setting(128, "images of an optimizer step")
-    clip: float | None = setting(1.0, "largest norm of the gradient; null does not clip")
+    batch_size: int = setting(128, "images per optimizer step")
+    clip: float | None = setting(1.0, "gradient norm above which gradients are clipped; null does not clip")
     lr: float = setting(3e-3, "peak learning rate of AdamW")
-    image_size: int = setting(64, "side of the crops, pixels")
-    patch_size: int = setting(8, "side of what becomes one token, pixels")
-    vocabulary: int = setting(512, "number of different tokens, up to 8192")
-    width: int = setting(64, "channels of the network where the tokens are")
+    image_size: int = setting(64, "side of the crops in pixels")
+    patch_size: int = setting(8, "side in pixels of the square that becomes one token")
+    vocabulary: int = setting(512, "number of different tokens, at most 8192")
+    width: int = setting(64, "channels of the network at the resolution of the tokens")
 
 
 PRESETS = {"small": TokenizerSettings()}
