@@ -48,6 +48,18 @@ def test_a_new_length_replaces_the_presets(values: dict[str, Any], epochs: float
     assert (run.epochs, run.steps) == (epochs, steps)
 
 
+def test_random_weights_have_no_layer_decay_unless_it_is_set() -> None:
+    assert changed(Example(), {"weights": "teacher"}).layer_decay == 0.75
+    assert changed(Example(), {"weights": "random"}).layer_decay == 1.0
+    assert changed(Example(), {"weights": "random", "layer_decay": 0.9}).layer_decay == 0.9
+    assert changed(Example(layer_decay=None), {"weights": "random"}).layer_decay is None  # the verb's own default
+
+
+def test_workers_may_be_auto() -> None:
+    assert changed(Example(workers=3), {"workers": "auto"}).workers is None
+    assert changed(Example(), {"workers": 2}).workers == 2
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -21,7 +21,9 @@ class DetectSettings(TrainingSettings):
 
     epochs: float | None = setting(100.0, "passes over the training images; this or steps")
     batch_size: int = setting(64, "images of an optimizer step")
-    layer_decay: float | None = setting(0.7, "factor of the learning rate from each layer to the one below it")
+    layer_decay: float | None = setting(
+        0.7, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+    )
     weight_decay: float = setting(0.1, "weight decay of matrices; vectors and the class token have none")
     lr: float = setting(1e-4, "peak learning rate of the heads")
     warmup_steps: int = setting(250, "steps with a rising learning rate, at most a tenth of the training")

@@ -19,7 +19,9 @@ class SegmentSettings(TrainingSettings):
 
     steps: int | None = setting(160_000, "optimizer steps; this or epochs")
     batch_size: int = setting(16, "crops of an optimizer step")
-    layer_decay: float | None = setting(0.65, "factor of the learning rate from each layer to the one below it")
+    layer_decay: float | None = setting(
+        0.65, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+    )
     val_every: float | None = setting(12.7, "epochs between evaluations; there is always one at the end")
     lr: float = setting(1e-4, "peak learning rate of the heads")
     min_lr: float = setting(0.0, "learning rate at the end")

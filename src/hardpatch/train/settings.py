@@ -59,7 +59,9 @@ class LoopSettings:
 class TrainingSettings(LoopSettings):
     """Settings of a training on labels, whichever verb it is."""
 
-    layer_decay: float | None = setting(0.75, "factor of the learning rate from each layer to the one below it")
+    layer_decay: float | None = setting(
+        0.75, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+    )
     weight_decay: float = setting(0.05, "of matrices; vectors and the class token have none")
     drop_path: float = setting(0.1, "drop path of the last block, rising linearly from 0 in the first")
     flip: float = setting(0.5, "probability of a horizontal flip")
@@ -77,7 +79,8 @@ Settings = TypeVar("Settings", bound=LoopSettings)
 def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str] = ()) -> Settings:
     """Return a preset with other values.
 
-    Length is said in one unit: giving ``steps`` unsets the preset's ``epochs``, and the other way round.
+    Length has one unit: ``steps`` unsets the preset's ``epochs``, and the other way round. Random weights unset the
+    preset's layer decay, because their lower layers have to learn as well. ``workers`` may be "auto".
 
     Args:
         preset: the settings to start from.
@@ -94,9 +97,15 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         raise UserError(f"--{unknown}: unknown setting{suggestion}")
     if values.get("steps") is not None and values.get("epochs") is not None:
         raise UserError("--steps: not allowed with --epochs; give one of them")
-    length = {name: None for name in ("steps", "epochs") if values.get("steps") or values.get("epochs")}
+    base = to_dict(preset)
+    if values.get("steps") or values.get("epochs"):
+        base |= {"steps": None, "epochs": None}
+    if values.get("weights") == "random" and base.get("layer_decay") is not None:
+        base["layer_decay"] = 1.0
+    if values.get("workers") == "auto":
+        values = {**values, "workers": None}
     try:
-        parsed = _parser(cast(Any, type(preset))).parse_object({**to_dict(preset), **length, **to_plain(values)})
+        parsed = _parser(cast(Any, type(preset))).parse_object({**base, **to_plain(values)})
     except ArgumentError as error:
         raise UserError(f"--{one_line(error)}") from None
     return type(preset)(**parsed.as_dict())
