@@ -17,7 +17,7 @@ from hardpatch.patches import PatchIndices, gather, to_indices
 
 
 class Tokens(NamedTuple):
-    """Input of a decoder of width ``W``: a sequence of tokens, and the patches for which a prediction is wanted.
+    """Input of a decoder of width ``W``: a sequence of tokens, and the patches to predict (queries).
 
     The queried patches are either tokens of the sequence, or mask tokens that the first block appends to it.
     """
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Sequence and mask tokens, where there are mask tokens."""
+        """Sequence and mask tokens; only if there are mask tokens."""
         assert self.mask_tokens is not None
         return self.sequence, self.mask_tokens
 
