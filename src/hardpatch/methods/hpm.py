@@ -137,7 +137,7 @@ class HardPatchesMining:
         *,
         compare: bool = False,
     ) -> MinedMask:
-        """Mask the hardest patches of the first images, a share ``masked_share`` of them (:meth:`Masking.mine_mask`)."""
+        """Mask the hardest patches of the first images, a share ``masked_share`` of them, by :attr:`masking`."""
         count = max(1, round(len(inputs.images) * self.student.host.masked_share))
         return self.masking.mine_mask(
             inputs.noise[:count],
