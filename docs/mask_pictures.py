@@ -1,9 +1,9 @@
-"""Draw every mask on one photograph: what docs/methods.md shows.
+"""Draw every mask on one photograph, the picture of docs/methods.md.
 
     python docs/mask_pictures.py RUN [--out docs/masks.png]
 
-RUN is a finished run with a loss predictor; its teacher's attention and predicted difficulty guide the masks that need
-them. The photograph is scikit-learn's china.jpg, one of two that come with that package.
+RUN is a finished run with a loss predictor; the attention and the predicted difficulty are those of its teacher. The
+photograph is china.jpg, which comes with scikit-learn.
 """
 
 import argparse
@@ -29,7 +29,7 @@ MINED = 0.5
 
 
 def main() -> None:
-    """Write the picture."""
+    """Draw the masks and write the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run")
     parser.add_argument("--out", type=Path, default=Path("docs/masks.png"))
@@ -47,35 +47,35 @@ def main() -> None:
     assert attention is not None
     shown = EvalTransform((448, 448))(photograph).permute(1, 2, 0).numpy()
 
-    def drawn(mask: MaskName, ratio: float, mined: float = 0.0) -> torch.Tensor:
+    def draw(mask: MaskName, ratio: float, mined: float = 0.0) -> torch.Tensor:
         count = masked_count(PATCHES, ratio)
         noise = torch.rand(1, noise_count(mask, PATCHES))
         return hard_patches(difficulty, noise, count, int(count * mined), strategy=mask, grid=GRID, attention=attention)
 
-    grid = drawn("grid", 0.75)
+    grid = draw("grid", 0.75)
     hidden = secondary_mask(torch.rand(1, PATCHES), grid, 0.25)
     units = spread_units(draw_mask("random", torch.rand(1, 49), masked_count(49, 0.6), grid=(7, 7)), GRID, 2)
     easy = hard_patches(difficulty, torch.rand(1, PATCHES), 147, 73, "easy")
     masks = {
-        "random, 75 %": drawn("random", 0.75),
-        "block, 38 % (BEiT)": drawn("block", 0.38),
-        "inverse_block, 75 %": drawn("inverse_block", 0.75),
+        "random, 75 %": draw("random", 0.75),
+        "block, 38 % (BEiT)": draw("block", 0.38),
+        "inverse_block, 75 %": draw("inverse_block", 0.75),
         "grid, 75 % (UM-MAE)": grid,
         "grid, and a quarter of the rest hidden": grid | hidden,
         "mask_unit 32 px, 60 % (SimMIM)": units,
-        "attention_high, 38 % (AttMask)": drawn("attention_high", 0.38),
-        "attention_hint, 38 %": drawn("attention_hint", 0.38),
-        "attention_low, 38 %": drawn("attention_low", 0.38),
-        "mined: hard, half of 75 %": drawn("random", 0.75, MINED),
-        "mined: hard, the rest block, 38 %": drawn("block", 0.38, MINED),
+        "attention_high, 38 % (AttMask)": draw("attention_high", 0.38),
+        "attention_hint, 38 %": draw("attention_hint", 0.38),
+        "attention_low, 38 %": draw("attention_low", 0.38),
+        "mined: hard, half of 75 %": draw("random", 0.75, MINED),
+        "mined: hard, the rest block, 38 %": draw("block", 0.38, MINED),
         "mined: easy, half of 75 %": easy,
     }
     figure = Figure(figsize=(13, 13.4), dpi=80, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.06))
     pictures = {"photograph": shown, "predicted difficulty": heat_map(shown, difficulty[0].numpy(), GRID)}
     pictures["attention of the class token"] = heat_map(shown, attention[0].numpy(), GRID)
     pictures |= {title: masked_image(shown, mask[0].numpy(), GRID) for title, mask in masks.items()}
-    for place, (title, picture) in enumerate(pictures.items(), 1):
-        axes = figure.add_subplot(4, 4, place)
+    for position, (title, picture) in enumerate(pictures.items(), 1):
+        axes = figure.add_subplot(4, 4, position)
         axes.imshow(np.asarray(picture))
         axes.set_axis_off()
         axes.set_title(title, fontsize=10, color=INK)

@@ -96,8 +96,8 @@ def latent_embedded_for_each_decoder(patch: Patch) -> None:
 
 
 def a_teacher_that_always_runs(patch: Patch) -> None:
-    see = hpm.HardPatchesMining.see
-    patch.setattr(hpm.HardPatchesMining, "see", lambda self, images, mining: see(self, images, True))
+    run_teacher = hpm.HardPatchesMining.run_teacher
+    patch.setattr(hpm.HardPatchesMining, "run_teacher", lambda self, images, mining: run_teacher(self, images, True))
 
 
 def masks_generated_image_by_image(patch: Patch) -> None:

@@ -31,15 +31,15 @@ def slow_blocks(
     smallest, covered, boxes = min(16, masked), set(mined), []
     for start in range(0, len(noise), 4):
         for_area, for_ratio, for_top, for_left = noise[start : start + 4]
-        wanted = masked - len(covered)
-        area = smallest + for_area * max(0, wanted - smallest)
+        missing = masked - len(covered)
+        area = smallest + for_area * max(0, missing - smallest)
         ratio = math.exp(math.log(0.3) + for_ratio * (math.log(1 / 0.3) - math.log(0.3)))
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         boxes.append([0, 0, 0, 0])
         if height <= rows and width <= columns and height * width >= smallest:
             top, left = int(for_top * (rows - height + 1)), int(for_left * (columns - width + 1))
             new = cells(top, left, height, width, columns) - covered
-            if 0 < len(new) <= wanted:
+            if 0 < len(new) <= missing:
                 covered |= new
                 boxes[-1] = [top, left, height, width]
     return covered, boxes
@@ -121,22 +121,22 @@ def test_blocks_of_small_grids(rows: int, columns: int, masked: int) -> None:
     assert ((area == 0) | (area >= masked)).all()  # min(16, masked)
 
 
-def slow_inverse(noise: list[float], visible: int, grid: tuple[int, int], mined: set[int]) -> tuple[set[int], int]:
+def slow_inverse(noise: list[float], count: int, grid: tuple[int, int], mined: set[int]) -> tuple[set[int], int]:
     """Return the visible patches, and how many of them are in whole blocks."""
     rows, columns = grid
     order = sorted(range(rows * columns), key=lambda patch: noise[patch], reverse=True)
-    kept: set[int] = set()
+    shown: set[int] = set()
     whole = 0
     for center in order:
         row, column = divmod(center, columns)
         top, left = max(0, row - 1), max(0, column - 1)
         block = cells(top, left, min(rows, row + 2) - top, min(columns, column + 2) - left, columns)
-        new = [patch for patch in order if patch in block - kept - mined]
-        kept |= set(new[: visible - len(kept)])
-        if block - mined <= kept:
-            whole = len(kept)
-        if len(kept) == visible:
-            return kept, whole
+        new = [patch for patch in order if patch in block - shown - mined]
+        shown |= set(new[: count - len(shown)])
+        if block - mined <= shown:
+            whole = len(shown)
+        if len(shown) == count:
+            return shown, whole
     raise AssertionError("every patch is the center of a block")
 
 
@@ -150,8 +150,8 @@ def test_inverse_blocks_are_those_of_a_loop(rows: int, columns: int, masked: int
     visible = rows * columns - masked
     for image in range(100):
         already = set(mined[image].nonzero().flatten().tolist())
-        kept, whole = slow_inverse(noise[image].tolist(), visible, (rows, columns), already)
-        assert set((~mask[image]).nonzero().flatten().tolist()) == kept
+        shown, whole = slow_inverse(noise[image].tolist(), visible, (rows, columns), already)
+        assert set((~mask[image]).nonzero().flatten().tolist()) == shown
         assert visible - whole < 9  # all blocks are whole except for the last one
 
 

@@ -83,13 +83,13 @@ def test_extreme_logits_stay_finite() -> None:
 # cross-entropy
 
 
-def test_cross_entropy_is_torchs() -> None:
+def test_cross_entropy_equals_that_of_torch() -> None:
     logits, probabilities = normal(2, 3, 5, 7), normal(2, 3, 5, 7, seed=1).softmax(-1)
     expected = F.cross_entropy((logits / 0.1).reshape(-1, 7), probabilities.reshape(-1, 7), reduction="none")
     assert_close(cross_entropy(logits, probabilities), expected.reshape(2, 3, 5))
 
 
-def test_cross_entropy_is_least_where_the_student_agrees() -> None:
+def test_cross_entropy_is_smallest_if_the_student_agrees_with_the_teacher() -> None:
     logits = normal(6, 9)
     teacher = sharpen(logits, torch.zeros(9), 0.1)
     agreed = cross_entropy(logits, teacher, temperature=0.1)
@@ -137,8 +137,8 @@ def test_class_loss_is_the_mean_over_pairs_of_different_views(views: int, global
     assert_close(class_loss(student, teacher), torch.stack(pairs).mean(), rtol=1e-5, atol=1e-5)
 
 
-def test_class_loss_pulls_a_view_towards_the_others_only() -> None:
-    """With two views each student view has the other's teacher for its target: the gradient is that of the pair."""
+def test_class_loss_moves_a_view_toward_the_other_views_only() -> None:
+    """With two views, the target of each student view is the teacher's other view: the gradient is that of the pair."""
     student, teacher = normal(2, 4, 6).requires_grad_(), normal(2, 4, 6, seed=1).softmax(-1)
     (gradient,) = torch.autograd.grad(class_loss(student, teacher), student)
     # d/dz of the cross-entropy of softmax(z / T) under t is (softmax(z / T) - t) / T
@@ -150,7 +150,7 @@ def test_class_loss_pulls_a_view_towards_the_others_only() -> None:
     ("student", "teacher"),
     [((1, 4, 6), (1, 4, 6)), ((2, 4, 6), (3, 4, 6)), ((3, 4, 6), (2, 5, 6)), ((3, 4, 6), (0, 4, 6))],
 )
-def test_class_loss_says_what_it_expected(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+def test_class_loss_refuses_shapes_that_do_not_match(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"student: expected logits \[V, B, K\] of at least 2 views") as caught:
         class_loss(torch.zeros(student), torch.zeros(teacher))
     assert str(list(student)) in str(caught.value)
@@ -166,13 +166,13 @@ def test_patch_loss_by_hand() -> None:
     assert patch_loss(losses, mask).item() == pytest.approx((2 + 5 + 0) / 3)
 
 
-def test_patch_loss_of_as_many_patches_in_each_image_is_a_plain_mean() -> None:
+def test_patch_loss_is_a_mean_if_all_images_have_equally_many_masked_patches() -> None:
     losses, mask = normal(2, 5, 9), torch.zeros(2, 5, 9, dtype=torch.bool)
     mask.scatter_(2, normal(2, 5, 9, seed=1).argsort(-1)[..., :4], True)
     assert_close(patch_loss(losses, mask), losses[mask].mean())
 
 
-def test_what_is_not_masked_gets_no_gradient() -> None:
+def test_visible_patches_have_no_gradient() -> None:
     logits, mask = normal(4, 6, 8).requires_grad_(), torch.zeros(4, 6, dtype=torch.bool)
     mask[:3, :2] = True  # the last image has no masked patch
     patch_loss(cross_entropy(logits, normal(4, 6, 8, seed=1).softmax(-1)), mask).backward()
@@ -185,16 +185,16 @@ def test_what_is_not_masked_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 8), (1, 1, 8)])
-def test_center_moves_towards_the_mean_in_place(shape: tuple[int, ...]) -> None:
+def test_center_moves_toward_the_mean_in_place(shape: tuple[int, ...]) -> None:
     center, logits = normal(*shape), normal(2, 5, 7, 8, seed=1)
     expected = 0.9 * center + 0.1 * logits.mean((0, 1, 2))
-    place = center.data_ptr()
+    address = center.data_ptr()
     update_center(center, logits, 0.9)
-    assert center.data_ptr() == place
+    assert center.data_ptr() == address
     assert_close(center, expected)
 
 
-def test_center_of_logits_that_stay_the_same_converges_to_them() -> None:
+def test_center_converges_to_constant_logits() -> None:
     center, logits = torch.zeros(8), normal(4, 8).requires_grad_()
     for _ in range(200):
         update_center(center, logits)
@@ -203,7 +203,7 @@ def test_center_of_logits_that_stay_the_same_converges_to_them() -> None:
 
 
 def test_centering_undoes_a_constant_preference() -> None:
-    """Without the center a bias toward one prototype wins every image; with the center it does not count."""
+    """Without the center, a bias toward one prototype decides every image; with the center it has no effect."""
     logits = normal(4000, 8)
     biased = logits + 5 * F.one_hot(torch.tensor(3), 8)
     center = biased.mean(0)
@@ -215,25 +215,27 @@ def test_centering_undoes_a_constant_preference() -> None:
 
 
 def test_teacher_temperature_by_hand() -> None:
-    at = [teacher_temperature(progress, 0.04, 0.07, 0.3) for progress in (0, 0.1, 0.15, 0.3, 0.31, 1)]
-    assert at == pytest.approx([0.04, 0.05, 0.055, 0.07, 0.07, 0.07])
+    temperatures = [teacher_temperature(progress, 0.04, 0.07, 0.3) for progress in (0, 0.1, 0.15, 0.3, 0.31, 1)]
+    assert temperatures == pytest.approx([0.04, 0.05, 0.055, 0.07, 0.07, 0.07])
     assert teacher_temperature(0.0, 0.04, 0.07, 0.0) == 0.07
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_teacher_temperature_stays_between(progress: float, warmup: float, start: float, end: float) -> None:
+def test_teacher_temperature_stays_between_start_and_end(
+    progress: float, warmup: float, start: float, end: float
+) -> None:
     value = teacher_temperature(progress, start, end, warmup)
     assert min(start, end) - 1e-9 <= value <= max(start, end) + 1e-9
 
 
-# collapse monitors
+# usage entropy
 
 
 def test_usage_entropy_of_extremes() -> None:
     uniform, one = torch.full((4, 3, 16), 1 / 16), F.one_hot(torch.full((4, 3), 5), 16).float()
     assert usage_entropy(uniform).item() == pytest.approx(1)
     assert usage_entropy(one).item() == 0
-    assert usage_entropy(torch.eye(16)).item() == pytest.approx(1)  # each sure, all used
+    assert usage_entropy(torch.eye(16)).item() == pytest.approx(1)  # each token is certain, all prototypes are used
     assert usage_entropy(torch.eye(16)[:4]).item() == pytest.approx(0.5)  # log 4 / log 16
     assert usage_entropy(torch.tensor([[0.75, 0.25]])).item() == pytest.approx(
         -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)

@@ -1,4 +1,4 @@
-"""Mining at a lower price: each saving does what it says, and only that."""
+"""Settings of section ``fast``: each saving has the documented effect and no other."""
 
 import pytest
 import torch
@@ -33,16 +33,16 @@ SMALL = [f"--model.{name}=2" for name in ("heads", "decoder_heads", "decoder_dep
 ]
 
 
-def small_run(*more: str) -> RunConfig:
-    """36 patches, 27 of them masked, 13 of those mined."""
-    return config.build({"steps": STEPS, "batch_size": 6}, [*SMALL, *more])
+def small_run(*options: str) -> RunConfig:
+    """Configure a run with 36 patches, 27 of them masked and 13 of these mined."""
+    return config.build({"steps": STEPS, "batch_size": 6}, [*SMALL, *options])
 
 
 def learner_of(run: RunConfig, images: int = 6) -> Learner:
     return Learner(run, initial_model(run), Fabric(accelerator="cpu", devices=1), STEPS, images=images)
 
 
-def steps_of(learner: Learner, count: int = STEPS) -> list[Step]:
+def train_steps(learner: Learner, count: int = STEPS) -> list[Step]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8, generator=generator)
     boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(6, -1)
@@ -73,17 +73,17 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
-def test_every_weight_learns(options: list[str]) -> None:
+def test_every_weight_is_trained(options: list[str]) -> None:
     learner = learner_of(small_run(*options))
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    losses = [step.losses.loss.item() for step in steps_of(learner)]
+    losses = [step.losses.loss.item() for step in train_steps(learner)]
     assert all(0.0 < loss < 10.0 for loss in losses)
-    still = [name for name, p in learner.model.named_parameters() if torch.equal(p, before[name])]
-    assert still == []
+    unchanged = [name for name, p in learner.model.named_parameters() if torch.equal(p, before[name])]
+    assert unchanged == []
 
 
 @torch.no_grad()
-def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
+def test_cross_attention_is_attention_to_visible_tokens_only() -> None:
     torch.manual_seed(0)
     embed = DecoderEmbed(latent_width=32, width=16, grid=GRID)
     decoder = Decoder(width=16, depth=2, heads=2, outputs=48, cross=True)
@@ -92,35 +92,36 @@ def test_cross_attention_is_attention_that_sees_visible_tokens_only() -> None:
     x = tokens.query_tokens
     for block in decoder.blocks:
         assert isinstance(block, Block)
-        # the block's own attention over both kinds of tokens, with all but the visible ones hidden from it
+        # the block's own attention over both kinds of tokens, masked so that only visible ones are attended to
         both = torch.cat([tokens.sequence, x], dim=1)
         bias = torch.zeros(1, 1, 37, 37)
         bias[..., 10:] = -torch.inf
         x = block(both, bias)[:, 10:]
     assert_close(decoder(tokens), decoder.head(decoder.norm(x)))
-    everything = decoder(embed(torch.randn(3, 37, 32)))  # as the teacher asks: every patch, all of them visible
-    assert everything.shape == (3, 36, 48)
+    whole_images = decoder(embed(torch.randn(3, 37, 32)))  # as in the teacher: every patch is queried and visible
+    assert whole_images.shape == (3, 36, 48)
 
 
-def test_some_of_the_masked_patches_are_asked_for() -> None:
+def test_a_random_share_of_the_masked_patches_is_reconstructed() -> None:
     noise = torch.rand(200, 72, generator=torch.Generator().manual_seed(0))
     masking = Masking(GRID, prediction_ratio=1 / 3)
     assert masking.noise_count == 72
-    everything = Masking(GRID).mine_mask(noise[:, :36], mask_ratio=0.75, alpha=0.0).mask
-    asked = masking.mine_mask(noise, mask_ratio=0.75, alpha=0.0).mask
-    assert torch.equal(asked.visible, everything.visible)  # what the encoder sees stays the same
-    assert asked.masked.shape == (200, 9)
-    assert (asked.masked.diff(dim=1) > 0).all()
-    among = everything.masked.unsqueeze(2) == asked.masked.unsqueeze(1)  # [200, 27, 9]
-    assert among.any(1).all()
-    places = among.any(2).float().mean(0)  # [27]
-    assert ((places - 1 / 3).abs() < 0.15).all()  # each place is as likely: 200 draws, 0.15 is 4.5 deviations
-    assert subsample_masked(everything.masked, noise, 0.001).shape == (200, 1)
+    complete = Masking(GRID).mine_mask(noise[:, :36], mask_ratio=0.75, alpha=0.0).mask
+    subset = masking.mine_mask(noise, mask_ratio=0.75, alpha=0.0).mask
+    assert torch.equal(subset.visible, complete.visible)  # what the encoder sees stays the same
+    assert subset.masked.shape == (200, 9)
+    assert (subset.masked.diff(dim=1) > 0).all()
+    same_patch = complete.masked.unsqueeze(2) == subset.masked.unsqueeze(1)  # [200, 27, 9]
+    assert same_patch.any(1).all()
+    frequency = same_patch.any(2).float().mean(0)  # [27]
+    # all masked patches are equally likely: with 200 draws 0.15 is 4.5 standard deviations
+    assert ((frequency - 1 / 3).abs() < 0.15).all()
+    assert subsample_masked(complete.masked, noise, 0.001).shape == (200, 1)
 
 
 @pytest.mark.parametrize("shared", [1, -1])
 @torch.no_grad()
-def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> None:
+def test_shared_blocks_are_part_of_both_decoders_and_of_the_teacher(shared: int) -> None:
     learner = learner_of(small_run(f"--fast.shared_blocks={shared}"))
     model = learner.model
     assert learner.teacher is not None
@@ -130,7 +131,7 @@ def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> Non
     names = {name for name, _ in learner.teacher.network.named_parameters()}
     assert any(name.startswith("host.shared.0.") for name in names)
     assert not any(name.startswith("host.reconstructor.") for name in names)
-    # one trunk and one branch are a decoder of two blocks
+    # the shared block and the reconstructor's own block make a decoder of two blocks
     mask = to_indices(random_mask(torch.rand(6, 36), 27))
     latent = model.encode(images(), mask)
     whole = Decoder(width=16, depth=2, heads=2, outputs=48)
@@ -143,36 +144,36 @@ def test_a_shared_trunk_is_run_once_and_the_teacher_keeps_it(shared: int) -> Non
 
 
 @torch.no_grad()
-def test_a_teacher_at_half_resolution_gives_a_map_of_the_whole() -> None:
+def test_a_teacher_at_half_resolution_predicts_every_patch() -> None:
     model = initial_model(small_run())
     half, whole = Teacher(model, 0.5), Teacher(model)
     flat = torch.ones(2, 3, 24, 24) * torch.tensor([0.3, -1.0]).view(2, 1, 1, 1)
     small = whole.predict_loss(flat[:, :, :12, :12])  # [B, 9]: the mean over 2 x 2 pixels changes nothing here
-    found = half(flat).difficulty
-    assert found is not None
-    assert found.shape == (2, 36)
-    # the corners of the map are the corners of the small one
-    assert_close(found.view(2, 6, 6)[:, ::5, ::5], small.view(2, 3, 3)[:, ::2, ::2])
-    assert_close(found.mean(1), small.mean(1), atol=0.05, rtol=0.05)
+    enlarged = half(flat).difficulty
+    assert enlarged is not None
+    assert enlarged.shape == (2, 36)
+    # the corners of the enlarged map are those of the small map
+    assert_close(enlarged.view(2, 6, 6)[:, ::5, ::5], small.view(2, 3, 3)[:, ::2, ::2])
+    assert_close(enlarged.mean(1), small.mean(1), atol=0.05, rtol=0.05)
 
 
-def test_what_is_remembered_is_mined_without_a_teacher() -> None:
+def test_difficulty_memory_mines_without_a_teacher() -> None:
     learner = learner_of(small_run("--fast.remember=true"))
     assert learner.teacher is None
     assert learner.mining.memory is not None
     noise = patch_noise(0, 0, torch.arange(6), 37)[:, :36]
-    first, second, *_ = steps_of(learner, 2)
-    assert torch.equal(first.mined.mask.masked, to_indices(random_mask(noise, 27)).masked)  # nothing is known yet
+    first, second, *_ = train_steps(learner, 2)
+    assert torch.equal(first.mined.mask.masked, to_indices(random_mask(noise, 27)).masked)  # the memory is empty
     assert second.mined.mined is not None
     assert first.losses.predicted is not None
-    # the hardest of those that were masked in the first step are masked again
+    # the hardest patches of the first step are masked again
     hardest = first.mined.mask.masked.gather(1, first.losses.predicted.topk(13, dim=1).indices)
     again = (second.mined.mask.masked.unsqueeze(1) == hardest.unsqueeze(2)).any(2)
     assert again.float().mean() > 0.9
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         (["--method.host=simmim", "--fast.decoder=cross"], "fast.decoder: only for a host that drops patches"),
         (["--method.predicting_loss=none", "--fast.remember=true"], "fast.remember: there is no loss predictor"),
@@ -186,6 +187,6 @@ def test_what_is_remembered_is_mined_without_a_teacher() -> None:
         (["--fast.prediction_ratio=0"], "fast.prediction_ratio: expected a number above 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options: list[str], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_options_that_do_not_fit_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         learner_of(small_run(*options))

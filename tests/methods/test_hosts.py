@@ -1,4 +1,4 @@
-"""SimMIM, BEiT and iBOT, by themselves and under hard patches mining."""
+"""SimMIM, BEiT and iBOT, alone and with hard patches mining."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ MASK = to_indices(random_mask(NOISE, 14))
 HOSTS: dict[str, Callable[[], Any]] = {"simmim": small_simmim, "beit": small_beit, "ibot": small_ibot}
 
 
-def mined(teacher: Teacher | None, noise: Tensor, mask_ratio: float, alpha: float, **masking: Any) -> MinedMask:
-    """Mask images with 4 x 6 patches by what a teacher says of them."""
+def mine(teacher: Teacher | None, noise: Tensor, mask_ratio: float, alpha: float, **masking: Any) -> MinedMask:
+    """Mask images with 4 x 6 patches by difficulty and attention from a teacher."""
     step, options = HardPatchesMining(None, teacher, Masking((4, 6), **masking)), {}
     if teacher is not None:
         output = teacher(IMAGES, difficulty=alpha > 0, attention=step.masking.uses_attention)
@@ -44,36 +44,36 @@ def target_for(host: Any) -> Targets | None:
 
 
 @torch.no_grad()
-def test_simmim_by_hand() -> None:
+def test_simmim_loss_by_hand() -> None:
     host = small_simmim().eval()
     losses = HPM(host, None)(IMAGES, MASK)
     latent = host.encoder(IMAGES, MASK)
     for image in range(5):
-        for place, patch in enumerate(MASK.masked[image].tolist()):
+        for position, patch in enumerate(MASK.masked[image].tolist()):
             predicted = host.head.weight @ latent[image, 1 + patch] + host.head.bias
             error = (predicted - patchify(IMAGES, 4)[image, patch]).abs().mean()
-            assert_close(losses.reconstruction[image, place], error)
+            assert_close(losses.reconstruction[image, position], error)
 
 
 @torch.no_grad()
-def test_beit_by_hand() -> None:
+def test_beit_loss_by_hand() -> None:
     host, tokens = small_beit().eval(), torch.randint(11, (5, 24))
     losses = HPM(host, None)(IMAGES, MASK, Targets(tokens.gather(1, MASK.masked)), observe=True)
     logits = host.head(host.encoder(IMAGES, MASK)[:, 1:]).log_softmax(dim=-1)
     for image in range(5):
-        for place, patch in enumerate(MASK.masked[image].tolist()):
-            assert_close(losses.reconstruction[image, place], -logits[image, patch, tokens[image, patch]])
+        for position, patch in enumerate(MASK.masked[image].tolist()):
+            assert_close(losses.reconstruction[image, position], -logits[image, patch, tokens[image, patch]])
     assert set(losses.token_metrics) == {"token_entropy", "target_entropy"}
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_without_predictor_a_host_is_itself_bit_for_bit(name: str) -> None:
+def test_without_predictor_hpm_is_the_host_bit_for_bit(name: str) -> None:
     host, other = HOSTS[name](), HOSTS[name]()
     target = target_for(host)
     losses = HPM(host, None)(IMAGES, MASK, target)
     losses.loss.backward()
-    wanted = gather(other.target(IMAGES), MASK.masked) if target is None else target.patches
-    loss = other.reconstruction_loss(HPM(other, None).reconstruct(other.encode(IMAGES, MASK), MASK), wanted).mean()
+    patches = gather(other.target(IMAGES), MASK.masked) if target is None else target.patches
+    loss = other.reconstruction_loss(HPM(other, None).reconstruct(other.encode(IMAGES, MASK), MASK), patches).mean()
     loss.backward()
     assert torch.equal(losses.loss, loss)
     for one, two in zip(host.parameters(), other.parameters(), strict=True):
@@ -82,13 +82,13 @@ def test_without_predictor_a_host_is_itself_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_the_predictor_learns_into_the_encoder_but_not_into_the_head(name: str) -> None:
+def test_the_predicting_loss_trains_the_encoder_but_not_the_head(name: str) -> None:
     model = HPM(HOSTS[name](), small_predictor())
     losses = model(IMAGES, MASK, target_for(model.host))
     assert losses.predicted.shape == losses.reconstruction.shape == (5, 14)
     losses.parts["predicting_loss"].backward()
-    grads = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
-    assert all(found != name.startswith("host.head.") for name, found in grads.items()), grads
+    has_gradient = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    assert all(value != name.startswith("host.head.") for name, value in has_gradient.items()), has_gradient
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -96,15 +96,15 @@ def test_the_teacher_scores_whole_images(name: str) -> None:
     model = HPM(HOSTS[name](), small_predictor())
     teacher = Teacher(model)
     assert teacher.predict_loss(IMAGES).shape == (5, 24)
-    assert (teacher.network.host.head is None) == (name != "ibot")  # iBOT's teacher speaks through its head
-    problem = mined(teacher, NOISE, 0.6, alpha=1.0)
+    assert (teacher.network.host.head is None) == (name != "ibot")  # iBOT's teacher needs its head
+    result = mine(teacher, NOISE, 0.6, alpha=1.0)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=True)
-    assert torch.equal(problem.mask.masked, order[:, :15].sort(dim=1).values)
+    assert torch.equal(result.mask.masked, order[:, :15].sort(dim=1).values)
 
 
 def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
     teacher = Teacher(HPM(small_simmim(), small_predictor()))
-    problem = mined(teacher, NOISE, 0.5, alpha=1.0, unit=2)
+    result = mine(teacher, NOISE, 0.5, alpha=1.0, unit=2)
     difficulty = teacher.predict_loss(IMAGES)
     for image in range(5):
         units = {
@@ -114,29 +114,29 @@ def test_units_are_masked_whole_by_their_mean_difficulty() -> None:
         }
         hardest = sorted(units, key=lambda unit: units[unit], reverse=True)[:3]
         expected = {6 * (2 * r + i) + 2 * c + j for r, c in hardest for i in (0, 1) for j in (0, 1)}
-        assert set(problem.mask.masked[image].tolist()) == expected
+        assert set(result.mask.masked[image].tolist()) == expected
 
 
 def test_secondary_masking_hides_a_share_of_the_visible_patches() -> None:
     noise = torch.rand(5, 48, generator=torch.Generator().manual_seed(4))
     assert Masking((4, 6), "grid", secondary_ratio=0.5).noise_count == 48
-    problem = mined(None, noise, 0.75, alpha=0.0, strategy="grid", secondary_ratio=0.5)
-    assert problem.mask.hidden is not None
-    assert problem.mask.hidden.shape == (5, 6)
-    assert problem.mask.hidden.sum(dim=1).tolist() == [3] * 5
+    result = mine(None, noise, 0.75, alpha=0.0, strategy="grid", secondary_ratio=0.5)
+    assert result.mask.hidden is not None
+    assert result.mask.hidden.shape == (5, 6)
+    assert result.mask.hidden.sum(dim=1).tolist() == [3] * 5
 
 
-def test_attention_guides_the_mask() -> None:
+def test_attention_high_masks_the_most_attended_patches() -> None:
     teacher = Teacher(small_hpm())
-    problem = mined(teacher, NOISE, 0.75, alpha=0.0, strategy="attention_high")
+    result = mine(teacher, NOISE, 0.75, alpha=0.0, strategy="attention_high")
     with torch.no_grad():
         order = teacher.network.host.encoder.forward_with_attention(IMAGES)[1].argsort(dim=1, descending=True)
-    assert torch.equal(problem.mask.masked, order[:, :18].sort(dim=1).values)
-    assert problem.mined is None
+    assert torch.equal(result.mask.masked, order[:, :18].sort(dim=1).values)
+    assert result.mined is None
 
 
 def slow_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """DINO's: every pair of a global view of the teacher and another view of the student."""
+    """DINO's loss: all pairs of a global view of the teacher and another view of the student."""
     pairs = [
         -(teacher[g] * (student[v] / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
         for g in range(len(teacher))
@@ -146,8 +146,8 @@ def slow_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.stack(pairs).mean()
 
 
-def test_ibot_puts_the_views_in_their_places() -> None:
-    """Global crops stand in any order, only some are masked, and the loss is that of the views in order."""
+def test_ibot_sorts_the_views() -> None:
+    """Global crops may come in any order and only some are masked; the loss is that of the sorted views."""
     host = small_ibot().eval()
     model = HPM(host, None)
     teacher = Teacher(model)
@@ -155,34 +155,34 @@ def test_ibot_puts_the_views_in_their_places() -> None:
     order = torch.tensor([4, 0, 3, 5, 1, 2])
     mask = to_indices(random_mask(torch.rand(3, 24), 6))
     output = teacher(crops[order], difficulty=False)
-    before = teacher.network.host.patch_centre.clone(), teacher.network.host.class_centre.clone()
+    ibot = teacher.network.host
+    patch_center, class_center = ibot.patch_centre.clone(), ibot.class_centre.clone()
     progress, temperature = 0.03, TEACHER_TEMPERATURES[0] + 0.4 * (TEACHER_TEMPERATURES[1] - TEACHER_TEMPERATURES[0])
-    unmoved = teacher.network.host.teacher_targets(output, mask, progress, update=False)
-    assert torch.equal(teacher.network.host.patch_centre, before[0])
-    targets = teacher.network.host.teacher_targets(output, mask, progress)
-    assert torch.equal(targets.patches, unmoved.patches)
+    without_update = ibot.teacher_targets(output, mask, progress, update=False)
+    assert torch.equal(ibot.patch_centre, patch_center)
+    targets = ibot.teacher_targets(output, mask, progress)
+    assert torch.equal(targets.patches, without_update.patches)
     with torch.no_grad():
         latent = host.encode(crops)
         logits = host.head(latent[:, 0])
-        assert_close(targets.images, sharpen(logits, before[1], temperature)[order])
+        assert_close(targets.images, sharpen(logits, class_center, temperature)[order])
         patches = host.head(latent[:, 1:])
-        assert_close(targets.patches, sharpen(gather(patches[order][:3], mask.masked), before[0], temperature))
-        moved = teacher.network.host
-        assert_close(moved.class_centre, 0.1 * logits.mean(0, keepdim=True))
-        assert_close(moved.patch_centre, 0.1 * patches.mean((0, 1), keepdim=True))
+        assert_close(targets.patches, sharpen(gather(patches[order][:3], mask.masked), patch_center, temperature))
+        assert_close(ibot.class_centre, 0.1 * logits.mean(0, keepdim=True))
+        assert_close(ibot.patch_centre, 0.1 * patches.mean((0, 1), keepdim=True))
 
         losses = model(crops[order], mask, targets, Views(local, order.argsort()))
         masked = torch.cat([host.encode(crops[order][:3], mask), host.encode(crops[order][3:])])[order.argsort()]
         student = host.head(torch.cat([masked[:, 0], host.encode(local)[:, 0]]))
         slow = slow_class_loss(
-            student.unflatten(0, (4, 3)), sharpen(logits, before[1], temperature).unflatten(0, (2, 3))
+            student.unflatten(0, (4, 3)), sharpen(logits, class_center, temperature).unflatten(0, (2, 3))
         )
     assert_close(losses.parts["class_loss"], slow)
     assert losses.reconstruction.shape == (3, 6)
     assert_close(losses.loss, losses.reconstruction.sum() / 6 / 6 + slow)  # six crops, three of them unmasked
 
 
-def test_targets_of_other_networks_are_not_made_up() -> None:
+def test_hosts_without_a_target_of_their_own_say_so() -> None:
     for host in (small_beit(), small_ibot()):
         with pytest.raises(ValueError, match="target"):
             host.target(IMAGES)

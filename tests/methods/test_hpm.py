@@ -29,14 +29,14 @@ class NeverRun(Teacher):
         raise AssertionError("the teacher was run")
 
 
-def mined(teacher: Teacher, images: torch.Tensor, noise: torch.Tensor, alpha: float, **masking: Any) -> MinedMask:
+def mine(teacher: Teacher, images: torch.Tensor, noise: torch.Tensor, alpha: float, **masking: Any) -> MinedMask:
     """Mask 75 % of images with 4 x 6 patches, without training on them."""
     step = HardPatchesMining(teacher.network, teacher, Masking((4, 6), **masking))
     with torch.no_grad():
         return step(Inputs(images, noise), mask_ratio=0.75, alpha=alpha)[0]
 
 
-def test_without_predictor_and_alpha_zero_it_is_mae_bit_for_bit() -> None:
+def test_hpm_without_predictor_is_mae_bit_for_bit() -> None:
     mae, hpm = small_mae(), HPM(small_mae(), None)
     mask = to_indices(random_mask(NOISE, 18))
     latent = mae.encode(IMAGES, mask)
@@ -66,7 +66,7 @@ def test_with_alpha_zero_the_teacher_does_not_run_and_masks_are_random() -> None
 @pytest.mark.parametrize("mining", ["hard", "easy"])
 def test_mined_patches_are_those_that_the_teacher_predicts_to_be_hard(mining: MiningName) -> None:
     teacher = Teacher(complete_hpm(seed=3))
-    result = mined(teacher, IMAGES, NOISE, alpha=1.0, mining=mining)
+    result = mine(teacher, IMAGES, NOISE, alpha=1.0, mining=mining)
     order = teacher.predict_loss(IMAGES).argsort(dim=1, descending=mining == "hard")
     assert torch.equal(result.mask.masked, order[:, :18].sort(dim=1).values)
     assert result.mined is not None
@@ -78,8 +78,8 @@ def test_permuting_images_permutes_scores_and_masks() -> None:
     teacher = Teacher(complete_hpm())
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(teacher.predict_loss(IMAGES[order]), teacher.predict_loss(IMAGES)[order])
-    one = mined(teacher, IMAGES, NOISE, alpha=0.5)
-    other = mined(teacher, IMAGES[order], NOISE[order], alpha=0.5)
+    one = mine(teacher, IMAGES, NOISE, alpha=0.5)
+    other = mine(teacher, IMAGES[order], NOISE[order], alpha=0.5)
     assert torch.equal(other.mask.masked, one.mask.masked[order])
 
 

@@ -22,7 +22,7 @@ from hardpatch.methods.losses import (
 
 
 def slow_relative_loss(predicted: torch.Tensor, losses: torch.Tensor) -> float:
-    """Eq. 5 and 6 of the paper as they stand: all ordered pairs of masked patches of one image, ties left out."""
+    """Eq. 5 to 7 of the paper, literally: all ordered pairs of masked patches of one image, without ties."""
     total, pairs = 0.0, 0
     for p, loss in zip(predicted.tolist(), losses.tolist(), strict=True):
         for i in range(len(p)):
@@ -68,7 +68,7 @@ def test_gradient_flows_into_the_prediction_and_not_into_the_target(loss: object
     assert losses.grad is None
 
 
-def test_relative_loss_is_finite_with_a_finite_gradient_far_out() -> None:
+def test_relative_loss_and_its_gradient_are_finite_for_extreme_predictions() -> None:
     predicted = torch.tensor([[300.0, -300.0, 0.0]], requires_grad=True)
     loss = relative_loss(predicted, torch.tensor([[0.0, 1.0, 0.5]]))
     loss.backward()
@@ -77,7 +77,7 @@ def test_relative_loss_is_finite_with_a_finite_gradient_far_out() -> None:
     assert predicted.grad.isfinite().all()
 
 
-def test_losses_run_in_float32_whatever_comes() -> None:
+def test_losses_are_float32_for_half_precision_inputs() -> None:
     predicted, losses = torch.randn(2, 8), torch.rand(2, 8)
     half = predicted.bfloat16()
     assert relative_loss(half, losses.bfloat16()).dtype == torch.float32
@@ -85,7 +85,7 @@ def test_losses_run_in_float32_whatever_comes() -> None:
     assert_close(relative_loss(half, losses), relative_loss(half.float(), losses))
 
 
-def test_absolute_losses_against_their_formulas() -> None:
+def test_absolute_losses_equal_their_formulas() -> None:
     predicted, losses = torch.randn(3, 7), torch.rand(3, 7)
     assert_close(absolute_loss(predicted, losses), ((predicted - losses) ** 2).mean())
     by_hand = torch.stack([(row - row.mean()) / (row.var() + 1e-6).sqrt() for row in losses])
@@ -162,11 +162,11 @@ def test_token_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
-def test_half_of_the_pairs_stands_for_all(count: int) -> None:
+def test_pair_differences_contain_each_pair_once(count: int) -> None:
     values = torch.arange(count, dtype=torch.float32).square().unsqueeze(0)
     differences = pair_differences(values)[0]  # [M, M // 2]
-    wanted = sorted(abs(values[0, i] - values[0, j]).item() for i in range(count) for j in range(i))
-    found = differences.abs()
-    twice = found[:, -1:] if count % 2 == 0 else found[:, :0]
-    once = found[:, : found.shape[1] - twice.shape[1]]
-    assert sorted(once.flatten().tolist() + sorted(twice.flatten().tolist())[::2]) == wanted
+    expected = sorted(abs(values[0, i] - values[0, j]).item() for i in range(count) for j in range(i))
+    distances = differences.abs()
+    twice = distances[:, -1:] if count % 2 == 0 else distances[:, :0]
+    once = distances[:, : distances.shape[1] - twice.shape[1]]
+    assert sorted(once.flatten().tolist() + sorted(twice.flatten().tolist())[::2]) == expected

@@ -32,14 +32,14 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(mask: MaskName, given: Tensor | None = None, masked: int = MASKED, grid: tuple[int, int] = GRID) -> Tensor:
+def draw(mask: MaskName, mined: Tensor | None = None, masked: int = MASKED, grid: tuple[int, int] = GRID) -> Tensor:
     patches = grid[0] * grid[1]
     noise, attention = uniform(DRAWS, noise_count(mask, patches)), uniform(DRAWS, patches, seed=1)
-    return draw_mask(mask, noise, masked, grid=grid, mined=given, attention=attention)
+    return draw_mask(mask, noise, masked, grid=grid, mined=mined, attention=attention)
 
 
-def some(counts: Tensor, patches: int = 196) -> Tensor:
-    """As many patches of each image as ``counts [B]`` says, at random."""
+def random_patches(counts: Tensor, patches: int = 196) -> Tensor:
+    """Mark ``counts [B]`` patches of each image at random."""
     rank = uniform(len(counts), patches, seed=2).argsort(dim=1).argsort(dim=1)
     return rank < counts.unsqueeze(1)
 
@@ -100,7 +100,7 @@ def test_random_mask_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("patches", "ratio", "masked"), [(196, 0.75, 147), (64, 0.75, 48), (100, 0.9, 91), (49, 0.6, 30)]
 )
-def test_known_counts(patches: int, ratio: float, masked: int) -> None:
+def test_masked_counts_by_hand(patches: int, ratio: float, masked: int) -> None:
     assert masked_count(patches, ratio) == masked
 
 
@@ -113,7 +113,7 @@ def test_the_papers_curriculum() -> None:
     assert linear_alpha(0.9, 0.5, 0.5) == 0.5  # constant
 
 
-def test_mistakes() -> None:
+def test_counts_and_shares_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"mask_ratio: expected a number between 0 and 1, got 1\.2"):
         masked_count(196, 1.2)
     with pytest.raises(ValueError, match="leaves 0 visible"):
@@ -131,15 +131,15 @@ def test_every_strategy_has_a_function() -> None:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_every_strategy_masks_exactly_the_count_and_what_is_given(mask: MaskName) -> None:
-    assert drawn(mask).dtype == torch.bool
-    assert (drawn(mask).sum(dim=1) == MASKED).all()
-    given = some(torch.arange(DRAWS) % (MASKED + 1))  # none, all, and any number between
-    result = drawn(mask, given)
+def test_every_strategy_masks_exactly_the_count_and_the_mined_patches(mask: MaskName) -> None:
+    assert draw(mask).dtype == torch.bool
+    assert (draw(mask).sum(dim=1) == MASKED).all()
+    mined = random_patches(torch.arange(DRAWS) % (MASKED + 1))  # none, all, and any number between
+    result = draw(mask, mined)
     assert (result.sum(dim=1) == MASKED).all()
-    missing = given & ~result
-    if mask == "grid":  # only of windows that are given whole
-        full = given.unflatten(1, (7, 2, 7, 2)).all(dim=2, keepdim=True).all(dim=4, keepdim=True)
+    missing = mined & ~result
+    if mask == "grid":  # only in windows whose four patches are mined
+        full = mined.unflatten(1, (7, 2, 7, 2)).all(dim=2, keepdim=True).all(dim=4, keepdim=True)
         assert not (missing & ~full.expand(-1, -1, 2, -1, 2).flatten(1)).any()
         assert missing.any()
     else:
@@ -181,31 +181,31 @@ def test_any_grid_and_any_count(
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_mask_depends_on_its_own_images_noise_alone(mask: MaskName) -> None:
+def test_the_mask_of_an_image_depends_on_its_own_noise_alone(mask: MaskName) -> None:
     noise, attention = uniform(64, noise_count(mask, 196)), uniform(64, 196, seed=1)
-    given = some(torch.full((64,), 50))
-    before = noise.clone(), attention.clone(), given.clone()
+    mined = random_patches(torch.full((64,), 50))
+    before = noise.clone(), attention.clone(), mined.clone()
     state = torch.get_rng_state()
-    result = draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention)
-    again = draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention)
+    result = draw_mask(mask, noise, MASKED, grid=GRID, mined=mined, attention=attention)
+    again = draw_mask(mask, noise, MASKED, grid=GRID, mined=mined, attention=attention)
     assert result.equal(again)
     assert torch.get_rng_state().equal(state)
-    assert all(now.equal(then) for now, then in zip((noise, attention, given), before, strict=True))
+    assert all(map(torch.equal, (noise, attention, mined), before))
     for image in (0, 31, 63):
         one = slice(image, image + 1)
-        alone = draw_mask(mask, noise[one], MASKED, grid=GRID, mined=given[one], attention=attention[one])
+        alone = draw_mask(mask, noise[one], MASKED, grid=GRID, mined=mined[one], attention=attention[one])
         assert alone[0].equal(result[image])
-    more = torch.cat([noise, uniform(64, 100, seed=3)], dim=1)
-    assert draw_mask(mask, more, MASKED, grid=GRID, mined=given, attention=attention).equal(result)
+    longer = torch.cat([noise, uniform(64, 100, seed=3)], dim=1)
+    assert draw_mask(mask, longer, MASKED, grid=GRID, mined=mined, attention=attention).equal(result)
     if mask not in ("attention_high", "attention_low"):
         other = uniform(64, noise_count(mask, 196), seed=4)
-        assert not draw_mask(mask, other, MASKED, grid=GRID, mined=given, attention=attention).equal(result)
+        assert not draw_mask(mask, other, MASKED, grid=GRID, mined=mined, attention=attention).equal(result)
 
 
-def test_names_stand_for_the_public_functions() -> None:
+def test_strategy_names_call_the_public_functions() -> None:
     noise, attention = uniform(DRAWS, noise_count("block", 196)), uniform(DRAWS, 196, seed=1)
     first = noise[:, :196]
-    assert drawn("block").equal(block_mask(noise, MASKED, GRID))
+    assert draw("block").equal(block_mask(noise, MASKED, GRID))
     assert noise_count("random", 196) == 196
     pairs: list[tuple[MaskName, Tensor]] = [
         ("random", random_mask(first, MASKED)),
@@ -237,33 +237,33 @@ def test_attention_masks_are_the_top_of_a_sort(ties: bool, lowest: bool) -> None
     attention = uniform(DRAWS, 196, seed=1)
     if ties:
         attention = attention.mul(20).round()
-    given = some(torch.arange(DRAWS) % (MASKED + 1))
+    mined = random_patches(torch.arange(DRAWS) % (MASKED + 1))
     function = attention_low_mask if lowest else attention_high_mask
-    alone, composed = function(attention, MASKED), function(attention, MASKED, given)
+    alone, composed = function(attention, MASKED), function(attention, MASKED, mined)
     for image in range(0, DRAWS, 4):
         values = attention[image].tolist()
         order = sorted(range(196), key=lambda patch: values[patch], reverse=not lowest)  # stable
         assert alone[image].nonzero().flatten().tolist() == sorted(order[:MASKED])
-        taken = given[image].nonzero().flatten().tolist()
-        rest = [patch for patch in order if patch not in taken][: MASKED - len(taken)]
-        assert composed[image].nonzero().flatten().tolist() == sorted(taken + rest)
+        mined_patches = mined[image].nonzero().flatten().tolist()
+        rest = [patch for patch in order if patch not in mined_patches][: MASKED - len(mined_patches)]
+        assert composed[image].nonzero().flatten().tolist() == sorted(mined_patches + rest)
 
 
 @pytest.mark.parametrize("masked", [58, 147, 190, 196])
 def test_hints_are_among_the_most_attended(masked: int) -> None:
     noise, attention = uniform(DRAWS, 196), uniform(DRAWS, 196, seed=1)
-    given = some(torch.arange(DRAWS) % (masked + 1))
-    given[: DRAWS // 2] = False
-    mask = attention_hint_mask(noise, attention, masked, given)
+    mined = random_patches(torch.arange(DRAWS) % (masked + 1))
+    mined[: DRAWS // 2] = False
+    mask = attention_hint_mask(noise, attention, masked, mined)
     for image in range(0, DRAWS, 4):
         values, chance = attention[image].tolist(), noise[image].tolist()
-        taken = given[image].nonzero().flatten().tolist()
-        order = sorted(set(range(196)) - set(taken), key=lambda patch: values[patch], reverse=True)
-        wanted = masked - len(taken)
+        mined_patches = mined[image].nonzero().flatten().tolist()
+        order = sorted(set(range(196)) - set(mined_patches), key=lambda patch: values[patch], reverse=True)
+        count = masked - len(mined_patches)
         top = sorted(order[: int(0.1 * len(order))], key=lambda patch: chance[patch], reverse=True)
-        shown = top[: min(int(0.1 * wanted), 196 - masked)]
-        rest = [patch for patch in order if patch not in shown][:wanted]
-        assert mask[image].nonzero().flatten().tolist() == sorted(taken + rest)
+        shown = top[: min(int(0.1 * count), 196 - masked)]
+        rest = [patch for patch in order if patch not in shown][:count]
+        assert mask[image].nonzero().flatten().tolist() == sorted(mined_patches + rest)
     high = attention_high_mask(attention, masked)
     most = attention.argsort(dim=1, descending=True)[:, :19]  # int(0.1 * 196)
     alone = mask[: DRAWS // 2]
@@ -273,7 +273,7 @@ def test_hints_are_among_the_most_attended(masked: int) -> None:
     assert attention_hint_mask(noise, attention, masked, share=0.0).equal(high)
 
 
-def test_hints_show_each_of_the_most_attended_as_often() -> None:
+def test_each_of_the_most_attended_patches_is_a_hint_equally_often() -> None:
     attention = torch.arange(196.0).flip(0).expand(DRAWS, -1)
     mask = attention_hint_mask(uniform(DRAWS, 196), attention, 98)
     shown = (~mask[:, :19]).sum(dim=0).double()  # 9 of 19
@@ -282,8 +282,8 @@ def test_hints_show_each_of_the_most_attended_as_often() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_secondary_masking_takes_a_share_of_the_visible(share: float) -> None:
-    mask = drawn("grid")
+def test_secondary_masking_hides_a_share_of_the_visible_patches(share: float) -> None:
+    mask = draw("grid")
     noise = uniform(DRAWS, 196, seed=5)
     hidden = secondary_mask(noise, mask, share, MASKED)
     assert (hidden.sum(dim=1) == int(49 * share)).all()
@@ -298,19 +298,19 @@ def test_secondary_masking_takes_a_share_of_the_visible(share: float) -> None:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("mining", ["hard", "easy"])
 def test_mining_composes_with_every_mask(mask: MaskName, mining: MiningName) -> None:
-    """The mined patches first, and the rest is what the strategy draws around them."""
+    """The mined patches are masked first, and the strategy draws the rest around them."""
     noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
     difficulty = uniform(DRAWS, 196, seed=6)
-    mined = difficulty.argsort(dim=1, descending=mining == "hard")[:, :73]
-    given = torch.zeros(DRAWS, 196, dtype=torch.bool).scatter(1, mined, True)
+    hardest = difficulty.argsort(dim=1, descending=mining == "hard")[:, :73]
+    mined = torch.zeros(DRAWS, 196, dtype=torch.bool).scatter(1, hardest, True)
     result = hard_patches(difficulty, noise, MASKED, 73, mining, strategy=mask, grid=GRID, attention=attention)
-    assert result.equal(draw_mask(mask, noise, MASKED, grid=GRID, mined=given, attention=attention))
+    assert result.equal(draw_mask(mask, noise, MASKED, grid=GRID, mined=mined, attention=attention))
     assert (result.sum(dim=1) == MASKED).all()
     if mask == "grid":
         visible = (~result).unflatten(1, (7, 2, 7, 2)).sum(dim=(2, 4))
         assert (visible == 1).all()
     else:
-        assert (result & given).equal(given)
+        assert (result & mined).equal(mined)
     none = hard_patches(None, noise, MASKED, 0, mining, strategy=mask, grid=GRID, attention=attention)
     assert none.equal(draw_mask(mask, noise, MASKED, grid=GRID, attention=attention))
     every = hard_patches(difficulty, noise, MASKED, MASKED, mining, strategy=mask, grid=GRID, attention=attention)
@@ -346,7 +346,7 @@ def test_a_unit_divides_the_grid(unit: int) -> None:
         spread_units(torch.ones(1, 12, dtype=torch.bool), (6, 8), unit)
 
 
-def test_mistakes_in_drawing() -> None:
+def test_draw_mask_refuses_arguments_that_do_not_fit() -> None:
     noise = torch.rand(2, 16)
     with pytest.raises(ValueError, match=r"strategy: expected one of random, block, .*, got 'blocks'"):
         draw_mask("blocks", noise, 12, grid=(4, 4))  # type: ignore[arg-type]
@@ -372,14 +372,14 @@ def test_mistakes_in_drawing() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
 @pytest.mark.parametrize("mask", MASKS)
-def test_masks_are_the_same_on_a_gpu_and_wait_for_nothing(mask: MaskName) -> None:
+def test_masks_are_the_same_on_a_gpu_without_synchronization(mask: MaskName) -> None:
     noise, attention = uniform(DRAWS, noise_count(mask, 196)), uniform(DRAWS, 196, seed=1)
     difficulty = uniform(DRAWS, 196, seed=6)
-    here = hard_patches(difficulty, noise, MASKED, 30, strategy=mask, grid=GRID, attention=attention)
-    on_gpu = difficulty.cuda(), noise.cuda(), attention.cuda()
+    on_cpu = hard_patches(difficulty, noise, MASKED, 30, strategy=mask, grid=GRID, attention=attention)
+    moved = difficulty.cuda(), noise.cuda(), attention.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        there = hard_patches(on_gpu[0], on_gpu[1], MASKED, 30, strategy=mask, grid=GRID, attention=on_gpu[2])
+        on_gpu = hard_patches(moved[0], moved[1], MASKED, 30, strategy=mask, grid=GRID, attention=moved[2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert there.cpu().equal(here)
+    assert on_gpu.cpu().equal(on_cpu)

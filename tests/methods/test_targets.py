@@ -27,7 +27,7 @@ def test_teacher_features_are_of_the_whole_image_after_the_norm() -> None:
 
 def test_visual_tokens_of_the_masked_patches() -> None:
     class Brightness:
-        """Token = mean gray of the patch."""
+        """Token of a patch: its mean gray value."""
 
         vocabulary = 256
 
@@ -50,7 +50,7 @@ def test_frozen_features_of_the_masked_patches() -> None:
     assert_close(target[2, 3], network(PIXELS)[2, MASK.masked[2, 3]])
 
 
-def test_a_target_from_outside_replaces_the_hosts_own() -> None:
+def test_given_targets_replace_those_of_the_host() -> None:
     model = HPM(small_mae(), None)
     images = model.normalize(PIXELS)
     own = model(images, MASK)

@@ -6,19 +6,19 @@ from hardpatch.methods.teacher import Teacher, linear_momentum
 from tests.small import mae_of, small_hpm
 
 
-def test_follows_the_student_by_the_formula() -> None:
+def test_update_is_the_moving_average() -> None:
     student = small_hpm()
     teacher = Teacher(student)
-    slow = {name: p.detach().clone() for name, p in student.named_parameters()}
+    expected = {name: p.detach().clone() for name, p in student.named_parameters()}
     for step in range(3):
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         teacher.update(student, momentum=0.9 + 0.02 * step)
         for name, p in student.named_parameters():
-            slow[name] = (0.9 + 0.02 * step) * slow[name] + (0.1 - 0.02 * step) * p.detach()
+            expected[name] = (0.9 + 0.02 * step) * expected[name] + (0.1 - 0.02 * step) * p.detach()
     for name, p in teacher.network.named_parameters():
-        assert_close(p, slow[name])
+        assert_close(p, expected[name])
 
 
 def test_has_no_reconstructor_and_shares_no_memory() -> None:
@@ -26,8 +26,8 @@ def test_has_no_reconstructor_and_shares_no_memory() -> None:
     teacher = Teacher(student)
     assert teacher.network.host.reconstructor is None
     assert mae_of(student).reconstructor is not None
-    ours = {name for name, _ in teacher.network.named_parameters()}
-    assert ours == {name for name, _ in student.named_parameters() if not name.startswith("host.reconstructor.")}
+    names = {name for name, _ in teacher.network.named_parameters()}
+    assert names == {name for name, _ in student.named_parameters() if not name.startswith("host.reconstructor.")}
     pointers = {p.data_ptr() for p in student.parameters()}
     assert not any(p.data_ptr() in pointers for p in teacher.network.parameters())
 

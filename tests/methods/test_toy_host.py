@@ -16,7 +16,7 @@ from hardpatch.pretrain.vital_signs import vital_signs
 
 
 class MeanColor(Host):
-    """Guesses the mean color of each masked patch from what is visible."""
+    """Predicts the mean color of each masked patch from the mean of the latent."""
 
     reconstruction_only = ("head",)
 
@@ -32,8 +32,7 @@ class MeanColor(Host):
         return self.embed(latent, mask, grid)
 
     def reconstruct(self, latent: Tensor, tokens: Tokens, mask: PatchIndices) -> Tensor:
-        guess = tokens.query_tokens
-        return self.head(guess + self.embed.proj(latent).mean(dim=1, keepdim=True))
+        return self.head(tokens.query_tokens + self.embed.proj(latent).mean(dim=1, keepdim=True))
 
     def target(self, images: Tensor) -> Tensor:
         return patchify(images, 4).unflatten(2, (16, 3)).mean(dim=2)
@@ -60,7 +59,7 @@ def test_a_toy_host_mines_hard_patches() -> None:
         teacher.update(model, momentum=0.8)
     mined, losses = step(Inputs(images, torch.rand(64, 16)), mask_ratio=0.5, alpha=0.5, observe=True)
     assert mined.mined is not None
-    assert (mined.mined.nonzero()[:, 1] % 4 < 2).float().mean() > 0.9  # what is mined lies in the left half
+    assert (mined.mined.nonzero()[:, 1] % 4 < 2).float().mean() > 0.9  # mined patches are in the left half
     signs = vital_signs(mined, losses)
     assert signs["pair_accuracy"] > 0.6
     assert signs["mined_loss_ratio"] > 1.5

@@ -69,10 +69,10 @@ def draw_blocks(
     covered = torch.zeros(len(noise), rows, columns, dtype=torch.bool, device=noise.device)
     if mined is not None:
         covered = mined.unflatten(1, grid)
-    wanted = masked - covered.sum(dim=(1, 2))
+    missing = masked - covered.sum(dim=(1, 2))
     boxes = []
     for attempt in range(u.shape[1]):
-        area = smallest + u[:, attempt, 0] * (wanted - smallest).clamp(min=0)
+        area = smallest + u[:, attempt, 0] * (missing - smallest).clamp(min=0)
         side = area.sqrt()
         height = (side * taller[:, attempt]).round().long()
         width = (side * wider[:, attempt]).round().long()
@@ -82,9 +82,9 @@ def draw_blocks(
         y, x, h, w = box.view(-1, 4, 1, 1).unbind(1)
         block = (row >= y) & (row < y + h) & (column >= x) & (column < x + w)
         new = (block & ~covered).sum(dim=(1, 2))
-        placed = (height <= rows) & (width <= columns) & (height * width >= smallest) & (new > 0) & (new <= wanted)
+        placed = (height <= rows) & (width <= columns) & (height * width >= smallest) & (new > 0) & (new <= missing)
         covered = covered | (block & placed.view(-1, 1, 1))
-        wanted = wanted - new * placed
+        missing = missing - new * placed
         boxes.append(box * placed.unsqueeze(1))
     return Blocks(covered.flatten(1), torch.stack(boxes, dim=1))
 

@@ -101,7 +101,8 @@ class HardPatchesMining:
         """
         mining = self.masking.counts(mask_ratio, alpha)[1] > 0
         output = self.run_teacher(inputs.images, mining)  # whole images, no gradient
-        difficulty = self.difficulty(inputs, output) if mining else None  # [B, N]
+        difficulty = self.difficulty(inputs, output) if mining else None  # [B, N], predicted losses
+        # Easy to hard: a share alpha of the masked patches are the hardest ones, the mask strategy draws the others.
         mined = self.mine_mask(inputs, output, difficulty, mask_ratio, alpha, compare=observe)
         targets = self.targets(inputs, output, mined.mask, progress)  # [B, M, ...], no gradient
         token_metrics = observe and self.student.host.has_token_metrics
@@ -136,8 +137,8 @@ class HardPatchesMining:
         *,
         compare: bool = False,
     ) -> MinedMask:
-        """Mask the hardest patches of the images that the host wants masked, see :meth:`Masking.mine_mask`."""
-        count = max(1, round(len(inputs.images) * self.student.host.masked_share))  # the first ones
+        """Mask the hardest patches of the first images, a share ``masked_share`` of them, by :attr:`masking`."""
+        count = max(1, round(len(inputs.images) * self.student.host.masked_share))
         return self.masking.mine_mask(
             inputs.noise[:count],
             mask_ratio=mask_ratio,

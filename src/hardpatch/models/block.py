@@ -15,8 +15,8 @@ class Attention(nn.Module):
     """Multi-head attention with the fused kernel of torch.
 
     Args:
-        width: D, of the tokens.
-        heads: a divisor of the width.
+        width: width D of the tokens.
+        heads: number of heads, a divisor of the width.
 
     Raises:
         ValueError: if the heads do not divide the width.
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
         Args:
             x: the tokens.
-            bias: ``[1, heads, L, L]``, added before the softmax.
+            bias: ``[1, heads, L, L]``, added to the scores before the softmax.
             context: ``[B, L, D]``. Keys and values are computed from it, and only queries from ``x``.
         """
         if context is None:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def first_token_attention(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Weights of the first token of ``x [B, L, D]`` on the others, mean of the heads: ``[B, L - 1]``."""
+        """Attention of the first token of ``x [B, L, D]`` to the others, mean of the heads: ``[B, L - 1]``."""
         q, k, _ = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         scores = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5  # [B, heads, 1, L]
         if bias is not None:
@@ -101,15 +101,15 @@ class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``. Parameters have timm's names.
 
     Args:
-        width: D, of the tokens.
-        heads: of the attention.
-        mlp_ratio: hidden width of the MLP over ``width``.
-        layer_scale: initial value of a learned factor on each branch; None has none.
-        drop_path: probability of leaving a branch out in training, image by image (Huang et al. 2016).
+        width: width D of the tokens.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of the MLP divided by ``width``.
+        layer_scale: initial value of a learned factor on each branch; None for no such factor.
+        drop_path: probability in training that an image skips a branch (Huang et al. 2016).
     """
 
     recompute = False
-    """store only the inputs for the backward pass, which computes the block again (activation checkpointing)"""
+    """keep only the inputs for the backward pass, which computes the block again (activation checkpointing)"""
 
     def __init__(
         self,
@@ -134,9 +134,9 @@ class Block(nn.Module):
 
         Args:
             x: the tokens.
-            bias: of the attention.
-            context: ``[B, L, D]``, the tokens that ``x`` attends to; None is ``x``. It is used in a last block, where
-                only the tokens whose output is needed pass through the block.
+            bias: added to the attention scores.
+            context: ``[B, L, D]``, the tokens that ``x`` attends to; None is ``x``. A last block uses it to compute
+                only the tokens whose output is needed.
         """
         return checkpointed(Block._forward, self, x, bias, context)
 

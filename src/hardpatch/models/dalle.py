@@ -17,7 +17,7 @@ class DalleTokenizer(nn.Module):
     precision on a GPU.
 
     Args:
-        width: channels of the first group, a multiple of 4; the groups have 1, 2, 4 and 8 times as many.
+        width: channels of the first group, a multiple of 4; the four groups have 1, 2, 4 and 8 times this width.
         vocabulary: number of visual tokens.
         blocks: residual blocks of each of the four groups.
     """
@@ -44,7 +44,7 @@ class DalleTokenizer(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Score every token: ``images [B, 3, H, W]`` in [0, 1] to float32 ``[B, vocabulary, H / 8, W / 8]``."""
-        # The ends of the range stay free: the decoder's logit-Laplace density has no mass there (App. A.3).
+        # [0, 1] is mapped to [0.1, 0.9], because the logit-Laplace density has no mass at 0 and 1 (App. A.3).
         images = (1 - 2 * 0.1) * images + 0.1
         device = images.device.type
         with torch.autocast(device, torch.float16, enabled=device == "cuda"):
@@ -52,7 +52,7 @@ class DalleTokenizer(nn.Module):
 
     @torch.no_grad()
     def tokens(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """See :class:`~hardpatch.models.tokenizer.Tokenizer`.
+        """Tokenize images, see :class:`~hardpatch.models.tokenizer.Tokenizer`.
 
         At 224 px and a 14 x 14 grid the encoder sees 112 px, as in BEiT.
         """
@@ -60,7 +60,7 @@ class DalleTokenizer(nn.Module):
 
 
 class _Conv(nn.Module):
-    """A convolution of odd size that keeps height and width; if ``exact``, in float32 under autocast, too."""
+    """A convolution of odd size that keeps height and width; if ``exact``, in float32 even under autocast."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, exact: bool = False) -> None:
         super().__init__()

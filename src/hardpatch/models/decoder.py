@@ -1,7 +1,7 @@
 """The decoder, one class with two uses: it reconstructs the masked patches, and it predicts their losses.
 
-Attention does not depend on the order of its tokens, so mask tokens simply come last. Three things are computed once
-that a literal decoder computes many times: see :func:`first_block`, :func:`last_block` and :meth:`Decoder.mean_output`.
+Attention does not depend on the order of its tokens, so mask tokens come last. Three computations are cheaper than in
+a literal decoder: see :func:`first_block`, :func:`last_block` and :meth:`Decoder.mean_output`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from hardpatch.patches import PatchIndices, gather, to_indices
 
 
 class Tokens(NamedTuple):
-    """Input of a decoder of width ``W``: a sequence of tokens, and the patches for which a prediction is wanted.
+    """Input of a decoder of width ``W``: a sequence of tokens, and the patches to predict (queries).
 
     The queried patches are either tokens of the sequence, or mask tokens that the first block appends to it.
     """
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Sequence and mask tokens, where there are mask tokens."""
+        """Sequence and mask tokens; only if there are mask tokens."""
         assert self.mask_tokens is not None
         return self.sequence, self.mask_tokens
 
@@ -63,7 +63,7 @@ class DecoderEmbed(nn.Module):
         latent_width: width of the encoder.
         width: width of the decoders.
         grid: (rows, columns) of patches.
-        mask_token: have one; False where the encoder returns all patches.
+        mask_token: create a mask token; False if the encoder returns all patches.
     """
 
     positions: Tensor
@@ -107,10 +107,10 @@ class Decoder(nn.Module):
     """Transformer blocks on all tokens, then norm and head on the queried patches.
 
     Args:
-        width: of the Transformer.
-        depth: blocks.
-        heads: attention heads.
-        outputs: numbers predicted for each patch.
+        width: width of the tokens.
+        depth: number of blocks.
+        heads: number of attention heads.
+        outputs: numbers to predict for each patch.
         cross: mask tokens attend to the sequence and not to each other (Fu et al. 2024, CrossMAE).
     """
 
@@ -129,9 +129,9 @@ class Decoder(nn.Module):
     def mean_output(self, tokens: Tokens) -> Tensor:
         """Compute the mean of :meth:`forward` over the outputs, ``[B, M]``: the predicted loss of each patch.
 
-        The rows of the head are averaged first, which gives the same number at the price of one output. The parameter
-        keeps its full shape: another one would change initialization, gradient clipping and Adam, and would not load
-        reference weights.
+        The rows of the head are averaged first, which gives the same number at the cost of one output. The parameter
+        keeps its full shape, because another shape would change initialization, gradient clipping and Adam, and could
+        not load reference weights.
         """
         features = self._features(tokens)
         return F.linear(
@@ -157,10 +157,10 @@ def run_blocks(blocks: Sequence[Block], tokens: Tokens) -> Tokens:
 
 
 def first_block(block: Block, tokens: Tokens) -> Tokens:
-    """Apply the first block to all tokens; mask tokens are in the sequence afterwards, last.
+    """Apply the first block to all tokens, and append the mask tokens to the sequence.
 
-    Before it a mask token is the same in all images. So its norm, query, key and value are computed once for each
-    position and not for each image.
+    Before the first block, mask tokens are the same in all images. Their norm, queries, keys and values are therefore
+    computed once for each position, not for each image.
     """
     if not tokens.queries_are_mask_tokens:
         return tokens._replace(sequence=block(tokens.sequence))
@@ -174,7 +174,7 @@ def _first_block(block: Block, tokens: Tokens) -> Tensor:
 
 def last_block(block: Block, tokens: Tokens) -> Tensor:
     """Apply the last block to the queried patches, ``[B, M, W]``; the other tokens are only keys and values."""
-    if tokens.queries_are_mask_tokens:  # it is the first block, too
+    if tokens.queries_are_mask_tokens:  # the only block is the first and the last one
         sequence, mask_tokens = (block.norm1(x) for x in tokens.parts)
         keys_values = tokens.append_queries(block.attn.keys_values(sequence), block.attn.keys_values(mask_tokens))
         k, v = keys_values.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""A small discrete variational autoencoder, to be trained as a tokenizer on one's own images."""
+"""A small discrete variational autoencoder, which can be trained as a tokenizer on one's own images."""
 
 import math
 from typing import NamedTuple
@@ -13,8 +13,8 @@ MAX_VOCABULARY = 8192
 PIXEL_STD = 0.25
 """Approximate standard deviation of pixels in [0, 1]; the network computes in units of it."""
 SHARPNESS = 50.0
-"""Logits per unit of cosine. With less, tokens are chosen too much at random: in short trials their entropy stayed at 3
-to 4 nats with 20 to 30, at 2 with 50, and the error was larger."""
+"""Factor from cosines to logits. In short trials with 20 to 30 the tokens were too random (entropy 3 to 4 nats instead
+of 2) and the reconstruction error was larger."""
 
 
 class DiscreteVAEOutput(NamedTuple):
@@ -59,7 +59,7 @@ class DiscreteVAE(nn.Module):
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for stride, fine, coarse in zip(strides, widths, widths[1:], strict=False):
-            # A halving sees one pixel beyond its window, so that patches know the edges of their neighbors.
+            # A stride of 2 reads one pixel beyond its window on each side, across the border to neighboring patches.
             size, padding = (4, 1) if stride == 2 else (stride, 0)
             down += [nn.Conv2d(fine, coarse, size, stride, padding), nn.ReLU()]
             up = [nn.ReLU(), nn.ConvTranspose2d(coarse, fine, size, stride, padding), *up]
@@ -81,12 +81,12 @@ class DiscreteVAE(nn.Module):
     def forward(
         self, images: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> DiscreteVAEOutput:
-        """Reconstruct ``images [B, 3, H, W]``, values in [0, 1], from one token a patch.
+        """Reconstruct ``images [B, 3, H, W]``, values in [0, 1], from one token for each patch.
 
         Args:
-            images: with a height and width that the patch size divides.
-            temperature: of the Gumbel softmax, in training only; the lower, the closer its gradient is to the drawn
-                token.
+            images: height and width must be multiples of the patch size.
+            temperature: of the Gumbel softmax, in training only; the lower, the closer its gradient is to that of the
+                drawn token.
             generator: draws the tokens in training, on the device of the images.
         """
         logits = self.logits(images)
@@ -101,12 +101,12 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def tokens(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """See :class:`~hardpatch.models.tokenizer.Tokenizer`."""
+        """Tokenize images, see :class:`~hardpatch.models.tokenizer.Tokenizer`."""
         with torch.autocast(pixels.device.type, enabled=False):
             return self.logits(resize_to_grid(pixels, grid, self.patch_size)).argmax(dim=1).flatten(1)
 
     def _entries(self) -> Tensor:
-        """Entries of the codebook as the decoder sees them, ``[vocabulary, width]``: with a root mean square of 1."""
+        """Codebook entries as input of the decoder, ``[vocabulary, width]``, with a root mean square of 1."""
         return F.normalize(self.codebook, dim=1) * math.sqrt(self.width)
 
     def _decode(self, codes: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class _Residual(nn.Module):
 
 
 def _strides(patch_size: int) -> list[int]:
-    """Factors of the patch size: as many halvings as possible, then the rest. 8 is 2, 2, 2 and 14 is 2, 7."""
+    """Factors of the patch size: as many twos as possible, then the rest. 8 is 2, 2, 2 and 14 is 2, 7."""
     strides = []
     while patch_size % 2 == 0:
         strides.append(2)

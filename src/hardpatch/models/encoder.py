@@ -36,17 +36,17 @@ class Encoder(nn.Module):
     Args:
         image_size: (height, width) in pixels. Images of another size are accepted; their positions are interpolated.
         patch_size: side of a square patch in pixels.
-        channels: of the images, any number.
-        width: D, of the Transformer; see :data:`hardpatch.choices.SIZES`.
+        channels: number of channels of the images.
+        width: width D of the tokens; see :data:`hardpatch.choices.SIZES`.
         depth: number of blocks.
-        heads: of the attention.
-        mlp_ratio: hidden width of the MLP over ``width``.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of the MLP divided by ``width``.
         drop_masked: drop masked patches; otherwise they become mask tokens.
-        mask_token: have one even if masked patches are dropped, for visible patches that are hidden.
+        mask_token: create a mask token even if masked patches are dropped, for visible patches that are hidden.
         positions: ``sincos``, fixed, or ``relative``, a bias shared by all blocks
             (:class:`~hardpatch.models.positions.RelativePositionBias`; only if masked patches are not dropped).
-        layer_scale: of the blocks, see :class:`~hardpatch.models.block.Block`.
-        drop_path: of the last block; it rises linearly from 0 in the first one.
+        layer_scale: see :class:`~hardpatch.models.block.Block`.
+        drop_path: probability for the last block; it rises linearly from 0 in the first block.
 
     Raises:
         ValueError: if the patch size does not divide the image, the heads the width, or 4 the width.
@@ -72,7 +72,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if positions == "relative" and drop_masked:
-            raise ValueError("positions: a relative bias needs all patches; expected sincos where masked ones drop out")
+            raise ValueError(
+                "positions: a relative bias needs all patches; expected sincos if masked patches are dropped"
+            )
         self.patch_size, self.width, self.channels = patch_size, width, channels
         self.drop_masked = drop_masked
         self.grid = patch_grid(image_size, patch_size)
@@ -107,7 +109,7 @@ class Encoder(nn.Module):
         return self.latents(images, mask, (len(self.blocks),))[0]
 
     def latents(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
-        """Compute what :meth:`forward` returns for an encoder that ends after each of ``blocks``, numbered from 1."""
+        """Compute the output of :meth:`forward` as if the encoder ended after each of ``blocks``, numbered from 1."""
         return [self.norm(x) for x in self._outputs(images, mask, blocks)]
 
     def forward_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,11 +128,11 @@ class Encoder(nn.Module):
         return self.norm(last(x, bias)), attention
 
     def intermediates(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Patch tokens of whole images after each of ``blocks``, without the last norm: ``[B, N, D]`` each.
+        """Compute the patch tokens of whole images after each of ``blocks``, without the last norm: ``[B, N, D]`` each.
 
         Args:
             images: normalized pixels ``[B, C, H, W]``.
-            blocks: increasing numbers from 1 on; blocks after the last of them are not computed.
+            blocks: increasing numbers, from 1; blocks after the last of them are not computed.
 
         Raises:
             ValueError: if the numbers do not increase or the encoder does not have such blocks.
@@ -175,7 +177,9 @@ class Encoder(nn.Module):
 
     def _mask_token(self, like: Tensor) -> Tensor:
         if self.mask_token is None:
-            raise ValueError("mask: patches are hidden behind mask tokens, and this encoder was built without one")
+            raise ValueError(
+                "mask: expected an encoder with a mask token for hidden patches, this one was built without one"
+            )
         return self.mask_token.to(like.dtype)
 
 

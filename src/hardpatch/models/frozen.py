@@ -31,7 +31,7 @@ _UNUSED_KEYS = (*(f"{module}." for module in _UNUSED_MODULES), "mask_token", "ro
 
 
 class FrozenTeacher(nn.Module):
-    """A network that is never trained and returns one feature vector for every patch of the student's grid.
+    """A network that is not trained and returns one feature vector for each patch of the student's grid.
 
     The features are the tokens of timm's ``forward_intermediates(norm=True)`` at the last block, without class,
     register and distillation tokens. timm's CLIP networks (``*_clip_*``, unless their tag has ``ft_in``: fine-tuned to
@@ -43,13 +43,14 @@ class FrozenTeacher(nn.Module):
     a network of patch size 14. Its position embeddings are interpolated once, at construction.
 
     Args:
-        network: made by ``timm.create_model``, with its weights loaded; it is changed. One with rotary positions should
-            be made with ``dynamic_img_size=False``, otherwise timm computes these on the CPU in each call.
+        network: from ``timm.create_model``, with its weights loaded; it is modified. Create a network with rotary
+            positions with ``dynamic_img_size=False``, otherwise timm computes these on the CPU in each call.
         grid: the student's (rows, columns) of patches.
         channels: of the pixels; a network of three channels gets gray images (1) as gray RGB.
 
     Raises:
-        UserError: if the network does not return one token a patch for this grid, or was trained on other channels.
+        UserError: if the network does not return one token for each patch of this grid, or was trained on other
+            channels.
     """
 
     mean: Tensor

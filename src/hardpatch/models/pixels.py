@@ -1,4 +1,4 @@
-"""From uint8 pixels to the float images that networks take."""
+"""Conversion of uint8 pixels to the float images that networks take."""
 
 import torch
 import torch.nn.functional as F

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 class ProjectionHead(nn.Module):
     """Logits over prototypes, ``[..., D]`` -> ``[..., outputs]``, for class and patch tokens alike.
 
-    An MLP with GELU ends in a bottleneck, whose vectors are normalized. The logits are their cosines with the rows of
-    ``last.weight``, the prototypes. This is weight normalization with the gain fixed at 1, computed in each forward
-    pass, so every parameter is a plain one that can be copied, saved and averaged. iBOT freezes ``last.weight`` at the
-    beginning of a run.
+    An MLP with GELU ends in a bottleneck, whose output is normalized. The logits are its cosines with the rows of
+    ``last.weight``, the prototypes. This equals weight normalization with a gain of 1, but it is computed in each
+    forward pass, so that all parameters are plain tensors that can be copied, saved and averaged. iBOT freezes
+    ``last.weight`` at the beginning of a run.
 
-    Initialized as in the reference implementation: the MLP from a truncated normal distribution of standard deviation
-    0.02 with zero biases, the prototypes as torch initializes a linear layer.
+    The initialization is that of the reference implementation: a truncated normal distribution of standard deviation
+    0.02 and zero biases for the MLP, torch's default for linear layers for the prototypes.
 
     Args:
         width: D, of the tokens.

@@ -1,7 +1,8 @@
-"""Tokenizers: networks that give every patch a visual token, which BEiT's student predicts (Bao et al. 2022).
+"""Tokenizers: networks that assign a visual token to each patch, which BEiT's student predicts (Bao et al. 2022).
 
-There are two: DALL-E's, which BEiT uses, for those who have its weights, and a small one to be trained on one's own
-images (:mod:`hardpatch.pretrain.tokenizer`). Both are discrete variational autoencoders (Ramesh et al. 2021, Sec. 2.1).
+There are two: that of DALL-E, which BEiT uses and whose weights you need, and a small one that you can train on your
+own images (:mod:`hardpatch.pretrain.tokenizer`). Both are discrete variational autoencoders (Ramesh et al. 2021, Sec.
+2.1).
 """
 
 import json
@@ -25,7 +26,7 @@ METADATA, KIND = "hardpatch_tokenizer", "discrete_vae"
 
 
 class Tokenizer(Protocol):
-    """Gives every patch of an image a visual token, an entry of a vocabulary."""
+    """A network that assigns a visual token, an entry of a vocabulary, to each patch of an image."""
 
     vocabulary: int
     """number of tokens"""
@@ -33,7 +34,7 @@ class Tokenizer(Protocol):
     def tokens(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokenize ``pixels`` (uint8 ``[B, 3, H, W]``) on a ``grid`` of (rows, columns): int64 ``[B, N]``.
 
-        Patches run row by row. Without gradient. The pixels must be on the device of the tokenizer.
+        Tokens are in order of rows, without gradient. The pixels must be on the device of the tokenizer.
         """
 
 
@@ -43,7 +44,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Dall
     Args:
         path: a folder of ``hardpatch tokenizer``, its ``.safetensors`` file, or a state dict saved by ``torch.save``;
             no code in it is run.
-        device: where the tokenizer goes.
+        device: where to put the tokenizer.
 
     Raises:
         UserError: if the file is neither.
