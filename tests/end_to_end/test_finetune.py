@@ -165,7 +165,7 @@ def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_pa
 
 
 class Stopping(Silent):
-    """Sends SIGTERM to the process after some steps."""
+    """Send SIGTERM to this process after a number of steps."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -301,6 +301,17 @@ def fails_to_load(run: Path) -> str:
     with pytest.raises(UserError) as error:
         load_classifier(run)
     return str(error.value)
+
+
+def test_a_folder_of_an_earlier_version_is_loaded_but_not_resumed(fails: Fails, tuned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tuned, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("verb: finetune\n", ""))
+    line = fails("finetune", "--resume", "--out", folder)
+    assert f"{config} has no verb: an earlier version of hardpatch wrote it" in line
+    assert "take another --out" in line
+    assert load_classifier(folder).classes == ("class_0", "class_1")
 
 
 def test_resume_refuses_another_data_set(fails: Fails, run: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_classes_are_not_learned_if_the_patches_that_differ_are_dropped(images: 
 
 
 class StopAt(Silent):
-    """Kills a run after some steps."""
+    """Kill a run after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.left = step
