@@ -176,7 +176,7 @@ class Stopping(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_without_the_command_line_stopped_and_resumed(run: Path, images: Path, tmp_path: Path) -> None:
+def test_the_python_function_stops_and_resumes(run: Path, images: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "preset": "tiny",
         "epochs": 4.0,
@@ -250,10 +250,10 @@ def test_other_hosts_and_gray_images(tmp_path: Path) -> None:
         for k in range(5):
             pixels = rng.integers(0, 90, (32, 32), dtype=np.uint8) + np.uint8(100 * label)
             Image.fromarray(pixels).save(tmp_path / "gray" / str(label) / f"{k}.png")
-    more = ["--method.host", "simmim", "--model.positions", "relative", "--model.layer_scale", "0.1"]
-    more += ["--data.channels", "1", "--data.mean", "[0.5]", "--data.std", "[0.25]", "--steps", "1"]
+    settings = ["--method.host", "simmim", "--model.positions", "relative", "--model.layer_scale", "0.1"]
+    settings += ["--data.channels", "1", "--data.mean", "[0.5]", "--data.std", "[0.25]", "--steps", "1"]
     pretrained, images, out = tmp_path / "pretrained", tmp_path / "gray", tmp_path / "run"
-    assert main(["pretrain", *SMALL, *more, "--data", str(images), "--out", str(pretrained)]) == 0
+    assert main(["pretrain", *SMALL, *settings, "--data", str(images), "--out", str(pretrained)]) == 0
     augmented = ("--randaugment", 9, "--erase", 1, "--mixup", 0.8, "--image_size", 40)
     assert main(command(pretrained, images, out, *augmented, "--weights", "teacher")) == 0
     model, classes, size = load_classifier(out)
