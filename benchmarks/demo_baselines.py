@@ -29,7 +29,7 @@ def mean_auc(maps: torch.Tensor, masks: list[np.ndarray]) -> float:
 def main(run: str) -> None:
     """Measure and print both baselines."""
     train, test = demo_source("train"), demo_source("test")
-    model = hardpatch.load(run, "untrained")
+    model = hardpatch.load(run, "random")
     masks = [test.mask(i) for i in range(len(test))]
     mean_mask = torch.from_numpy(np.mean([train.mask(i) for i in range(len(train))], axis=0)).float()
     fixed = F.avg_pool2d(mean_mask[None, None], model.patch_size)[0].expand(len(test), -1, -1)

@@ -1,4 +1,4 @@
-"""Real images on the disk, and one short run that several tests look at."""
+"""Images on the disk, and one short run that several tests share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,11 @@ SMALL = [
     *("--model.width", "32", "--model.depth", "2", "--model.heads", "2", "--model.decoder_width", "16"),
     *("--optim.lr", "1e-3", "--method.alpha_start", "0.3", "--train.device", "cpu"),
 ]
-"""A model that learns in seconds; alpha starts high enough that the teacher is at work from the first step."""
+"""Settings of a model that learns in seconds; alpha starts above 0, so that the teacher runs from the first step."""
 
 
 def write_images(folder: Path, classes: int = 2, each: int = 15, size: int = 40) -> Path:
-    """One folder a class of JPEGs: class k is a bright bar at place k over noise."""
+    """Write a folder of JPEGs for each class: class k is noise with a bright bar at position k."""
     rng = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"class_{label}").mkdir(parents=True)
@@ -31,13 +31,13 @@ def write_images(folder: Path, classes: int = 2, each: int = 15, size: int = 40)
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 photographs in two folders, 40 x 48 px."""
+    """Write 30 images of two classes, 40 x 48 px."""
     return write_images(tmp_path_factory.mktemp("images") / "labeled")
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A finished run of 12 steps."""
+    """Pre-train for 12 steps."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert main(["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(folder)]) == 0
     return folder

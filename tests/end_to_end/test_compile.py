@@ -1,4 +1,4 @@
-"""Runs with train.compile yes, code generation and all; the rest is in tests/pretrain/test_compile.py."""
+"""Runs with train.compile yes, including code generation; see also tests/pretrain/test_compile.py."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TINY = [*SMALL, "--model.depth", "1", "--model.decoder_depth", "1", "--batch_siz
 TINY += ["--train.log_every", "1", "--train.checkpoint_steps", "3"]
 
 
-def test_a_compiled_run_is_a_plain_one_and_goes_on_as_one(tmp_path: Path) -> None:
+def test_a_compiled_run_equals_a_plain_one_and_resumes_as_one(tmp_path: Path) -> None:
     try:
         check_compiler(torch.device("cpu"))
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The programs in examples/ run as their first lines say."""
+"""Programs in examples/, run as their first lines say."""
 
 import math
 import re

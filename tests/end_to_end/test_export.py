@@ -1,4 +1,4 @@
-"""Export of a run from the command line, and wrong commands."""
+"""Export of a run from the command line, and mistakes."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Images held in memory: host gives the same training to the bit, device other crops of the same images."""
+"""Images held in memory: with host the training is the same to the bit, with device the crops differ."""
 
 import json
 import re

@@ -165,7 +165,7 @@ def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_pa
 
 
 class Stopping(Silent):
-    """Sends SIGTERM to the process after some steps."""
+    """Send SIGTERM to this process after a number of steps."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -176,7 +176,7 @@ class Stopping(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_without_the_command_line_stopped_and_resumed(run: Path, images: Path, tmp_path: Path) -> None:
+def test_the_python_function_stops_and_resumes(run: Path, images: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "preset": "tiny",
         "epochs": 4.0,
@@ -250,10 +250,10 @@ def test_other_hosts_and_gray_images(tmp_path: Path) -> None:
         for k in range(5):
             pixels = rng.integers(0, 90, (32, 32), dtype=np.uint8) + np.uint8(100 * label)
             Image.fromarray(pixels).save(tmp_path / "gray" / str(label) / f"{k}.png")
-    more = ["--method.host", "simmim", "--model.positions", "relative", "--model.layer_scale", "0.1"]
-    more += ["--data.channels", "1", "--data.mean", "[0.5]", "--data.std", "[0.25]", "--steps", "1"]
+    settings = ["--method.host", "simmim", "--model.positions", "relative", "--model.layer_scale", "0.1"]
+    settings += ["--data.channels", "1", "--data.mean", "[0.5]", "--data.std", "[0.25]", "--steps", "1"]
     pretrained, images, out = tmp_path / "pretrained", tmp_path / "gray", tmp_path / "run"
-    assert main(["pretrain", *SMALL, *more, "--data", str(images), "--out", str(pretrained)]) == 0
+    assert main(["pretrain", *SMALL, *settings, "--data", str(images), "--out", str(pretrained)]) == 0
     augmented = ("--randaugment", 9, "--erase", 1, "--mixup", 0.8, "--image_size", 40)
     assert main(command(pretrained, images, out, *augmented, "--weights", "teacher")) == 0
     model, classes, size = load_classifier(out)
@@ -301,6 +301,17 @@ def fails_to_load(run: Path) -> str:
     with pytest.raises(UserError) as error:
         load_classifier(run)
     return str(error.value)
+
+
+def test_a_folder_of_an_earlier_version_is_loaded_but_not_resumed(fails: Fails, tuned: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tuned, folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("verb: finetune\n", ""))
+    line = fails("finetune", "--resume", "--out", folder)
+    assert f"{config} has no verb: an earlier version of hardpatch wrote it" in line
+    assert "take another --out" in line
+    assert load_classifier(folder).classes == ("class_0", "class_1")
 
 
 def test_resume_refuses_another_data_set(fails: Fails, run: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ Job = Callable[..., Any]
 
 
 class At(Silent):
-    """Does something after a step."""
+    """Call ``action`` after a step."""
 
     def __init__(self, step: int, action: Callable[[], object]) -> None:
         self.step, self.action, self.steps = step, action, 0
@@ -101,7 +101,7 @@ def jobs(encoder: Path) -> dict[str, Job]:
     """Return the six jobs, by name."""
 
     def pretrain(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        settings = {
+        settings: dict[str, Any] = {
             "train.log_every": 1,
             "train.checkpoint_steps": 2,
             "data.workers": 0,
@@ -118,30 +118,31 @@ def jobs(encoder: Path) -> dict[str, Job]:
         return hardpatch.pretrain("demo", data=str(root / "labeled"), out=folder, **options, **settings)
 
     def finetune(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        images, more = str(root / "labeled"), {"warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.finetune(str(encoder), images, images, folder, **options, **LOOP, **more)
+        images = str(root / "labeled")
+        settings: dict[str, Any] = {"warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.finetune(str(encoder), images, images, folder, **options, **LOOP, **settings)
 
     def segment(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         pairs = str(root / "pairs")
-        more = {
+        settings: dict[str, Any] = {
             "crop": (32, 32),
             "short_side": 32,
             "channels": 8,
             "warmup_steps": 1,
             "max_bad_fraction": max_bad_fraction,
         }
-        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **LOOP, **more)
+        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **LOOP, **settings)
 
     def detect(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         images, annotations = str(root / "coco"), str(root / "coco.json")
-        more = {"image_size": 64, "channels": 8, "head_width": 16, "rois": 16, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.detect(
-            str(encoder), images, annotations, images, annotations, folder, **options, **LOOP, **more
-        )
+        sizes = {"image_size": 64, "channels": 8, "head_width": 16, "rois": 16}
+        settings: dict[str, Any] = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.detect(str(encoder), images, annotations, images, annotations, folder, **options, **settings)
 
     def tokenizer(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        more = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.train_tokenizer(str(root / "labeled"), folder, **options, **LOOP, **more)
+        sizes = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16}
+        settings: dict[str, Any] = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.train_tokenizer(str(root / "labeled"), folder, **options, **settings)
 
     def table_d(
         folder: Path,
@@ -172,9 +173,9 @@ NAMES = ("pretrain", "finetune", "segment", "detect", "tokenizer", "table_d")
 
 
 def newest(folder: Path) -> Path:
-    found = checkpoint.newest(folder)
-    assert found is not None
-    return found
+    saved = checkpoint.newest(folder)
+    assert saved is not None
+    return saved
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:
@@ -188,7 +189,7 @@ def test_a_killed_job_resumes_to_the_same_bits(name: str, jobs: dict[str, Job], 
     job, whole, killed = jobs[name], tmp_path / "whole", tmp_path / "killed"
     job(whole, data)
     process = os.fork()
-    if process == 0:  # nothing is cleaned up where it is killed, after the step that follows the checkpoint of step 2
+    if process == 0:  # killed without cleanup, in the step after the checkpoint of step 2
         job(killed, data, progress=At(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         os._exit(1)
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
@@ -221,9 +222,9 @@ def test_divergence_leaves_the_last_good_checkpoint(
     monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
     with pytest.raises(TrainingError, match=r"NaN or infinite .*nothing of that was saved"):
         jobs[name](tmp_path / "run", data)
-    kept = newest(tmp_path / "run")
-    assert kept.name == "step_00000002"
-    assert all(value.isfinite().all() for value in load_file(kept / checkpoint.WEIGHTS).values())
+    saved = newest(tmp_path / "run")
+    assert saved.name == "step_00000002"
+    assert all(value.isfinite().all() for value in load_file(saved / checkpoint.WEIGHTS).values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -243,14 +244,11 @@ def test_a_signal_saves_and_training_goes_on(
 ) -> None:
     saved = []
 
-    def look() -> None:
-        saved.append(newest(tmp_path / "run").name)
-
     class Signal(At):
         def advance(self) -> None:
             super().advance()
             if self.steps == 4:
-                look()
+                saved.append(newest(tmp_path / "run").name)
 
     result = jobs[name](tmp_path / "run", data, progress=Signal(3, lambda: os.kill(os.getpid(), number)))
     assert result.signal == 0
@@ -280,7 +278,7 @@ def test_a_corrupt_image_is_counted_and_skipped_up_to_the_limit(
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_signal_to_the_whole_process_group_saves(workers: str, tmp_path: Path) -> None:
-    """As `timeout`, systemd and Slurm send it: to the loader's processes, too."""
+    """Send the signal as `timeout`, systemd and Slurm do: to the loader's processes, too."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "hardpatch", "pretrain", *SMALL, "--steps", "100000", "--data.workers", workers]
     with subprocess.Popen(
@@ -292,10 +290,12 @@ def test_a_signal_to_the_whole_process_group_saves(workers: str, tmp_path: Path)
     ) as process:
         metrics, deadline = out / "metrics.jsonl", time.monotonic() + 120
         while not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGHUP)  # the terminal goes away: it saves and goes on
         while checkpoint.newest(out) is None:
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert process.poll() is None

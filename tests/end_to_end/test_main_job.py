@@ -18,7 +18,7 @@ from tests.end_to_end.conftest import SMALL
 
 
 def test_the_run_folder_explains_itself(run: Path) -> None:
-    names = {path.name for path in run.iterdir()} - {"features"}  # the cache that other tests leave behind
+    names = {path.name for path in run.iterdir()} - {"features"}  # the cache of features that other tests write
     assert names == {
         *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "result.json"),
         *("tensorboard", "checkpoints", "pictures"),
@@ -158,7 +158,7 @@ def test_a_run_finishes_even_if_no_pictures_can_be_drawn(images: Path, tmp_path:
 
 
 @pytest.mark.parametrize("loss", ["none", "absolute", "absolute_standardized"])
-def test_the_papers_other_rows_are_settings(loss: str, images: Path, tmp_path: Path) -> None:
+def test_other_predicting_losses(loss: str, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "2", "--out", str(folder)]
     assert main([*arguments, "--method.predicting_loss", loss, "--method.target", "normalized_pixels"]) == 0

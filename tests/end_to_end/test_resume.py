@@ -1,4 +1,4 @@
-"""Nothing is lost: a run that is killed and resumed ends with the very same bits as one that never stopped."""
+"""Exact resume: a run that is killed and resumed ends with the same bits as an uninterrupted one."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from tests.end_to_end.conftest import SMALL
 STEPS = 100
 COMMAND = [sys.executable, "-m", "hardpatch.cli", "pretrain", *SMALL, "--steps", str(STEPS)]
 # One thread: the same sums in the same order on any machine. One worker: the loader runs ahead of the step.
-WITH = ["--data.workers", "1", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
+OPTIONS = ["--data.workers", "1", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
 
 
 def start(images: Path, folder: Path, *more: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*COMMAND, *WITH, "--data", str(images), "--out", str(folder), *more]
+    command = [*COMMAND, *OPTIONS, "--data", str(images), "--out", str(folder), *more]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -38,7 +38,7 @@ def wait_for_step(process: "subprocess.Popen[str]", folder: Path, step: int) -> 
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    raise AssertionError("the run does not get on")
+    raise AssertionError("the run makes no progress")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_run_stopped_at_a_random_step_ends_the_same(
 ) -> None:
     folder = tmp_path / "run"
     process = start(images, folder)
-    step = random.Random().randint(5, STEPS // 2)  # 30 images, 16 a step: mid-epoch nearly always
+    step = random.Random().randint(5, STEPS // 2)  # 30 images, 16 a step: nearly always within an epoch
     wait_for_step(process, folder, step)
     process.send_signal(kind)
     out, errors = process.communicate(timeout=60)
@@ -94,14 +94,14 @@ def test_resume_alone_takes_the_settings_of_the_run(run: Path, capsys: pytest.Ca
     assert before["torch"] == json.loads((run / "environment.json").read_text())["torch"]
 
 
-def test_what_is_remembered_survives(images: Path, tmp_path: Path) -> None:
+def test_the_difficulty_memory_is_restored(images: Path, tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     arguments = ["--data", str(images), "--data.workers", "0", "--steps", "8", "--fast.remember", "true"]
     arguments += ["--method.alpha_start", "0.5", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
     assert main(["pretrain", *SMALL, *arguments, "--out", str(run)]) == 0
     shutil.copytree(run, other)
     last = Path("checkpoints", "step_00000008")
-    shutil.rmtree(other / last)  # as if it had been killed after the fourth step
+    shutil.rmtree(other / last)  # as if the run had been killed after step 4
     assert main(["pretrain", *SMALL, *arguments, "--out", str(other), "--resume"]) == 0
     for name in ("model.safetensors", "training.safetensors"):
         assert (other / last / name).read_bytes() == (run / last / name).read_bytes()
@@ -115,6 +115,6 @@ def test_what_is_remembered_survives(images: Path, tmp_path: Path) -> None:
         assert main(["score", str(run), str(images), "--out", str(out), "--pictures", "0", *options]) == 0
         return pq.read_table(out / "scores.parquet").to_pylist()
 
-    # Such a run mines by what was foreseen of masked patches, and that is what is shown of it.
+    # This run mines by the losses that the student predicted for masked patches, so score uses the same prediction.
     assert scored() == scored("--predict", "masked")
     assert scored() != scored("--predict", "whole")

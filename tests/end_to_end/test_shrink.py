@@ -1,4 +1,4 @@
-"""hardpatch shrink: the same images in the same order, resized; nothing is left when it fails."""
+"""hardpatch shrink: the same images in the same order, resized; no files remain after an error."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def photograph() -> np.ndarray:
 
 @pytest.fixture
 def tree(tmp_path: Path, photograph: np.ndarray) -> Path:
-    """36 images of six sizes in three classes, JPEG and PNG, and three broken files."""
+    """Write 36 images of six sizes in three classes, JPEG and PNG, and three broken files."""
     for k in range(36):
         height, width = SIZES[k % len(SIZES)]
         path = tmp_path / "images" / f"class_{k % 3}" / f"{k:02d}.{'png' if k % 4 == 0 else 'jpg'}"
@@ -105,7 +105,7 @@ def test_huggingface_reads_the_features(tree: Path, tmp_path: Path) -> None:
         assert min(file.size) == 40
 
 
-def test_a_large_jpeg_is_decoded_at_a_shrink_image_scale(photograph: np.ndarray) -> None:
+def test_a_large_jpeg_is_decoded_at_a_smaller_scale(photograph: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(photograph).save(buffer, "JPEG", quality=95)
     ours = shrink_image(open_image(buffer.getvalue()), 60).astype(int)

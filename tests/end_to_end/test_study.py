@@ -1,4 +1,4 @@
-"""Studies through the command line, at the smallest scale: run, interrupted, resumed, refused."""
+"""Studies through the command line, at the smallest scale: runs, interruptions, resume, mistakes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MICRO = ("--scale", "micro", "--train.device", "cpu")
 
 @pytest.fixture(scope="module")
 def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images to evaluate on, of the same two classes as ``images``."""
+    """Write images to evaluate on, of the same two classes as ``images``."""
     return write_images(tmp_path_factory.mktemp("val") / "labeled", each=6)
 
 

@@ -53,7 +53,7 @@ def test_a_suite_of_two_and_one_that_fails(
 
 
 class Stopping(Silent):
-    """Sends SIGTERM to the process after two steps."""
+    """Send SIGTERM to this process after two steps."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -79,7 +79,7 @@ def test_a_training_of_a_suite_is_resumed(
     suite, out = write(tmp_path / "suite.yaml", entry), tmp_path / "out"
     stopped = finetune(str(run), str(images), str(images), out / "finetune-bars", progress=Stopping(), **settings)
     assert (stopped.step, stopped.total) == (2, 6)
-    for beginning in ("step 2 of 6", "table: "):  # it goes on from step 2, and is not repeated
+    for beginning in ("step 2 of 6", "table: "):  # it resumes from step 2; the second call repeats nothing
         capsys.readouterr()
         assert main(["evaluate", str(run), "--suite", str(suite), "--out", str(out)]) == 0
         printed = capsys.readouterr()

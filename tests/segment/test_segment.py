@@ -1,4 +1,4 @@
-"""Training of segmenters: schedule, loss, resuming, files, settings, and that all parts together can learn."""
+"""Training of segmenters: schedule, loss, resume, files, settings, and learning with all parts together."""
 
 import math
 import os
@@ -50,7 +50,7 @@ TINY: dict[str, Any] = {
 
 
 class Interruption(Silent):
-    """Sends SIGTERM to this process after a number of steps."""
+    """Send SIGTERM to this process after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -118,7 +118,7 @@ def with_dropout() -> UperNet:
 def test_an_interrupted_run_resumes_to_the_same_bits(
     pairs: SegmentationSet, tmp_path: Path, accumulation_steps: int
 ) -> None:
-    settings = {"accumulation_steps": accumulation_steps, "batch_size": 4, "val_every": 1.6}
+    settings: dict[str, Any] = {"accumulation_steps": accumulation_steps, "batch_size": 4, "val_every": 1.6}
     whole = train(with_dropout(), pairs, tmp_path / "whole", **settings)
     interrupted = train(with_dropout(), pairs, tmp_path / "parts", interrupt_after=3, **settings)
     assert (interrupted.step, whole.step) == (3, 4)
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_not_saved(
         train_step(self, batch, observe=observe)
         if self.step == 4:  # the loss is still finite
             with torch.no_grad():
-                self.model.neck.levels[0][0].bias[0] = math.inf
+                next(self.model.neck.parameters()).view(-1)[0] = math.inf
 
     monkeypatch.setattr(SegmentJob, "train_step", diverging_step)
     with pytest.raises(TrainingError, match="a weight became NaN or infinite between steps 4 and 4; nothing of that"):

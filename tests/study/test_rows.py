@@ -1,4 +1,4 @@
-"""The runs that a table consists of: each can be built at every scale, and has the settings that its row says."""
+"""Runs of a table: each can be built at every scale and has the settings of its row."""
 
 from dataclasses import replace
 from pathlib import Path

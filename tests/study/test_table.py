@@ -1,4 +1,4 @@
-"""The numbers and the text of a table, against cases computed by hand."""
+"""Numbers and text of a table, against cases computed by hand."""
 
 import json
 import math

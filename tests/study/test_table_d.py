@@ -1,4 +1,4 @@
-"""Training under labels on half of the patches: which half, that it learns, and that it can be interrupted."""
+"""Supervised training on half of the patches: the dropped half, the accuracy, and exact resume."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,15 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study import rows
 from hardpatch.study.rows import Keep
 from hardpatch.study.scales import SCALES, configure
-from hardpatch.study.table_d import Supervised, train_supervised, unseen
+from hardpatch.study.table_d import TableDJob, dropped_patches, train_supervised
+from hardpatch.train import checkpoint
+from hardpatch.train.device import start_fabric
 from hardpatch.train.progress import Silent
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two classes told apart by where a bright patch of 8 x 8 pixels is; all else is dark noise."""
+    """Two classes that differ in the place of a bright patch of 8 x 8 pixels; all else is dark noise."""
     folder = tmp_path_factory.mktemp("labeled")
     rng = np.random.default_rng(0)
     for label in range(2):
@@ -38,36 +38,37 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def settings(images: str, *more: str) -> RunConfig:
     row = next(row for row in rows.read("tableD").rows if row.keep == "random")
-    given = ["--data.flip", "0", "--data.crop_scale", "[1,1]", "--data.crop_ratio", "[1,1]", "--optim.lr", "2e-3"]
-    return configure(rows.read("tableD"), row, SCALES["micro"], data=images, settings=[*given, *more])
+    common = ["--data.flip", "0", "--data.crop_scale", "[1,1]", "--data.crop_ratio", "[1,1]", "--optim.lr", "2e-3"]
+    common += ["--train.device", "cpu"]
+    return configure(rows.read("tableD"), row, SCALES["micro"], data=images, settings=[*common, *more])
 
 
-def test_which_patches_are_not_seen() -> None:
+def test_dropped_patches() -> None:
     difficulty = torch.tensor([[0.1, 0.9, 0.3, 0.7]])
     noise = torch.tensor([[0.5, 0.2, 0.8, 0.1]])
 
-    def dropped(keep: Keep) -> list[bool]:
-        mask = unseen(keep, difficulty, noise, 0.5)
+    def mask_of(keep: Keep) -> list[bool]:
+        mask = dropped_patches(keep, difficulty, noise, 0.5)
         assert mask is not None
         return mask[0].tolist()
 
-    assert dropped("hardest") == [True, False, True, False]
-    assert dropped("easiest") == [False, True, False, True]
-    assert dropped("random") == [True, False, True, False]  # the highest noise
-    assert unseen("all", difficulty, noise, 0.5) is None
+    assert mask_of("hardest") == [True, False, True, False]
+    assert mask_of("easiest") == [False, True, False, True]
+    assert mask_of("random") == [True, False, True, False]  # the highest noise
+    assert dropped_patches("all", difficulty, noise, 0.5) is None
 
 
-def test_half_and_half_are_the_whole() -> None:
+def test_the_hard_and_the_easy_half_make_the_whole() -> None:
     torch.manual_seed(0)
     difficulty, noise = torch.rand(5, 64), torch.rand(5, 64)
-    hard, easy = (unseen(keep, difficulty, noise, 0.5) for keep in ("hardest", "easiest"))
+    hard, easy = (dropped_patches(keep, difficulty, noise, 0.5) for keep in ("hardest", "easiest"))
     assert hard is not None
     assert easy is not None
     assert torch.equal(hard, ~easy)
 
 
 def brightness(run: RunConfig) -> HPM:
-    """A stand-in for a trained predictor: what is bright is hard."""
+    """Stand in for a trained predictor: bright patches are hard."""
 
     class Brightness(HPM):
         def predict_loss(self, images: torch.Tensor) -> torch.Tensor:
@@ -78,29 +79,31 @@ def brightness(run: RunConfig) -> HPM:
 
 
 @pytest.mark.parametrize("keep", ["hardest", "all"])
-def test_what_tells_the_classes_apart_is_learnt_where_it_is_seen(images: str, keep: Keep, tmp_path: Path) -> None:
+def test_classes_are_learned_if_the_patches_that_differ_are_seen(images: str, keep: Keep, tmp_path: Path) -> None:
     run = settings(images, "--steps", "80")
-    found = train_supervised(run, tmp_path, images, keep, brightness(run), Silent(), CPU)
-    assert found["supervised"] > 0.95
+    accuracies, signal = train_supervised(run, tmp_path, images, keep, brightness(run), Silent())
+    assert signal == 0
+    assert accuracies["supervised"] > 0.95
     if keep == "all":
-        assert found["supervised"] == found["whole"]
+        assert accuracies["supervised"] == accuracies["whole"]
 
 
-def test_it_cannot_be_learnt_where_it_is_not_seen(images: str, tmp_path: Path) -> None:
-    # Which patches are bright decides which are dropped, so positions alone could tell; these see none of either place.
+def test_classes_are_not_learned_if_the_patches_that_differ_are_dropped(images: str, tmp_path: Path) -> None:
+    # If brightness chose the dropped patches, the positions of the others would give the class away. Here the upper
+    # half, in which the bright patches are, is always dropped.
     run = settings(images, "--steps", "80", "--seed", "1")
 
-    class Places(HPM):
+    class UpperHalf(HPM):
         def predict_loss(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.arange(64.0).flip(0).expand(len(images), -1)  # the upper half is hard
+            return torch.arange(64.0).flip(0).expand(len(images), -1)
 
-    predictor = Places(initial_model(run).host, None)
-    found = train_supervised(run, tmp_path, images, "easiest", predictor, Silent(), CPU)
-    assert 0.2 < found["supervised"] < 0.8
+    predictor = UpperHalf(initial_model(run).host, None)
+    accuracies, _ = train_supervised(run, tmp_path, images, "easiest", predictor, Silent())
+    assert 0.2 < accuracies["supervised"] < 0.8
 
 
 class StopAt(Silent):
-    """Kills a run in a step."""
+    """Kill a run after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.left = step
@@ -114,25 +117,28 @@ class StopAt(Silent):
 def test_an_interrupted_run_ends_the_same(images: str, tmp_path: Path) -> None:
     run = settings(images, "--steps", "12", "--train.checkpoint_minutes", "0")
 
-    def trainer(folder: str) -> Supervised:
-        return Supervised(run, tmp_path / folder, images, "random", None, CPU)
+    def train(folder: str, progress: Silent) -> dict[str, float]:
+        return train_supervised(run, tmp_path / folder, images, "random", None, progress).accuracies
 
-    whole = trainer("whole")
-    whole.fit(Silent())
+    def last(folder: str) -> Path:
+        saved = checkpoint.newest(tmp_path / folder)
+        assert saved is not None
+        return saved
+
+    expected = train("whole", Silent())
     with pytest.raises(KeyboardInterrupt):
-        trainer("killed").fit(StopAt(7))
-    resumed = trainer("killed")
-    assert resumed.step == 6
-    resumed.fit(Silent())
-    for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
-    assert whole.accuracies() == resumed.accuracies()
+        train("killed", StopAt(7))
+    assert last("killed").name == "step_00000006"
+    assert train("killed", Silent()) == expected
+    assert last("killed").name == last("whole").name == "step_00000012"
+    for file in (checkpoint.WEIGHTS, checkpoint.TRAINING):
+        assert (last("killed") / file).read_bytes() == (last("whole") / file).read_bytes()
 
 
 def test_statistics_of_the_images(images: str, tmp_path: Path) -> None:
     run = settings(images, "--steps", "1")
     run = replace(run, data=replace(run.data, mean="computed", std="computed"))
-    trainer = Supervised(run, tmp_path, images, "all", None, CPU)
+    job = TableDJob(run, tmp_path, images, "all", None, start_fabric("cpu", "fp32", "train."))
     source = open_source(images)
     pixels: Any = np.stack([source.image(i, 3) for i in range(len(source))]) / 255
-    assert trainer.plain.mean.tolist() == pytest.approx(pixels.mean(axis=(0, 1, 2)).tolist(), abs=1e-3)
+    assert job.plain.mean.tolist() == pytest.approx(pixels.mean(axis=(0, 1, 2)).tolist(), abs=1e-3)

@@ -1,4 +1,4 @@
-"""The runs of a study: which there are, in which order, and which are done."""
+"""Plan of a study: its runs in the order of their dependencies."""
 
 import shlex
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ PREDICTOR = StudyRow(name="predictor", settings={"method.predicting_loss": "rela
 """The pre-training run whose loss predictor ranks the patches of supervised rows: HPM with the scale's settings."""
 
 TOKENIZER = StudyRow(name="tokenizer")
-"""The training of BEiT's visual tokens, which rows with that host need unless a file of them is given."""
+"""The training of BEiT's visual tokens, which rows with that host need unless --tokenizer names one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Study:
     weights: Mapping[str, str] | None = None
     """Weight files of frozen networks, by network."""
     tokenizer: str | None = None
-    """File of BEiT's visual tokens; None trains them on the data first."""
+    """Folder or file of BEiT's visual tokens; None trains them on the data first."""
     arguments: tuple[str, ...] = ()
     """Command line that describes this study."""
 
@@ -62,7 +62,7 @@ class Study:
 
     @property
     def trained_tokenizer(self) -> Path:
-        """File of the visual tokens that the study trains."""
+        """Folder of the visual tokens that the study trains."""
         return self.out / "trained_tokenizer"
 
 

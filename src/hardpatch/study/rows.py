@@ -1,4 +1,4 @@
-"""The rows of the paper's tables, which are YAML files in ``paper/`` beside this module.
+"""Rows of the paper's tables, which are YAML files in ``paper/`` beside this module.
 
 A row lists the settings that it changes (dotted names of :mod:`hardpatch.pretrain.sections`), and the paper's numbers
 where they are known.

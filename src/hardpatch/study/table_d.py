@@ -1,7 +1,7 @@
-"""Table D: a ViT trained from scratch under labels that sees half of each image's patches (supplement, Section D).
+"""Table D: supervised training of a ViT that sees half of each image's patches (supplement, Section D).
 
-If the half with the higher predicted loss teaches as much as all patches, and the other half less, then what is hard to
-reconstruct is what says most of an image.
+If the half with the higher predicted loss gives as good a classifier as all patches, and the other half a worse one,
+then the patches that are hard to reconstruct are the most discriminative ones.
 """
 
 from collections.abc import Generator
@@ -40,7 +40,7 @@ from hardpatch.train.progress import Progress
 from hardpatch.train.state import TrainingState
 
 KIND = "partial view classifier"
-"""In the metadata of checkpoints, to tell them from a pre-training run's."""
+"""Entry in the metadata of checkpoints, by which they are recognized."""
 
 
 class PartialViewClassifier(nn.Module):
@@ -53,18 +53,21 @@ class PartialViewClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores ``[B, classes]`` from the patches that the mask (bool ``[B, N]``, True = not seen) leaves."""
+        """Return scores ``[B, classes]``, computed from the patches that the mask leaves.
+
+        The mask is bool ``[B, N]``, True = dropped; with None every patch is seen.
+        """
         return self.head(self.encoder(images, mask)[:, 1:].mean(dim=1))
 
 
-def unseen(keep: Keep, difficulty: Tensor | None, noise: Tensor, ratio: float) -> Tensor | None:
-    """Mark the patches that are dropped, bool ``[B, N]``, True = not seen; None where all are seen.
+def dropped_patches(keep: Keep, difficulty: Tensor | None, noise: Tensor, ratio: float) -> Tensor | None:
+    """Return the mask of the dropped patches, bool ``[B, N]``, True = dropped; None if all patches are kept.
 
     Args:
-        keep: the hardest or the easiest by difficulty, random ones, or all.
-        difficulty: predicted loss ``[B, N]``; random patches do without.
+        keep: patches to keep: the hardest, the easiest, random ones, or all.
+        difficulty: predicted loss ``[B, N]``; only the hardest and the easiest need it.
         noise: uniform in [0, 1), ``[B, N]``.
-        ratio: the share that is dropped.
+        ratio: share of the patches to drop.
     """
     if keep == "all":
         return None
@@ -75,30 +78,30 @@ def unseen(keep: Keep, difficulty: Tensor | None, noise: Tensor, ratio: float) -
 
 
 class TableDResult(NamedTuple):
-    """How a call of :func:`train_supervised` ended."""
+    """Result of :func:`train_supervised`."""
 
     accuracies: dict[str, float]
-    """top-1 on the validation images: ``supervised`` where it sees the patches that it was trained on, ``whole`` where
-    it sees all; empty where it was interrupted"""
+    """top-1 on the validation images: ``supervised`` with the kind of patches that it was trained on, ``whole`` with
+    all patches; empty if the run was interrupted"""
     signal: int
-    """the signal that interrupted it, 0 for none"""
+    """number of the signal that interrupted the run, 0 for none"""
 
 
 def train_supervised(
     run: RunConfig, folder: Path, val: str, keep: Keep, predictor: HPM | None, progress: Progress
 ) -> TableDResult:
-    """Train under the labels of ``run.data``, from the newest checkpoint in ``folder`` if there is one.
+    """Train on the labels of ``run.data``, from the newest checkpoint in ``folder`` if there is one.
 
     Args:
-        run: model, data, optimizer, length; ``method.mask_ratio`` is the share of patches that are dropped.
+        run: model, data, optimizer, length; ``method.mask_ratio`` is the share of patches to drop.
         folder: of the run.
         val: labeled images to evaluate on.
-        keep: which patches are seen.
-        predictor: the teacher of a pre-training run, whose predicted loss says what is hard.
+        keep: patches to keep.
+        predictor: teacher of a pre-training run, whose predicted loss is the difficulty.
         progress: shows steps and metrics.
 
     Raises:
-        UserError: for data without labels, or that cannot be read.
+        UserError: if the data cannot be read or has no labels.
         TrainingError: if the loss becomes NaN or infinite.
     """
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
@@ -132,7 +135,7 @@ class TableDJob:
         def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
             return channel_statistics(self.source, run.data.channels, run.seed)
 
-        # A host without predictor: its encoder and its normalization are wanted.
+        # Only its encoder and its normalization of the pixels are used.
         self.plain = initial_model(run, *resolve_statistics(run.data.mean, run.data.std, compute)).to(fabric.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
@@ -148,7 +151,7 @@ class TableDJob:
         self._loss_sum, self._steps = torch.zeros((), device=fabric.device), 0
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Random crops from the next step on."""
+        """Yield batches of random crops, from the next step on."""
         return train_batches(
             self.source,
             crops_of(self.run),
@@ -165,8 +168,8 @@ class TableDJob:
         count = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
         seed_step(run.seed, self.step)
         pixels, samples, labels = (part.chunk(count) for part in self._on_device(batch))
-        for part, numbers, truth in zip(pixels, samples, labels, strict=True):
-            loss = F.cross_entropy(self.scores(part, numbers, self.keep), truth)
+        for images, indices, truth in zip(pixels, samples, labels, strict=True):
+            loss = F.cross_entropy(self.scores(images, indices, self.keep), truth)
             self.fabric.backward(loss / count)
             self._loss_sum += loss.detach() / count
         for group in self.state.optimizer.param_groups:
@@ -179,18 +182,18 @@ class TableDJob:
         self._steps += 1
 
     def scores(self, pixels: Tensor, samples: Tensor, keep: Keep) -> Tensor:
-        """Scores ``[B, classes]`` of uint8 ``pixels``, of which as much is seen as ``keep`` says."""
+        """Return scores ``[B, classes]`` of uint8 ``pixels``, computed from the patches to keep."""
         rows, columns = self.plain.grid
         noise = patch_noise(self.run.seed, self.step, samples, rows * columns)
         difficulty = None
         if self.predictor is not None and keep in ("hardest", "easiest"):
             with torch.no_grad(), self.fabric.autocast():
                 difficulty = self.predictor.predict_loss(self.predictor.normalize(pixels))
-        mask = unseen(keep, difficulty, noise, self.run.method.mask_ratio)
+        mask = dropped_patches(keep, difficulty, noise, self.run.method.mask_ratio)
         return self.network(self.plain.normalize(pixels), mask).float()
 
     def metrics(self) -> dict[str, float]:
-        """Mean loss since the last call, and the learning rate of the last step."""
+        """Return the mean loss since the last call, and the learning rate of the last step."""
         row = {"loss": self._loss_sum.item() / self._steps, "lr": self._learning_rate(self.step - 1)}
         self._loss_sum.zero_()
         self._steps = 0
@@ -198,23 +201,23 @@ class TableDJob:
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Top-1 with the patches that it was trained on, and with all; the result is :attr:`accuracies`."""
+        """Measure top-1 with the kind of patches that it was trained on, and with all; sets :attr:`accuracies`."""
         self.model.eval()
         size = self.run.image_size
         transform = EvalTransform(size, self.run.data.channels, 0.875 if min(size) >= LARGE_IMAGE else 1.0)
         workers = resolve_workers(self.run.data.workers)
         views: dict[str, Keep] = {"supervised": self.keep, "whole": "all"}
-        right = {name: torch.zeros((), dtype=torch.int64, device=self.fabric.device) for name in views}
+        correct = {name: torch.zeros((), dtype=torch.int64, device=self.fabric.device) for name in views}
         images, bad = 0, []
         for batch in eval_batches(self.val, transform, batch_size=256, workers=workers):
             pixels, samples, labels = self._on_device(batch)
             for name, keep in views.items():
-                right[name] += (self.scores(pixels, samples, keep).argmax(dim=1) == self.val_labels[labels]).sum()
+                correct[name] += (self.scores(pixels, samples, keep).argmax(dim=1) == self.val_labels[labels]).sum()
             images += len(labels)
             bad += batch.bad
         self.bad_val.update(bad)
         self.model.train()
-        self.accuracies = {name: int(count) / images for name, count in right.items()}
+        self.accuracies = {name: int(count) / images for name, count in correct.items()}
         return self.accuracies
 
     def save(self) -> None:
@@ -222,7 +225,7 @@ class TableDJob:
         self.state.save(self.folder, self.step, {"kind": KIND, "steps": self.total, "images": self.images})
 
     def restore(self, saved: Path) -> None:
-        """Go back to a checkpoint of this run, to the bit."""
+        """Load a checkpoint of this run exactly."""
         self.step = self.state.restore(saved)
 
     def _learning_rate(self, step: int) -> float:

@@ -74,6 +74,11 @@ def open_run(
                 raise UserError(f"{option}: expected {expected}, got nothing")
         return FolderRun(folder, dict(inputs), settings, resume)
     saved = run_folder.read_values(folder)
+    if "verb" not in saved and required.keys() <= saved.keys():
+        raise UserError(
+            f"--resume: {folder / 'config.yaml'} has no verb: an earlier version of hardpatch wrote it, whose runs "
+            "this version cannot continue; its weights can still be loaded; to train again, take another --out"
+        )
     if saved.get("verb") != verb:
         raise UserError(f"--out: expected a folder of hardpatch {verb}, {folder} is one of another verb")
     names = {f.name for f in fields(default)}
