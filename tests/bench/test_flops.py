@@ -54,7 +54,7 @@ def learner_of(run: RunConfig) -> Learner:
 
 
 def counted(learner: Any, run: RunConfig, **values: float) -> int:
-    """Count the FLOPs of a step by torch. Without fused attention, whose backward pass repeats the scores."""
+    """Count the FLOPs of a step by torch, without fused attention, whose backward pass computes the scores again."""
     batch = noise_batch(run, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         learner.train_step(batch, schedule(run, 0, 4)._replace(**values))

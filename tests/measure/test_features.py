@@ -65,7 +65,7 @@ def test_features_that_are_not_finite_are_an_error() -> None:
 
 
 class Labels:
-    """Source of labels only."""
+    """Source that has labels and no images."""
 
     skipped = ()
 

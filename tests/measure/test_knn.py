@@ -24,7 +24,7 @@ def random_features(images: int, width: int, classes: int, seed: int) -> Feature
 
 
 def accuracy_by_loops(train: Features, val: Features, k: int, temperature: float) -> tuple[float, float]:
-    """Accuracy by its definition, one number at a time, in double precision."""
+    """Compute the accuracy by its definition, one number at a time, in double precision."""
     correct1 = correct5 = 0
     for query, label in zip(val.features.double(), val.labels.tolist(), strict=True):
         neighbors = []

@@ -37,7 +37,7 @@ def model() -> HPM:
 
 
 class First:
-    """The first few images of another source, with its masks."""
+    """Source of the first images of another source, with its masks."""
 
     skipped = ()
 

@@ -1,4 +1,4 @@
-"""Compiled steps: one graph each for student and teacher, and the numbers of uncompiled ones.
+"""Compiled steps use one graph for the student and one for the teacher, and compute the losses of uncompiled ones.
 
 Generating code takes most of the time and happens in tests/end_to_end/test_compile.py. Here backends without it stand
 in: what is a graph, and what must be compiled again, is decided before that.
@@ -40,7 +40,7 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-def learner(name: str, precision: str = "32-true", backend: str | None = "eager", *more: str) -> Learner:
+def make_learner(name: str, precision: str = "32-true", backend: str | None = "eager", *more: str) -> Learner:
     settings = ["--data.image_size=16", "--model.patch_size=4", "--model.width=16", "--model.depth=1"]
     settings += ["--model.heads=2", "--model.decoder_width=8", "--model.decoder_depth=2", "--model.decoder_heads=2"]
     settings += ["--method.alpha_start=0.3", "--method.alpha_end=1.0", "--optim.lr=1e-3"]
@@ -53,23 +53,23 @@ def learner(name: str, precision: str = "32-true", backend: str | None = "eager"
     else:
         target, outputs = target_of(run, CPU)  # type: ignore[assignment]
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
-    made = Learner(run, initial_model(run, outputs=outputs), fabric, STEPS, target)
+    learner = Learner(run, initial_model(run, outputs=outputs), fabric, STEPS, target)
     if backend is not None:
-        compile_parts(made.model, made.teacher, CPU, backend=backend)
-    return made
+        compile_parts(learner.model, learner.teacher, CPU, backend=backend)
+    return learner
 
 
-def train(made: Learner, steps: int = STEPS) -> list[float]:
-    """Losses of the first steps; every third is observed."""
-    batch, losses = noise_batch(made.run, CPU), []
+def train(learner: Learner, steps: int = STEPS) -> list[float]:
+    """Return the losses of the first steps; every third step is observed."""
+    batch, losses = noise_batch(learner.run, CPU), []
     for step in range(steps):
-        now = schedule(made.run, step, STEPS)
-        losses.append(made.train_step(batch, now, observe=step % 3 == 2).losses.loss.item())
+        values = schedule(learner.run, step, STEPS)
+        losses.append(learner.train_step(batch, values, observe=step % 3 == 2).losses.loss.item())
     return losses
 
 
 @pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch.compiler.reset()
     counters.clear()
     yield
@@ -77,46 +77,47 @@ def anew() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_one_graph_each_while_ever_more_is_mined(name: str) -> None:
-    # backend eager alone draws drop path anew where blocks are computed again
+def test_one_graph_each_while_the_number_of_mined_patches_grows(name: str) -> None:
+    # only backend eager draws drop path again in blocks that are recomputed
     backend = "aot_eager" if name == "recompute" else "eager"
-    made, plain = learner(name, backend=backend), learner(name, backend=None)
+    compiled, plain = make_learner(name, backend=backend), make_learner(name, backend=None)
     steps = STEPS if name == "mae" else 3
-    losses = train(made, steps)
-    # hosts with tokens to observe have a second one for the steps that are
+    losses = train(compiled, steps)
+    # hosts that monitor tokens have a second graph of the student, for observed steps
     assert counters["stats"]["unique_graphs"] == (3 if name in ("beit", "ibot") else 2)
     assert not counters["graph_break"]
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(train(plain, steps)), rtol=1e-5, atol=0)
-    for one, other in ((made.model, plain.model), (made.teacher, plain.teacher)):
+    for one, other in ((compiled.model, plain.model), (compiled.teacher, plain.teacher)):
         assert one is not None
         assert other is not None
-        assert list(one.state_dict()) == list(other.state_dict())  # the names of weights stay
+        assert list(one.state_dict()) == list(other.state_dict())  # compiling keeps the names of weights
 
 
-def test_a_teacher_that_begins_to_look_later_is_compiled_then() -> None:
-    made = learner("mae", "32-true", "eager", "--method.alpha_start=0")
-    train(made, 1)
+def test_a_teacher_that_is_first_used_later_is_compiled_then() -> None:
+    learner = make_learner("mae", "32-true", "eager", "--method.alpha_start=0")
+    train(learner, 1)
     assert counters["stats"]["unique_graphs"] == 1
-    train(made)
+    train(learner)
     assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_half_precision_with_losses_in_float32() -> None:
-    made, plain = learner("mae", "bf16-mixed", "aot_eager"), learner("mae", "bf16-mixed", None)
-    torch.testing.assert_close(torch.tensor(train(made, 5)), torch.tensor(train(plain, 5)), rtol=4e-3, atol=0)
+    compiled, plain = make_learner("mae", "bf16-mixed", "aot_eager"), make_learner("mae", "bf16-mixed", None)
+    torch.testing.assert_close(torch.tensor(train(compiled, 5)), torch.tensor(train(plain, 5)), rtol=4e-3, atol=0)
     assert counters["stats"]["unique_graphs"] == 2
-    images = made.model.normalize(noise_batch(made.run, CPU).images)
-    with made.fabric.autocast():
-        losses = made.model(images.bfloat16(), to_indices(torch.arange(16).expand(4, -1) < 12, 12))
+    images = compiled.model.normalize(noise_batch(compiled.run, CPU).images)
+    with compiled.fabric.autocast():
+        losses = compiled.model(images.bfloat16(), to_indices(torch.arange(16).expand(4, -1) < 12, 12))
     assert counters["stats"]["unique_graphs"] == 2  # the same graph
     assert losses.predicted.dtype == torch.bfloat16
-    assert losses.loss.dtype == losses.reconstruction.dtype == losses.predicting.dtype == torch.float32
+    in_float32 = (losses.loss, losses.reconstruction, losses.parts["predicting_loss"])
+    assert [loss.dtype for loss in in_float32] == [torch.float32] * 3
 
 
-def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_cannot_be_compiled_are_one_line() -> None:
     with pytest.raises(UserError, match=r"^train\.compile: needs as many masked patches in every step.*0\.1"):
-        learner("ibot", "32-true", None, "--method.mask_ratio_spread=0.1", "--train.compile=yes")
+        make_learner("ibot", "32-true", None, "--method.mask_ratio_spread=0.1", "--train.compile=yes")
     with pytest.raises(UserError, match=r"^optim\.accumulation_steps: auto cannot try out"):
-        learner("mae", "32-true", None, "--optim.accumulation_steps=auto", "--train.compile=cuda_graphs")
+        make_learner("mae", "32-true", None, "--optim.accumulation_steps=auto", "--train.compile=cuda_graphs")
     with pytest.raises(UserError, match=r"^train\.compile: cuda_graphs needs a CUDA device, got cpu; use yes or no$"):
-        learner("mae", "32-true", None, "--train.compile=cuda_graphs")
+        make_learner("mae", "32-true", None, "--train.compile=cuda_graphs")

@@ -93,19 +93,27 @@ def test_todays_configurations_are_unchanged(name: str, caplog: pytest.LogCaptur
     assert not caplog.messages
 
 
-def test_an_old_run_folder_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    old = config.to_dict(config.build(recipes.read("demo")))
-    old["optim"]["accumulate"] = old["optim"].pop("accumulation_steps")
-    old["method"]["target"] = "normalised_pixels"
-    old["ibot"]["centre_momentum"] = 0.9
+def test_a_run_folder_with_all_old_names_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, changes = config.to_dict(config.build(recipes.read("demo"))), []
+    for setting, names in RENAMED_VALUES.items():
+        section, name = setting.split(".")
+        old[section][name], new = next(iter(names.items()))
+        changes.append(f"--{setting}={new}")
+    for before, after in RENAMED.items():
+        section, name = before.split(".")
+        old[section][name] = old[section].pop(after.split(".")[1])
+    for setting, value in REMOVED.items():
+        section, name = setting.split(".")
+        old[section][name] = value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     with caplog.at_level(logging.INFO, "hardpatch"):
         run = read_config(tmp_path)
-    assert run == config.build(recipes.read("demo"), ["--method.target=normalized_pixels"])
-    assert caplog.messages == [
-        f"{tmp_path / 'config.yaml'} is of an earlier version: reading optim.accumulate as optim.accumulation_steps, "
-        "method.target normalised_pixels as normalized_pixels"
-    ]
+    assert run == config.build(recipes.read("demo"), changes)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'config.yaml'} is of an earlier version: reading ")
+    assert "optim.accumulate as optim.accumulation_steps, " in message
+    assert message.count(" as ") == len(RENAMED) + len(RENAMED_VALUES)
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("old", [*RENAMED, *REMOVED])

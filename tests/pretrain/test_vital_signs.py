@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -8,7 +5,6 @@ from hardpatch.methods.hpm import Losses
 from hardpatch.methods.mining import Masking
 from hardpatch.patches import to_indices
 from hardpatch.pretrain.vital_signs import RunningMeans, vital_signs
-from hardpatch.train.metrics import MetricsLog, read_metrics
 
 
 def losses(value: float, predicting: bool = True) -> Losses:
@@ -17,7 +13,7 @@ def losses(value: float, predicting: bool = True) -> Losses:
     return Losses(torch.tensor(2 * value), torch.full((2, 3), value), torch.rand(2, 3), parts, {})
 
 
-def test_means_are_over_what_was_added_since() -> None:
+def test_means_start_again_after_each_read() -> None:
     means = RunningMeans()
     for value in (1.0, 2.0, 6.0):
         means.add(losses(value))
@@ -34,34 +30,18 @@ def test_vital_signs_by_hand() -> None:
     true = torch.tensor([[4.0, 2.0, 1.0, 1.0], [6.0, 4.0, 1.0, 1.0]])
     predicted = torch.tensor([[4.0, 3.0, 2.0, 1.0], [3.0, 4.0, 2.0, 1.0]])
     result = Losses(torch.tensor(0.0), true, predicted, {}, {})
-    # The noise decides all masked patches that are not mined: none here, where alpha is 1/2.
+    # With alpha 1/2 two patches are mined, and the noise decides the other two.
     masking = Masking((2, 3))
     mined = masking.mine_mask(noise, mask_ratio=0.6, alpha=0.5, difficulty=difficulty, compare=True)
     assert torch.equal(mined.mask.masked, torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]))
     assert torch.equal(mined.mask.masked, to_indices(mask).masked)
     signs = vital_signs(mined, result)
-    # Five untied pairs an image; in the second one of them is the wrong way round.
+    # Each image has five pairs without ties; one pair of the second image is ranked wrongly.
     assert signs["pair_accuracy"].item() == pytest.approx(9 / 10)
-    # At random the first image would mask 0, 2, 3, 4 and the second 2, 3, 4, 5: one of four mined patches is among
-    # them.
+    # Without mining the images would mask 0, 2, 3, 4 and 2, 3, 4, 5: one of the four mined patches is among these.
     assert signs["mined_overlap"].item() == pytest.approx(1 / 4)
     assert signs["mined_loss_ratio"].item() == pytest.approx(4.0 / 1.0)
     random = masking.mine_mask(noise, mask_ratio=0.6, alpha=0.0)
     assert "mined_overlap" not in vital_signs(random, result)
     tokens = result._replace(token_metrics={"token_entropy": torch.tensor(0.5)})
     assert vital_signs(random, tokens)["token_entropy"] == 0.5
-
-
-def test_lines_after_the_checkpoint_are_dropped_and_a_cut_line_is_survived(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
-    for step in (10, 20, 30):
-        log.write({"step": step, "loss": 1.0 / step})
-    log.close()
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 40, "lo')
-    assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
-    log = MetricsLog(tmp_path, step=20)
-    log.write({"step": 25, "loss": 3.0})
-    log.close()
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["step"] for row in rows] == [10, 20, 25]

@@ -46,7 +46,7 @@ class Run:
         return [*self.student.state_dict().values(), *self.teacher.network.state_dict().values()]
 
 
-def test_going_on_from_a_checkpoint_is_going_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     one = Run(steps=3)
     path = one.save(tmp_path, 3)
     other = Run(steps=1, seed=5)
@@ -66,7 +66,7 @@ def test_the_same_state_gives_the_same_file(tmp_path: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
-def test_keeps_the_newest_and_ignores_what_a_kill_left_behind(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_incomplete_ones_ignored(tmp_path: Path) -> None:
     run = Run()
     folder = tmp_path / "checkpoints"
     for step in (9, 10, 100):
@@ -90,7 +90,7 @@ def test_metadata(tmp_path: Path) -> None:
         checkpoint.read_metadata(tmp_path / "broken.safetensors")
 
 
-def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     path = Run(steps=1).save(tmp_path / "checkpoints", 1)
     for file in path.iterdir():

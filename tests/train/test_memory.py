@@ -14,18 +14,18 @@ def faults(rounds):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
-as_it_was = faults(5)
+before = faults(5)
 print(keep_buffers())
 faults(10)  # the heap grows to what is needed
-print(as_it_was, faults(5))
+print(before, faults(5))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_a_buffer_is_mapped_once_and_not_at_every_step() -> None:
     output = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
-    settled, counts = output.strip().splitlines()
-    if settled == "False":
+    changed, counts = output.strip().splitlines()
+    if changed == "False":
         pytest.skip("another C library than glibc")
     before, after = map(int, counts.split())
     assert after < 0.1 * before

@@ -4,22 +4,22 @@ from torch import Tensor, nn
 from hardpatch.train.device import start_fabric
 
 
-class Notes(nn.Module):
-    """Notes what it is given, and what its layer makes of it."""
+class RecordTypes(nn.Module):
+    """Records the types of its input and of its layer's output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.given, self.made = x.dtype, self.layer(x).dtype
+        self.input_type, self.output_type = x.dtype, self.layer(x).dtype
         return x
 
 
-def test_half_precision_is_for_layers_and_not_for_pixels() -> None:
+def test_layers_compute_in_half_precision_and_pixels_are_not_rounded() -> None:
     fabric = start_fabric("cpu", "bf16", "train.")
-    notes = Notes()
-    module = fabric.setup_module(notes)
+    recorder = RecordTypes()
+    module = fabric.setup_module(recorder)
     pixels = torch.rand(2, 4)
     assert torch.equal(module(pixels), pixels)
-    assert (notes.given, notes.made) == (torch.float32, torch.bfloat16)
+    assert (recorder.input_type, recorder.output_type) == (torch.float32, torch.bfloat16)

@@ -17,6 +17,7 @@ from hardpatch.bench.other_libraries import OTHER_LIBRARIES
 from hardpatch.data.batch import Batch
 from hardpatch.data.statistics import ChannelStatistics, resolve_statistics
 from hardpatch.errors import UserError, did_you_mean
+from hardpatch.models.pixels import normalize
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.micro_batch import synthetic_batch
@@ -73,8 +74,8 @@ def prepare_contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -
         return _learner(name, config.build({**config.to_dict(run), "fast": fast}), fabric, batch)
     if name in NAMES:
         raise UnavailableError("there is no recipe of that name")
-    known = [*NAMES, *recipes.names()]
-    raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{did_you_mean(name, known)}")
+    choices = [*NAMES, *recipes.names()]
+    raise UserError(f"--contenders: {name} is none of {', '.join(NAMES)} or a recipe{did_you_mean(name, choices)}")
 
 
 def noise_batch(run: RunConfig, device: torch.device) -> Batch:
@@ -127,12 +128,12 @@ def _other_library(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> C
     groups = parameter_groups(network, run.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=middle_schedule(run).lr, betas=run.optim.betas, fused=True)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    mean, std = (torch.tensor(values, device=fabric.device).view(-1, 1, 1) for values in _statistics(run))
+    mean, std = (torch.tensor(values, device=fabric.device) for values in _statistics(run))
 
     def step() -> None:
         pixels = batch.images.to(fabric.device, non_blocking=True)
         with fabric.autocast():
-            loss = network((pixels.float() / 255.0 - mean) / std)
+            loss = network(normalize(pixels, mean, std))
         loss.backward()
         if run.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, run.optim.clip)

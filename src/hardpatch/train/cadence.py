@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Due(NamedTuple):
-    """Duties after a step."""
+    """Actions that are due after a step."""
 
     log: bool
     save: bool
@@ -22,8 +22,8 @@ class Cadence:
         total: optimizer steps of the run.
         log_every: steps between two lines of metrics.
         checkpoint_minutes: minutes between two checkpoints.
-        checkpoint_steps: steps between two checkpoints, in addition.
-        evaluate_every: steps between two evaluations, whole or not; None for none on the way.
+        checkpoint_steps: steps between two checkpoints, in addition to those by time.
+        evaluate_every: steps between two evaluations, not necessarily a whole number; None for none during training.
         evaluate_at_end: evaluate after the last step in any case.
     """
 
@@ -36,7 +36,10 @@ class Cadence:
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> Due:
-        """Return what is due after optimizer step number ``step``, counted from 1."""
+        """Return what is due after optimizer step number ``step``, counted from 1.
+
+        Each checkpoint comes with a line of metrics, and each evaluation with a checkpoint before it.
+        """
         last = step == self.total
         save = last or step % (self.checkpoint_steps or self.total) == 0
         save = save or time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
@@ -49,7 +52,7 @@ class Cadence:
         return step > 0 and (at_end or self._intervals(step) > self._intervals(step - 1))
 
     def saved(self) -> None:
-        """Count the minutes to the next checkpoint from now."""
+        """Record that a checkpoint was written: the minutes to the next one count from now."""
         self._saved_at = time.monotonic()
 
     def _intervals(self, step: int) -> int:

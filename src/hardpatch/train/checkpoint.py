@@ -1,12 +1,11 @@
-"""Checkpoints: safetensors only, written whole or not at all, exact to the bit.
+"""Checkpoints as safetensors files: exact to the bit, and written completely or not at all.
 
-``checkpoints/step_00000100/model.safetensors`` holds the weights of student and teacher, and in its metadata all that
-is needed to rebuild them; ``training.safetensors`` beside it holds the state of the optimizer. Nothing is ever
-unpickled (`torch.distributed.checkpoint` keeps its index as a pickle).
+``checkpoints/step_00000100/model.safetensors`` holds the weights of student and teacher, and its metadata all that is
+needed to rebuild them. ``training.safetensors`` beside it holds the state of the optimizer. Nothing is ever unpickled;
+that is why `torch.distributed.checkpoint`, whose index is a pickle, is not used.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
 from hardpatch.pickles import save_tensors
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
@@ -38,50 +38,47 @@ def save(
 ) -> Path:
     """Write ``folder/step_<step>`` and remove all but the ``keep`` newest checkpoints.
 
-    Everything goes into a hidden folder that is renamed once it is on the disk, so that a checkpoint that can be seen
-    is complete, whenever the process is killed.
+    Everything goes into a hidden folder that is renamed once it is on the disk. A visible checkpoint is therefore
+    complete, even if the process is killed or the power fails.
 
     Args:
         folder: the run's ``checkpoints``.
         step: optimizer steps done.
-        student, teacher: the weights; no teacher where the run has none.
+        student: model whose weights are saved.
+        teacher: moving average of the student; None if the run has none.
         optimizer: of the student.
-        memory: difficulty that is remembered from earlier epochs, where it is.
-        metadata: plain values that go into the weights file as JSON.
+        memory: module with the difficulty remembered from earlier epochs; None if the run has none.
+        metadata: plain values for the weights file, stored as JSON.
         scaler: state of the float16 loss scaler, empty otherwise.
-        keep: at least 1.
+        keep: checkpoints to keep, at least 1.
 
     Returns:
         The new folder.
     """
     final = folder / f"step_{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     weights = {f"student.{name}": value for name, value in student.state_dict().items()}
     if teacher is not None:
         weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
-    _write(partial / WEIGHTS, weights, metadata)
     state = _optimizer_tensors(student, optimizer)
     if memory is not None:
         state |= {f"{MEMORY}{name}": value for name, value in memory.state_dict().items()}
-    _write(partial / TRAINING, state, {"step": step, "scaler": dict(scaler)})
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(folder)
+    with atomic_path(final, durable=True) as partial:
+        partial.mkdir(parents=True)
+        _write(partial / WEIGHTS, weights, metadata)
+        _write(partial / TRAINING, state, {"step": step, "scaler": dict(scaler)})
+        shutil.rmtree(final, ignore_errors=True)  # saved before at the same step: the training loop never does that
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints in ``folder``, oldest first."""
     return sorted(path for path in folder.glob("step_*") if (path / WEIGHTS).is_file())
 
 
 def newest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
+    """Return the newest complete checkpoint of a run folder, None if there is none."""
     return max(checkpoints(run / "checkpoints"), default=None)
 
 
@@ -93,7 +90,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     memory: nn.Module | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Put back what :func:`save` wrote, in place. Returns the step and the scaler's state."""
+    """Load a checkpoint of :func:`save` in place. Returns its step and the state of the loss scaler."""
     weights = load_file(checkpoint / WEIGHTS)
     student.load_state_dict(with_prefix(weights, "student."))
     if teacher is not None:
@@ -110,10 +107,10 @@ def restore(
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What :func:`save` was given as metadata, or None where a safetensors file is of other origin.
+    """Read the metadata of :func:`save`; None for a safetensors file that it did not write.
 
     Raises:
-        UserError: if it is no safetensors file.
+        UserError: if ``path`` is not a safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -124,12 +121,12 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those tensors whose name starts with ``prefix``, without it."""
+    """Return the tensors whose name starts with ``prefix``, under the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State as ``<parameter>/<key>``: by name, so that it does not hang on the order of parameter groups."""
+    """State as ``<parameter>/<key>``: by name, so that it does not depend on the order of parameter groups."""
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -147,13 +144,3 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     # One metadata entry: safetensors writes several in an order that changes from run to run.
     save_tensors(tensors, path, {"hardpatch": json.dumps(metadata)})
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

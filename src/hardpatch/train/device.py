@@ -11,25 +11,33 @@ from hardpatch.errors import UserError
 from hardpatch.train.memory import keep_buffers
 
 
-class InputsAsTheyAre(MixedPrecision):
-    """Autocast gives each layer the precision that it wants; pixels are not rounded before, since the losses are of
+class AutocastOnly(MixedPrecision):
+    """Mixed precision that leaves the inputs of a module in float32.
+
+    Autocast casts the inputs of each layer as needed. Pixels are not rounded before, because losses are computed from
     them.
     """
 
     def convert_input(self, data: Any) -> Any:
+        """Return the inputs of a module unchanged."""
         return data
 
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Names of precisions in settings, and those of Fabric."""
 
 
 def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = True) -> Fabric:
-    """Device and precision of a run, as :class:`~hardpatch.pretrain.sections.TrainConfig` names them.
+    """Set up the device and precision of a run.
 
-    On a CPU the process keeps its memory from then on (:mod:`hardpatch.train.memory`), unless ``settle`` is False.
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto`` or a name of :data:`PRECISIONS`.
+        prefix: text before the names of the settings in error messages, such as ``--`` or ``train.``.
+        settle: on a CPU, also tune the memory allocator of this process (:mod:`hardpatch.train.memory`).
 
     Raises:
-        UserError: if they do not exist here; says ``prefix`` before the name of the setting.
+        UserError: if device or precision is not available on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
@@ -40,8 +48,8 @@ def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = Tru
     if precision == "fp16" and not (available["cuda"] and device in ("auto", "cuda")):
         raise UserError(f"{prefix}precision: fp16 needs a CUDA device; use bf16 or fp32")
     if device == "auto":
-        device = next((name for name, there in available.items() if there), "cpu")
-    mixed = None if precision == "fp32" else InputsAsTheyAre(PRECISIONS[precision], device)
+        device = next((name for name, usable in available.items() if usable), "cpu")
+    mixed = None if precision == "fp32" else AutocastOnly(PRECISIONS[precision], device)
     fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
     if settle and fabric.device.type == "cpu":
         keep_buffers()
@@ -49,15 +57,15 @@ def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = Tru
 
 
 def autocast_dtype(fabric: Fabric) -> torch.dtype | None:
-    """Return the half precision that a fabric computes in, None for float32."""
+    """Return the half precision that ``fabric`` computes in, None for float32."""
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(fabric.strategy.precision.precision))
 
 
 def use_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the accelerator if there is one.
+    """Return the device called ``name``; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: if it does not exist here.
+        UserError: if it is not available on this machine.
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -70,5 +78,5 @@ def use_device(name: str) -> torch.device:
 
 
 def loader_workers(workers: int | None) -> int:
-    """Return the number of loader processes: as given, or one fewer than there are cores."""
+    """Return the number of loader processes: ``workers``, or one fewer than there are cores for None."""
     return resolve_workers("auto" if workers is None else workers)

@@ -1,4 +1,4 @@
-"""Beginning and resuming a run in a folder, for all verbs but ``pretrain``, whose settings come in sections."""
+"""Starting and resuming a run in a folder, for all verbs but ``pretrain``, whose settings come in sections."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,19 +12,25 @@ from hardpatch.train.settings import FREE_TO_CHANGE, Settings, changed, to_dict,
 
 @dataclass(frozen=True)
 class FolderRun(Generic[Settings]):
-    """Inputs and settings of a run, and the folder that it is in."""
+    """Inputs, settings and folder of a run."""
 
     folder: Path
     inputs: dict[str, Any]
-    """paths and other plain values by the name of their argument"""
+    """paths and other plain values, by argument name"""
     settings: Settings
     resume: bool
+    """True if the folder holds an earlier part of this run"""
 
     def write(self, verb: str, arguments: list[str] | tuple[str, ...], readme: str) -> None:
-        """Write the files of the folder that say what the run is.
+        """Write ``config.yaml``, ``environment.json`` and ``README.md``.
+
+        Args:
+            verb: name on the command line.
+            arguments: command line that made the run, verb first; empty for a call from Python.
+            readme: template, see :func:`hardpatch.train.run_folder.write_files`.
 
         Raises:
-            UserError: if the folder cannot be made.
+            UserError: if the folder cannot be created.
         """
         values = {"verb": verb, **self.inputs, **to_dict(self.settings)}
         run_folder.write_files(self.folder, to_yaml(values), arguments or [verb, "--out", str(self.folder)], readme)
@@ -41,20 +47,22 @@ def open_run(
     resume: bool,
     required: Mapping[str, str],
 ) -> FolderRun[Settings]:
-    """Return what a verb is to do: of a new run, or of one that is resumed, of which the folder says the rest.
+    """Return inputs and settings of a new run, or of a run to resume. Nothing is written.
+
+    A resumed run takes everything that is not passed from its folder.
 
     Args:
-        verb: its name.
+        verb: name on the command line.
         out: folder of the run.
-        inputs: paths and other plain values that are no settings; None for what is not given.
-        presets: settings by the name of a preset; the first is the default.
-        preset: the settings to start from.
-        values: settings in which the run differs.
-        resume: whether the run in ``out`` is continued.
-        required: inputs that a run cannot do without, and what is expected there.
+        inputs: paths and other plain values that are not settings, by argument name; None if not passed.
+        presets: settings by name of the preset; the first is the default.
+        preset: name of the preset to start from.
+        values: settings in which the run differs from the preset.
+        resume: continue the run in ``out``.
+        required: inputs that a new run needs, and what is expected for each.
 
     Raises:
-        UserError: names what is missing, unknown, or other than the run began with.
+        UserError: if an input is missing, a name is unknown, or a resumed run would change what it learns.
     """
     if out is None:
         raise UserError("--out: expected a folder for the run, got nothing")
@@ -82,13 +90,14 @@ def open_run(
     if saved.get("verb") != verb:
         raise UserError(f"--out: expected a folder of hardpatch {verb}, {folder} is one of another verb")
     names = {f.name for f in fields(default)}
-    before = changed(default, {name: value for name, value in saved.items() if name in names})
-    now = changed(before, values, inputs)
-    differing = {name: (a, b) for name, a in to_dict(before).items() if (b := to_dict(now)[name]) != a}
-    differing |= {
+    old = changed(default, {name: value for name, value in saved.items() if name in names})
+    new = changed(old, values, inputs)
+    old_values, new_values = to_dict(old), to_dict(new)
+    changes = {name: (value, new_values[name]) for name, value in old_values.items() if new_values[name] != value}
+    changes |= {
         name: (saved.get(name), value)
         for name, value in inputs.items()
         if value is not None and value != saved.get(name)
     }
-    run_folder.refuse_changes(folder, {name: pair for name, pair in differing.items() if name not in FREE_TO_CHANGE})
-    return FolderRun(folder, {name: saved.get(name) for name in inputs}, now, resume)
+    run_folder.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in FREE_TO_CHANGE})
+    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume)

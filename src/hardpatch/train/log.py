@@ -9,7 +9,7 @@ from rich.logging import RichHandler
 
 
 def show_log(console: Console | None = None) -> None:
-    """Send the log to the terminal, above a progress bar if there is one."""
+    """Write the log to the terminal, above the progress bar if ``console`` is a terminal."""
     logger = _logger()
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
@@ -21,7 +21,7 @@ def show_log(console: Console | None = None) -> None:
 
 
 def log_to(file: Path) -> None:
-    """Write the log to a file from now on, in place of the last such file."""
+    """Write the log to ``file`` too; replaces the file of an earlier call."""
     logger = _logger()
     for handler in logger.handlers[:]:
         if isinstance(handler, logging.FileHandler):

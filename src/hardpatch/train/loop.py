@@ -1,6 +1,6 @@
-"""The training loop: all that surrounds the steps of a job, the same for every job.
+"""Training loop that all jobs share: logging, checkpoints, evaluation, signals and divergence.
 
-Jobs are pre-training, fine-tuning, segmentation, detection, the tokenizer and the paper's Table D.
+The jobs are pre-training, fine-tuning, segmentation, detection, the tokenizer and the paper's Table D.
 """
 
 import logging
@@ -23,62 +23,78 @@ log = logging.getLogger("hardpatch")
 
 
 class Job(Protocol):
-    """A training: what the loop has to know of it."""
+    """Interface between a training and the loop."""
 
     folder: Path
     """of the run"""
     total: int
     """optimizer steps of the whole run"""
     batch_size: int
-    """images of a step"""
+    """images in each step"""
     images: int
-    """in the training set"""
+    """images in the training set"""
     cadence: Cadence
     bad_files: BadFiles
     """counts files that cannot be decoded"""
     advice: str
-    """what to try when the loss is not finite: goes on after "Try" """
+    """suggestion for the error message of a training that diverged; follows the word "Try" """
 
     @property
     def step(self) -> int:
-        """Optimizer steps done; the job counts them."""
+        """Optimizer steps done. The job counts them."""
 
     def batches(self) -> Generator[Any, None, None]:
-        """Batches from number ``step`` on, for ever; each has ``bad``, the files that could not be decoded."""
+        """Yield batches without end, beginning with number ``step``.
+
+        The attribute ``bad`` of a batch lists its files that could not be decoded.
+        """
 
     def train_step(self, batch: Any, *, observe: bool) -> None:
-        """Take one optimizer step, without waiting for the device; ``observe`` announces a call of :meth:`metrics`."""
+        """Take one optimizer step without waiting for the device.
+
+        Args:
+            batch: from :meth:`batches`.
+            observe: :meth:`metrics` is called after this step.
+        """
 
     def metrics(self) -> dict[str, float]:
-        """Means of the losses since the last call, and other finite numbers. Waits for the device."""
+        """Return the means of the losses since the last call, and other finite numbers. Waits for the device."""
 
     def save(self) -> None:
-        """Write a checkpoint; :class:`~hardpatch.train.state.NotFiniteError` where a weight is not finite."""
+        """Write a checkpoint.
+
+        Raises:
+            NotFiniteError: if a weight is NaN or infinite; nothing is written.
+        """
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the model, for the log."""
+        """Measure the model and return metrics for the log."""
 
 
 def fit(job: Job, progress: Progress) -> int:
     """Train to the end, or until SIGINT or SIGTERM.
 
-    Losses and weights are checked before anything is saved, and everything is saved before a long evaluation.
+    Losses and weights are checked before each checkpoint, and a checkpoint is written before each evaluation.
+
+    Args:
+        job: the training; it continues from ``job.step``.
+        progress: display of the run.
 
     Returns:
-        The signal that interrupted the training, 0 where nothing did.
+        The signal that interrupted the training, 0 if none did.
 
     Raises:
         UserError: if too many files cannot be decoded.
-        TrainingError: if losses or weights become NaN or infinite; the last checkpoint stays as it was.
+        TrainingError: if losses or weights become NaN or infinite; the last checkpoint is left unchanged.
     """
-    cadence, shown = job.cadence, Unbreakable(progress)
+    cadence, display = job.cadence, Unbreakable(progress)
     with ExitStack() as stack:
         requests = stack.enter_context(requests_by_signal())
         metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
-        shown.start(job.step, job.total, job.batch_size)
-        stack.callback(shown.stop)
-        if cadence.evaluates(job.step) and not metrics.evaluated:  # it was killed while it evaluated
-            _evaluate(job, metrics, shown)
+        display.start(job.step, job.total, job.batch_size)
+        stack.callback(display.stop)
+        if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
+            _evaluate(job, metrics, display)
         batches = stack.enter_context(closing(job.batches()))
         logged, logged_at = job.step, time.monotonic()
         while job.step < job.total and not requests.stop:
@@ -86,7 +102,7 @@ def fit(job: Job, progress: Progress) -> int:
             job.bad_files.update(batch.bad)
             due = cadence.due(job.step + 1)
             job.train_step(batch, observe=due.log)
-            shown.advance()
+            display.advance()
             save = due.save or bool(requests.stop) or requests.save
             if due.log or save:
                 row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
@@ -94,12 +110,12 @@ def fit(job: Job, progress: Progress) -> int:
                     raise _diverged(job, logged)
                 row["images_per_second"] = (job.step - logged) * job.batch_size / (time.monotonic() - logged_at)
                 metrics.write(row)
-                shown.metrics(row)
+                display.metrics(row)
             if save:
                 _save(job, logged)
                 requests.save = False
             if due.evaluate:
-                _evaluate(job, metrics, shown)
+                _evaluate(job, metrics, display)
             if due.log or save:
                 logged, logged_at = job.step, time.monotonic()
     return requests.stop
@@ -113,14 +129,14 @@ def _save(job: Job, logged: int) -> None:
     job.cadence.saved()
 
 
-def _evaluate(job: Job, metrics: MetricsLog, shown: Unbreakable) -> None:
+def _evaluate(job: Job, metrics: MetricsLog, display: Unbreakable) -> None:
     row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.evaluate()}
     metrics.write(row)
-    shown.metrics(row)
+    display.metrics(row)
 
 
 def _diverged(job: Job, logged: int) -> TrainingError:
     return TrainingError(
         f"the loss or a weight became NaN or infinite between steps {logged + 1} and {job.step}; nothing of that was "
-        f"saved. Try {job.advice}, then go on from the last checkpoint with --resume or start anew"
+        f"saved. Try {job.advice}, then resume from the last checkpoint with --resume or start a new run"
     )

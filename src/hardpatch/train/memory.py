@@ -1,4 +1,4 @@
-"""The allocator of the C library, settled for training on a CPU."""
+"""Settings of the C library's memory allocator for training on a CPU."""
 
 import ctypes
 import sys
@@ -7,14 +7,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_buffers() -> bool:
-    """Have glibc keep the memory that a step frees, for the next step; for the whole process, once and for all.
+    """Make glibc keep the memory that a step frees for the next step. Applies to the whole process.
 
-    By default every buffer above 32 MiB is mapped from the system when it is made and unmapped when it is freed, and
-    the system clears each of its pages again: at a batch of 256 small images that can cost a third of a step. The
-    process then holds its peak until it ends.
+    By default, every buffer above 32 MiB is mapped from the system when it is allocated and unmapped when it is freed,
+    and the system clears its pages each time. With batches of 256 small images that can take a third of a step. With
+    this setting the process holds its peak memory until it ends.
 
     Returns:
-        Whether there was something to settle: not with other C libraries, which are left as they are.
+        True if it was set; False with other C libraries, which are left unchanged.
     """
     if not sys.platform.startswith("linux"):
         return False

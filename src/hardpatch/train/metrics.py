@@ -1,10 +1,11 @@
 """Metrics of a run, as JSON lines and for TensorBoard."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hardpatch.files import write_text_atomically
 
 
 class MetricsLog:
@@ -12,7 +13,7 @@ class MetricsLog:
 
     Args:
         folder: of the run.
-        step: steps already done; later lines, of a run that was killed after its last checkpoint, are dropped.
+        step: optimizer steps done. Later lines are dropped: the run was killed after its last checkpoint.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -21,14 +22,12 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         rows = [row for row in _read_lines(self.path) if row["step"] <= step]
         self.evaluated = sum(row["step"] == step for row in rows) > 1
-        """whether there is a line of an evaluation at ``step``, beside that of the training"""
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.path)
+        """True if ``step`` has a line of an evaluation as well as a line of the training"""
+        write_text_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line; ``row`` has ``step`` and numbers."""
+        """Append a line; ``row`` holds ``step`` and numbers."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
@@ -36,14 +35,14 @@ class MetricsLog:
                 self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back."""
+        """Flush and close the TensorBoard file."""
         self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a ``metrics.jsonl``: a row for each step, with what an evaluation after that step found.
+    """Read a ``metrics.jsonl``: a row for each step, which includes the metrics of an evaluation after that step.
 
-    No rows if there is no file; a line that a kill cut short is left out.
+    Returns no rows if there is no file. A last line that is incomplete, because the run was killed, is left out.
     """
     rows: dict[int, dict[str, Any]] = {}
     for line in _read_lines(path):

@@ -1,4 +1,4 @@
-"""Parameter groups of an optimizer, with and without weight decay and layer decay, and its learning rates."""
+"""Parameter groups of an optimizer for weight decay and layer decay, and their learning rates."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from torch.optim import Optimizer
 from hardpatch.models.encoder import Encoder
 
 BETAS = (0.9, 0.999)
-"""AdamW betas for training under labels."""
+"""AdamW betas for training on labels."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters by weight decay: none on biases and norms, ``weight_decay`` on matrices and tokens."""
+    """Group parameters by weight decay: 0 for biases and norms, ``weight_decay`` for matrices and tokens."""
     from timm.optim import param_groups_weight_decay
 
-    # Without any weight decay timm makes one group of all parameters, so it is set afterwards.
-    plain, decayed = param_groups_weight_decay(model, 1.0)
-    return [plain, decayed | {"weight_decay": weight_decay, "decays": True}]
+    # timm puts all parameters into one group for a weight decay of 0, so the value is set afterwards.
+    without_decay, with_decay = param_groups_weight_decay(model, 1.0)
+    return [without_decay, with_decay | {"weight_decay": weight_decay, "decays": True}]
 
 
 def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
-    """Set the weight decay of those groups of :func:`parameter_groups` that have one."""
+    """Set the weight decay of the groups of :func:`parameter_groups` that have one."""
     for group in optimizer.param_groups:
         if group.get("decays"):
             group["weight_decay"] = weight_decay
@@ -34,11 +34,15 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameters of a network around an ``encoder``, like :class:`Classifier`, in two groups a layer, with and without
-    weight decay (Bao et al. 2022, BEiT).
+    """Group parameters by layer, with and without weight decay (Bao et al. 2022, BEiT).
 
-    ``lr_scale`` of a group is ``layer_decay ** (depth + 1 - layer)``, by which its learning rate is to be multiplied:
-    1 for the head. Vectors, positions and the class token have no weight decay.
+    The learning rate of a group is to be multiplied by its ``lr_scale``, ``layer_decay ** (depth + 1 - layer)``, which
+    is 1 for the head. Vectors, positions and the class token have no weight decay.
+
+    Args:
+        model: network around an ``encoder``, such as :class:`~hardpatch.finetune.model.Classifier`.
+        weight_decay: of matrices.
+        layer_decay: factor of the learning rate from each layer to the one below it.
     """
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
@@ -60,10 +64,13 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter of a network around an ``encoder``: 0 before the blocks, block k is k + 1, ``depth + 1``
-    after them.
+    """Return the layer of a parameter: 0 before the blocks, ``k + 1`` in block k, ``depth + 1`` after the blocks.
 
-    The relative position bias, which all blocks share, counts as after them (BEiT).
+    The relative position bias, which all blocks share, counts as after the blocks (BEiT).
+
+    Args:
+        name: of the parameter, in a network around an ``encoder``.
+        depth: number of blocks.
     """
     if name.startswith(("encoder.cls_token", "encoder.positions", "encoder.patch_embed.")):
         return 0

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; elsewhere a line for every line of metrics."""
+"""Progress bars on a terminal; elsewhere a line of text for each line of metrics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,36 +25,43 @@ SHOWN = {
     "mask_ap": ".4f",
     "images_per_second": ".0f",
 }
-"""The metrics of a line on the terminal, and how they are written."""
+"""Metrics that are shown on the terminal, and their formats."""
 
 
 class Progress(Protocol):
-    """What shows a run to a person; the command line draws a bar."""
+    """Display of a run; the training loop calls it."""
 
     def start(self, step: int, total: int, batch_size: int) -> None:
-        """The run begins, or goes on, after ``step`` of ``total`` steps of ``batch_size`` images."""
+        """Begin after ``step`` of ``total`` optimizer steps of ``batch_size`` images."""
 
     def advance(self) -> None:
-        """A step is done."""
+        """Count a step."""
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """A line of metrics was written."""
+        """Show a line of metrics, or of an evaluation, which has no ``loss``."""
 
     def stop(self) -> None:
-        """The run is over, however it ended."""
+        """Clean up when the run ends, for whatever reason."""
 
 
 class Silent:
-    """A progress that shows nothing."""
+    """A progress display that shows nothing."""
 
-    def start(self, step: int, total: int, batch_size: int) -> None: ...
-    def advance(self) -> None: ...
-    def metrics(self, row: dict[str, Any]) -> None: ...
-    def stop(self) -> None: ...
+    def start(self, step: int, total: int, batch_size: int) -> None:
+        """Show nothing."""
+
+    def advance(self) -> None:
+        """Show nothing."""
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Show nothing."""
+
+    def stop(self) -> None:
+        """Show nothing."""
 
 
 class Unbreakable:
-    """A progress that outlives its terminal: after a failed write it shows nothing more, and training goes on."""
+    """A progress display that cannot end a training: after its first failed write it shows nothing more."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress: Progress = progress
@@ -83,14 +90,14 @@ class Unbreakable:
 
 
 class TrainingProgress:
-    """A bar on a terminal; elsewhere a line for every line of metrics."""
+    """A progress bar on a terminal; elsewhere a line of text for each line of metrics."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: rich_progress.Progress | None = None
 
     def start(self, step: int, total: int, batch_size: int) -> None:
-        """Begin at ``step`` of ``total``."""
+        """Print the length of the run and, on a terminal, start the bar."""
         self.total, self.batch_size = total, batch_size
         self.console.print(
             f"step {step} of {total}, {batch_size} images each" if step else f"{total} steps of {batch_size} images",
@@ -111,36 +118,43 @@ class TrainingProgress:
             self.task = self.bar.add_task("training", total=total, completed=step, speed="")
 
     def advance(self) -> None:
-        """One step further."""
+        """Move the bar by one step."""
         if self.bar is not None:
             self.bar.advance(self.task)
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """Show a line of metrics, or of an evaluation, which has no loss of the training."""
-        shown = "  ".join(f"{name} {row[name]:{form}}" for name, form in SHOWN.items() if name in row)
+        """Update the bar or print a line; an evaluation, which has no ``loss``, is always printed."""
+        values = "  ".join(f"{name} {row[name]:{spec}}" for name, spec in SHOWN.items() if name in row)
         if self.bar is not None and "loss" in row:
             speed = f"{row['images_per_second']:.0f} images/s"
             self.bar.update(self.task, description=f"loss {row['loss']:.4f}", speed=speed)
             return
-        line = f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {shown}"
+        line = f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {values}"
         if "loss" in row:
             left = (self.total - row["step"]) * self.batch_size / row["images_per_second"]
             line += f"  left {left / 60:.1f} min"
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         if self.bar is not None:
             self.bar.stop()
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar that counts images; nothing where there is no terminal."""
+def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar that counts, on a terminal only.
+
+    Args:
+        description: text before the bar.
+
+    Yields:
+        A function that sets the bar to (done, total); the total may be None while it is unknown.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(description, total=None)
 
         def update(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total)

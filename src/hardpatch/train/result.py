@@ -1,4 +1,4 @@
-"""``result.json`` of a run folder: the same head for every verb, then what the verb found."""
+"""``result.json`` of a run folder: a head that all verbs share, then the results of the verb."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch import __version__
+from hardpatch.files import write_text_atomically
 
 RESULT = "result.json"
 
@@ -20,25 +21,24 @@ def write_result(
     classes: int | None,
     left_out: Mapping[str, int],
     seconds: float,
-    **found: Any,
+    **results: Any,
 ) -> dict[str, Any]:
-    """Write ``result.json``, whole or not at all, and return what it holds.
+    """Write ``result.json``, completely or not at all, and return its content.
 
     Args:
         folder: of the run.
-        verb: of the command line.
+        verb: name on the command line.
         run: weights that it started from.
         data: paths of the data sets by role.
         images: number of images by role.
-        classes: number of classes, None where there are no labels.
-        left_out: how many files or objects were left out, by reason.
-        seconds: that it took.
-        found: what the verb found.
+        classes: number of classes; None without labels.
+        left_out: number of files or objects that were left out, by reason.
+        seconds: duration.
+        results: values of the verb itself.
     """
-    result = head(verb, run=run, data=data, images=images, classes=classes, left_out=left_out, seconds=seconds) | found
-    partial = folder / f".{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULT)
+    result = head(verb, run=run, data=data, images=images, classes=classes, left_out=left_out, seconds=seconds)
+    result |= results
+    write_text_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -52,7 +52,7 @@ def head(
     left_out: Mapping[str, int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the head that every result has, see :func:`write_result`."""
+    """Return the values that every result begins with; arguments as in :func:`write_result`."""
     return {
         "verb": verb,
         "run": run,

@@ -1,6 +1,6 @@
-"""Settings that the jobs of the training loop share, and how they are checked and changed.
+"""Settings that the jobs of the training loop share: defaults, checks and overrides.
 
-Nothing here imports torch, so that the command line answers at once.
+This module does not import torch, so that the command line starts quickly.
 """
 
 import math
@@ -22,11 +22,11 @@ FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
     *("workers", "max_bad_fraction", "device", "precision"),
 )
-"""Settings that a run may change when it is resumed: they do not decide what is learned, but for rounding."""
+"""Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
 
 
 def setting(default: Any, help_text: str) -> Any:
-    """Return a field of a dataclass of settings, with its text for ``--help``."""
+    """Return a dataclass field with a default value and a text for ``--help``."""
     return field(default=default, metadata={"help": help_text})
 
 
@@ -35,21 +35,23 @@ class LoopSettings:
     """Settings of any job of the training loop."""
 
     epochs: float | None = setting(None, "passes over the training images; this or steps")
-    steps: int | None = setting(None, "optimizer steps, in place of epochs")
+    steps: int | None = setting(None, "optimizer steps, instead of epochs")
     batch_size: int = setting(16, "images of an optimizer step")
     accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory")
     clip: float | None = setting(None, "largest norm of the gradient; null does not clip")
-    seed: int = setting(0, "seed of new weights, the order of the images, augmentation and drop path")
+    seed: int = setting(0, "seed of new weights, image order, augmentation and drop path")
     log_every: int = setting(50, "steps between lines of metrics")
-    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; there is one at the end too")
-    checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition")
-    workers: int | None = setting(None, "processes that decode images; auto takes one fewer than there are cores")
-    max_bad_fraction: float = setting(0.1, "share of a set that may be undecodable: such files are named and skipped")
+    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one")
+    checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time")
+    workers: int | None = setting(None, "processes that decode images; auto is one fewer than the CPU cores")
+    max_bad_fraction: float = setting(0.1, "largest share of files that cannot be decoded; they are listed and skipped")
     device: DeviceName = setting("auto", "accelerator")
-    precision: PrecisionName = setting("auto", "auto is bf16 on a GPU that has it, else fp32; weights stay in fp32")
+    precision: PrecisionName = setting(
+        "auto", "auto is bf16 on a GPU that supports it, else fp32; weights stay in fp32"
+    )
 
     def total_steps(self, images: int) -> int:
-        """Optimizer steps over a set of ``images``; at least one."""
+        """Return the optimizer steps of a run on ``images`` training images, at least one."""
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0.0) * images / self.batch_size))
@@ -57,19 +59,19 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings(LoopSettings):
-    """Settings of a training on labels, whichever verb it is."""
+    """Settings of a training on labels, shared by all its verbs."""
 
     layer_decay: float | None = setting(
         0.75, "factor of the learning rate from each layer to the one below it; 1 for random weights"
     )
-    weight_decay: float = setting(0.05, "of matrices; vectors and the class token have none")
-    drop_path: float = setting(0.1, "drop path of the last block, rising linearly from 0 in the first")
+    weight_decay: float = setting(0.05, "weight decay of matrices; vectors and the class token have none")
+    drop_path: float = setting(0.1, "drop path rate of the last block; rises linearly from 0 in the first")
     flip: float = setting(0.5, "probability of a horizontal flip")
     weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
-    val_every: float | None = setting(None, "epochs between evaluations; there is always one at the end")
+    val_every: float | None = setting(None, "epochs between evaluations; the last step always has one")
 
     def val_steps(self, images: int) -> float | None:
-        """Optimizer steps between evaluations, whole or not; None for one at the end only."""
+        """Return the optimizer steps between evaluations, not rounded; None for one at the end only."""
         return None if self.val_every is None else self.val_every * images / self.batch_size
 
 
@@ -77,18 +79,18 @@ Settings = TypeVar("Settings", bound=LoopSettings)
 
 
 def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str] = ()) -> Settings:
-    """Return a preset with other values.
+    """Return a copy of ``preset`` with some values replaced.
 
-    Length has one unit: ``steps`` unsets the preset's ``epochs``, and the other way round. Random weights unset the
-    preset's layer decay, because their lower layers have to learn as well. ``workers`` may be "auto".
+    The length of a run has one unit: ``steps`` replaces the preset's ``epochs``, and the reverse. Random weights
+    replace the preset's layer decay by 1, because their lower layers have to learn as well. ``workers`` may be "auto".
 
     Args:
         preset: the settings to start from.
         values: plain values by name; lists stand for tuples.
-        arguments: further names that are known to the caller, for the suggestion where a name is not.
+        arguments: other names that the caller accepts, to suggest for a misspelled name.
 
     Raises:
-        UserError: for a name that is no setting, or a value of another type.
+        UserError: if a name is not a setting, or a value has the wrong type.
     """
     names = {f.name for f in fields(preset)}
     unknown = next((name for name in values if name not in names), None)
@@ -113,17 +115,17 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
 
 @cache
 def _parser(kind: Any) -> ArgumentParser:
-    """A parser that knows the types of the settings."""
+    """Build a parser that checks the types of settings of class ``kind``."""
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(kind)
     return parser
 
 
 def check_loop(run: LoopSettings) -> None:
-    """Refuse values of the shared settings that cannot work.
+    """Refuse values out of range, and settings that contradict each other.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first such setting.
     """
     for name in ("batch_size", "accumulation_steps", "steps", "log_every", "checkpoint_steps"):
         expect(run, name, "a whole number from 1", _optional(run, name, lambda number: number >= 1))
@@ -142,10 +144,10 @@ def check_loop(run: LoopSettings) -> None:
 
 
 def check_training(run: TrainingSettings) -> None:
-    """Refuse values of the settings for labels that cannot work, see :func:`check_loop`.
+    """Check the settings of a training on labels, including those of :func:`check_loop`.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first setting that is wrong.
     """
     check_loop(run)
     expect(run, "val_every", "a number above 0", _optional(run, "val_every", lambda number: 0 < number < math.inf))
@@ -171,18 +173,18 @@ def to_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Write plain values as YAML in their order, a line each."""
-    # None: lists of numbers stay on one line
+    """Return plain values as YAML, one line for each, in their order."""
+    # default_flow_style None keeps a list of numbers on one line
     return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=1000)
 
 
 def expect(run: "DataclassInstance", name: str, expected: str, holds: bool) -> None:
-    """Refuse the setting ``name`` of a run unless it ``holds``.
+    """Raise an error about the setting ``name`` unless the condition ``holds``.
 
     Raises:
-        UserError: says what was expected.
+        UserError: says what was expected and what the value is.
     """
     if not holds:
         value = getattr(run, name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"--{name}: expected {expected}, got {shown}")
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UserError(f"--{name}: expected {expected}, got {text}")

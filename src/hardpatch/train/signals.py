@@ -1,4 +1,4 @@
-"""Signals that ask a training to save or to stop."""
+"""Signals that make a training save a checkpoint or stop."""
 
 import signal
 import threading
@@ -14,20 +14,24 @@ SAVING = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGHUP") if hasatt
 
 @dataclass
 class Requests:
-    """Requests that came by signal since the training began."""
+    """Requests by signal since the training began."""
 
     stop: int = 0
-    """the signal that asks the training to stop after its step, 0 for none"""
+    """signal that requests a stop after the current step, 0 for none"""
     save: bool = False
-    """a checkpoint is asked for; training goes on"""
+    """True if a checkpoint is requested; the training continues"""
 
 
 @contextmanager
 def requests_by_signal() -> Iterator[Requests]:
-    """Collect signals instead of dying of them, so that a step can end.
+    """Turn signals into requests, so that the current step can be completed.
 
-    SIGINT and SIGTERM ask to stop; the second of a kind has its usual effect. SIGUSR1 and SIGHUP (a terminal that goes
-    away) ask for a checkpoint. Outside the main thread, where Python allows no handlers, nothing is collected.
+    SIGINT and SIGTERM request a stop; a second one of the same kind has its usual effect. SIGUSR1 and SIGHUP (the
+    terminal was closed) request a checkpoint. Outside the main thread Python allows no signal handlers; signals then
+    keep their usual effect.
+
+    Yields:
+        The requests; the handlers change them.
     """
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""All that a training changes, in one place: what a checkpoint holds and a resumed run gets back."""
+"""State of a training: everything that a checkpoint holds and a resumed run needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hardpatch.train import checkpoint
 
 
 class NotFiniteError(RuntimeError):
-    """A weight is NaN or infinite."""
+    """Error for a weight that is NaN or infinite."""
 
 
 @dataclass
@@ -23,10 +23,10 @@ class TrainingState:
 
     Args:
         fabric: device and precision; holds the loss scaler.
-        model: what is trained.
+        model: network that is trained.
         optimizer: of the model.
-        average: a moving average of the model, or None.
-        memory: buffers that are learned without a gradient, or None.
+        average: moving average of the model, or None.
+        memory: module whose buffers change during training without a gradient, or None.
     """
 
     fabric: Fabric
@@ -36,16 +36,16 @@ class TrainingState:
     memory: nn.Module | None = None
 
     def save(self, folder: Path, step: int, metadata: Mapping[str, Any], keep: int = 1) -> None:
-        """Write a checkpoint of a run, unless a weight is not finite.
+        """Write a checkpoint of a run after checking that all weights are finite.
 
         Args:
             folder: of the run.
             step: optimizer steps done.
-            metadata: plain values for the weights file, all that is needed to rebuild the model.
-            keep: newest checkpoints to keep.
+            metadata: plain values for the weights file: all that is needed to rebuild the model.
+            keep: number of checkpoints to keep, the newest ones.
 
         Raises:
-            NotFiniteError: before anything is written.
+            NotFiniteError: if a weight is NaN or infinite; nothing is written then.
         """
         self.check_finite()
         checkpoint.save(
@@ -61,7 +61,7 @@ class TrainingState:
         )
 
     def restore(self, saved: Path) -> int:
-        """Load a checkpoint of this run, to the bit. Returns its step."""
+        """Load the exact state of a checkpoint of this run. Returns its step."""
         step, scaler = checkpoint.restore(
             saved, student=self.model, teacher=self.average, optimizer=self.optimizer, memory=self.memory
         )
@@ -70,10 +70,10 @@ class TrainingState:
         return step
 
     def check_finite(self) -> None:
-        """Refuse weights, or running statistics, that are NaN or infinite. Waits for the device.
+        """Check weights and running statistics for NaN and infinity. Waits for the device.
 
         Raises:
-            NotFiniteError: if there are any.
+            NotFiniteError: if a value is NaN or infinite.
         """
         parts = [self.model] if self.average is None else [self.model, self.average]
         tensors = [value for part in parts for value in part.state_dict().values() if value.is_floating_point()]

@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+from hardpatch.train.metrics import MetricsLog, read_metrics
+
+
+def test_lines_after_the_checkpoint_and_an_incomplete_line_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1.0 / step})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 40, "lo')
+    assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
+    log = MetricsLog(tmp_path, step=20)
+    log.write({"step": 25, "loss": 3.0})
+    log.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 25]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_a_row_includes_the_evaluation_after_its_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write({"step": 10, "loss": 2.0})
+    log.write({"step": 10, "knn_top1": 0.5})
+    log.write({"step": 20, "loss": 1.0})
+    log.close()
+    rows = [{"step": 10, "loss": 2.0, "knn_top1": 0.5}, {"step": 20, "loss": 1.0}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows
+    assert read_metrics(tmp_path / "missing.jsonl") == []
+    for step, evaluated in ((20, False), (10, True)):  # step 10 comes last: it drops the lines of step 20
+        log = MetricsLog(tmp_path, step)
+        log.close()
+        assert log.evaluated == evaluated
