@@ -6,6 +6,7 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def test_hard_patches(
 def test_pretrain(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shorter = partial(hardpatch.pretrain, steps=4, batch_size=16, **{"data.workers": 0})
+    settings: dict[str, Any] = {"steps": 4, "batch_size": 16, "data.workers": 0}
+    shorter = partial(hardpatch.pretrain, **settings)
     monkeypatch.setattr(hardpatch, "pretrain", shorter, raising=False)
     run_example(monkeypatch, "pretrain.py", tmp_path / "run", "demo:train", images, images)
     output = capsys.readouterr().out

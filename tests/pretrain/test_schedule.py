@@ -57,7 +57,7 @@ def test_temperature_of_ibots_teacher(warmup: float, temperatures: list[float]) 
     settings = ["--model.size=tiny", "--model.depth=1", "--ibot.outputs=8", "--ibot.head_hidden=8"]
     settings += ["--method.host=ibot", f"--ibot.teacher_temperature_warmup={warmup}"]
     host = initial_model(config.build({"steps": 400}, settings)).host
-    scheduled = [host.scheduled(step / 400) for step in (0, 15, 30, 399)]
+    scheduled = [host.scheduled_metrics(step / 400) for step in (0, 15, 30, 399)]
     assert [values["teacher_temperature"] for values in scheduled] == pytest.approx(temperatures)
 
 

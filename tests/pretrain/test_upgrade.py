@@ -119,12 +119,9 @@ def test_a_run_folder_with_all_old_names_can_be_read(tmp_path: Path, caplog: pyt
 @pytest.mark.parametrize("old", [*RENAMED, *REMOVED])
 def test_old_names_in_settings_and_on_the_command_line_get_a_hint(old: str) -> None:
     assert hint(old)
-    for call in (
-        lambda: config.build({"steps": 1, **nested(old, 1)}),
-        lambda: config.build({"steps": 1}, [f"--{old}=1"]),
-    ):
+    for values, arguments in ((nested(old, 1), []), ({}, [f"--{old}=1"])):
         with pytest.raises(UserError) as caught:
-            call()
+            config.build({"steps": 1, **values}, arguments)
         assert str(caught.value).endswith(hint(old))
         assert "\n" not in str(caught.value)
 

@@ -81,6 +81,13 @@ def test_a_resumed_run_may_repeat_what_it_began_with_and_change_how_it_computes(
     assert resumed.settings == TrainingSettings(epochs=2.0, seed=3, workers=0, precision="fp32")
 
 
+def test_a_preset_beside_resume_must_be_that_of_the_run(tmp_path: Path) -> None:
+    begin(tmp_path / "run", preset="large")
+    assert open_example(tmp_path / "run", "large", resume=True).settings.epochs == 9.0
+    with pytest.raises(UserError, match=r"was made with other settings: epochs was 9\.0, now 2\.0; batch_size was 64"):
+        open_example(tmp_path / "run", "small", resume=True)
+
+
 def test_a_resumed_run_keeps_settings_that_decide_what_is_learned(tmp_path: Path) -> None:
     begin(tmp_path / "run", seed=3)
     with pytest.raises(UserError) as caught:

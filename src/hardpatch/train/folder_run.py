@@ -56,7 +56,7 @@ def open_run(
         out: folder of the run.
         inputs: paths and other plain values that are not settings, by argument name; None if not passed.
         presets: settings by name of the preset; the first is the default.
-        preset: name of the preset to start from.
+        preset: name of the preset to start from; with ``resume``, the one that the run began with, or None.
         values: settings in which the run differs from the preset.
         resume: continue the run in ``out``.
         required: inputs that a new run needs, and what is expected for each.
@@ -72,15 +72,27 @@ def open_run(
         raise UserError(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
         )
-    default = next(iter(presets.values()))
-    if not resume:
-        run_folder.check_new(folder)
-        settings = changed(presets[preset] if preset else default, values, inputs)
-        for name, expected in required.items():
-            if inputs.get(name) is None:
-                option = "RUN" if name == "run" else f"--{name}"
-                raise UserError(f"{option}: expected {expected}, got nothing")
-        return FolderRun(folder, dict(inputs), settings, resume)
+    if resume:
+        return _resumed(verb, folder, inputs, presets, preset, values, required)
+    run_folder.check_new(folder)
+    settings = changed(presets[preset or next(iter(presets))], values, inputs)
+    for name, expected in required.items():
+        if inputs.get(name) is None:
+            option = "RUN" if name == "run" else f"--{name}"
+            raise UserError(f"{option}: expected {expected}, got nothing")
+    return FolderRun(folder, dict(inputs), settings, resume)
+
+
+def _resumed(
+    verb: str,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    presets: Mapping[str, Settings],
+    preset: str | None,
+    values: Mapping[str, Any],
+    required: Mapping[str, str],
+) -> FolderRun[Settings]:
+    """Return the run in ``folder``; what is passed again must be the same."""
     saved = run_folder.read_values(folder)
     if "verb" not in saved and required.keys() <= saved.keys():
         raise UserError(
@@ -89,9 +101,10 @@ def open_run(
         )
     if saved.get("verb") != verb:
         raise UserError(f"--out: expected a folder of hardpatch {verb}, {folder} is one of another verb")
+    default = next(iter(presets.values()))
     names = {f.name for f in fields(default)}
     old = changed(default, {name: value for name, value in saved.items() if name in names})
-    new = changed(old, values, inputs)
+    new = changed(presets[preset] if preset else old, values, inputs)
     old_values, new_values = to_dict(old), to_dict(new)
     changes = {name: (value, new_values[name]) for name, value in old_values.items() if new_values[name] != value}
     changes |= {
@@ -100,4 +113,4 @@ def open_run(
         if value is not None and value != saved.get(name)
     }
     run_folder.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in FREE_TO_CHANGE})
-    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume)
+    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume=True)
