@@ -48,7 +48,7 @@ def open_run(
         out: folder of the run.
         inputs: paths and other plain values that are no settings; None for what is not given.
         presets: settings by the name of a preset; the first is the default.
-        preset: the settings to start from.
+        preset: the settings to start from; a run that is resumed must have been made with the same ones.
         values: settings in which the run differs.
         resume: whether the run in ``out`` is continued.
         required: inputs that a run cannot do without, and what is expected there.
@@ -78,7 +78,7 @@ def open_run(
         raise UserError(f"--out: expected a folder of hardpatch {verb}, {folder} is one of another verb")
     names = {f.name for f in fields(default)}
     before = changed(default, {name: value for name, value in saved.items() if name in names})
-    now = changed(before, values, inputs)
+    now = changed(before if preset is None else presets[preset], values, inputs)
     differing = {name: (a, b) for name, a in to_dict(before).items() if (b := to_dict(now)[name]) != a}
     differing |= {
         name: (saved.get(name), value)
