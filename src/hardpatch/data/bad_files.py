@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from hardpatch.errors import UserError
 
@@ -26,9 +27,18 @@ class BadFiles:
         self.total, self.max_bad_fraction, self.option = total, max_bad_fraction, option
         self._log = logging.getLogger("hardpatch").warning if log is None else log
         self._entries: dict[str, None] = {}
+        self._earlier: set[str] = set()
+        self._file: Path | None = None
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Return the number of files, those of earlier calls of a resumed run included."""
+        return len(self._earlier | self._entries.keys())
+
+    def keep_in(self, file: Path) -> None:
+        """Keep the list in ``file``, a line each, so that a resumed run counts the files of earlier calls, too."""
+        self._file = file
+        if file.is_file():
+            self._earlier = set(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
 
     def update(self, bad: Iterable[str]) -> None:
         """Add the `bad` files of a batch. Raises UserError once they are more than the allowed share of the source."""
@@ -36,9 +46,14 @@ class BadFiles:
             if entry not in self._entries:
                 self._entries[entry] = None
                 self._log(f"cannot decode {entry}")
-        if len(self) > self.max_bad_fraction * self.total:
+                if self._file is not None and entry not in self._earlier:
+                    with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                        file.write(f"{entry}\n")
+        # Files of earlier calls may have been repaired, so they do not count for the limit.
+        count = len(self._entries)
+        if count > self.max_bad_fraction * self.total:
             raise UserError(
-                f"{self.option.removeprefix('--')}: {len(self)} of {self.total} images ({len(self) / self.total:.2%}) "
+                f"{self.option.removeprefix('--')}: {count} of {self.total} images ({count / self.total:.2%}) "
                 f"cannot be decoded and at most {self.max_bad_fraction:.2%} may be; the last: "
                 f"{'; '.join([*self._entries][-3:])}; raise {self.option} to go on"
             )

@@ -1,7 +1,5 @@
 """Embeddings of images in a Parquet file, written batch by batch: memory does not grow with the number of images."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,6 +10,7 @@ from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
 from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform
 from hardpatch.methods.hpm import HPM
@@ -60,13 +59,12 @@ def write_embeddings(
     autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
     width = model.host.encoder.width
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
-    partial = out.with_name(f".{out.name}.partial")
     written = 0
     bad: list[str] = []
     batches = eval_batches(source, eval_transform(model), batch_size=batch_size, workers=resolve_workers(workers))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, schema) as file:
+        with atomic_path(out) as partial, pq.ParquetWriter(partial, schema) as file:
             for batch in batches:
                 features = extract(model, [batch], device=device, pool=pool, autocast=autocast)
                 vectors = F.normalize(features.features, dim=1) if normalize else features.features
@@ -77,10 +75,6 @@ def write_embeddings(
                 written, bad = written + len(names), bad + features.bad
                 if progress is not None:
                     progress(written + len(bad), len(source))
-        os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return EmbedResult(written, bad)

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from hardpatch.data.demo import demo_source
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
 from hardpatch.interchange import to_hugging_face
 from hardpatch.interchange.backbone import EXPORTED, Backbone, load_backbone
 from hardpatch.interchange.load import load, training_masks
@@ -287,17 +286,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _new_path(out: Path) -> Iterator[Path]:
-    """Yield a path in a hidden folder beside ``out``, and rename it to ``out`` if there was no error."""
+    """Yield a temporary path beside ``out``, which becomes ``out`` if there is no error."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror}") from None
-    try:
-        yield hidden / out.name
-        check_new(out)
-        (hidden / out.name).rename(out)
+        with atomic_path(out, concurrent=True) as temporary:
+            yield temporary
+            check_new(out)
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from hardpatch import __version__
 from hardpatch.data.sources import Source
+from hardpatch.files import atomic_path
 from hardpatch.measure.features import Features
 from hardpatch.pickles import save_tensors
 
@@ -63,10 +64,9 @@ class FeatureCache:
         """Write features atomically. Returns the path of the file."""
         path = self._path(description)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         tensors = {name: getattr(features, name) for name in TENSORS}
-        save_tensors(tensors, partial, {KEY: json.dumps({**description, "bad": features.bad})})
-        os.replace(partial, path)
+        with atomic_path(path, concurrent=True) as partial:
+            save_tensors(tensors, partial, {KEY: json.dumps({**description, "bad": features.bad})})
         return path
 
     def _path(self, description: dict[str, Any]) -> Path:

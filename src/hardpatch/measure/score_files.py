@@ -10,6 +10,7 @@ from torch import Tensor
 from hardpatch import figures
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
 from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, Predict
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mining import hard_patches
@@ -63,7 +64,8 @@ class ScoreFiles:
         if not self._sheet:
             return None
         path = self.folder / "contact_sheet.png"
-        figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix).savefig(path)
+        with atomic_path(path) as partial:
+            figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix).savefig(partial)
         return path
 
     def write_table(self) -> Path:
@@ -87,7 +89,8 @@ class ScoreFiles:
             ]
         )
         path = self.folder / "scores.parquet"
-        pq.write_table(pa.Table.from_pylist([vars(score) for score in self.scores], schema=schema), path)
+        with atomic_path(path) as partial:
+            pq.write_table(pa.Table.from_pylist([vars(score) for score in self.scores], schema=schema), partial)
         return path
 
     def _rows(self, pixels: Tensor, hardest: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:

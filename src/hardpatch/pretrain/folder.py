@@ -25,6 +25,7 @@ Made by `{command}`.
 | `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, a JSON object a line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
+| `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
 | `pictures/` | curves, and where the model finds images hard |
 
 What to do with it:

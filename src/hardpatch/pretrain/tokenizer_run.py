@@ -20,6 +20,7 @@ from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.figures import enlarge
+from hardpatch.files import atomic_path
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
@@ -151,13 +152,12 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
 
 
 def write_tokenizer(path: Path, tokenizer: DiscreteVAE, run: TokenizerSettings, quality: Quality) -> None:
-    """Write the weights and all that is needed to rebuild the network, whole or not at all."""
+    """Write the weights and everything that is needed to rebuild the network, completely or not at all."""
     metadata = {"hardpatch": __version__, "kind": KIND, **to_dict(run), "quality": quality.to_dict()}
     # One metadata entry: safetensors writes several in an order that changes from run to run.
     state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
-    save_tensors(state, partial, {METADATA: json.dumps(metadata)})
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        save_tensors(state, partial, {METADATA: json.dumps(metadata)})
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 from hardpatch.pretrain import config
 from hardpatch.study.plan import PREDICTOR, RESULT, TOKENIZER, Study, Task, finetune_settings, tokenizer_settings
 from hardpatch.study.rows import METRICS
-from hardpatch.study.table import write_text
 from hardpatch.train.device import use_device
 from hardpatch.train.progress import Progress
 from hardpatch.train.settings import to_dict
@@ -48,7 +48,7 @@ def perform(study: Study, task: Task, progress: Progress) -> None:
         "hardpatch": __version__,
         "config": config.to_dict(task.run),
     }
-    write_text(task.result, json.dumps(result, indent=2) + "\n")
+    write_text_atomically(task.result, json.dumps(result, indent=2) + "\n")
 
 
 def _train_and_measure(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str,
             raise UserError(f"the pre-training run that ranks the patches is not done: {pretrained}")
         predictor = load(pretrained, "teacher")
     task.folder.mkdir(parents=True, exist_ok=True)
-    write_text(task.folder / "config.yaml", f"# {study.command}\n{config.to_yaml(task.run)}")
+    write_text_atomically(task.folder / "config.yaml", f"# {study.command}\n{config.to_yaml(task.run)}")
     result = train_supervised(task.run, task.folder, study.val, task.row.keep, predictor, progress)
     if result.signal:
         raise Stopped(result.signal)

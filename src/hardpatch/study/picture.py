@@ -1,12 +1,12 @@
 """Draw the table of a study: a dot with its error bar for each row."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardpatch.figures import FAINT, INK, LINES
+from hardpatch.files import atomic_path
 from hardpatch.study.rows import METRICS, Table
 from hardpatch.study.table import MeanStd, RowResult, columns
 
@@ -55,9 +55,8 @@ def draw(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[
         _draw_points(axes, points, results, color)
         _format_axes(axes, title, results, with_names=number == 0)
     path = out / "table.png"
-    partial = out / ".table.partial.png"
-    figure.savefig(partial)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial)
     return path
 
 

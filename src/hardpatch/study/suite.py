@@ -11,7 +11,7 @@
       preset: small
 
 Every other key is an option of the verb: ``key: value`` becomes ``--key value``, ``true`` a flag, a list several
-values.
+values. ``false`` leaves a flag out; where an option can be on by itself, it turns it off.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,9 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
 
 TRAINING_VERBS = ("finetune", "detect", "segment")
 """Verbs that train in a folder of their own, with ``result.json``; the others write the file that --json names."""
+
+ON_OR_OFF = ("photometric", "reduce_zero_label")
+"""Options that can be on without being on the command line; ``false`` becomes ``--no-OPTION``."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ def _measurement(entry: Any, number: int) -> Measurement:
         raise UserError(f"--suite: {reserved[0]} of entry {number} is set by hardpatch evaluate; leave it out")
     arguments: list[str] = []
     for key, value in options.items():
-        if value is False or value is None:
+        if value is None or (value is False and key not in ON_OR_OFF):
+            continue
+        if value is False:
+            arguments.append(f"--no-{key}")
             continue
         arguments.append(f"--{key}")
         if value is not True:

@@ -1,7 +1,6 @@
 """Write the table of a study from the results of its runs, as Markdown and as JSON."""
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch import __version__
+from hardpatch.files import write_text_atomically
 from hardpatch.study.plan import RESULT
 from hardpatch.study.rows import METRICS, StudyRow, Table
 
@@ -79,9 +79,10 @@ def write(out: Path, table: Table, results: Sequence[RowResult], header: Mapping
         results: the rows, from :func:`collect`.
         header: facts of the study: ``scale``, ``scale_about``, ``seeds``, ``command``, ``data``, ``train``, ``val``.
     """
-    write_text(out / "table.md", markdown(table, results, header))
-    write_text(out / "table.json", json.dumps(as_json(table, results, header), indent=2, allow_nan=False) + "\n")
-    write_text(out / "README.md", README.format(table=table, **header, version=__version__))
+    write_text_atomically(out / "table.md", markdown(table, results, header))
+    content = json.dumps(as_json(table, results, header), indent=2, allow_nan=False)
+    write_text_atomically(out / "table.json", content + "\n")
+    write_text_atomically(out / "README.md", README.format(table=table, **header, version=__version__))
 
 
 def markdown(table: Table, results: Sequence[RowResult], header: Mapping[str, Any]) -> str:
@@ -140,13 +141,6 @@ def as_json(table: Table, results: Sequence[RowResult], header: Mapping[str, Any
             for result in results
         ],
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def columns(results: Sequence[RowResult]) -> tuple[list[str], list[str]]:

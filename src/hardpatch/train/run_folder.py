@@ -78,8 +78,15 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         UserError: if the folder cannot be created.
     """
     command = shlex.join(["hardpatch", *arguments])
+    history = {"command": command, "resumed_by": []}
+    if (folder / "environment.json").is_file():  # the run is resumed: the command that made it stays
+        history |= json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        if command not in (history["command"], *history["resumed_by"]):
+            history["resumed_by"].append(command)
+        command = history["command"]
     environment = {
         "command": command,
+        "resumed_by": history["resumed_by"],
         "hardpatch": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "timm")},
