@@ -16,7 +16,7 @@ from hardpatch.patches import PatchIndices, patchify, to_indices
 
 
 class BrightnessModel(nn.Module):
-    """Model that predicts the brightness of a patch as its difficulty, and reconstructs black, so that the prediction is right.
+    """Model that predicts the brightness of a patch as its difficulty, and is right: it reconstructs black.
 
     Images have 16 px, patches 4. As a student it predicts the negative brightness.
     """
