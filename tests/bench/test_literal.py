@@ -1,4 +1,4 @@
-"""The real training step has the losses of literal Algorithm 1."""
+"""Comparison of the real training step with literal Algorithm 1: they have the same losses."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A model whose difficulty and loss are known, and pictures for it."""
+"""Model whose difficulty and loss are known, and pictures for it."""
 
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ from hardpatch.patches import PatchIndices, patchify, to_indices
 
 
 class BrightnessModel(nn.Module):
-    """Predicts the brightness of a patch as its difficulty, and reconstructs black, so that the prediction is right.
+    """Model that predicts the brightness of a patch as its difficulty, and is right: it reconstructs black.
 
     Images have 16 px, patches 4. As a student it predicts the negative brightness.
     """

@@ -6,8 +6,6 @@ from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.schedules import learning_rate
-from hardpatch.train.optimizer import parameter_groups
-from tests.small import small_hpm
 
 
 def test_warm_up_and_cosine_by_hand() -> None:
@@ -59,13 +57,3 @@ def test_temperature_of_ibots_teacher(warmup: float, temperatures: list[float]) 
     host = initial_model(config.build({"steps": 400}, settings)).host
     scheduled = [host.scheduled_metrics(step / 400) for step in (0, 15, 30, 399)]
     assert [values["teacher_temperature"] for values in scheduled] == pytest.approx(temperatures)
-
-
-def test_no_decay_on_biases_and_norms() -> None:
-    model = small_hpm()
-    free, decayed = parameter_groups(model, weight_decay=0.05)
-    assert (free["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
-    names = {id(p): name for name, p in model.named_parameters()}
-    without = {names[id(p)] for p in free["params"]}
-    assert without == {name for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name}
-    assert len(free["params"]) + len(decayed["params"]) == len(names)

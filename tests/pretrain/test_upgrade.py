@@ -117,13 +117,14 @@ def test_a_run_folder_with_all_old_names_can_be_read(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.parametrize("old", [*RENAMED, *REMOVED])
-def test_old_names_in_settings_and_on_the_command_line_get_a_hint(old: str) -> None:
+@pytest.mark.parametrize("where", ["settings", "command line"])
+def test_old_names_get_a_hint(old: str, where: str) -> None:
+    values, arguments = (nested(old, 1), []) if where == "settings" else ({}, [f"--{old}=1"])
+    with pytest.raises(UserError) as caught:
+        config.build({"steps": 1, **values}, arguments)
     assert hint(old)
-    for values, arguments in ((nested(old, 1), []), ({}, [f"--{old}=1"])):
-        with pytest.raises(UserError) as caught:
-            config.build({"steps": 1, **values}, arguments)
-        assert str(caught.value).endswith(hint(old))
-        assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(hint(old))
+    assert "\n" not in str(caught.value)
 
 
 def test_hints() -> None:

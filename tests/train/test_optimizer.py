@@ -1,12 +1,23 @@
-"""Parameter groups with layer decay, against the formula and timm's."""
+"""Parameter groups for weight decay, and for layer decay against its formula and timm's groups."""
 
 import pytest
 import torch
 
 from hardpatch.finetune.model import Classifier
 from hardpatch.models.encoder import Encoder
-from hardpatch.train.optimizer import layer_decay_groups, layer_of
+from hardpatch.train.optimizer import layer_decay_groups, layer_of, parameter_groups
 from tests.finetune.small import small_classifier
+from tests.small import small_hpm
+
+
+def test_no_decay_on_biases_and_norms() -> None:
+    model = small_hpm()
+    without_decay, with_decay = parameter_groups(model, weight_decay=0.05)
+    assert (without_decay["weight_decay"], with_decay["weight_decay"]) == (0.0, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    undecayed = {names[id(p)] for p in without_decay["params"]}
+    assert undecayed == {name for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name}
+    assert len(without_decay["params"]) + len(with_decay["params"]) == len(names)
 
 
 def test_learning_rates_of_vit_base_are_those_of_the_formula_and_of_timm() -> None:

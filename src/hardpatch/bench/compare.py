@@ -136,7 +136,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender that runs."""
+    """Contender that is running."""
 
     title: str
     run: RunConfig

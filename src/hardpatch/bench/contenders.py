@@ -33,7 +33,7 @@ NAMES = ("hpm", "mae", "hpm_fast", *OTHER_LIBRARIES, "literal")
 
 
 class Contender(NamedTuple):
-    """A training step to time."""
+    """Training step to time."""
 
     name: str
     run: RunConfig
@@ -43,7 +43,7 @@ class Contender(NamedTuple):
 
 
 class UnavailableError(Exception):
-    """A contender cannot run here; the message says why."""
+    """Error for a contender that cannot run here; the message says why."""
 
 
 def prepare_contender(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> Contender:

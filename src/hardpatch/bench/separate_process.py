@@ -1,4 +1,4 @@
-"""A contender in a process of its own, with the memory allocator that its users have."""
+"""Contenders in a process of their own, with the memory allocator that their users have."""
 
 import multiprocessing
 from multiprocessing.connection import Connection
@@ -14,7 +14,7 @@ from hardpatch.train.device import start_fabric
 
 
 class SeparateProcess:
-    """Runs the steps of a contender on a CPU in another process, while this one waits.
+    """Proxy that runs the steps of a contender on a CPU in another process, while this one waits.
 
     The methods of this package get the allocator settings of :mod:`hardpatch.train.memory`. Other libraries and the
     literal algorithm keep glibc's defaults.

@@ -40,7 +40,7 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 
 @dataclass
 class TimedStep:
-    """A step and its measurements."""
+    """Step and its measurements."""
 
     step: Callable[[], object]
     steps: int = 1
@@ -106,7 +106,7 @@ def take_turns(
 
 
 class MatrixProduct(NamedTuple):
-    """A large matrix product, to measure the arithmetic rate that the device reaches."""
+    """Large matrix product, to measure the arithmetic rate that the device reaches."""
 
     step: Callable[[], object]
     flops: float

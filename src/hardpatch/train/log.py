@@ -1,4 +1,4 @@
-"""The log of ``hardpatch``: on the terminal, and in the folder of a run."""
+"""Log of ``hardpatch``, on the terminal and in the folder of a run."""
 
 import logging
 import sys

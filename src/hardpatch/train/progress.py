@@ -45,7 +45,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A progress display that shows nothing."""
+    """Progress display that shows nothing."""
 
     def start(self, step: int, total: int, batch_size: int) -> None:
         """Show nothing."""
@@ -61,7 +61,7 @@ class Silent:
 
 
 class Unbreakable:
-    """A progress display that cannot end a training: after its first failed write it shows nothing more."""
+    """Progress display that cannot end a training: after its first failed write it shows nothing more."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress: Progress = progress
@@ -90,7 +90,7 @@ class Unbreakable:
 
 
 class TrainingProgress:
-    """A progress bar on a terminal; elsewhere a line of text for each line of metrics."""
+    """Progress bar on a terminal; elsewhere a line of text for each line of metrics."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
