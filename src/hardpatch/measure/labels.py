@@ -93,7 +93,7 @@ def labeled_features(
 
 
 def eval_transform(model: HPM) -> EvalTransform:
-    """Return the preprocessing for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none."""
+    """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none."""
     crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
     return EvalTransform(model.image_size, len(model.mean), crop_fraction)
 

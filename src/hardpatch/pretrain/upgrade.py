@@ -71,4 +71,4 @@ def hint(setting: str) -> str:
     """Return the end of an error message for a renamed or removed setting, else an empty string."""
     if setting in RENAMED:
         return f"; it is now called {RENAMED[setting]!r}"
-    return f"; it was removed, the value is always {REMOVED[setting]!r}" if setting in REMOVED else ""
+    return f"; it is gone, the value is always {REMOVED[setting]!r}" if setting in REMOVED else ""
