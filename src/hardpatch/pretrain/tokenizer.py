@@ -145,7 +145,7 @@ class TokenizerJob:
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Return means since the last call; entropy (in bits), perplexity and ``used`` count likeliest words."""
+        """Return means since the last call, and entropy (in bits), perplexity and number of the words in use."""
         means = (self._sums / self._steps).tolist()
         bits, used = entropy(self._counts), int((self._counts > 0).sum())
         self._sums.zero_()
