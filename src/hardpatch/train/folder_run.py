@@ -48,7 +48,7 @@ def open_run(
         out: folder of the run.
         inputs: paths and other plain values that are no settings; None for what is not given.
         presets: settings by the name of a preset; the first is the default.
-        preset: the settings to start from; a run that is resumed must have been made with the same ones.
+        preset: the settings to start from.
         values: settings in which the run differs.
         resume: whether the run in ``out`` is continued.
         required: inputs that a run cannot do without, and what is expected there.
