@@ -17,25 +17,26 @@ usage: hardpatch VERB ...
 
 Hard Patches Mining: self-supervised pre-training of Vision Transformers that also learn what to mask.
 
-  pretrain   train on images without labels            hardpatch pretrain --recipe cifar10_tiny --data IMAGES
-  tokenizer  visual tokens for the host beit           hardpatch tokenizer --data IMAGES --out DIR
+  pretrain   pre-train on images without labels        hardpatch pretrain --recipe cifar10_tiny --data IMAGES
+  tokenizer  train visual tokens for host beit         hardpatch tokenizer --data IMAGES --out DIR
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
-  embed      one vector for each image                 hardpatch embed RUN IMAGES... --out FILE.parquet
-  finetune   train a run's encoder under labels        hardpatch finetune RUN --train IMAGES --val IMAGES --out DIR
-  segment    a class for every pixel, with UperNet     hardpatch segment RUN --train DIR --val DIR --out DIR
-  detect     boxes and masks of objects, Mask R-CNN    hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
-  evaluate   several of these, as one table            hardpatch evaluate RUN --suite FILE --out DIR
-  score      where the model finds images hard         hardpatch score RUN IMAGES... --out DIR
-  shrink     a set made smaller, as Parquet            hardpatch shrink IMAGES... --side 256 --out DIR
-  bench      training speed beside other libraries     hardpatch bench [--recipe NAME] [--contenders A,B,...]
-  study      the paper's tables as runs                hardpatch study table2 --data IMAGES --val IMAGES --out DIR
-  export     weights for timm or Hugging Face          hardpatch export RUN --to timm --out FILE.safetensors
-  info       what a run or a weights file is           hardpatch info RUN
-  recipes    the named runs                            hardpatch recipes [NAME]
+  embed      write one vector for each image           hardpatch embed RUN IMAGES... --out FILE.parquet
+  finetune   train a run's encoder on labeled images   hardpatch finetune RUN --train IMAGES --val IMAGES --out DIR
+  segment    classify every pixel, with UperNet        hardpatch segment RUN --train DIR --val DIR --out DIR
+  detect     detect objects, with Mask R-CNN           hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
+  evaluate   several measurements, as one table        hardpatch evaluate RUN --suite FILE --out DIR
+  score      difficulty of image patches               hardpatch score RUN IMAGES... --out DIR
+  shrink     write smaller copies of images            hardpatch shrink IMAGES... --side 256 --out DIR
+  bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
+  study      train the rows of the paper's tables      hardpatch study table2 --data IMAGES --val IMAGES --out DIR
+  export     write weights for timm or Hugging Face    hardpatch export RUN --to timm --out FILE.safetensors
+  info       describe a run or a weights file          hardpatch info RUN
+  recipes    list the named runs                       hardpatch recipes [NAME]
 
-`hardpatch VERB --help` tells more. RUN is a run folder, a .safetensors file or a reference checkpoint; IMAGES a folder
-(flat, a tree or one folder a class), Parquet files, or demo:train and demo:test, the embedded set.
+`hardpatch VERB --help` lists its options. RUN is a run folder, a .safetensors file or a reference
+checkpoint. IMAGES is a folder (flat, a tree or one folder per class), Parquet files, or demo:train or demo:test, the
+embedded set.
 """
 
 VERBS = {
@@ -56,7 +57,7 @@ VERBS = {
     "info": "inspect",
     "recipes": "inspect",
 }
-"""A verb and the module of this package that has the function of that name, imported only when the verb runs."""
+"""Verbs, and the module of this package with the function of that name, imported only when the verb runs."""
 
 DISTRIBUTED = ("knn", "linear")
 """Verbs that can run in several processes."""
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # The reader of the output or the terminal is gone. The work was done before anything was printed.
+        # The reader of the output or the terminal is gone. All work is done before anything is printed.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it when it ends
         return 0
     except KeyboardInterrupt:
@@ -95,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_processes(verb: str) -> int:
-    """Say once that a verb runs in one process only; returns the exit code."""
+    """Print, in the first process only, that a verb runs in one process; returns the exit code."""
     if os.environ.get("RANK", "0") == "0":
         print(
-            f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {os.environ['WORLD_SIZE']}; this verb cannot run "
-            "in several, start it without torchrun",
+            f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {os.environ['WORLD_SIZE']}; this verb runs "
+            "in one process only, start it without torchrun",
             file=sys.stderr,
         )
     return 2

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hardpatch.cli.arguments import Parser
+from hardpatch.cli.settings import stopped
 from hardpatch.pretrain import config
 
 
@@ -28,9 +29,7 @@ def pretrain(arguments: list[str]) -> int:
     show_log(progress.console)
     result = train(run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments])
     if not result.finished:
-        print(f"stopped after step {result.step} of {result.total}, nothing is lost; go on with: ", end="")
-        print(f"hardpatch pretrain --resume --out {folder}")
-        return 128 + result.signal
+        return stopped("pretrain", result.step, result.total, folder, result.signal)
     print(f"{folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"pictures: {', '.join(map(str, result.pictures))}")
     return 0

@@ -75,7 +75,7 @@ def given_settings(options: argparse.Namespace, presets: Mapping[str, LoopSettin
 
 
 def stopped(verb: str, step: int, total: int, folder: Path, signal: int) -> int:
-    """Say how an interrupted run is resumed; returns the exit code."""
+    """Print how to resume an interrupted run; returns the exit code."""
     print(f"stopped after step {step} of {total}, nothing is lost; resume with: ", end="")
     print(f"hardpatch {verb} --resume --out {folder}")
     return 128 + signal

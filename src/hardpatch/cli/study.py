@@ -129,7 +129,7 @@ def _plan(study: "Study", images_per_second: float | None) -> int:
             print(f"{row.name:<{width}}  not run: {reasons[row.key]}")
     hours = sum(cost.hours for cost in costs if cost.hours is not None)
     runs, images = sum(cost.runs for cost in costs), sum(cost.images for cost in costs)
-    source = "given speed" if images_per_second is not None else "speed of a few steps on this machine"
+    source = "speed of --images_per_second" if images_per_second is not None else "speed of a few steps on this machine"
     print(
         f"{runs} runs, {images:,d} images, {hours:.2f} hours of training, one run after another, at the {source}; "
         f"fine-tuning ({finetuned_images(study):,d} images), k-NN and linear probe come on top"

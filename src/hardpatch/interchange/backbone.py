@@ -39,7 +39,7 @@ _UNSUPPORTED = {
     r"(^|\.)dist_token$": "a distillation token",
     r"relative_position_bias_table": "relative position biases",
     r"\.(q_norm|k_norm)\.": "a norm of queries and keys",
-    r"^(fc_norm|attn_pool)\.": "a norm or attention that comes with pooling, as some classifiers have it",
+    r"^(fc_norm|attn_pool)\.": "the norm or attention of a pooling layer",
 }
 _IGNORED = re.compile(r"^(head|pre_logits)\.|^(mask_token|masked_embed)$")
 """Keys of parts that follow the encoder or are used in its pre-training only."""

@@ -118,7 +118,7 @@ def from_reference(
 
 
 def default_heads(width: int) -> int:
-    """Heads of a standard ViT of that width; of other widths heads of 64 channels if that divides, else of 32."""
+    """Return the heads of a standard ViT of that width; for other widths, heads of 64 or else 32 channels."""
     return _HEADS.get(width) or max(1, width // 64 if width % 64 == 0 else width // 32)
 
 

@@ -110,7 +110,7 @@ def vit_mae(host: MAE, mask_ratio: float) -> HuggingFaceModel:
 
 
 def preprocessor(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Content of ``preprocessor_config.json``: resize to the encoder's image size, scale to [0, 1], normalize."""
+    """Return ``preprocessor_config.json``: resize to the encoder's image size, scale to [0, 1], normalize."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
     return {
         "image_processor_type": "ViTImageProcessor",

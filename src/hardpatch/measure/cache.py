@@ -50,7 +50,7 @@ class FeatureCache:
         }
 
     def read(self, description: dict[str, Any]) -> Features | None:
-        """Return the features of that description, or None if there is no readable file of them."""
+        """Return the features with that description, or None if there is no readable file with them."""
         try:
             with safe_open(self._path(description), "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in TENSORS}

@@ -16,7 +16,7 @@ from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.randomness import patch_noise
 
 Predict = Literal["whole", "masked"]
-"""Source of the predicted difficulty: the teacher on the whole image, or the student where a patch is masked."""
+"""Source of the predicted difficulty: the teacher on the whole image, or the student on masked patches."""
 
 
 class PatchDifficulty(NamedTuple):

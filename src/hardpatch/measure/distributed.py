@@ -46,7 +46,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def agree_on_cached(features: Features | None) -> Features | None:
-    """Follow rank 0 in whether features are cached, so that no process waits for one that has nothing to compute.
+    """Let rank 0 decide for all processes if features are cached, since all must take part in an extraction.
 
     Returns:
         None in every process if rank 0 has no features. Else the features on rank 0, which alone needs them, and empty

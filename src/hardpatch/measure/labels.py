@@ -21,11 +21,11 @@ from hardpatch.methods.hpm import HPM
 log = logging.getLogger("hardpatch")
 
 LARGE_IMAGE = 112
-"""Image size in pixels from which on the middle 7/8 of an image are used, as is usual at 224 px; else all of it."""
+"""Image size in pixels from which images are center-cropped to 7/8, as is usual at 224 px; smaller ones are not."""
 
 
 class LabeledFeatures(NamedTuple):
-    """Features of a training and a validation set; both number the classes alike."""
+    """Features of a training and a validation set, with the same class numbers."""
 
     train: Features
     val: Features
@@ -93,7 +93,7 @@ def labeled_features(
 
 
 def eval_transform(model: HPM) -> EvalTransform:
-    """Preprocessing for a frozen model: the whole image, or its middle 7/8 from :data:`LARGE_IMAGE` pixels on."""
+    """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none."""
     crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
     return EvalTransform(model.image_size, len(model.mean), crop_fraction)
 

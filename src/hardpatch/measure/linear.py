@@ -18,6 +18,7 @@ from hardpatch.measure.knn import check_labels, top5_hits
 from hardpatch.schedules import learning_rate
 
 BASE_LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Default learning rates to try, for 256 images per step."""
 Optimizer = Literal["sgd", "lars"]
 
 
@@ -77,7 +78,8 @@ class LinearHeads:
 
     Args:
         count: number of heads.
-        classes, width: size of a head.
+        classes: number of classes.
+        width: number of features.
         generator: on the CPU, for the first weights (normal, standard deviation 0.01).
         device: where to train.
     """
@@ -92,7 +94,7 @@ class LinearHeads:
         self.device = device
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross-entropies of all heads for ``features [B, D]`` and ``labels [B]``, a scalar."""
+        """Return the sum of the cross-entropies of all heads for ``features [B, D]`` and ``labels [B]``, a scalar."""
         inputs = self.norm(features)
         return torch.stack([F.cross_entropy(F.linear(inputs, *head), labels) for head in self._heads()]).sum()
 

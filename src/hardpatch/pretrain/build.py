@@ -1,4 +1,4 @@
-"""From the configuration of a run to its model, its target and its crops."""
+"""Build the model, the target network and the crops of a run from its configuration."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,14 @@ def initial_model(
     std: Sequence[float] = IMAGENET_STD,
     outputs: int | None = None,
 ) -> HPM:
-    """Build the student with which a run of that seed begins.
+    """Build the student with its initial weights, which depend on the seed only.
 
     Args:
         run: its configuration.
-        mean, std: of each channel, for pixels in [0, 1].
-        outputs: numbers to predict for a patch where the target is another network's, see :func:`target_of`; None is
-            what the configuration alone says.
+        mean: of each channel, for pixels in [0, 1].
+        std: standard deviation, likewise.
+        outputs: values to predict per patch if the target comes from another network, see :func:`target_of`; None
+            takes the number from the configuration.
 
     Raises:
         UserError: if sizes do not fit each other.
@@ -53,7 +54,7 @@ def initial_model(
 
 
 def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | None, int | None]:
-    """Load the network that gives the targets, where it is not the host, and say how many numbers a patch has there.
+    """Load the network that computes the targets, if there is one, and return it with its number of values per patch.
 
     Raises:
         UserError: if the network cannot be loaded.
@@ -72,7 +73,7 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
         if method.tokenizer is None:
             raise UserError(
                 f"method.tokenizer: host {method.host} predicts visual tokens, expected the file of a tokenizer, got "
-                "none; make one of your images with hardpatch tokenizer"
+                "none; train one on your images with hardpatch tokenizer"
             )
         from hardpatch.models.tokenizer import load_tokenizer
 
@@ -82,7 +83,7 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
 
 
 def crops_of(run: RunConfig) -> TrainTransform:
-    """Random crops of one image for one place in a batch."""
+    """Return the transform that draws one random crop of an image."""
     data = run.data
     return TrainTransform(
         run.image_size,
@@ -96,7 +97,7 @@ def crops_of(run: RunConfig) -> TrainTransform:
 
 
 def transform_of(run: RunConfig) -> TrainTransform | MultiCropTransform:
-    """Crops that the host learns from."""
+    """Return the transform that draws all crops that the host needs from an image."""
     data, ibot = run.data, run.ibot
     if not HOSTS[run.method.host].multi_crop:
         return crops_of(run)
@@ -114,7 +115,7 @@ def transform_of(run: RunConfig) -> TrainTransform | MultiCropTransform:
 
 
 def check_masks(run: RunConfig) -> None:
-    """Refuse masks that the grid of patches cannot have.
+    """Check that the masks fit the grid of patches.
 
     Raises:
         UserError: names the setting.

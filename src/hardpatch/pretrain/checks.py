@@ -1,4 +1,4 @@
-"""Checks of a run's configuration. Sizes of model and mask are checked where they are built."""
+"""Checks of a run's configuration."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,20 +9,26 @@ from hardpatch.pretrain.sections import RunConfig
 
 
 def check(run: RunConfig) -> None:
-    """One clear line for each value that cannot work; sizes of model and mask are checked by those who know them."""
+    """Refuse settings that cannot work; sizes of model and mask are checked where those are built.
+
+    Raises:
+        UserError: names the first.
+    """
     _check_ranges(run)
     _check_data(run)
     _check_training(run)
     _check_method(run)
     _check_fast(run)
     if (run.knn.train is None) != (run.knn.val is None):
-        raise UserError("knn.train, knn.val: expected both or neither; votes come from one, questions from the other")
+        raise UserError(
+            "knn.train, knn.val: expected both or neither; train gives the neighbors, val the images to classify"
+        )
 
 
 def _check_ranges(run: RunConfig) -> None:
-    """What every number has to be, by itself."""
+    """Check the range of each number."""
     data, method, optim, train = run.data, run.method, run.optim, run.train
-    shares = {
+    fractions = {
         "method.alpha_start": method.alpha_start,
         "method.alpha_end": method.alpha_end,
         "method.momentum_start": method.momentum_start,
@@ -37,9 +43,9 @@ def _check_ranges(run: RunConfig) -> None:
         "fast.prediction_ratio": run.fast.prediction_ratio,
         "data.max_bad_fraction": data.max_bad_fraction,
     }
-    for name, share in shares.items():
-        if not 0.0 <= share <= 1.0:
-            raise UserError(f"{name}: expected a number in [0, 1], got {share}")
+    for name, fraction in fractions.items():
+        if not 0.0 <= fraction <= 1.0:
+            raise UserError(f"{name}: expected a number in [0, 1], got {fraction}")
     if not 0.0 < method.mask_ratio < 1.0:
         raise UserError(f"method.mask_ratio: expected a number between 0 and 1, got {method.mask_ratio}")
     if not 0.0 <= method.mask_ratio_spread < min(method.mask_ratio, 1.0 - method.mask_ratio):
@@ -81,7 +87,7 @@ def _check_ranges(run: RunConfig) -> None:
 
 
 def _check_data(run: RunConfig) -> None:
-    """Crops, channels and how images are held."""
+    """Check crops, channels and where images are kept."""
     data, method = run.data, run.method
     for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
         if not 0.0 < low <= high <= 1.0:
@@ -117,7 +123,7 @@ def _check_data(run: RunConfig) -> None:
 
 
 def _check_training(run: RunConfig) -> None:
-    """Length, pieces of a batch, compilation."""
+    """Check length, micro-batches and compilation."""
     method, optim, train = run.method, run.optim, run.train
     if optim.accumulation_steps != "auto" and run.batch_size % optim.accumulation_steps:
         raise UserError(
@@ -134,12 +140,12 @@ def _check_training(run: RunConfig) -> None:
             f"{method.mask_ratio_spread} they change; set that to 0 or leave train.compile no"
         )
     if (run.epochs is None) == (run.steps is None):
-        given = "neither" if run.epochs is None else "both"
-        raise UserError(f"epochs, steps: expected one of the two, got {given}; say how long to train")
+        count = "neither" if run.epochs is None else "both"
+        raise UserError(f"epochs, steps: expected one of the two, got {count}")
 
 
 def _check_method(run: RunConfig) -> None:
-    """Parts of a method that do not go together."""
+    """Check that the parts of a method go together."""
     method, model = run.method, run.model
     if (method.target == "frozen") != (method.frozen is not None):
         raise UserError(
@@ -185,7 +191,7 @@ def _check_method(run: RunConfig) -> None:
 
 
 def _check_fast(run: RunConfig) -> None:
-    """What mining at a lower price cannot do."""
+    """Check the settings of cheaper mining."""
     fast, method, model = run.fast, run.method, run.model
     changed = [name for name, value in asdict(fast).items() if value != getattr(type(fast)(), name)]
     if changed and not HOSTS[method.host].drops_masked:

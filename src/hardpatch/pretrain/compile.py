@@ -1,6 +1,6 @@
-"""torch.compile of a training step's two large parts: the teacher, and the student's forward with its losses.
+"""Compile the two large parts of a training step: the teacher, and the student's forward pass with its losses.
 
-Masks are made between the two, uncompiled: that takes little, and its shapes change as ever more patches are mined.
+Mask generation between the two is not compiled: it is cheap, and its shapes change as more patches are mined.
 """
 
 import sysconfig
@@ -19,19 +19,19 @@ def compile_parts(
 ) -> None:
     """Compile student and teacher in place, each as one graph of fixed shapes, when they are first called.
 
-    The modules stay as they are, names of weights included, and so does all that is called on them in other ways:
-    ``model(images, ...)`` and ``teacher(images)`` run compiled. Precision is that of the first call.
+    ``model(images, ...)`` and ``teacher(images)`` run compiled, in the precision of the first call. All other methods
+    and the names of the weights do not change.
 
     Args:
         model: the student.
         teacher: its moving average.
         device: of both.
-        cuda_graphs: replay the kernels of a call together; what a call gives then holds until the next step begins, see
+        cuda_graphs: record the kernels of a call as a CUDA graph; its outputs are then valid until the next step, see
             :func:`begin_step`.
         backend: of torch.compile.
 
     Raises:
-        UserError: if something is missing for it here.
+        UserError: if this machine cannot compile.
     """
     if backend == "inductor":
         check_compiler(device, cuda_graphs)
@@ -45,12 +45,12 @@ def compile_parts(
 
 
 def begin_step() -> None:
-    """What CUDA graphs gave in the step before is no longer needed."""
+    """Tell CUDA graphs that the outputs of the previous step are no longer needed."""
     torch.compiler.cudagraph_mark_step_begin()
 
 
 def check_compiler(device: torch.device, cuda_graphs: bool = False) -> None:
-    """Refuse what cannot be compiled here.
+    """Check that this machine can compile.
 
     Raises:
         UserError: names the setting and what is missing.

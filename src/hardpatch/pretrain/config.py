@@ -1,6 +1,6 @@
-"""A run as frozen dataclasses: set on the command line, checked once, saved beside the run.
+"""Configuration of a run: parsed from YAML and the command line, checked once, and saved in the run folder.
 
-Nothing here imports torch, so that the command line answers at once.
+This module does not import torch, so that ``--help`` is fast.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def _plain_text(value: Any) -> str:
 
 
 def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig:
-    """A checked run from nested ``values`` (a recipe, a saved configuration), changed by command-line ``arguments``.
+    """Build a checked run from nested ``values`` (a recipe, a saved configuration) and command-line ``arguments``.
 
     Raises:
         UserError: one line that names the setting, what was expected and what came, with a suggestion for a
@@ -100,9 +100,9 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
     """
     check_names(values)
     parser = _parser()
-    given = {argument.split("=")[0] for argument in arguments}
+    options = {argument.split("=")[0] for argument in arguments}
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if f"--{one}" in given and f"--{other}" not in given:  # how long to train is said anew, in the other unit
+        if f"--{one}" in options and f"--{other}" not in options:  # the length replaces one in the other unit
             values = {**values, other: None}
     try:
         namespace = parser.parse_args(list(arguments), namespace=parser.parse_object(dict(values)))
@@ -130,25 +130,25 @@ def check_names(values: Mapping[str, Any], source: str = "configuration") -> Non
     Raises:
         UserError: names the first unknown one, with a suggestion.
     """
-    known = setting_names()
+    names = setting_names()
     for key, value in values.items():
-        if key not in known[""]:
-            raise UserError(f"{source}: unknown setting {key!r}{did_you_mean(key, known[''])}")
-        if key in known:
+        if key not in names[""]:
+            raise UserError(f"{source}: unknown setting {key!r}{did_you_mean(key, names[''])}")
+        if key in names:
             if not isinstance(value, Mapping):
                 raise UserError(f"{source}: expected settings under {key!r}, got {value!r}")
             for name in value:
-                if name not in known[key]:
-                    suggestion = hint(f"{key}.{name}") or did_you_mean(name, known[key])
+                if name not in names[key]:
+                    suggestion = hint(f"{key}.{name}") or did_you_mean(name, names[key])
                     raise UserError(f"{source}: unknown setting {f'{key}.{name}'!r}{suggestion}")
 
 
 def explain(error: Exception) -> str:
-    """A parser's complaint as one line."""
+    """Return the error of a parser as one line, with a suggestion for an unknown setting."""
     text = one_line(error)
     if text.startswith("unrecognized arguments: "):
-        known = setting_names()
-        options = [*known[""], *(f"{section}.{name}" for section in known if section for name in known[section])]
+        names = setting_names()
+        options = [*names[""], *(f"{section}.{name}" for section in names if section for name in names[section])]
         unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1])
         name = unknown.removeprefix("--").split("=")[0]
         if hint(name):
@@ -163,7 +163,7 @@ def explain(error: Exception) -> str:
 
 
 def to_dict(run: RunConfig) -> dict[str, Any]:
-    """Nested plain values, as YAML and JSON hold them; :func:`build` reads them back to an equal run."""
+    """Return nested plain values for YAML or JSON, from which :func:`build` builds an equal run."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -174,12 +174,12 @@ def to_dict(run: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(run: RunConfig) -> str:
-    """The whole configuration as YAML, in the order in which it is documented."""
+    """Return all settings as YAML, in the order of their definition."""
     return yaml.dump(to_dict(run), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """A line a setting: lists of numbers stay on one."""
+    """Dumper that writes each list on one line."""
 
 
 _Dumper.add_representer(
@@ -188,7 +188,7 @@ _Dumper.add_representer(
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two runs differ: name -> (old value, new value)."""
+    """Return the settings in which two runs differ: name -> (old value, new value)."""
     before, after = _flat(to_dict(old)), _flat(to_dict(new))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which run it holds, what is written before the first step, whether it may be resumed."""
+"""Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +12,23 @@ from hardpatch.train.run_folder import check_new, read_values, refuse_changes, w
 __all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
 
 FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
-"""Settings that a run may change when it goes on: they do not decide what is learned."""
+"""Settings that may change when a run is resumed, since they do not affect what is learned."""
 
 README = """# A hardpatch run
 
 Made by `{command}`.
 
-| file | what |
+| file | content |
 |---|---|
 | `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
 | `environment.json` | versions and hardware |
-| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, a JSON object a line |
+| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
 | `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
-| `pictures/` | curves, and where the model finds images hard |
+| `pictures/` | curves, and the difficulty of images |
 
-What to do with it:
+Commands for this run; the last one resumes it if it was interrupted:
 
     hardpatch info {folder}
     hardpatch knn {folder} --train LABELED_IMAGES --val LABELED_IMAGES
@@ -52,12 +52,12 @@ def plan(
     """Return the configuration of a run and its folder.
 
     Args:
-        recipe: a named run to start from.
-        file: a YAML file of settings, in place of a recipe.
-        data: the images.
+        recipe: named run to start from.
+        file: YAML file of settings, in place of a recipe.
+        data: images to train on.
         folder: of the run; None is ``runs/NAME``.
         changes: settings in which it differs, as on the command line.
-        resume: without recipe and file, the settings are those of the folder.
+        resume: take the settings from the folder if there is neither a recipe nor a file.
 
     Raises:
         UserError: names what is missing or does not go together.
@@ -93,7 +93,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def check_resume(folder: Path, run: RunConfig) -> None:
-    """Refuse to go on with other settings than a run began with.
+    """Refuse to resume a run with other settings than it began with.
 
     Raises:
         UserError: names every setting that differs, with both values.
@@ -107,9 +107,9 @@ def check_resume(folder: Path, run: RunConfig) -> None:
 
 
 def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
-    """Write ``config.yaml``, ``environment.json`` and a README, each whole or not at all.
+    """Write ``config.yaml``, ``environment.json`` and a README, each completely or not at all.
 
     Raises:
-        UserError: if the folder cannot be made.
+        UserError: if the folder cannot be created.
     """
     write_files(folder, config.to_yaml(run), arguments, README)

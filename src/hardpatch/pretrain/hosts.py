@@ -1,6 +1,6 @@
-"""The hosts that Hard Patches Mining runs on, by name: how each is built, and what the settings have to know of it.
+"""Host methods by name: a function that builds each, and the facts that settings depend on.
 
-Nothing here imports torch at the top, so that the command line answers at once.
+This module imports torch in its functions only, so that ``--help`` is fast.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostKind:
-    """A host, and which settings go together with it."""
+    """Host method, and the facts that decide which settings it accepts."""
 
     build: Callable[[RunConfig, int | None], "Host"]
-    """from a run, and the number of outputs for a patch where another network's target decides that"""
+    """builds it from a run and the number of outputs per patch (None unless the target is another network's)"""
     drops_masked: bool = False
     """Masked patches never enter the encoder."""
     own_target: bool = False
@@ -27,9 +27,9 @@ class HostKind:
     tokenizer: bool = False
     """The target is visual tokens, from a tokenizer."""
     multi_crop: bool = False
-    """It learns from several crops of an image, section ``ibot``."""
+    """It trains on several crops of an image, see section ``ibot``."""
     uses_teacher: bool = False
-    """Its targets come from the moving average."""
+    """Its targets come from the teacher."""
     pixel_loss: ReconstructionLossName = "mse"
     """Default loss for pixels."""
 
@@ -85,7 +85,7 @@ HOSTS: dict[HostName, HostKind] = {
 
 
 def needs_teacher(run: RunConfig) -> bool:
-    """Return whether a moving average of the student has something to do."""
+    """Return True if the run needs a teacher, the moving average of the student."""
     return (
         (run.has_predictor and not run.fast.remember)
         or run.method.target == "teacher"
@@ -95,7 +95,7 @@ def needs_teacher(run: RunConfig) -> bool:
 
 
 def encoder_settings(run: RunConfig) -> dict[str, Any]:
-    """Settings of the encoder that all hosts share."""
+    """Return the settings of the encoder that all hosts share."""
     return {
         "image_size": run.image_size,
         "patch_size": run.model.patch_size,
@@ -107,13 +107,13 @@ def encoder_settings(run: RunConfig) -> dict[str, Any]:
 
 
 def _mask_tokens(run: RunConfig) -> dict[str, Any]:
-    """Settings of hosts whose encoder sees mask tokens."""
+    """Return the settings of hosts whose encoder sees mask tokens."""
     width = run.model.decoder_width if run.has_predictor else None
     return {"positions": run.model.positions, "decoder_width": width}
 
 
 def _reconstruction(run: RunConfig, outputs: int | None) -> dict[str, Any]:
-    """Settings of hosts that reconstruct pixels or features."""
+    """Return the settings of hosts that reconstruct pixels or features."""
     method = run.method
     if method.target == "teacher":
         outputs = run.encoder_shape["width"]

@@ -34,8 +34,8 @@ class PretrainJob:
         folder: of the run.
         source: the images.
         learner: student, teacher and optimizer.
-        outputs: numbers that another network's target takes for a patch; goes into the checkpoint.
-        held: the same images on the device, where batches are then made.
+        outputs: values per patch of another network's target; saved in the checkpoint.
+        held: the same images on the device, from which batches are then made.
     """
 
     advice = "a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16)"
@@ -69,7 +69,7 @@ class PretrainJob:
         return self.learner.step
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Batches from the next step on."""
+        """Yield batches from the next step on."""
         run, device = self.run, self.learner.fabric.device
         if self.held is not None:
             return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.step, crops=run.data.crops)
@@ -91,7 +91,7 @@ class PretrainJob:
         self._last = values, self.learner.train_step(batch, values, observe=observe)
 
     def metrics(self) -> dict[str, float]:
-        """Means of the losses since the last call; schedule, vital signs and memory as of the last step."""
+        """Return the mean losses since the last call, and schedule, vital signs and memory of the last step."""
         values, step = self._last
         learner, device = self.learner, self.learner.fabric.device
         signs = vital_signs(step.mined, step.losses)
@@ -104,7 +104,7 @@ class PretrainJob:
             **learner.model.host.scheduled_metrics(values.progress),
             **{name: number for name, number in numbers.items() if math.isfinite(number)},
         }
-        if device.type == "cuda":  # of tensors, at the most since the last line
+        if device.type == "cuda":  # peak of the tensors since the last line
             row["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             torch.cuda.reset_peak_memory_stats(device)
         return row
@@ -124,16 +124,16 @@ class PretrainJob:
         self.learner.state.save(self.folder, self.step, metadata, keep=self.run.train.keep_checkpoints)
 
     def restore(self, saved: Path) -> None:
-        """Go back to a checkpoint of this run, to the bit.
+        """Restore a checkpoint of this run exactly.
 
         Raises:
-            UserError: if the data set has another number of images now.
+            UserError: if the number of images has changed.
         """
         images = (checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}).get("images")
         if images != self.images:
             raise UserError(
                 f"--resume: the run began with {images} images and --data now has {self.images}; "
-                "put the set back as it was, or start anew with another --out"
+                "restore the data set, or start a new run with another --out"
             )
         self.learner.step = self.learner.state.restore(saved)
 

@@ -1,4 +1,4 @@
-"""How many micro-batches a batch is computed in, so that a step fits into the memory of the device."""
+"""Number of micro-batches that makes a step fit into the memory of the device."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -18,17 +18,17 @@ from hardpatch.pretrain.step import Learner
 from hardpatch.pretrain.vital_signs import RunningMeans
 
 MARGIN = 0.03
-"""Share of the device's memory that is left over: the allocator does not lose less in a long run."""
+"""Fraction of the device's memory that stays free, since fragmentation grows in a long run."""
 
 BATCHES = 3
-"""Batches that are on the device at once: those that are copied while it computes."""
+"""Batches on the device at once, including those that are copied while it computes."""
 
 
 def fewest_accumulation_steps(learner: Learner) -> int:
-    """Find the fewest micro-batches with which forward and backward of a batch do not run out of memory.
+    """Find the smallest number of micro-batches with which a batch does not run out of memory.
 
-    Found by trying, on blank images, with the teacher at work. Weights, optimizer, teacher and random numbers stay as
-    they are.
+    Tries forward and backward passes on black images, with the teacher. Weights, optimizer, teacher and random numbers
+    do not change.
 
     Raises:
         UserError: if not even single images fit.
@@ -38,13 +38,13 @@ def fewest_accumulation_steps(learner: Learner) -> int:
             return count
         _free_memory(learner)
     raise UserError(
-        "optim.accumulation_steps: auto found that not even single images fit into the device's memory; take a smaller "
+        "optim.accumulation_steps: auto found that not even single images fit into the device's memory; use a smaller "
         "model, smaller images or a smaller decoder"
     )
 
 
 def candidates(batch_size: int) -> list[int]:
-    """Divisors of the batch in the order in which they are tried: powers of two, then what is finer than those."""
+    """Return the divisors of the batch in the order to try: powers of two, then larger divisors."""
     divisors = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
     powers = [count for count in divisors if count & (count - 1) == 0]
     return powers + [count for count in divisors if count > powers[-1]]
@@ -52,10 +52,10 @@ def candidates(batch_size: int) -> list[int]:
 
 def _fits(learner: Learner, count: int) -> bool:
     run, device = learner.run, learner.fabric.device
-    # The second micro-batch has the first one's gradients beside it; more change nothing.
-    tried = min(count, 2)
-    batch = synthetic_batch(run, tried * (run.batch_size // count), _black)
-    spare = BATCHES * sum(part.nbytes for part in batch if isinstance(part, Tensor)) * count // tried
+    # From the second micro-batch on there are gradients in memory, too; a third needs no more.
+    trials = min(count, 2)
+    batch = synthetic_batch(run, trials * (run.batch_size // count), _black)
+    spare = BATCHES * sum(part.nbytes for part in batch if isinstance(part, Tensor)) * count // trials
     if device.type == "cuda":
         spare += int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -63,7 +63,7 @@ def _fits(learner: Learner, count: int) -> bool:
             reserved = [torch.empty_like(p) for p in learner.model.parameters() for _ in range(2)]  # AdamW's state
             reserved.append(torch.empty(spare, dtype=torch.uint8, device=device))
             for step_schedule in _largest_steps(run):
-                learner.compute_gradients(batch, step_schedule, tried, observe=True)
+                learner.compute_gradients(batch, step_schedule, trials, observe=True)
                 learner.model.zero_grad()
             del reserved
     except torch.OutOfMemoryError:
@@ -72,7 +72,7 @@ def _fits(learner: Learner, count: int) -> bool:
 
 
 def _largest_steps(run: RunConfig) -> list[Schedule]:
-    """Schedules of the steps that take the most memory: something is mined, and the most or the fewest are masked."""
+    """Return schedules of the steps that need the most memory: with mining, and the most or fewest masked patches."""
     first = schedule(run, 0, 1)
     first = first._replace(alpha=max(run.method.alpha_start, run.method.alpha_end))
     ratio, spread = run.method.mask_ratio, run.method.mask_ratio_spread
@@ -100,7 +100,7 @@ def _unchanged(learner: Learner) -> Iterator[None]:
 
 
 def _free_memory(learner: Learner) -> None:
-    """Free what a step that did not fit has left."""
+    """Free the memory that a failed step left behind."""
     if learner.run.train.compile != "no":
         torch.compiler.reset()  # compiled for other shapes
     gc.collect()
@@ -109,12 +109,12 @@ def _free_memory(learner: Learner) -> None:
 
 
 def synthetic_batch(run: RunConfig, images: int, pixels: Callable[..., Tensor]) -> Batch:
-    """Make a batch with all that a loader gives for the run's host, without a loader.
+    """Make a batch like those of the run's loader, from synthetic pixels.
 
     Args:
         run: the configuration.
         images: in the batch.
-        pixels: makes uint8 pixels of a shape, given as its sides.
+        pixels: returns uint8 pixels for the sizes of a shape.
     """
     multi_crop, ibot, channels = HOSTS[run.method.host].multi_crop, run.ibot, run.data.channels
     local = None

@@ -1,4 +1,4 @@
-"""Pictures of a finished run: its curves, and where the model finds images hard."""
+"""Pictures of a finished run: its curves, and the difficulty of some images."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ PICTURED = 8
 
 
 def write_pictures(job: PretrainJob) -> list[Path]:
-    """Draw the curves of a run and, where it has a loss predictor, the difficulty of some of its images.
+    """Draw the curves of a run and, if it has a loss predictor, the difficulty of some of its images.
 
     Returns:
         The pictures: ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``.
@@ -47,7 +47,7 @@ def write_pictures(job: PretrainJob) -> list[Path]:
             pictures=PICTURED,
             device=learner.fabric.device,
         )
-    except UserError as error:  # too few patches for a picture is no reason to call a finished run failed
+    except UserError as error:  # too few patches for a picture must not fail a finished run
         log.warning("no pictures of the difficulty: %s", error)
     else:
         pictures += [summary.contact_sheet] if summary.contact_sheet is not None else []

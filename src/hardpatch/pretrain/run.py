@@ -1,4 +1,4 @@
-"""Pre-training: one run, from its configuration to a folder with weights, metrics and pictures."""
+"""Pre-train one run, from its configuration to a folder with weights, metrics and pictures."""
 
 import logging
 import time
@@ -37,24 +37,24 @@ log = logging.getLogger("hardpatch")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """How a call of :func:`pretrain` ended."""
+    """Result of :func:`pretrain`."""
 
     folder: Path
     checkpoint: Path
-    """the newest one"""
+    """the newest"""
     step: int
     """optimizer steps done"""
     total: int
-    """optimizer steps of the whole run"""
+    """optimizer steps of the complete run"""
     signal: int = 0
-    """the signal that interrupted it, 0 for none"""
+    """signal that interrupted the run, 0 for none"""
     metrics: Mapping[str, Any] | None = None
     """the last line of metrics"""
     pictures: tuple[Path, ...] = ()
 
     @property
     def finished(self) -> bool:
-        """False where the run was interrupted."""
+        """True unless the run was interrupted."""
         return self.step == self.total
 
 
@@ -72,14 +72,14 @@ def pretrain(
     """Pre-train on images without labels: ``hardpatch pretrain``.
 
     Args:
-        recipe: a named run to start from; without one, and without ``data``, it is ``demo``.
-        data: images: a folder, Parquet files, ``demo:train``.
+        recipe: named run to start from; ``demo`` if neither this nor ``data`` is set.
+        data: a folder of images, Parquet files, or ``demo:train``.
         out: folder of the run; ``runs/NAME`` by default.
-        config: a YAML file of settings, in place of a recipe.
+        config: YAML file of settings, in place of a recipe.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
-        arguments: command line that this came from, for the folder's README.
-        settings: settings in which the run differs, such as ``epochs=10`` or ``**{"optim.base_lr": 5e-4}``.
+        arguments: command line of the call, for the folder's README.
+        settings: further settings, such as ``epochs=10`` or ``**{"optim.base_lr": 5e-4}``.
 
     Raises:
         UserError: for a mistake in the settings or the data, before anything is written.
@@ -99,11 +99,11 @@ def train(
     arguments: Sequence[str] = (),
     pictures: bool = True,
 ) -> PretrainResult:
-    """Train a run to the end, or until SIGINT or SIGTERM; see :func:`pretrain`.
+    """Train a run to its end, or until SIGINT or SIGTERM; see :func:`pretrain`.
 
     Args:
         run: the configuration.
-        folder: of the run; new, or with ``resume`` one that was begun with these settings.
+        folder: of the run; new, or with ``resume`` the folder of a run with these settings.
         resume: continue from the newest checkpoint, if there is one.
         progress: shows steps and metrics.
         arguments: command line for the folder's README.
@@ -126,7 +126,7 @@ def train(
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     log.info("--data: %s", summarize(source))
-    _say_micro_batches(run, job)
+    _log_micro_batches(run, job)
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -150,7 +150,7 @@ def train(
     return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
 
 
-def _say_micro_batches(run: RunConfig, job: PretrainJob) -> None:
+def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
     if run.optim.accumulation_steps == "auto":
         count, device = job.learner.accumulation_steps, job.learner.fabric.device
         log.info(
@@ -165,22 +165,22 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None) -> P
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, mean, std, outputs)
     if run.train.compile != "no":
-        torch.compiler.reset()  # what earlier runs of this process have compiled is of no use any more
+        torch.compiler.reset()  # frees what earlier runs of this process compiled
     learner = Learner(run, model, fabric, run.total_steps(len(source)), target, len(source))
-    held = None
+    device_dataset = None
     if run.data.in_memory == "device":
-        held = DeviceDataset(source, crops_of(run), fabric.device, run.data.device_side)
+        device_dataset = DeviceDataset(source, crops_of(run), fabric.device, run.data.device_side)
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    job = PretrainJob(run, folder, source, learner, outputs, held)
+    job = PretrainJob(run, folder, source, learner, outputs, device_dataset)
     if newest is not None:
         job.restore(newest)
     return job
 
 
 def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel; a run that is resumed keeps its own."""
+    """Return mean and standard deviation of each channel; a resumed run keeps its own."""
     if newest is not None:
         metadata = checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
         return metadata["mean"], metadata["std"]

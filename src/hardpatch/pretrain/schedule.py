@@ -1,4 +1,4 @@
-"""Everything that changes as training goes on, as functions of the progress."""
+"""Values that change during training, as functions of its progress."""
 
 import random
 from typing import NamedTuple
@@ -13,17 +13,17 @@ class Schedule(NamedTuple):
     """Values for one step."""
 
     progress: float
-    """share of the training that is done, in [0, 1]"""
+    """fraction of the training that is done, in [0, 1]"""
     lr: float
     weight_decay: float
     alpha: float
-    """mined share of the masked patches"""
+    """mined fraction of the masked patches"""
     mask_ratio: float
     momentum: float
     """of the teacher"""
 
     def metrics(self, run: RunConfig) -> dict[str, float]:
-        """Values for a line of metrics, without those that the run never changes."""
+        """Return the values for a line of metrics, without those that are constant in the run."""
         row = self._asdict()
         del row["progress"]
         if run.optim.weight_decay_end is None:
@@ -45,7 +45,7 @@ def schedule(run: RunConfig, step: int, total: int) -> Schedule:
         lr=learning_rate(progress, run.peak_lr, optim.min_lr, optim.warmup),
         weight_decay=half_cosine(progress, optim.weight_decay, last_decay),
         alpha=linear_alpha(progress, method.alpha_start, method.alpha_end) if run.has_predictor else 0.0,
-        # one ratio for the whole batch, so that all images have as many masked patches
+        # one ratio for the whole batch, so that all images have the same number of masked patches
         mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),
         momentum=momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
     )

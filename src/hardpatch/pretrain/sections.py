@@ -1,6 +1,6 @@
-"""Settings of a pre-training run, a frozen dataclass for each section, and the facts that follow from them.
+"""Settings of a pre-training run, a frozen dataclass for each section, and properties derived from them.
 
-Nothing here imports torch at the top, so that the command line answers at once.
+This module imports torch in its methods only, so that ``--help`` is fast.
 """
 
 from dataclasses import dataclass, field

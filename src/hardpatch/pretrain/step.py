@@ -30,12 +30,12 @@ from hardpatch.train.state import TrainingState
 
 
 class Step(NamedTuple):
-    """Result of one optimizer step, on the device; of its last micro-batch where there are several."""
+    """Result of an optimizer step, on the device; that of the last micro-batch if there are several."""
 
     mined: MinedMask
     losses: Losses
     gradient_norm: Tensor | None
-    """before clipping; None where nothing is clipped"""
+    """before clipping; None without clipping"""
 
 
 class Learner:
@@ -46,11 +46,11 @@ class Learner:
         model: the student.
         fabric: device and precision.
         total: optimizer steps of the run.
-        target: network that gives the targets; None for the host's own.
-        images: in the data set; only for difficulty that is remembered.
+        target: network that computes the targets; None for the host's own.
+        images: number in the data set, for the memory of difficulty.
 
     Raises:
-        UserError: if it is to be compiled, and cannot be here.
+        UserError: if it shall be compiled and this machine cannot.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Learner:
 
     @property
     def state(self) -> TrainingState:
-        """What a checkpoint holds."""
+        """Tensors that a checkpoint contains."""
         average = None if self.teacher is None else self.teacher.network
         return TrainingState(self.fabric, self.model, self.adamw, average, self.mining.memory)
 
     def train_step(self, batch: Batch, schedule: Schedule, *, observe: bool = False) -> Step:
         """Take one optimizer step: the teacher masks, the student learns, the teacher follows the student.
 
-        With CUDA graphs the result holds until the next step begins.
+        With CUDA graphs, the result is valid until the next step begins.
         """
         if self.cuda_graphs:
             begin_step()
@@ -111,7 +111,7 @@ class Learner:
     def compute_gradients(
         self, batch: Batch, schedule: Schedule, accumulation_steps: int, *, observe: bool = False
     ) -> tuple[MinedMask, Losses]:
-        """Do all that comes before the optimizer; returns mask and losses of the last micro-batch."""
+        """Compute the gradients of a batch. Returns mask and losses of the last micro-batch."""
         seed_step(self.run.seed, self.step)
         for micro_batch in micro_batches(batch, accumulation_steps):
             inputs = self.inputs(micro_batch)
@@ -128,14 +128,14 @@ class Learner:
         return mined, losses
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Move a batch to the device, and draw the random numbers of its masks."""
+        """Move a batch to the device and draw the random numbers of its masks."""
         device = self.fabric.device
         pixels = batch.images.to(device, non_blocking=True)
         samples = batch.indices.to(device, non_blocking=True)
         crops = torch.cat([samples + k * CROP_OFFSET for k in range(len(pixels) // len(samples))])
         noise = patch_noise(self.run.seed, self.step, crops, self.run.masking.noise_count + 1)
         order = torch.arange(len(pixels), device=device)
-        if self.model.host.masked_share < 1.0:  # the first ones are masked: which these are is left to chance
+        if self.model.host.masked_share < 1.0:  # the first ones are masked, so their order is random
             shuffled = noise[:, -1].argsort()
             pixels, noise, order = pixels[shuffled], noise[shuffled], shuffled.argsort()
         local = None
@@ -150,10 +150,10 @@ class Learner:
         return Inputs(self.model.normalize(pixels), noise[:, :-1], pixels, Views(local, order), boxes)
 
     def _clip(self) -> Tensor | None:
-        """Clip the norm of the gradient; returns the norm before.
+        """Clip the norm of the gradient. Returns the norm before.
 
-        A CPU can test first whether it is too long; asking a GPU would keep it waiting, so there the gradient is
-        always scaled, by 1 if need be.
+        On a CPU the gradient is scaled only if its norm is too large. On a GPU that test would need a synchronization,
+        so the gradient is always scaled, by 1 if it is short enough.
         """
         limit = self.run.optim.clip
         if limit is None:

@@ -26,16 +26,17 @@ from hardpatch.train.settings import to_dict
 from hardpatch.train.state import TrainingState
 
 USE_WEIGHT = 0.1
-"""Of the term that spreads the use of the words. Without it a short trial ended with 10 of 512 words in use, with it
-with 440 and a smaller error."""
+"""Weight of :func:`uneven_use` in the loss. A short trial used 10 of 512 words without this term, and 440 with it, at a
+smaller error."""
 WARMUP = 0.1
+"""Fraction of the training in which the learning rate rises."""
 MEASURED = 1000
-"""Images that the quality is measured on."""
+"""Largest number of images on which the quality is measured."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What a tokenizer keeps of images that are not augmented, and how it uses its words."""
+    """Quality of a tokenizer on images that are not augmented: reconstruction error and use of its words."""
 
     images: int
     error: float
@@ -43,16 +44,16 @@ class Quality:
     used: int
     """words that occur"""
     entropy: float
-    """of the use of the words, bits; log2(vocabulary) where all are used alike"""
+    """of the use of the words, in bits; log2(vocabulary) if all are used equally"""
 
     @property
     def psnr(self) -> float:
-        """Peak signal-to-noise ratio, dB."""
+        """Peak signal-to-noise ratio in dB."""
         return -10 * math.log10(max(self.error, 1e-12))
 
     @property
     def perplexity(self) -> float:
-        """Number of words that, used alike, would have this entropy."""
+        """Number of equally used words that would have this entropy."""
         return 2**self.entropy
 
     def to_dict(self) -> dict[str, float]:
@@ -61,7 +62,7 @@ class Quality:
 
 
 def initial_tokenizer(run: TokenizerSettings) -> DiscreteVAE:
-    """Build the tokenizer with which a run of that seed begins.
+    """Build the tokenizer with its initial weights, which depend on the seed only.
 
     Raises:
         UserError: if sizes are out of range or do not fit each other.
@@ -80,7 +81,7 @@ def initial_tokenizer(run: TokenizerSettings) -> DiscreteVAE:
 
 
 class TokenizerJob:
-    """A tokenizer in training, on random crops.
+    """Training of a tokenizer on random crops, for :func:`hardpatch.train.loop.fit`.
 
     The loss is the squared error in units of the pixels' variance plus :data:`USE_WEIGHT` times :func:`uneven_use`.
 
@@ -108,7 +109,7 @@ class TokenizerJob:
         self._counts = torch.zeros(run.vocabulary, device=fabric.device)
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Random crops from the next step on."""
+        """Yield batches of random crops from the next step on."""
         run = self.run
         return train_batches(
             self.source,
@@ -144,7 +145,7 @@ class TokenizerJob:
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call; ``entropy`` (bits), ``perplexity`` and ``used`` are of the likeliest words."""
+        """Return means since the last call, and entropy (in bits), perplexity and number of the words in use."""
         means = (self._sums / self._steps).tolist()
         bits, used = entropy(self._counts), int((self._counts > 0).sum())
         self._sums.zero_()
@@ -161,7 +162,7 @@ class TokenizerJob:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the quality on images that are not augmented; the result is :attr:`quality`."""
+        """Measure the quality on images that are not augmented, and store it in :attr:`quality`."""
         self.quality = measure(
             self.model.eval(),
             self.source,
@@ -179,14 +180,14 @@ class TokenizerJob:
         self.state.save(self.folder, self.step, metadata)
 
     def restore(self, saved: Path) -> None:
-        """Go back to a checkpoint of this run, to the bit."""
+        """Restore a checkpoint of this run exactly."""
         self.step = self.state.restore(saved)
 
 
 def temperature(progress: float) -> float:
     """Temperature of the Gumbel softmax: half a cosine from 1/2 to 1/16 over three quarters of the training, then 1/16.
 
-    Ramesh et al. (App. A.2) end there too, and start at 1; here cosines are bounded, and lower starts learned faster.
+    Ramesh et al. (App. A.2) start at 1 and end at 1/16, too. A lower start learned faster here.
     """
     return half_cosine(min(progress / 0.75, 1.0), 1 / 2, 1 / 16)
 
@@ -194,9 +195,15 @@ def temperature(progress: float) -> float:
 def uneven_use(logits: Tensor) -> Tensor:
     """Divergence of the batch's mean use of the words from even use, in nats.
 
-    ``[B, vocabulary, rows, columns]`` to ``[]``. It is the part of the VAE's KL to the uniform prior that says nothing
-    of a single patch: the whole KL is this plus the mutual information of patch and word (Hoffman and Johnson 2016),
-    which is wanted. Taken alone it keeps the codebook from collapsing without making the choice of a word vaguer.
+    The VAE's KL divergence to the uniform prior is this term plus the mutual information of patch and word (Hoffman and
+    Johnson 2016). The mutual information is desired, so only this term is minimized: it keeps the codebook from
+    collapsing without making the words of single patches less certain.
+
+    Args:
+        logits: ``[B, vocabulary, rows, columns]``.
+
+    Returns:
+        A scalar.
     """
     use = logits.float().softmax(dim=1).mean(dim=(0, 2, 3))
     return (use * (use.clamp_min(1e-12).log() + math.log(len(use)))).sum()
@@ -206,7 +213,7 @@ def uneven_use(logits: Tensor) -> Tensor:
 def measure(
     tokenizer: DiscreteVAE, source: Source, image_size: int, *, device: torch.device, batch_size: int, workers: int = 0
 ) -> Quality:
-    """Reconstruct up to :data:`MEASURED` images, evenly spread over the source and not augmented, from their tokens."""
+    """Measure the quality on up to :data:`MEASURED` images, evenly spread over the source and not augmented."""
     chosen = Subset(source, evenly_spread(len(source), MEASURED))
     transform = EvalTransform((image_size, image_size))
     total, images = 0.0, 0
@@ -221,14 +228,14 @@ def measure(
 
 
 def word_counts(logits: Tensor) -> Tensor:
-    """Count how often each word is the likeliest, ``[vocabulary]``, without waiting for the device."""
+    """Count how often each word is the likeliest: float32 ``[vocabulary]``, without waiting for the device."""
     words = logits.argmax(dim=1).flatten()
     ones = torch.ones_like(words, dtype=torch.float32)
     return torch.zeros(logits.shape[1], device=logits.device).scatter_add_(0, words, ones)
 
 
 def entropy(counts: Tensor) -> float:
-    """Entropy of a distribution given by counts, in bits."""
+    """Return the entropy in bits of the distribution of ``counts``."""
     share = counts.double().cpu() / counts.double().cpu().sum()
     return float(torch.special.entr(share).sum()) / math.log(2)
 

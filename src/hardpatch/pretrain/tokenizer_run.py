@@ -1,4 +1,4 @@
-"""A tokenizer for BEiT, from images to a run folder with the file that ``method.tokenizer`` takes."""
+"""Train a tokenizer for host ``beit``, from images to a run folder that ``method.tokenizer`` takes."""
 
 import json
 import logging
@@ -43,13 +43,13 @@ README = """# A tokenizer trained with hardpatch
 
 Made by `{command}`.
 
-| file | what |
+| file | content |
 |---|---|
 | `tokenizer.safetensors` | the tokenizer; `--method.tokenizer {folder}` uses it with host `beit` |
 | `config.yaml` | every setting |
 | `result.json` | error of the reconstruction, use of the words |
-| `metrics.jsonl`, `tensorboard/` | losses, learning rate and the use of the words as training went on |
-| `pictures/` | curves; `reconstructions.png`: originals above what their tokens say of them |
+| `metrics.jsonl`, `tensorboard/` | losses, learning rate and the use of the words during training |
+| `pictures/` | curves; `reconstructions.png`: images above their reconstructions from tokens |
 | `checkpoints/` | to resume from |
 
 If it was interrupted, resume with
@@ -60,23 +60,23 @@ If it was interrupted, resume with
 
 @dataclass(frozen=True)
 class TokenizerResult:
-    """How a call of :func:`train_tokenizer` ended."""
+    """Result of :func:`train_tokenizer`."""
 
     folder: Path
     step: int
     """optimizer steps done"""
     total: int
     quality: Quality | None = None
-    """None where it was interrupted"""
+    """None if the run was interrupted"""
     pictures: tuple[Path, ...] = ()
     signal: int = 0
-    """the signal that interrupted it, 0 for none"""
+    """signal that interrupted the run, 0 for none"""
     result: dict[str, Any] | None = None
-    """what ``result.json`` holds"""
+    """content of ``result.json``, None if the run was interrupted"""
 
     @property
     def finished(self) -> bool:
-        """False where the run was interrupted."""
+        """True unless the run was interrupted."""
         return self.step == self.total
 
 
@@ -89,22 +89,22 @@ def train_tokenizer(
     arguments: Sequence[str] = (),
     **settings: Any,
 ) -> TokenizerResult:
-    """Train visual tokens for host ``beit``, to the end or until SIGINT or SIGTERM: ``hardpatch tokenizer``.
+    """Train a tokenizer for host ``beit``, to the end or until SIGINT or SIGTERM: ``hardpatch tokenizer``.
 
     Args:
         data: images, see :func:`~hardpatch.data.sources.open_source`.
         out: folder of the run.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
-        arguments: command line that this came from, for the folder's README.
-        settings: settings in which the run differs, see
+        arguments: command line of the call, for the folder's README.
+        settings: settings that differ from the defaults, see
             :class:`~hardpatch.pretrain.tokenizer_settings.TokenizerSettings`.
 
     Raises:
         UserError: for a mistake in the settings or the data, before anything is written.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    required = {"data": "images to learn from; demo:train is the embedded set"}
+    required = {"data": "images to train on; demo:train is the embedded set"}
     run = open_run("tokenizer", out, {"data": data}, PRESETS, None, settings, resume=resume, required=required)
     return _train(run, progress or Silent(), list(arguments))
 
@@ -128,7 +128,7 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
     signal = fit(job, progress)
     if job.step < job.total:
         return TokenizerResult(folder, job.step, job.total, signal=signal)
-    if job.quality is None:  # a finished run that is called again is evaluated again
+    if job.quality is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
     assert job.quality is not None
     model = job.model.requires_grad_(False).eval()

@@ -1,6 +1,6 @@
 """Settings of the training of a tokenizer.
 
-Nothing here imports torch, so that the command line answers at once.
+This module does not import torch, so that ``--help`` is fast.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Settings of runs that an earlier version made, under the names of this one."""
+"""Renaming of settings in configurations that an earlier version wrote."""
 
 import logging
 from collections.abc import Mapping
@@ -27,18 +27,18 @@ REMOVED: dict[str, Any] = {
     "ibot.teacher_temperature_end": 0.07,
     "ibot.centre_momentum": 0.9,
 }
-"""Settings that are gone, and the value that stands in the code now."""
+"""Removed settings, and the constant that replaced each."""
 
 
 def upgrade(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the saved configuration of a run under today's names; says in the log what was renamed.
+    """Return the saved configuration of a run under the current names, and log what was renamed.
 
     Args:
         values: sections of settings.
         source: file that they come from.
 
     Raises:
-        UserError: if the run used a setting that is gone, at another value than the code has now.
+        UserError: if the run had a removed setting at another value than the constant.
     """
     upgraded = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
     renamed = []
@@ -59,15 +59,16 @@ def upgrade(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             value = upgraded[section].pop(name)
             if value != fixed:
                 raise UserError(
-                    f"{source}: made with {setting} {value!r}, which this version does not have; it is always {fixed!r}"
+                    f"{source}: made with {setting} {value!r}, which this version does not support; "
+                    f"it is always {fixed!r}"
                 )
     if renamed:
-        log.info("%s is of an earlier version: reading %s", source, ", ".join(renamed))
+        log.info("%s was written by an earlier version: reading %s", source, ", ".join(renamed))
     return upgraded
 
 
 def hint(setting: str) -> str:
-    """``; it is now called ...`` for a setting that was renamed or is gone, else nothing."""
+    """Return the end of an error message for a renamed or removed setting, else an empty string."""
     if setting in RENAMED:
         return f"; it is now called {RENAMED[setting]!r}"
     return f"; it is gone, the value is always {REMOVED[setting]!r}" if setting in REMOVED else ""

@@ -1,4 +1,4 @@
-"""Vital signs of a run: how well the predictor ranks, and whether what is mined is hard."""
+"""Vital signs of a run: ranking accuracy of the loss predictor, and difficulty of the mined patches."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from hardpatch.methods.mining import MinedMask
 
 
 class RunningMeans:
-    """Means of the losses since the last line of metrics; they stay on the device until they are read."""
+    """Running means of the losses since the last line of metrics, on the device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,7 +24,7 @@ class RunningMeans:
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """Return the means and start anew. Waits for the device."""
+        """Return the means and reset them. Waits for the device."""
         means = (torch.stack(list(self._sums.values())) / self._count).tolist()
         row = dict(zip(self._sums, means, strict=True))
         self._sums, self._count = {}, 0
@@ -33,21 +33,22 @@ class RunningMeans:
 
 @torch.no_grad()
 def vital_signs(mined: MinedMask, losses: Losses) -> dict[str, Tensor]:
-    """Measure predictor and mining on one batch: scalars on the device.
+    """Measure the loss predictor and the mining on one batch.
 
     Args:
-        mined: its masks, with the draw without mining where something was mined.
-        losses: of the student on it.
+        mined: masks of the batch and, if there was mining, those that would have been drawn without it.
+        losses: of the student on the batch.
 
     Returns:
-        ``pair_accuracy``: share of the pairs of masked patches that the student ranks rightly, 0.5 is chance.
+        Scalars on the device, by name.
+        ``pair_accuracy``: fraction of pairs of masked patches that the student ranks correctly; 0.5 is chance.
         ``spearman``: rank correlation of predicted and true loss over the masked patches of an image, mean over images.
-        ``mined_overlap``: share of the mined patches that would have been masked without mining as well; with random
-        masks it is the mask ratio where mining knows something that the draw does not.
-        ``mined_loss_ratio``: reconstruction loss of mined patches over that of the other masked ones; above 1 where
-        what the teacher calls hard is hard.
-        ``token_entropy``, ``target_entropy``: of hosts with tokens, how evenly these are used; 1 is even, 0 a collapse
-        onto one.
+        ``mined_overlap``: fraction of the mined patches that would have been masked without mining, too; with random
+        masks it is the mask ratio if mining is independent of the draw.
+        ``mined_loss_ratio``: mean reconstruction loss of mined patches divided by that of the other masked patches;
+        above 1 if the mined patches are hard.
+        ``token_entropy``, ``target_entropy``: for hosts with tokens, entropy of their use; 1 is even use, 0 a collapse
+        onto one token.
     """
     signs: dict[str, Tensor] = dict(losses.token_metrics)
     if losses.predicted is not None:

@@ -88,9 +88,9 @@ def fit(job: Job, progress: Progress) -> int:
         TrainingError: if losses or weights become NaN or infinite; the last checkpoint is left unchanged.
     """
     cadence, display = job.cadence, Unbreakable(progress)
-    job.bad_files.keep_in(job.folder / "undecodable.txt")
     with ExitStack() as stack:
         requests = stack.enter_context(requests_by_signal())
+        job.bad_files.keep_in(job.folder / "undecodable.txt")
         metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
         display.start(job.step, job.total, job.batch_size)
         stack.callback(display.stop)

@@ -78,7 +78,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         UserError: if the folder cannot be created.
     """
     command = shlex.join(["hardpatch", *arguments])
-    history = {"command": command, "resumed_by": []}
+    history: dict[str, Any] = {"command": command, "resumed_by": []}
     if (folder / "environment.json").is_file():  # the run is resumed: the command that made it stays
         history |= json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         if command not in (history["command"], *history["resumed_by"]):

@@ -1,6 +1,6 @@
-"""The named runs, a YAML file each, and files of the user's in the same form.
+"""Recipes, which are YAML files of settings, and files of the user in the same format.
 
-A file states what differs from the defaults of :mod:`hardpatch.pretrain.sections`, or from the recipe
+A file contains the settings that differ from the defaults in :mod:`hardpatch.pretrain.sections`, or from the recipe
 that its ``base`` names.
 """
 
@@ -17,32 +17,32 @@ FOLDER = resources.files("hardpatch.pretrain") / "recipes"
 
 
 def names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
 
 
 def text(name: str) -> str:
-    """The YAML of a recipe as it stands in the package; its first comment says what it is.
+    """Return the YAML of a recipe; its first line is a comment that describes it.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is no recipe of that name.
     """
-    known = names()
-    if name not in known:
-        raise UserError(f"--recipe: no recipe {name!r}{did_you_mean(name, known)} (see: hardpatch recipes)")
+    recipes = names()
+    if name not in recipes:
+        raise UserError(f"--recipe: no recipe {name!r}{did_you_mean(name, recipes)} (see: hardpatch recipes)")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read(name: str) -> dict[str, Any]:
-    """Settings of a recipe, on top of those of the recipe that its ``base`` names."""
+    """Return the settings of a recipe, merged into those of its ``base`` if it has one."""
     return _on_base(yaml.load(text(name), _Loader), f"recipe {name}")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Settings of a YAML file of the user's; it may name a recipe as its ``base``.
+    """Return the settings of a YAML file of the user, which may name a recipe as its ``base``.
 
     Raises:
-        UserError: if it is not there, is not YAML or has unknown settings.
+        UserError: if the file does not exist, is not YAML or has unknown settings.
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
@@ -51,12 +51,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"--config: {path} holds no settings")
+        raise UserError(f"--config: expected settings in {path}, got {type(values).__name__}")
     return _on_base(values, str(path))
 
 
 class _Loader(yaml.SafeLoader):
-    """As in YAML 1.2, yes, no, on and off are words: only true and false are truth values."""
+    """Loader that reads yes, no, on and off as words, like YAML 1.2; only true and false are booleans."""
 
 
 _Loader.yaml_implicit_resolvers = {
