@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def detector(run: Path, tmp_path: Path) -> Path:
     }
     (tmp_path / "objects.json").write_text(json.dumps(content))
     images, objects, folder = str(tmp_path / "images"), str(tmp_path / "objects.json"), tmp_path / "detector"
-    sizes = {"image_size": 32, "channels": 8, "head_width": 16, "rois": 8, "global_blocks": 2}
+    sizes: dict[str, Any] = {"image_size": 32, "channels": 8, "head_width": 16, "rois": 8, "global_blocks": 2}
     hardpatch.detect(str(run), images, objects, images, objects, folder, steps=1, batch_size=1, workers=0, **sizes)
     return folder
 
