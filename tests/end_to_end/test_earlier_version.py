@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hardpatch
+from hardpatch.pretrain.upgrade import RENAMED
 from hardpatch.train import checkpoint
 
-NAMES = {"color_jitter": "colour_jitter", "prediction_ratio": "asked_share", "accumulation_steps": "accumulate"}
+NAMES = {new.split(".")[1]: old.split(".")[1] for old, new in RENAMED.items()}
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def old_run(run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_pretraining_run_loads_and_resumes(old_run: Path, run: Path) -> None:
-    assert "colour_jitter" in (old_run / "config.yaml").read_text()
+    assert f"  {NAMES['color_jitter']}:" in (old_run / "config.yaml").read_text()
     old, new = hardpatch.load(old_run).state_dict(), hardpatch.load(run).state_dict()
     assert old.keys() == new.keys()
     assert all((old[name] == new[name]).all() for name in new)
