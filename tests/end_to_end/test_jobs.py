@@ -238,6 +238,20 @@ def test_a_signal_saves_and_stops(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_signal_while_logging_saves_and_stops_after_the_next_step(
+    name: str, jobs: dict[str, Job], data: Path, tmp_path: Path
+) -> None:
+    class WhileLogging(Silent):
+        def metrics(self, row: dict[str, Any]) -> None:
+            if row["step"] == 3 and "loss" in row:  # there is no checkpoint of this step
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    result = jobs[name](tmp_path / "run", data, progress=WhileLogging())
+    assert result.signal == signal.SIGTERM
+    assert newest(tmp_path / "run").name == "step_00000004"
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_training_goes_on(
     name: str, number: signal.Signals, jobs: dict[str, Job], data: Path, tmp_path: Path

@@ -226,7 +226,10 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
         raise UserError(f"RUN: expected a folder made by hardpatch detect, got {run}")
     metadata = _metadata(newest)
     names = {f.name for f in fields(DetectSettings)}
-    settings = changed(PRESETS["paper"], {name: value for name, value in metadata["detect"].items() if name in names})
+    values = {name: value for name, value in metadata["detect"].items() if name in names}
+    if values.get("steps"):  # an earlier version saved epochs beside them, which it did not use
+        values["epochs"] = None
+    settings = changed(PRESETS["paper"], values)
     categories = {int(number): name for number, name in metadata["categories"]}
     model = build(_backbone(metadata), settings, len(categories)).to(device)
     state: dict[str, Tensor] = checkpoint.with_prefix(load_file(newest / checkpoint.WEIGHTS), "student.")

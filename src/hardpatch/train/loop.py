@@ -98,13 +98,15 @@ def fit(job: Job, progress: Progress) -> int:
             _evaluate(job, metrics, display)
         batches = stack.enter_context(closing(job.batches()))
         logged, logged_at = job.step, time.monotonic()
-        while job.step < job.total and not requests.stop:
+        stop = 0
+        while job.step < job.total and not stop:
             batch = next(batches)
             job.bad_files.update(batch.bad)
             due = cadence.due(job.step + 1)
             job.train_step(batch, observe=due.log)
             display.advance()
             save = due.save or bool(requests.stop) or requests.save
+            stop = requests.stop if save else 0  # a signal that comes later stops after the next step, which is saved
             if due.log or save:
                 row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
                 if not all(map(math.isfinite, row.values())):
@@ -119,7 +121,7 @@ def fit(job: Job, progress: Progress) -> int:
                 _evaluate(job, metrics, display)
             if due.log or save:
                 logged, logged_at = job.step, time.monotonic()
-    return requests.stop
+    return stop
 
 
 def _save(job: Job, logged: int) -> None:
