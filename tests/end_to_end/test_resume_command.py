@@ -13,7 +13,7 @@ from tests.end_to_end.conftest import SMALL, write_images
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A finished run of 12 steps that a test may change."""
+    """Finished run of 12 steps that a test may change."""
     return shutil.copytree(run, tmp_path / "copy")
 
 

@@ -115,8 +115,8 @@ def fit(job: Job, progress: Progress) -> int:
                 metrics.write(row)
                 display.metrics(row)
             if save:
-                _save(job, logged)
                 requests.save = False
+                _save(job, logged)
             if due.evaluate:
                 _evaluate(job, metrics, display)
             if due.log or save:
