@@ -21,7 +21,7 @@ def test_too_many_bad_files_stop_the_run_with_one_line() -> None:
         bad.update(["c.jpg: x", "d.jpg: y"])
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("4 of 100", "4.00%", "2.00%", "c.jpg", "d.jpg: y", "raise --data.max_bad_fraction to go on"):
+    for part in ("4 of 100", "4.00%", "2.00%", "c.jpg", "d.jpg: y", "raise --data.max_bad_fraction to allow more"):
         assert part in message
 
 

@@ -28,6 +28,14 @@ def test_a_recipe_beside_resume_must_be_that_of_the_run(
     assert "12 steps done" in capsys.readouterr().out
 
 
+def test_a_recipe_beside_resume_does_not_reset_what_a_run_may_change(copy: Path, images: Path) -> None:
+    before = (copy / "config.yaml").read_text()
+    assert "log_every: 5" in before  # of the command line; the recipe has another
+    command = [word for word in SMALL if word not in ("--train.log_every", "5")]
+    assert main(["pretrain", *command, "--data", str(images), "--steps", "12", "--resume", "--out", str(copy)]) == 0
+    assert (copy / "config.yaml").read_text() == before
+
+
 def test_a_preset_beside_resume_must_be_that_of_the_run(
     run: Path, images: Path, tmp_path: Path, fails: Callable[..., str]
 ) -> None:

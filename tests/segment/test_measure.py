@@ -148,7 +148,7 @@ def test_broken_files_are_left_out_of_the_evaluation(pairs: SegmentationSet, par
     with pytest.raises(UserError, match=r"max_bad_fraction: 1 of 5 images \(20.00%\) cannot be decoded"):
         evaluate(model, pairs, WHOLE, device=CPU)
     strict = BadFiles(5, 0.19, "--max_bad_fraction", log=logged.append)
-    with pytest.raises(UserError, match=r"at most 19.00% may be; the last: .*; raise --max_bad_fraction to go on"):
+    with pytest.raises(UserError, match=r"at most 19.00% may be; the last: .*; raise --max_bad_fraction to allow more"):
         evaluate(model, pairs, WHOLE, device=CPU, bad_files=strict)
 
 

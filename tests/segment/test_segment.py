@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_is_not_saved(pairs: SegmentationSet, tmp_path
     model = small_upernet(classes=3)
     with torch.no_grad():
         model.head.classifier.weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"between steps 1 and 1; .* --lr below 0\.01"):
+    with pytest.raises(TrainingError, match=r"in step 1; .* --lr below 0\.01"):
         train(model, pairs, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_not_saved(
                 next(self.model.neck.parameters()).view(-1)[0] = math.inf
 
     monkeypatch.setattr(SegmentJob, "train_step", diverging_step)
-    with pytest.raises(TrainingError, match="a weight became NaN or infinite between steps 4 and 4; nothing of that"):
+    with pytest.raises(TrainingError, match="a weight became NaN or infinite in step 4; nothing of that"):
         train(small_upernet(classes=3), pairs, tmp_path / "run", checkpoint_minutes=0.0)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert saved.name == "step_00000003"

@@ -8,7 +8,10 @@ from hardpatch.detect.settings import PRESETS
 def detect(arguments: list[str]) -> int:
     """Run ``hardpatch detect``; returns the exit code."""
     parser = training_parser(
-        "detect", "Train Mask R-CNN on the encoder of RUN (ViTDet): boxes and masks of objects.", PRESETS
+        "detect",
+        "Train Mask R-CNN on the encoder of RUN (ViTDet): boxes and masks of objects.",
+        PRESETS,
+        "--train DIR --annotations JSON\n       --val DIR --val_annotations JSON",
     )
     parser.add_argument("--annotations", metavar="JSON", help="annotations of --train in COCO's layout")
     parser.add_argument("--val_annotations", metavar="JSON", help="annotations of --val in COCO's layout")

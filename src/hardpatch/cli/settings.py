@@ -17,13 +17,12 @@ GROUPS = {
 """Settings that have their own group in the help; all others affect what is learned."""
 
 
-def training_parser(verb: str, description: str, presets: Mapping[str, LoopSettings]) -> Parser:
+def training_parser(
+    verb: str, description: str, presets: Mapping[str, LoopSettings], data: str = "--train PATH --val PATH"
+) -> Parser:
     """Return the parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting."""
     parser = run_parser(verb, description)
-    parser.usage = (
-        f"hardpatch {verb} RUN --train PATH --val PATH --out DIR [--OPTION VALUE]\n"
-        f"       hardpatch {verb} --resume --out DIR"
-    )
+    parser.usage = f"hardpatch {verb} RUN {data} --out DIR [--OPTION VALUE]\n       hardpatch {verb} --resume --out DIR"
     parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("--train", metavar="PATH", help="data to train on")
     parser.add_argument("--val", metavar="PATH", help="data to evaluate on")

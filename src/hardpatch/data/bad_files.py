@@ -55,7 +55,7 @@ class BadFiles:
             raise UserError(
                 f"{self.option.removeprefix('--')}: {count} of {self.total} images ({count / self.total:.2%}) "
                 f"cannot be decoded and at most {self.max_bad_fraction:.2%} may be; the last: "
-                f"{'; '.join([*self._entries][-3:])}; raise {self.option} to go on"
+                f"{'; '.join([*self._entries][-3:])}; raise {self.option} to allow more"
             )
 
 

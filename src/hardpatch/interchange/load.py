@@ -68,7 +68,7 @@ def load(
         if weights != "random":
             state = checkpoint.with_prefix(load_file(path), f"{weights}.")
             if not state:
-                raise UserError(f"weights: {path} has no {weights}; a plain host has a student only")
+                raise UserError(f"weights: expected those of the student, {path} has no others; got {weights!r}")
             if weights == "teacher":
                 for name in model.host.reconstruction_only:
                     setattr(model.host, name, None)

@@ -57,7 +57,7 @@ def plan(
         data: images to train on.
         folder: of the run; None is ``runs/NAME``.
         changes: settings in which it differs, as on the command line.
-        resume: take the settings from the folder if there is neither a recipe nor a file.
+        resume: take the settings from the folder; a recipe or a file has to agree with them.
 
     Raises:
         UserError: names what is missing or does not go together.
@@ -78,6 +78,9 @@ def plan(
     else:
         values = recipes.read("demo") if no_data else {}
     run = config.build(values, changes)
+    if resume and (recipe or file):  # those only have to agree; what a resumed run may change stays as it was
+        check_resume(folder, run)
+        run = config.build(config.to_dict(read_config(folder)), changes)
     if recipe and run.data.path is None:
         raise UserError(f"--data: recipe {recipe} needs your images: --data PATH (demo:train is the embedded set)")
     return run, folder

@@ -139,7 +139,8 @@ def _evaluate(job: Job, metrics: MetricsLog, display: Unbreakable) -> None:
 
 
 def _diverged(job: Job, logged: int) -> TrainingError:
+    steps = f"in step {job.step}" if job.step == logged + 1 else f"between steps {logged + 1} and {job.step}"
     return TrainingError(
-        f"the loss or a weight became NaN or infinite between steps {logged + 1} and {job.step}; nothing of that was "
-        f"saved. Try {job.advice}, then resume from the last checkpoint with --resume or start a new run"
+        f"the loss or a weight became NaN or infinite {steps}; nothing of that was saved. "
+        f"Try {job.advice}, then resume from the last checkpoint with --resume or start a new run"
     )
