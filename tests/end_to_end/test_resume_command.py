@@ -52,13 +52,14 @@ def test_a_preset_beside_resume_must_be_that_of_the_run(
 
 
 def test_the_first_command_stays(copy: Path) -> None:
-    first = json.loads((copy / "environment.json").read_text())["command"]
+    before = json.loads((copy / "environment.json").read_text())
+    first = before["command"]
     resume = ["pretrain", "--resume", "--out", str(copy)]
     for _ in range(2):
         assert main(resume) == 0
     environment = json.loads((copy / "environment.json").read_text())
     assert environment["command"] == first
-    assert environment["resumed_by"] == [" ".join(["hardpatch", *resume])]
+    assert environment["resumed_by"] == [*before["resumed_by"], " ".join(["hardpatch", *resume])]
     assert f"Made by `{first}`" in (copy / "README.md").read_text()
     assert (copy / "config.yaml").read_text().splitlines()[0].endswith(f": {first}")
 

@@ -59,7 +59,7 @@ def test_mistakes(fails: Callable[..., str], images: Path, tmp_path: Path) -> No
     out = tmp_path / "tokens"
     command = ["tokenizer", *SIZES, *MACHINE, "--steps", 1, "--out", out, "--data"]
     assert "--data: " in fails(*command, tmp_path / "missing")
-    assert "--data: expected images to learn from" in fails(*command[:-1])
+    assert "--data: expected images to train on" in fails(*command[:-1])
     assert "--out: expected a folder for the run, got nothing" in fails("tokenizer", "--data", images)
     assert "--patch_size: expected a divisor of the image size 24, got 7" in fails(*command, images, "--patch_size", 7)
     assert "--vocabulary: expected 2 to 8192, got 9000" in fails(*command, images, "--vocabulary", 9000)

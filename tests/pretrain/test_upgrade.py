@@ -53,7 +53,7 @@ def test_a_renamed_setting_is_read_and_reported_in_one_line(old: str, caplog: py
         upgraded = upgrade(run, "old/config.yaml")
     assert config.build(upgraded) == config.build(recipes.read("demo"))
     assert value_of(upgraded, RENAMED[old]) == value
-    assert caplog.messages == [f"old/config.yaml is of an earlier version: reading {old} as {RENAMED[old]}"]
+    assert caplog.messages == [f"old/config.yaml was written by an earlier version: reading {old} as {RENAMED[old]}"]
     assert name in run[section]  # the argument is left as it was
 
 
@@ -69,7 +69,7 @@ def test_a_renamed_value_is_read_and_reported_in_one_line(
     with caplog.at_level(logging.INFO, "hardpatch"):
         upgraded = upgrade({"steps": 1, **nested(setting, old)}, "old/config.yaml")
     assert value_of(config.to_dict(config.build(upgraded)), setting) == new
-    assert caplog.messages == [f"old/config.yaml is of an earlier version: reading {setting} {old} as {new}"]
+    assert caplog.messages == [f"old/config.yaml was written by an earlier version: reading {setting} {old} as {new}"]
 
 
 @pytest.mark.parametrize("setting", REMOVED)
@@ -80,7 +80,7 @@ def test_a_removed_setting_passes_at_todays_value_only(setting: str, caplog: pyt
     with pytest.raises(UserError) as caught:
         upgrade(nested(setting, 0.123), "old/config.yaml")
     message = str(caught.value)
-    assert message.startswith(f"old/config.yaml: made with {setting} 0.123, which this version does not have")
+    assert message.startswith(f"old/config.yaml: made with {setting} 0.123, which this version does not support")
     assert repr(REMOVED[setting]) in message
     assert "\n" not in message
 
@@ -110,7 +110,7 @@ def test_a_run_folder_with_all_old_names_can_be_read(tmp_path: Path, caplog: pyt
         run = read_config(tmp_path)
     assert run == config.build(recipes.read("demo"), changes)
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path / 'config.yaml'} is of an earlier version: reading ")
+    assert message.startswith(f"{tmp_path / 'config.yaml'} was written by an earlier version: reading ")
     assert "optim.accumulate as optim.accumulation_steps, " in message
     assert message.count(" as ") == len(RENAMED) + len(RENAMED_VALUES)
     assert "\n" not in message
