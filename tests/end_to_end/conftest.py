@@ -39,7 +39,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """Pre-train for 12 steps."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(folder)]) == 0
+    command = ["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(folder)]
+    assert main([*command, "--json", str(folder.parent / "result.json")]) == 0
     return folder
 
 

@@ -1,5 +1,6 @@
 """Export of a run from the command line, and mistakes."""
 
+import json
 import pickle
 import re
 from collections.abc import Callable
@@ -25,7 +26,9 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     images = torch.randn(2, 3, 32, 32)
     expected = model.encode(images)
     for to, name in (("timm", "vit.safetensors"), ("hf", "vit")):
-        assert main(["export", str(run), "--to", to, "--out", str(tmp_path / name)]) == 0
+        command = ["export", str(run), "--to", to, "--out", str(tmp_path / name)]
+        assert main([*command, "--json", str(tmp_path / "result.json")]) == 0
+        assert json.loads((tmp_path / "result.json").read_text())["path"] == str(tmp_path / name)
         printed = capsys.readouterr().out
         code = next(line.strip() for line in printed.splitlines() if line.startswith("  "))
         exported: Any = eval(code, {"timm": timm, "transformers": transformers}).eval()

@@ -41,6 +41,7 @@ def test_the_result_has_the_head_of_all_verbs(run: Path, images: Path) -> None:
     assert result["left_out"] == {"not images": 0, "undecodable": 0}
     assert result["metrics"] == read_metrics(run / "metrics.jsonl")[-1]
     assert Path(result["weights"]).is_file()
+    assert json.loads((run.parent / "result.json").read_text()) == result  # the file of --json
 
 
 def test_metrics_monitor_the_miner(run: Path) -> None:

@@ -47,7 +47,7 @@ def test_too_many_broken_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--model.patch_size", "32"], "mask_ratio: 0.75 of 1 patches leaves 0 visible"),
         (["--model.heads", "3"], "heads: expected a divisor of the width 32, got 3"),
         (["--model.with", "3"], "--model.with: unknown argument; did you mean '--model.width'?"),
-        (["--lr", "3"], "--lr: unknown argument; did you mean '--optim.lr'?"),
+        (["--optim.lrr", "3"], "--optim.lrr: unknown argument; did you mean '--optim.lr'?"),
         (["--train.device", "cuda"], "train.device: cuda is not available on this machine"),
         (["--seed", "-1"], "seed"),
     ],

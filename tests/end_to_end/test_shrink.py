@@ -52,10 +52,28 @@ def test_order_labels_and_sizes(
     monkeypatch.setattr(shrink_module, "SHARD_BYTES", 30_000)  # several files
     monkeypatch.setattr(shrink_module, "GROUP_ROWS", 4)
     out = tmp_path / "small"
-    assert main(["shrink", str(tree), "--side", "40", "--out", str(out), "--workers", str(workers)]) == 0
+    assert (
+        main(
+            [
+                "shrink",
+                str(tree),
+                "--side",
+                "40",
+                "--out",
+                str(out),
+                "--workers",
+                str(workers),
+                "--json",
+                str(tmp_path / "result.json"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     assert "36 images in " in printed.out
     assert "left out: 3" in printed.out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["images"], result["left_out"]) == (36, {"undecodable": 3})
     assert sum("20b.jpg" in line for line in printed.err.splitlines()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1

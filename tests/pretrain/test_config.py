@@ -67,6 +67,16 @@ def test_command_line_wins_over_the_recipe() -> None:
     assert run.data.image_size == (32, 48)
 
 
+def test_a_setting_with_a_unique_name_needs_no_section() -> None:
+    run = config.build(recipes.read("demo"), ["--lr", "1e-3", "--mask_ratio=0.5", "--epochs", "3", "--size", "tiny"])
+    assert (run.optim.lr, run.method.mask_ratio, run.epochs, run.model.size) == (1e-3, 0.5, 3, "tiny")
+    for section, names in config.setting_names().items():
+        for name in names if section else ():
+            assert config._with_section(f"--{name}=1") in (f"--{section}.{name}=1", f"--{name}=1")
+    assert config._with_section("--base_lr") == "--optim.base_lr"
+    assert config._with_section("--train") == "--train"  # a section, and a setting of section knn
+
+
 def test_a_file_may_build_on_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("base: demo\nsteps: 3\nmodel: {depth: 1}\n")
@@ -89,7 +99,7 @@ def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
     [
         (["--method.mask_ratio", "1.2"], r"method.mask_ratio: expected a number between 0 and 1, got 1\.2"),
         (["--method.mask_ratio", "abc"], "method.mask_ratio: Expected a float. Got value: abc"),
-        (["--mask_ratio", "0.5"], "--mask_ratio: unknown argument; did you mean '--method.mask_ratio'"),
+        (["--mask_rato", "0.5"], "--mask_rato: unknown argument; did you mean '--method.mask_ratio'"),
         (["--optim.base_rl", "1"], "--optim.base_rl: unknown argument; did you mean '--optim.base_lr'"),
         (["--model.size", "gigantic"], r"model.size: .*'tiny', 'small', 'base', 'large', 'huge'.*gigantic"),
         (["--data.mean", "imagnet"], "data.mean: .*'imagenet', 'computed'.*imagnet"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one
+from hardpatch.cli.arguments import Parser, at_least_one, write_json
 from hardpatch.errors import UserError
 
 
@@ -28,19 +28,21 @@ def export(arguments: list[str]) -> int:
             decoder_heads=options.decoder_heads,
             normalize_pixels=options.normalize_pixels,
         )
+    if options.json is not None:
+        difference = None if written.difference is None else written.difference._asdict()
+        write_json(options.json, {"verb": "export", "run": options.run, **written._asdict(), "difference": difference})
     height, width = written.image_size
     print(f"{written.path}: written; load it with")
     print(f"  {written.code}")
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
     print(f"images: {height} x {width}, pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
-    difference = written.difference
-    if difference is None:
+    if written.difference is None:
         print("transformers is not installed, so its outputs were not compared with ours")
         return 0
-    real = "" if difference.real is None else f", {difference.real:.1e} on real images"
+    real = "" if written.difference.real is None else f", {written.difference.real:.1e} on real images"
     print(
-        f"largest difference of outputs: {difference.random:.1e} on a random image{real} "
-        f"(outputs up to {difference.largest:.1f})"
+        f"largest difference of outputs: {written.difference.random:.1e} on a random image{real} "
+        f"(outputs up to {written.difference.largest:.1f})"
     )
     return 0
 
@@ -58,6 +60,7 @@ def _parser() -> Parser:
         default="student",
         help="weights of RUN to export (default: %(default)s)",
     )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(
         "--form",
         choices=("vit", "vit_mae"),

@@ -1,8 +1,9 @@
 """The verb pretrain."""
 
+import json
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser
+from hardpatch.cli.arguments import Parser, write_json
 from hardpatch.cli.settings import stopped
 from hardpatch.pretrain import config
 
@@ -30,6 +31,8 @@ def pretrain(arguments: list[str]) -> int:
     result = train(run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments])
     if not result.finished:
         return stopped("pretrain", result.step, result.total, folder, result.signal)
+    if own.json is not None:
+        write_json(own.json, json.loads((folder / "result.json").read_text(encoding="utf-8")))
     print(f"{folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"pictures: {', '.join(map(str, result.pictures))}")
     return 0
@@ -48,6 +51,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
     return parser
 
@@ -56,6 +60,9 @@ def _help(parser: Parser, *, everything: bool) -> int:
     """Print the help with the main settings or with all of them; returns the exit code."""
     config.add_help(parser, everything=everything)
     if not everything:
-        parser.epilog = "All settings, by section: hardpatch pretrain --help all"
+        parser.epilog = (
+            "All settings, by section: hardpatch pretrain --help all. A setting needs no section if only one section "
+            "has its name: --lr is --optim.lr."
+        )
     parser.print_help()
     return 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, workers
+from hardpatch.cli.arguments import Parser, at_least_one, workers, write_json
 
 
 def shrink(arguments: list[str]) -> int:
@@ -20,6 +20,7 @@ def shrink(arguments: list[str]) -> int:
     parser.add_argument(
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
     )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     options = parser.parse_args(arguments)
 
     from hardpatch.data.bad_files import BadFiles
@@ -38,5 +39,8 @@ def shrink(arguments: list[str]) -> int:
     BadFiles(len(source), 1.0).update(bad)
     files = sorted(options.out.iterdir())
     size = sum(file.stat().st_size for file in files)
+    if options.json is not None:
+        values = {"verb": "shrink", "data": options.images, "images": written, "left_out": {"undecodable": len(bad)}}
+        write_json(options.json, {**values, "out": str(options.out), "files": len(files), "bytes": size})
     print(f"{options.out}: {written} images in {len(files)} files, {size / 1e6:.1f} MB, left out: {len(bad)}")
     return 0

@@ -15,6 +15,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("--suite", metavar="FILE", required=True, help="YAML file, a list of measurements")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
     options = parser.parse_args(arguments)
 
     from hardpatch.cli import main
@@ -43,10 +44,10 @@ def evaluate(arguments: list[str]) -> int:
             results.append((measurement, "see the error message on the terminal"))
         table = suites.markdown(options.run, results)
         (out / "table.md").write_text(table, encoding="utf-8")
-        write_json(
-            out / "table.json",
-            {"run": options.run, "results": [{"name": m.name, "verb": m.verb, "result": r} for m, r in results]},
-        )
+        values = {"run": options.run, "results": [{"name": m.name, "verb": m.verb, "result": r} for m, r in results]}
+        write_json(out / "table.json", values)
+    if options.json is not None:
+        write_json(options.json, values)
     print(table, end="")
     print(f"table: {out / 'table.md'} and table.json")
     return 1 if any(isinstance(result, str) for _, result in results) else 0
