@@ -45,9 +45,10 @@ def measurements(out: Path) -> dict[str, Any]:
 
 def test_table2_on_the_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
-    assert study("table2", out) == 0
+    assert study("table2", out, "--json", str(tmp_path / "result.json")) == 0
     table = rows.read("table2")
     content = read_table(out)
+    assert json.loads((tmp_path / "result.json").read_text()) == content
     assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
     for row in content["rows"]:
         assert row["missing"] is None
@@ -252,5 +253,6 @@ def test_mistakes_are_one_line(images: Path, val: Path, tmp_path: Path, fails: C
     assert "--val: " in fails("study", "table3", *MICRO, "--val", tmp_path / "none", "--out", tmp_path / "new")
     assert "label" in fails("study", "table3", *MICRO, "--val", val / "class_0", "--out", tmp_path / "new")
     assert "--optim.lrr" in fails("study", "table3", *MICRO, "--optim.lrr", "1", "--out", tmp_path / "new")
+    assert "--json: hardpatch study plan only prints" in fails("study", "plan", "table3", *MICRO, "--json", out)
     assert "--images_per_second" in fails("study", "table3", *MICRO, "--images_per_second", "5", "--out", out)
     assert not (tmp_path / "new").exists()

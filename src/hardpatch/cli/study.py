@@ -1,10 +1,11 @@
 """The verb study."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Parser, at_least_one
+from hardpatch.cli.arguments import Parser, at_least_one, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +23,19 @@ def study(arguments: list[str]) -> int:
         )
     if options.out is None and not planning:
         raise UserError("--out: expected a folder for the study, got none")
+    if options.json is not None and planning:
+        raise UserError("--json: hardpatch study plan only prints; leave it out")
     described = _study(options, settings, arguments)
     if planning:
         return _plan(described, options.images_per_second)
 
     from hardpatch.study.run import run_study
 
-    return run_study(described)
+    code = run_study(described)
+    table = described.out / "table.json"
+    if options.json is not None and table.is_file():
+        write_json(options.json, json.loads(table.read_text(encoding="utf-8")))
+    return code
 
 
 def _parser() -> Parser:
@@ -68,6 +75,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="J", help="runs at a time (default: 1)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the study")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
     for name in ("dino", "clip"):
         parser.add_argument(
             f"--{name}_weights",
