@@ -60,7 +60,8 @@ def score(arguments: list[str]) -> int:
     if result.auc is not None and result.true_loss_auc is not None:
         print(f"area under the ROC curve of predicted difficulty against the object masks: {result.auc:.3f}", end=" ")
         print(f"(of the true loss: {result.true_loss_auc:.3f})")
-    print(f"pictures: {result.contact_sheet} and {len(result.pictures)} of single images; numbers: {result.table}")
+    print(f"pictures: {result.contact_sheet} and {len(result.pictures)} of single images")
+    print(f"numbers: {result.table}")
     if options.json is not None:
         write_json(options.json, result.to_dict())
     return 0
