@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from hardpatch.data.bad_files import BadFiles
@@ -30,3 +32,13 @@ def test_limits_of_zero_and_one(caplog: pytest.LogCaptureFixture) -> None:
         BadFiles(10, 0.0).update(["a: x"])
     BadFiles(2, 1.0).update(["a: x", "b: x"])
     assert [record.name for record in caplog.records] == ["hardpatch"] * 3
+
+
+def test_the_list_of_a_resumed_run_has_one_line_for_each_file(tmp_path: Path) -> None:
+    entries = ["a.jpg: broken", "line\nbreak\x85.jpg: broken"]
+    for _ in range(2):  # the second call is of the resumed run
+        bad = BadFiles(10, 0.5, log=lambda line: None)
+        bad.keep_in(tmp_path / "undecodable.txt")
+        bad.update(entries)
+        assert len(bad) == 2
+    assert (tmp_path / "undecodable.txt").read_text() == "a.jpg: broken\nline break .jpg: broken\n"

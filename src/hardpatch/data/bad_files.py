@@ -42,7 +42,7 @@ class BadFiles:
 
     def update(self, bad: Iterable[str]) -> None:
         """Add the `bad` files of a batch. Raises UserError once they are more than the allowed share of the source."""
-        for entry in bad:
+        for entry in (" ".join(text.splitlines()) for text in bad):  # a file's name may hold line breaks
             if entry not in self._entries:
                 self._entries[entry] = None
                 self._log(f"cannot decode {entry}")

@@ -100,7 +100,7 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
     """
     check_names(values)
     parser = _parser()
-    arguments = [_with_section(argument) for argument in arguments]
+    arguments = [with_section(argument) for argument in arguments]
     options = {argument.split("=")[0] for argument in arguments}
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if f"--{one}" in options and f"--{other}" not in options:  # the length replaces one in the other unit
@@ -116,7 +116,7 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
     return run
 
 
-def _with_section(argument: str) -> str:
+def with_section(argument: str) -> str:
     """Return ``--optim.lr`` for ``--lr``: a setting needs no section if only one section has its name."""
     name, *value = argument.removeprefix("--").split("=", 1)
     sections = [section for section, names in setting_names().items() if name in names]

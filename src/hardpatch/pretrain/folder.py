@@ -66,7 +66,7 @@ def plan(
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if data is not None:
         changes = [*changes, "--data.path", data]
-    no_data = not any(change.split("=")[0] == "--data.path" for change in changes)
+    no_data = not any(config.with_section(change).split("=")[0] == "--data.path" for change in changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
     folder = folder or Path("runs") / name
     if recipe:
