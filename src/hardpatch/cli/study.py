@@ -10,6 +10,10 @@ from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
     from hardpatch.study.plan import Study
+    from hardpatch.study.rows import Measure, Table
+
+DETECT = ("detect_train", "detect_annotations", "detect_val", "detect_val_annotations")
+SEGMENT = ("segment_train", "segment_val")
 
 
 def study(arguments: list[str]) -> int:
@@ -27,14 +31,17 @@ def study(arguments: list[str]) -> int:
         raise UserError("--json: hardpatch study plan only prints; leave it out")
     described = _study(options, settings, arguments)
     if planning:
-        return _plan(described, options.images_per_second)
+        from hardpatch.study.cost import print_plan
+
+        return print_plan(described, options.images_per_second)
 
     from hardpatch.study.run import run_study
 
     code = run_study(described)
-    table = described.out / "table.json"
-    if options.json is not None and table.is_file():
-        write_json(options.json, json.loads(table.read_text(encoding="utf-8")))
+    if options.json is not None:
+        tables = [described.out / table.name / "table.json" for table in described.tables]
+        contents = [json.loads(path.read_text(encoding="utf-8")) for path in tables if path.is_file()]
+        write_json(options.json, contents[0] if len(described.tables) == 1 else {"tables": contents})
     return code
 
 
@@ -43,19 +50,21 @@ def _parser() -> Parser:
     from hardpatch.study.scales import SCALES
 
     parser = Parser(
-        "study", "Train and measure every row of a table of the paper, and print the paper's numbers beside ours."
+        "study", "Train and measure every row of a table of the paper, and print the paper's figures beside ours."
     )
     parser.usage = (
         "hardpatch study [plan] TABLE --out DIR [--scale NAME]\n"
         "                       [--data PATH --val PATH] [--seeds K] [--jobs J]\n"
         "                       [--SETTING VALUE]"
     )
+    scales = "; ".join(f"{name} ({scale.about})" for name, scale in SCALES.items())
     parser.epilog = (
-        "plan estimates the cost and starts nothing. All settings of hardpatch pretrain (see its --help all) are "
-        "accepted, such as --epochs 50, and apply to all rows; a row's own settings override them. Tables: "
+        "plan estimates the cost and trains nothing. All settings of hardpatch pretrain (see its --help all) are "
+        "accepted, such as --epochs 50, and apply to all rows; a row's own settings override them. Rows with the same "
+        f"settings share a run, in all tables of a folder. Scales: {scales}. Tables: all; "
         + "; ".join(f"{name} ({rows.read(name).title})" for name in rows.names())
     )
-    parser.add_argument("table", metavar="TABLE", help="name of a table, listed below")
+    parser.add_argument("table", metavar="TABLE", help="name of a table, listed below, or all")
     parser.add_argument(
         "--scale", choices=tuple(SCALES), default="tiny", help="size of the runs (default: %(default)s)"
     )
@@ -76,6 +85,17 @@ def _parser() -> Parser:
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="J", help="runs at a time (default: 1)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the study")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
+    parser.add_argument(
+        "--measures",
+        metavar="NAME,...",
+        help="measurements to make, of knn, linear, finetune, detect, segment, segment_160k (default: columns of the "
+        "table, and k-NN and linear probe below scale paper; scale cpu leaves out fine-tuning)",
+    )
+    for name in DETECT:
+        kind = "annotations in COCO's layout" if name.endswith("annotations") else "folder of images"
+        parser.add_argument(f"--{name}", metavar="PATH", help=f"for AP of Table 5: {kind}")
+    for name in SEGMENT:
+        parser.add_argument(f"--{name}", metavar="DIR", help="for mIoU of Tables 5 and 7: images and label maps")
     for name in ("dino", "clip"):
         parser.add_argument(
             f"--{name}_weights",
@@ -95,7 +115,6 @@ def _parser() -> Parser:
 
 
 def _study(options: argparse.Namespace, settings: list[str], arguments: list[str]) -> "Study":
-    from hardpatch.study import rows
     from hardpatch.study.plan import Study
     from hardpatch.study.scales import SCALES
 
@@ -108,7 +127,7 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
         )
     weights = {name: path for name in ("dino", "clip") if (path := getattr(options, f"{name}_weights")) is not None}
     return Study(
-        table=rows.read(options.table),
+        tables=_tables(options.table),
         scale=options.scale,
         out=options.out or Path("study"),
         data=data,
@@ -117,29 +136,41 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
         seeds=options.seeds,
         jobs=options.jobs,
         settings=tuple(settings),
+        measures=_measures(options.measures),
+        detect=_all_or_none(options, DETECT),
+        segment=_all_or_none(options, SEGMENT),
         weights=weights,
         tokenizer=options.tokenizer,
         arguments=tuple(arguments),
     )
 
 
-def _plan(study: "Study", images_per_second: float | None) -> int:
-    from hardpatch.study.cost import estimate_costs, finetuned_images
+def _tables(name: str) -> "tuple[Table, ...]":
+    from hardpatch.study import rows
 
-    costs, reasons = estimate_costs(study, images_per_second)
-    width = max(len(cost.name) for cost in costs)
-    print(f"{'':<{width}}  runs       images  images/s    hours")
-    for cost in costs:
-        speed = f"{cost.speed:8.0f} {cost.hours:8.2f}" if cost.speed is not None else f"       ?        ?  {cost.note}"
-        print(f"{cost.name:<{width}}  {cost.runs:4d} {cost.images:12,d}  {speed}")
-    for row in study.table.rows:
-        if row.key in reasons:
-            print(f"{row.name:<{width}}  not run: {reasons[row.key]}")
-    hours = sum(cost.hours for cost in costs if cost.hours is not None)
-    runs, images = sum(cost.runs for cost in costs), sum(cost.images for cost in costs)
-    source = "speed of --images_per_second" if images_per_second is not None else "speed of a few steps on this machine"
-    print(
-        f"{runs} runs, {images:,d} images, {hours:.2f} hours of training, one run after another, at the {source}; "
-        f"fine-tuning ({finetuned_images(study):,d} images), k-NN and linear probe come on top"
-    )
-    return 0
+    return tuple(rows.read(each) for each in (rows.names() if name == "all" else [name]))
+
+
+def _measures(names: str | None) -> "tuple[Measure, ...] | None":
+    if names is None:
+        return None
+    from hardpatch.study.rows import CHOOSABLE
+
+    by_name = {str(measure): measure for measure in CHOOSABLE}
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in by_name:
+            raise UserError(f"--measures: expected some of {', '.join(by_name)}, separated by commas, got {name!r}")
+    return tuple(by_name[name] for name in chosen)
+
+
+def _all_or_none(options: argparse.Namespace, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the values of options that belong together; None if none is there."""
+    values = {name: getattr(options, name) for name in names}
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        together = ", ".join(f"--{name}" for name in names)
+        raise UserError(f"--{missing[0]}: expected it with the other of {together}, got none")
+    return tuple(values.values())

@@ -1,16 +1,24 @@
 """Everything that can be wrong with a study, checked before its first step."""
 
 import json
-from collections.abc import Sequence
+from pathlib import Path
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.folder import check_resume
-from hardpatch.study.plan import Study, Task
+from hardpatch.study.plan import Plan, Study
+
+FACTS = "study.json"
+"""File in the study's folder with what all of its runs have in common."""
 
 
-def check(study: Study, stages: Sequence[Sequence[Task]]) -> None:
+def facts(study: Study) -> str:
+    """Return the content of :data:`FACTS`."""
+    return json.dumps({"scale": study.scale, "train": study.train, "val": study.val}, indent=2) + "\n"
+
+
+def check(study: Study, plan: Plan) -> None:
     """Check the images, their labels, and the runs that the folder already holds.
 
     Raises:
@@ -23,8 +31,9 @@ def check(study: Study, stages: Sequence[Sequence[Task]]) -> None:
         except UserError as error:
             raise UserError(f"{argument}: {error}") from None
     align_labels(*sources[1:])
+    _check_downstream(study)
     _check_folder(study)
-    for task in (task for stage in stages for task in stage):
+    for task in (task for stage in plan.stages for task in stage if task.kind == "pretrain"):
         if (task.folder / "config.yaml").is_file():
             try:
                 check_resume(task.folder, task.run)
@@ -32,16 +41,35 @@ def check(study: Study, stages: Sequence[Sequence[Task]]) -> None:
                 raise UserError(f"--out: {str(error).removeprefix('--resume: ')}") from None
 
 
+def _check_downstream(study: Study) -> None:
+    """Refuse folders and files of downstream tasks that do not exist."""
+    named = {
+        "--detect_train": study.detect and study.detect[0],
+        "--detect_annotations": study.detect and study.detect[1],
+        "--detect_val": study.detect and study.detect[2],
+        "--detect_val_annotations": study.detect and study.detect[3],
+        "--segment_train": study.segment and study.segment[0],
+        "--segment_val": study.segment and study.segment[1],
+    }
+    for argument, path in named.items():
+        if path is not None and not Path(path).exists():
+            raise UserError(f"{argument}: expected a file or folder, {path} does not exist")
+
+
 def _check_folder(study: Study) -> None:
     """Refuse a folder of another study."""
     if study.out.exists() and not study.out.is_dir():
         raise UserError(f"--out: expected a folder, {study.out} is a file")
-    path = study.out / "table.json"
+    path = study.out / FACTS
     if not path.is_file():
+        if (study.out / "table.json").is_file():
+            raise UserError(
+                f"--out: {study.out} has a study of an earlier version, whose tables were numbered differently; "
+                "choose another --out"
+            )
         return
     previous = json.loads(path.read_text(encoding="utf-8"))
-    current = {"table": study.table.name, "scale": study.scale, "train": study.train, "val": study.val}
-    for name, value in current.items():
+    for name, value in json.loads(facts(study)).items():
         if previous.get(name) != value:
             raise UserError(
                 f"--out: the study in {study.out} has {name} {previous.get(name)}, now {value}; choose another --out"

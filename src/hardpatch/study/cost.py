@@ -1,148 +1,172 @@
-"""Estimate what a study costs before it starts."""
+"""Estimate what a study costs before it starts: ``hardpatch study plan``."""
 
-import tempfile
+import sys
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-
+from hardpatch.bench.flops import step_flops
 from hardpatch.data.sources import open_source
-from hardpatch.errors import TrainingError, UserError
-from hardpatch.models.tokenizer import FILE
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.run import train
-from hardpatch.pretrain.sections import MethodConfig, RunConfig
-from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, initial_tokenizer
-from hardpatch.pretrain.tokenizer_run import write_tokenizer
-from hardpatch.study.plan import PREDICTOR, TOKENIZER, Study, Task, finetune_settings, plan, tokenizer_settings
-from hardpatch.study.table_d import TableDJob
-from hardpatch.train.device import start_fabric
-from hardpatch.train.loop import fit
-from hardpatch.train.progress import Silent
-from hardpatch.train.settings import changed
+from hardpatch.errors import UserError
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.study.plan import Plan, Study, Task, plan
+from hardpatch.study.stopwatch import Stopwatch, step_kind
+from hardpatch.study.trainings import classifier_settings, tokenizer_settings
 
-WARM_UP, MEASURED = 2, 6
-"""Steps of a row before and while its speed is measured."""
+PATIENCE = 60.0
+"""Seconds after which further kinds of steps are estimated by their arithmetic and not measured."""
 
 
 class Cost(NamedTuple):
-    """Cost of a row, over all seeds."""
+    """Cost of a run, over all seeds."""
 
     name: str
     runs: int
     images: int
-    """Images that all of its runs see together."""
+    """Training images that all of its runs see together."""
     speed: float | None
     """Images per second; None if it could not be measured."""
-    note: str
-    """Reason why there is no speed; empty if there is one."""
+    measuring: float
+    """Seconds of its measurements (k-NN, linear probe, fine-tuning) over all seeds."""
+    note: str = ""
+    """Reason why there is no speed; or that the speed was not measured."""
 
     @property
-    def hours(self) -> float | None:
-        """Hours of training, one run after another."""
-        return None if self.speed is None else self.images / self.speed / 3600
+    def seconds(self) -> float | None:
+        """Seconds of training and measurements, one run after another."""
+        return None if self.speed is None else self.images / self.speed + self.measuring
 
 
-def estimate_costs(study: Study, images_per_second: float | None = None) -> tuple[list[Cost], dict[str, str]]:
-    """Estimate the cost of each row.
+def print_plan(study: Study, images_per_second: float | None = None) -> int:
+    """Print the runs of a study and their cost; returns the exit code.
 
     Args:
-        study: the table, at its scale.
-        images_per_second: training speed; None measures it by training each row for a few steps.
-
-    Returns:
-        The costs of the rows that can be run; and by row key the reason why a row cannot be run.
+        study: tables, at their scale.
+        images_per_second: training speed; None measures it with a few steps of each kind of run.
 
     Raises:
         UserError: for a mistake in the settings or the data.
     """
-    stages, reasons = plan(study)
+    planned = plan(study)
     try:
         images = len(open_source(study.data))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
-    rows: dict[str, list[Task]] = {}
-    for task in (task for stage in stages for task in stage):
-        rows.setdefault(task.row.name, []).append(task)
+    tasks = list({task.run_name: task for stage in planned.stages for task in stage}.values())
+    rows = sum(len(table.rows) for table in study.tables)
+    runs = sum(map(len, planned.stages))
+    print(f"{rows} rows, {runs} runs of {len(tasks)} kinds; {images:,d} images to train on", flush=True)
+    width = max(len(task.run_name) for task in tasks)
+    print(f"{'':<{width}}  runs       images  images/s    hours", flush=True)
     costs = []
-    for name, tasks in rows.items():
-        speed, note = (images_per_second, "") if images_per_second is not None else measure_speed(study, tasks[0])
-        if tasks[0].row == TOKENIZER:
-            tokenizer = tokenizer_settings(study, tasks[0])
-            run_images = tokenizer.total_steps(images) * tokenizer.batch_size
-        else:
-            run_images = tasks[0].run.total_steps(images) * tasks[0].run.batch_size
-        costs.append(Cost(name, len(tasks), len(tasks) * run_images, speed, note))
-    return costs, reasons
+    try:
+        for cost in estimate(study, planned, images_per_second):
+            costs.append(cost)
+            hours = "       ?" if cost.seconds is None else f"{cost.seconds / 3600:8.2f}"
+            speed = "       ?" if cost.speed is None else f"{cost.speed:8.0f}"
+            print(f"{cost.name:<{width}}  {cost.runs:4d} {cost.images:12,d}  {speed} {hours}  {cost.note}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped before all runs were measured; --images_per_second X estimates without measuring")
+        return 130
+    for (table, row), reason in planned.reasons.items():
+        print(f"{table}: {row}: not run, {reason}")
+    _print_total(study, planned, costs, measured=images_per_second is None)
+    return 0
 
 
-def finetuned_images(study: Study) -> int:
-    """Count the images that fine-tuning all runs sees, which comes on top of :func:`estimate_costs`."""
-    stages, _ = plan(study)
-    runs = sum(task.row not in (TOKENIZER, PREDICTOR) and task.row.keep is None for stage in stages for task in stage)
-    if not runs:
-        return 0
-    run = finetune_settings(study, next(task.run for stage in stages for task in stage))
-    return round(runs * (run.epochs or 0.0) * len(open_source(study.train)))
+def _print_total(study: Study, planned: Plan, costs: list[Cost], *, measured: bool) -> None:
+    seconds = [cost.seconds for cost in costs if cost.seconds is not None]
+    hours = sum(seconds) / 3600
+    runs, images = sum(cost.runs for cost in costs), sum(cost.images for cost in costs)
+    source = "the speed of a few steps on this machine" if measured else "the speed of --images_per_second"
+    text = f"{runs} runs, {images:,d} images: {hours / study.jobs:.2f} hours"
+    text += f" with --jobs {study.jobs}" if study.jobs > 1 else ""
+    text += f", at {source}"
+    text += (
+        ", k-NN, linear probe and fine-tuning included"
+        if measured
+        else "; k-NN, linear probe and fine-tuning come on top"
+    )
+    measures = [measure for stage in planned.stages for task in stage for measure in task.measures]
+    for measure in ("detect", "segment", "segment_160k"):
+        if count := measures.count(measure):
+            text += f"; {count} trainings of {measure} come on top"
+    unknown = sum(cost.seconds is None for cost in costs)
+    print(text + (f"; {unknown} kinds of runs could not be measured" if unknown else ""))
 
 
-def measure_speed(study: Study, task: Task) -> tuple[float | None, str]:
-    """Measure the images per second of a short training.
+def estimate(study: Study, planned: Plan, images_per_second: float | None = None) -> Iterator[Cost]:
+    """Yield the cost of each run as it is known.
 
-    The runs that a row depends on need not be done: an untrained predictor or tokenizer is as slow as a trained one.
-
-    Returns:
-        The speed, or None and the reason why it could not be measured.
+    Runs whose steps do the same arithmetic are measured once. The runs that a run depends on need not be done: an
+    untrained predictor or tokenizer is as slow as a trained one.
     """
-    stopwatch = _Stopwatch()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    images = len(open_source(study.data))
+    counts: dict[str, int] = {}
+    tasks: dict[str, Task] = {}
+    for task in (task for stage in planned.stages for task in stage):
+        counts[task.run_name] = counts.get(task.run_name, 0) + 1
+        first = tasks.setdefault(task.run_name, task)
+        assert set(task.measures) <= set(first.measures)
+    stopwatch = Stopwatch(study) if images_per_second is None else None
+    speeds = _Speeds(stopwatch)
+    for name, task in tasks.items():
+        seen = _images(study, task, images)
+        if stopwatch is None:
+            yield Cost(name, counts[name], counts[name] * seen, images_per_second, 0.0)
+            continue
+        _announce(name)
+        speed, note = speeds.of(study, task)
+        measuring = counts[name] * stopwatch.measuring(task)
+        _announce("")
+        yield Cost(name, counts[name], counts[name] * seen, speed, measuring, note)
+
+
+class _Speeds:
+    """Images per second by kind of step."""
+
+    def __init__(self, stopwatch: Stopwatch | None) -> None:
+        self.stopwatch, self.started = stopwatch, time.monotonic()
+        self.measured: dict[str, tuple[float, RunConfig]] = {}
+
+    def of(self, study: Study, task: Task) -> tuple[float | None, str]:
+        """Return the speed of a run and a note."""
+        assert self.stopwatch is not None
+        kind = step_kind(task)
+        if kind in self.measured:
+            return self.measured[kind][0], ""
+        if time.monotonic() - self.started > PATIENCE:
+            return self._by_arithmetic(task)
         try:
-            if task.row == TOKENIZER:
-                tokenizer = changed(tokenizer_settings(study, task), {"steps": WARM_UP + MEASURED})
-                fabric = start_fabric(tokenizer.device, tokenizer.precision, "--")
-                fit(TokenizerJob(tokenizer, folder, open_source(study.data), fabric), stopwatch)
-                return MEASURED * tokenizer.batch_size / stopwatch.seconds, ""
-            run = _shortened(task.run)
-            if run.method.host == "beit" and study.tokenizer is None:
-                file = str(_write_untrained_tokenizer(study, task, folder))
-                run = replace(run, method=replace(run.method, tokenizer=file))
-            if task.row.keep is None:
-                train(run, folder / "run", progress=stopwatch, pictures=False)
-            else:
-                predictor = initial_model(replace(run, method=MethodConfig()))
-                fabric = start_fabric(run.train.device, run.train.precision, "train.")
-                fit(TableDJob(run, folder, study.val, task.row.keep, predictor, fabric), stopwatch)
-        except (UserError, TrainingError) as error:
+            speed = self.stopwatch.training_speed(task)
+        except UserError as error:
             return None, str(error)
-    return MEASURED * run.batch_size / stopwatch.seconds, ""
+        self.measured[kind] = speed, task.run
+        return speed, ""
+
+    def _by_arithmetic(self, task: Task) -> tuple[float | None, str]:
+        """Estimate by the operations of a step, beside a run that was measured."""
+        operations = step_flops(task.run) if task.kind == "pretrain" else None
+        if operations is not None:
+            for speed, run in self.measured.values():
+                if (known := step_flops(run)) is not None:
+                    ratio = sum(known.values()) / sum(operations.values())
+                    return speed * ratio, "speed by its arithmetic"
+        return None, f"not measured within {PATIENCE:.0f} s"
 
 
-def _shortened(run: RunConfig) -> RunConfig:
-    """Return the run with a few steps only, and with mining from the first step on."""
-    alpha = max(run.method.alpha_start, run.method.alpha_end)
-    return replace(run, steps=WARM_UP + MEASURED, epochs=None, method=replace(run.method, alpha_start=alpha))
+def _images(study: Study, task: Task, images: int) -> int:
+    """Return the number of training images that a run sees."""
+    if task.kind == "tokenizer":
+        tokenizer = tokenizer_settings(study, task)
+        return tokenizer.total_steps(images) * tokenizer.batch_size
+    if task.kind in ("supervised_teacher", "scratch", "half"):
+        settings = classifier_settings(study, task, random=True)
+        return settings.total_steps(len(open_source(study.train))) * settings.batch_size
+    return task.run.total_steps(images) * task.run.batch_size
 
 
-def _write_untrained_tokenizer(study: Study, task: Task, folder: Path) -> Path:
-    run, path = tokenizer_settings(study, task), folder / FILE
-    write_tokenizer(path, initial_tokenizer(run), run, Quality(images=0, error=1.0, used=0, entropy=0.0))
-    return path
-
-
-class _Stopwatch(Silent):
-    """A progress display that times the steps after the warm-up."""
-
-    def start(self, step: int, total: int, batch_size: int) -> None:
-        self.steps, self.started, self.seconds = 0, 0.0, 0.0
-
-    def advance(self) -> None:
-        self.steps += 1
-        if self.steps in (WARM_UP, WARM_UP + MEASURED) and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if self.steps == WARM_UP:
-            self.started = time.monotonic()
-        if self.steps == WARM_UP + MEASURED:
-            self.seconds = time.monotonic() - self.started
+def _announce(name: str) -> None:
+    """Say on a terminal what is measured; an empty name takes the line away."""
+    if sys.stderr.isatty():
+        print(f"\r\033[Kmeasuring {name} ..." if name else "\r\033[K", end="", file=sys.stderr, flush=True)

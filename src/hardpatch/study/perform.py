@@ -2,167 +2,185 @@
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from hardpatch import __version__
-from hardpatch.errors import UserError
+from hardpatch.errors import TrainingError, UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.pretrain import config
-from hardpatch.study.plan import PREDICTOR, RESULT, TOKENIZER, Study, Task, finetune_settings, tokenizer_settings
-from hardpatch.study.rows import METRICS
+from hardpatch.study.plan import Study, Task
+from hardpatch.study.rows import METRICS, Measure
+from hardpatch.study.trainings import Stopped, classifier, detection, half, pretraining, segmentation, tokenizer
 from hardpatch.train.device import use_device
 from hardpatch.train.progress import Progress
-from hardpatch.train.settings import to_dict
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Stopped", "missing_measures", "perform"]
 
 
-class Stopped(Exception):  # noqa: N818 - a request, not an error
-    """SIGINT or SIGTERM asked the study to stop."""
+def read_result(task: Task) -> dict[str, Any]:
+    """Return the content of a run's ``measurements.json``; empty if there is none."""
+    return json.loads(task.result.read_text(encoding="utf-8")) if task.result.is_file() else {}
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+
+def missing_measures(task: Task) -> tuple[Measure, ...] | None:
+    """Return the measurements that a run lacks; None if its training has no result yet."""
+    result = read_result(task)
+    if not result:
+        return None
+    return tuple(measure for measure in task.measures if measure not in result["details"])
 
 
 def perform(study: Study, task: Task, progress: Progress) -> None:
-    """Train and measure one run, from its newest checkpoint if there is one, and write its ``result.json``.
+    """Train a run from its newest checkpoint if there is one, and make the measurements that it lacks.
+
+    ``measurements.json`` is rewritten after each. A measurement that fails does not keep the others from being made.
 
     Raises:
         Stopped: on a signal, once everything that is needed to resume is saved.
         UserError, TrainingError: as the training and the measurements do.
     """
-    start = time.monotonic()
-    details = _train_and_measure(study, task, progress)
-    result = {
-        "table": study.table.name,
-        "row": task.row.name,
-        "scale": study.scale,
-        "seed": task.seed,
-        "metrics": {key: details[key]["top1"] for key in METRICS if key in details},
-        "details": details,
-        "train": study.train,
-        "val": study.val,
-        "seconds": time.monotonic() - start,
-        "hardpatch": __version__,
-        "config": config.to_dict(task.run),
-    }
+    missing = missing_measures(task)
+    result = read_result(task)
+    if missing is None:
+        start = time.monotonic()
+        _train(study, task, progress)
+        result = {
+            "run": task.run_name,
+            "scale": study.scale,
+            "seed": task.seed,
+            "metrics": {},
+            "details": {},
+            "seconds": {"train": time.monotonic() - start},
+            "train": study.train,
+            "val": study.val,
+            "hardpatch": __version__,
+            "config": config.to_dict(task.run),
+        }
+        _write(task, result)
+        missing = task.measures
+    failures = []
+    for measure in missing:
+        start = time.monotonic()
+        try:
+            values, details = _MEASURES[measure](study, task, progress)
+        except (UserError, TrainingError) as error:
+            failures.append(f"{measure}: {error}")
+            continue
+        result["metrics"] |= values
+        result["details"][measure] = details
+        result["seconds"][measure] = time.monotonic() - start
+        _write(task, result)
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def _write(task: Task, result: dict[str, Any]) -> None:
     write_text_atomically(task.result, json.dumps(result, indent=2) + "\n")
 
 
-def _train_and_measure(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
-    """Return the measurements, by key of :data:`METRICS`."""
-    if task.row == TOKENIZER:
-        _train_tokenizer(study, task, progress)
-        return {}
-    if task.row.keep is not None:
-        return _train_supervised(study, task, progress)
-    _pretrain(study, task, progress)
-    if task.row == PREDICTOR:
-        return {}
-    return {**_probe(study, task), **_finetune(study, task, progress)}
+def _train(study: Study, task: Task, progress: Progress) -> None:
+    """Train what all measurements of a run need; runs from scratch and Table D's train while they are measured."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    if task.kind == "tokenizer":
+        tokenizer(study, task, progress)
+    elif task.kind == "supervised_teacher":
+        classifier(study, task, progress, random=True)
+    elif task.kind == "pretrain":
+        pretraining(study, task, progress)
 
 
-def _pretrain(study: Study, task: Task, progress: Progress) -> None:
-    """Pre-train as ``hardpatch pretrain`` does, without its pictures."""
-    from hardpatch.pretrain.run import train
-
-    result = train(
-        task.run,
-        task.folder,
-        resume=(task.folder / "config.yaml").is_file(),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        pictures=False,
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
+Measured = tuple[dict[str, float], dict[str, Any]]
+"""Values by key of :data:`METRICS` (those of the larger encoder have the keys of the other), and further details."""
 
 
-def _probe(study: Study, task: Task) -> dict[str, Any]:
-    """Measure k-NN and a linear probe on the student's frozen features, which are computed once."""
+def _knn(study: Study, task: Task, progress: Progress) -> Measured:
+    from hardpatch.measure.knn import knn_accuracy
+
+    features = _features(study, task)
+    result = knn_accuracy(
+        features.train, features.val, classes=len(features.classes), device=use_device(task.run.train.device)
+    ).to_dict()
+    return {"knn": result["top1"]}, result
+
+
+def _linear(study: Study, task: Task, progress: Progress) -> Measured:
     import torch
 
-    from hardpatch.interchange.load import load
-    from hardpatch.measure.knn import knn_accuracy
-    from hardpatch.measure.labels import labeled_features
     from hardpatch.measure.linear import linear_probe
+    from hardpatch.study.scales import SCALES
 
-    device = _device(task)
-    data = task.run.data
-    features = labeled_features(
+    if SCALES[study.scale].linear == "paper":
+        result = classifier(study, task, progress, frozen=True)
+        return {"linear": result["top1"]}, result
+    features = _features(study, task)
+    result = linear_probe(
+        features.train,
+        features.val,
+        classes=len(features.classes),
+        generator=torch.Generator().manual_seed(task.run.seed),
+        device=use_device(task.run.train.device),
+    ).to_dict()
+    return {"linear": result["top1"]}, result
+
+
+def _features(study: Study, task: Task) -> Any:
+    """Return the student's frozen features, which are computed once and kept in the run's folder."""
+    from hardpatch.interchange.load import load
+    from hardpatch.measure.labels import labeled_features
+
+    device, data = use_device(task.run.train.device), task.run.data
+    return labeled_features(
         load(task.folder, device=device),
         study.train,
         study.val,
         device=device,
         workers=data.workers,
         max_bad_fraction=data.max_bad_fraction,
+        cache=task.folder / "features",
     )
-    classes = len(features.classes)
-    knn = knn_accuracy(features.train, features.val, classes=classes, device=device)
-    generator = torch.Generator().manual_seed(task.run.seed)
-    linear = linear_probe(features.train, features.val, classes=classes, generator=generator, device=device)
-    return {"knn": knn.to_dict(), "linear": linear.to_dict()}
 
 
-def _finetune(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
-    """Fine-tune as ``hardpatch finetune`` does with the scale's preset; resumes."""
-    from hardpatch.finetune.run import finetune
-
-    folder = task.folder / "finetune"
-    result = finetune(
-        str(task.folder),
-        study.train,
-        study.val,
-        folder,
-        resume=(folder / "config.yaml").is_file(),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(finetune_settings(study, task.run)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
-    return {"finetune": {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}}
+def _finetune(study: Study, task: Task, progress: Progress) -> Measured:
+    result = classifier(study, task, progress, random=task.kind == "scratch")
+    return {"finetune": result["top1"]}, result
 
 
-def _train_tokenizer(study: Study, task: Task, progress: Progress) -> None:
-    """Train as ``hardpatch tokenizer`` does; resumes."""
-    from hardpatch.pretrain.tokenizer_run import train_tokenizer
-
-    task.folder.mkdir(parents=True, exist_ok=True)
-    out = study.trained_tokenizer
-    result = train_tokenizer(
-        study.data,
-        out,
-        resume=(out / "config.yaml").is_file(),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(tokenizer_settings(study, task)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
+def _detect(study: Study, task: Task, progress: Progress) -> Measured:
+    result = detection(study, task, progress)
+    return {"box_ap": result["box"]["AP"], "mask_ap": result["mask"]["AP"]}, result
 
 
-def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
-    """Train the supervised ViT of Table D; resumes."""
-    from hardpatch.interchange.load import load
-    from hardpatch.study.table_d import train_supervised
-
-    assert task.row.keep is not None
-    predictor = None
-    if task.row.keep in ("hardest", "easiest"):
-        pretrained = study.out / PREDICTOR.key / f"seed_{task.seed}"
-        if not (pretrained / RESULT).is_file():
-            raise UserError(f"the pre-training run that ranks the patches is not done: {pretrained}")
-        predictor = load(pretrained, "teacher")
-    task.folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(task.folder / "config.yaml", f"# {study.command}\n{config.to_yaml(task.run)}")
-    result = train_supervised(task.run, task.folder, study.val, task.row.keep, predictor, progress)
-    if result.signal:
-        raise Stopped(result.signal)
-    return {key: {"top1": accuracy} for key, accuracy in result.accuracies.items()}
+def _segment(study: Study, task: Task, progress: Progress) -> Measured:
+    result = segmentation(study, task, progress)
+    return {"miou": result["miou"]}, result
 
 
-def _device(task: Task) -> "torch.device":
-    return use_device(task.run.train.device)
+def _segment_160k(study: Study, task: Task, progress: Progress) -> Measured:
+    result = segmentation(study, task, progress, twice_as_long=True)
+    return {"miou_160k": result["miou"]}, result
+
+
+def _supervised(study: Study, task: Task, progress: Progress) -> Measured:
+    accuracies = half(study, task, progress)
+    return accuracies, {"accuracies": accuracies}
+
+
+def _speedup(study: Study, task: Task, progress: Progress) -> Measured:
+    from hardpatch.study.speed import speedup
+
+    result = speedup(study, task)
+    return {"speedup": result["speedup"]}, result
+
+
+_MEASURES: dict[Measure, Callable[[Study, Task, Progress], Measured]] = {
+    "knn": _knn,
+    "linear": _linear,
+    "finetune": _finetune,
+    "detect": _detect,
+    "segment": _segment,
+    "segment_160k": _segment_160k,
+    "supervised": _supervised,
+    "speedup": _speedup,
+}
+assert set(_MEASURES) == {metric.measure for metric in METRICS.values()}

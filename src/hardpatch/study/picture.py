@@ -1,23 +1,25 @@
 """Draw the table of a study: a dot with its error bar for each row."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hardpatch.figures import FAINT, INK, LINES
 from hardpatch.files import atomic_path
+from hardpatch.study.plan import Study, metric_title
 from hardpatch.study.rows import METRICS, Table
-from hardpatch.study.table import MeanStd, RowResult, columns
+from hardpatch.study.table import RowResult, columns
+from hardpatch.study.values import MeanStd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Point = tuple[float, float]
-"""Mean and standard deviation in percent."""
+"""Mean and standard deviation as shown: percent, or a ratio."""
 
 
-def draw(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[str, Any]) -> Path | None:
+def draw(study: Study, table: Table, results: Sequence[RowResult]) -> Path | None:
     """Draw ``table.png``: a panel for each metric, a dot for each row, bars of one standard deviation.
 
     Returns:
@@ -25,13 +27,16 @@ def draw(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[
     """
     from matplotlib.figure import Figure
 
-    ours, papers = columns(results)
+    ours, papers = columns(table, results)
     if not ours:
         return None
-    panels = [(METRICS[key], LINES[0], [_our_point(result.ours.get(key)) for result in results]) for key in ours]
+    panels = [
+        (metric_title(study, METRICS[key]), LINES[0], [_our_point(result.ours.get(key)) for result in results])
+        for key in ours
+    ]
     panels += [
         (
-            f"paper's {METRICS[key]} (ImageNet-1K)",
+            f"paper: {METRICS[key].title.replace('larger', 'ViT-L')}",
             LINES[1],
             [_paper_point(result.row.paper.get(key)) for result in results],
         )
@@ -43,8 +48,8 @@ def draw(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     left, top = 0.15 / width, 1 - 0.3 / height
     figure.text(left, top, table.title, fontsize=11, color=INK, weight="bold")
-    seeds = f"{header['seeds']} seeds, bars of one standard deviation" if header["seeds"] > 1 else "one seed"
-    figure.text(left, top - 0.2 / height, f"scale {header['scale']}, {seeds}", fontsize=8, color=INK)
+    seeds = f"{study.seeds} seeds, bars of one standard deviation" if study.seeds > 1 else "one seed"
+    figure.text(left, top - 0.2 / height, f"scale {study.scale}, {seeds}", fontsize=8, color=INK)
     for number, (title, color, points) in enumerate(panels):
         left = 0.2 + names + number * (panel + gap)
         axes = figure.add_axes((left / width, foot / height, panel / width, pitch * len(results) / height))
@@ -54,7 +59,7 @@ def draw(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[
                     axes.text(0.5, y, "not run", transform=axes.get_yaxis_transform(), fontsize=8, color=INK)
         _draw_points(axes, points, results, color)
         _format_axes(axes, title, results, with_names=number == 0)
-    path = out / "table.png"
+    path = study.out / table.name / "table.png"
     with atomic_path(path) as partial:
         figure.savefig(partial)
     return path
@@ -94,7 +99,7 @@ def _format_axes(axes: "Axes", title: str, results: Sequence[RowResult], *, with
         label.set_fontweight("bold" if result.row.default else "normal")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.set_xlabel("top-1, %", fontsize=8, color=INK)
+    axes.set_xlabel("times" if title.endswith("speedup") else "%", fontsize=8, color=INK)
     axes.tick_params(labelsize=8, colors=INK, length=0)
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -102,7 +107,7 @@ def _format_axes(axes: "Axes", title: str, results: Sequence[RowResult], *, with
 
 
 def _our_point(metric: MeanStd | None) -> Point | None:
-    return None if metric is None else (100 * metric.mean, 100 * (metric.std or 0.0))
+    return None if metric is None else (metric.factor * metric.mean, metric.factor * (metric.std or 0.0))
 
 
 def _paper_point(percent: float | None) -> Point | None:

@@ -1,29 +1,52 @@
-"""Rows of the paper's tables, which are YAML files in ``paper/`` beside this module.
+"""Tables as YAML files in ``tables/`` beside this module: the paper's, and a few of our own.
 
-A row lists the settings that it changes (dotted names of :mod:`hardpatch.pretrain.sections`), and the paper's numbers
-where they are known.
+A row lists the settings that it changes (dotted names of :mod:`hardpatch.pretrain.sections`), and the paper's figures.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from hardpatch.errors import UserError, did_you_mean
 
-FOLDER = resources.files("hardpatch") / "study" / "paper"
+FOLDER = resources.files("hardpatch") / "study" / "tables"
 
-METRICS = {
-    "knn": "k-NN",
-    "linear": "linear probe",
-    "finetune": "fine-tuning",
-    "supervised": "top-1, same patches",
-    "whole": "top-1, all patches",
+Measure = Literal["knn", "linear", "finetune", "detect", "segment", "segment_160k", "supervised", "speedup"]
+"""One way to measure a run; some give several metrics."""
+
+CHOOSABLE: tuple[Measure, ...] = ("knn", "linear", "finetune", "detect", "segment", "segment_160k")
+"""Measurements that can be left out or added by name; those of Table D and the speedup belong to their tables."""
+
+
+class Metric(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    measure: Measure
+    large: bool = False
+    """True for a column of the scale's larger encoder."""
+    factor: float = 100.0
+    """What our value is multiplied by to be shown: fractions become percent."""
+
+
+METRICS: dict[str, Metric] = {
+    "speedup": Metric("speedup", "speedup", factor=1.0),
+    "finetune": Metric("fine-tune", "finetune"),
+    "finetune_large": Metric("fine-tune, larger", "finetune", large=True),
+    "linear": Metric("linear", "linear"),
+    "knn": Metric("k-NN", "knn"),
+    "box_ap": Metric("AP box", "detect"),
+    "mask_ap": Metric("AP mask", "detect"),
+    "miou": Metric("mIoU", "segment"),
+    "miou_160k": Metric("mIoU", "segment_160k"),
+    "miou_160k_large": Metric("mIoU, larger", "segment_160k", large=True),
+    "supervised": Metric("top-1, same patches", "supervised"),
+    "whole": Metric("top-1, all patches", "supervised"),
 }
-"""Metrics of a row and their column titles; all are top-1 accuracies."""
+"""Columns by key. ``miou`` is after 80k steps (Table 5), ``miou_160k`` after 160k (Table 7)."""
 
 Keep = Literal["random", "easiest", "hardest", "all"]
 
@@ -34,41 +57,52 @@ class StudyRow:
 
     name: str
     """Name in the table; unique there."""
+    group: str = ""
+    """Rows that are compared with each other; empty for those of a table without groups."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from the table's base, by dotted name."""
-    paper: Mapping[str, float | None] = field(default_factory=dict)
-    """The paper's numbers in percent, by key of :data:`METRICS`; missing or None where they are not known."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """The paper's figures by key of :data:`METRICS`: percent, and a ratio for ``speedup``."""
     default: bool = False
     """True for the setting that the paper uses elsewhere."""
     length: float = 1.0
     """Length of the training, as a multiple of the scale's."""
-    large: bool = False
-    """True for rows with the scale's larger encoder."""
+    decoder_width: float = 1.0
+    """Width of the decoders, as a multiple of the scale's."""
     keep: Keep | None = None
     """Patches that a supervised network sees; None is pre-training."""
-
-    @property
-    def key(self) -> str:
-        """Name of the row's folder."""
-        return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
+    scratch: bool = False
+    """True for fine-tuning random weights, without pre-training."""
+    cited: bool = False
+    """True for a method that this package does not have: the row is the paper's and is not run."""
+    ours: bool = False
+    """True for a row that is not in the paper."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper."""
+    """One table."""
 
     name: str
     title: str
     rows: tuple[StudyRow, ...]
-    source: str
-    """Where the paper's numbers come from, and which are not known."""
+    metrics: tuple[str, ...]
+    """Columns, by key of :data:`METRICS`; those of the paper, for its tables."""
+    note: str = ""
+    """Footnote: slips of the print, and what differs here."""
     base: Mapping[str, Any] = field(default_factory=dict)
     """Settings of all rows, by dotted name."""
 
+    @property
+    def of_the_paper(self) -> bool:
+        """True for a table of the paper."""
+        return any(row.paper for row in self.rows)
+
 
 def names() -> list[str]:
-    """Return the names of all tables."""
-    return sorted(path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
+    """Return the names of all tables, the paper's first."""
+    tables = (path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
+    return sorted(tables, key=lambda name: (not name.startswith("table"), name))
 
 
 def read(name: str) -> Table:
@@ -79,6 +113,7 @@ def read(name: str) -> Table:
     """
     tables = names()
     if name not in tables:
-        raise UserError(f"TABLE: expected one of {', '.join(tables)}, got {name!r}{did_you_mean(name, tables)}")
+        raise UserError(f"TABLE: expected all or one of {', '.join(tables)}, got {name!r}{did_you_mean(name, tables)}")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Table(name=name, **{**values, "rows": tuple(StudyRow(**row) for row in values["rows"])})
+    values["rows"], values["metrics"] = tuple(StudyRow(**row) for row in values["rows"]), tuple(values["metrics"])
+    return Table(name=name, **values)

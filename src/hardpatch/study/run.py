@@ -1,24 +1,23 @@
-"""Run a study: perform the runs that are not done, and write the table after each."""
+"""Run a study: perform the runs that are not done, and write the tables after each."""
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Any
 
 from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 from hardpatch.study import table as output
-from hardpatch.study.checks import check
-from hardpatch.study.perform import Stopped
+from hardpatch.study.checks import FACTS, check, facts
+from hardpatch.study.page import write_page
+from hardpatch.study.perform import Stopped, missing_measures, read_result
 from hardpatch.study.picture import draw
-from hardpatch.study.plan import Study, Task, plan
+from hardpatch.study.plan import Plan, Study, Task, metric_title, plan
 from hardpatch.study.processes import perform_all, stop_on_signal
-from hardpatch.study.rows import METRICS
-from hardpatch.study.scales import SCALES
+from hardpatch.study.rows import METRICS, Table
 
 
 def run_study(study: Study) -> int:
-    """Perform the runs that are not done, then write the table.
+    """Perform the runs that are not done, then write the tables.
 
     Returns:
         The exit code: 0, 1 if a run failed, 128 + n if signal n stopped the study.
@@ -26,18 +25,16 @@ def run_study(study: Study) -> int:
     Raises:
         UserError: for a mistake in the settings or the data, before anything is run.
     """
-    stages, reasons = plan(study)
-    check(study, stages)
+    planned = plan(study)
+    check(study, planned)
     try:
         study.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: expected a folder that can be written, got {study.out}: {error.strerror}") from None
-    remaining = [[task for task in stage if not task.done] for stage in stages]
-    print(f"{study.table.title}: {sum(map(len, stages))} runs, {sum(map(len, remaining))} of them to do", flush=True)
-    for row in study.table.rows:
-        if row.key in reasons:
-            print(f"{row.name}: not run, {reasons[row.key]}", flush=True)
-    failed: dict[str, str] = {}
+    write_text_atomically(study.out / FACTS, facts(study))
+    remaining = [[task for task in stage if missing_measures(task) != ()] for stage in planned.stages]
+    _announce(study, planned, remaining)
+    failures: dict[str, str] = {}
     signal_number = 0
     try:
         with stop_on_signal():
@@ -45,42 +42,46 @@ def run_study(study: Study) -> int:
                 with closing(perform_all(study, stage)) as performed:
                     for task, reason in performed:
                         if reason:
-                            failed[task.row.key] = reason
+                            failures[task.run_name] = reason
                             print(f"{task.name}: failed: {reason}", file=sys.stderr, flush=True)
                         else:
-                            print(_summary(task), flush=True)
-                        _write_table(study, reasons | failed)
+                            print(_summary(study, task), flush=True)
+                        _write(study, planned, failures)
     except Stopped as request:
         signal_number = request.number
-    results = _write_table(study, reasons | failed)
-    draw(study.out, study.table, results, _header(study))
+    for table, results in _write(study, planned, failures):
+        draw(study, table, results)
     if signal_number:
         print(f"stopped; finished runs are kept. To resume, run: {study.command}")
         return 128 + signal_number
-    print(f"table: {study.out / 'table.md'}")
-    return 1 if failed else 0
+    print(f"tables: {study.out / 'README.md'}")
+    return 1 if failures else 0
 
 
-def _summary(task: Task) -> str:
-    result = json.loads(task.result.read_text(encoding="utf-8"))
-    metrics = ", ".join(f"{METRICS[key]} {value:.2%}" for key, value in result["metrics"].items())
-    return f"{task.name}: {metrics or 'done'} ({result['seconds'] / 60:.1f} min)"
+def _announce(study: Study, planned: Plan, remaining: Sequence[Sequence[Task]]) -> None:
+    """Print the number of runs, and which rows are not run."""
+    names = ", ".join(table.name for table in study.tables)
+    total, rows = sum(map(len, planned.stages)), sum(len(table.rows) for table in study.tables)
+    print(f"{names}: {rows} rows, {total} runs, {sum(map(len, remaining))} of them to do", flush=True)
+    for (table, row), reason in planned.reasons.items():
+        print(f"{table}: {row}: not run, {reason}", flush=True)
 
 
-def _write_table(study: Study, reasons: Mapping[str, str]) -> list[output.RowResult]:
-    results = output.collect(study.table, study.out, study.seeds, reasons)
-    output.write(study.out, study.table, results, _header(study))
+def _summary(study: Study, task: Task) -> str:
+    result = read_result(task)
+    titles = {key: metric for key, metric in METRICS.items() if key in result["metrics"]}
+    values = [
+        f"{metric_title(study, metric)} {metric.factor * result['metrics'][key]:.2f}" for key, metric in titles.items()
+    ]
+    minutes = sum(result["seconds"].values()) / 60
+    return f"{task.name}: {', '.join(values) or 'done'} ({minutes:.1f} min)"
+
+
+def _write(study: Study, planned: Plan, failures: Mapping[str, str]) -> list[tuple[Table, list[output.RowResult]]]:
+    """Write the tables and the page, and return the rows of each table."""
+    results = [(table, output.collect(study, table, planned, failures)) for table in study.tables]
+    for table, rows in results:
+        (study.out / table.name).mkdir(exist_ok=True)
+        output.write(study, table, rows)
+    write_page(study, results)
     return results
-
-
-def _header(study: Study) -> dict[str, Any]:
-    """Facts of the study that the files of the table begin with."""
-    return {
-        "scale": study.scale,
-        "scale_about": SCALES[study.scale].about,
-        "seeds": study.seeds,
-        "data": study.data,
-        "train": study.train,
-        "val": study.val,
-        "command": study.command,
-    }

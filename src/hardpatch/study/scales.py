@@ -1,12 +1,12 @@
-"""Scales of a study: the paper's runs, runs for one GPU, or runs that only check that everything works."""
+"""Scales of a study: the paper's runs, runs for one GPU or a laptop, or runs that only check that all works."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.study.rows import StudyRow, Table
+from hardpatch.study.rows import Measure, StudyRow, Table
 
 Settings = Mapping[str, Any]
 """Values by dotted name, as in ``{"optim.warmup": 0.1}``."""
@@ -17,17 +17,39 @@ class Scale:
     """Recipes by host, and the settings that differ from them."""
 
     about: str
-    recipes: Mapping[str, str]
-    """Recipe names by host; hosts without one take that of mae."""
+    encoders: tuple[str, str]
+    """Names of its encoder and of its larger encoder."""
+    recipes: Mapping[str, Mapping[float, str]]
+    """Recipes by host and length (a multiple of 200 effective epochs); hosts without one take that of mae."""
     settings: Settings = field(default_factory=dict)
     hosts: Mapping[str, Settings] = field(default_factory=dict)
     """Further settings by host."""
+    host_lengths: Mapping[str, float] = field(default_factory=dict)
+    """Length of a host's runs as a multiple of the others', where crops make one epoch worth several."""
     large: Settings = field(default_factory=dict)
-    """Settings of rows with a larger encoder."""
+    """Settings of the larger encoder."""
+    large_hosts: Mapping[str, Settings] = field(default_factory=dict)
+    """Further settings of the larger encoder by host."""
+    always: tuple[Measure, ...] = ("knn", "linear")
+    """Measurements that every pre-trained row has, whatever the columns of its table."""
+    optional: tuple[Measure, ...] = ()
+    """Measurements that are too long for this scale, unless ``--measures`` asks for them."""
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Why a row is not run at this scale, by ``TABLE: ROW``."""
+    linear: Literal["quick", "paper"] = "quick"
+    """Protocol of the linear probe."""
     tokenizer: Mapping[str, int] = field(default_factory=dict)
     """Fields of :class:`~hardpatch.pretrain.tokenizer_settings.TokenizerSettings` that trains BEiT's visual tokens."""
     finetune: Settings = field(default_factory=dict)
-    """A fine-tuning preset, and fields of :class:`~hardpatch.finetune.settings.FinetuneSettings` that override it."""
+    """A preset of the verb, and fields of :class:`~hardpatch.finetune.settings.FinetuneSettings` that override it."""
+    finetune_large: Settings = field(default_factory=dict)
+    """Further fields for the larger encoder."""
+    supervised: Settings = field(default_factory=dict)
+    """Likewise, for training under labels from random weights: scratch rows and Table D."""
+    detect: Settings = field(default_factory=dict)
+    """Likewise, of :class:`~hardpatch.detect.settings.DetectSettings`."""
+    segment: Settings = field(default_factory=dict)
+    """Likewise, of :class:`~hardpatch.segment.settings.SegmentSettings`, with the steps of Table 5."""
     data: str | None = None
     """Default images to train on; None if the user must name them."""
     val: str | None = None
@@ -67,17 +89,44 @@ IBOT: Settings = {
     "optim.clip": 3.0,
 }
 
+# Model, optimizer and length of scale cpu; docs/results.md says how they were found.
+CPU: Settings = {
+    "data.workers": 0,
+    "data.in_memory": "host",
+    "model.width": 128,
+    "model.depth": 4,
+    "model.heads": 4,
+    "model.decoder_width": 64,
+    "model.decoder_depth": 2,
+    "model.decoder_heads": 4,
+    "method.momentum_start": 0.95,
+    "method.momentum_end": 0.995,
+    "optim.lr": 1e-3,
+    "steps": 800,
+    "batch_size": 64,
+}
+MICRO_DETECT: Settings = {}
+MICRO_SEGMENT: Settings = {}
+
 SCALES = {
     "paper": Scale(
-        about="ViT-B/16 on ImageNet-1K, 200 epochs, and the recipes of other hosts",
+        about="ViT-B/16 and ViT-L/16 on ImageNet-1K with the paper's settings, 200 effective epochs unless a row says",
+        encoders=("ViT-B", "ViT-L"),
         recipes={
-            "mae": "imagenet_base_200",
-            "simmim": "hpm_simmim_imagenet_base_800",
-            "beit": "hpm_beit_imagenet_base_800",
-            "ibot": "hpm_ibot_imagenet_base_400",
+            "mae": {1: "imagenet_base_200", 4: "imagenet_base_800"},
+            "simmim": {4: "hpm_simmim_imagenet_base_800"},
+            "beit": {1: "hpm_beit_imagenet_base_200", 4: "hpm_beit_imagenet_base_800"},
+            "ibot": {1: "hpm_ibot_imagenet_base_50", 8: "hpm_ibot_imagenet_base_400"},
         },
-        large={"model.size": "large", "optim.warmup": 0.2},
+        large={"model.size": "large"},
+        large_hosts={"mae": {"optim.warmup": 0.2}, "beit": {"model.layer_scale": 1e-5}},
+        always=(),
+        linear="paper",
         finetune={"preset": "paper"},
+        finetune_large={"epochs": 50.0},
+        supervised={"preset": "paper"},
+        detect={"preset": "hpm"},
+        segment={"preset": "hpm", "steps": 80_000},
         # the architecture of DALL-E's encoder, whose weights --tokenizer also takes
         tokenizer={
             "steps": 50_000,
@@ -90,10 +139,15 @@ SCALES = {
     ),
     "tiny": Scale(
         about="ViT-tiny with 4-px patches at 32 px, 100 epochs; meant for CIFAR-10 on one GPU",
-        recipes={"mae": "cifar10_tiny"},
+        encoders=("ViT-tiny", "ViT-small"),
+        recipes={"mae": {1: "cifar10_tiny"}},
         settings={"epochs": 100},
+        host_lengths={"ibot": 0.25},
         large={"model.size": "small"},
         finetune={"preset": "small", "epochs": 50.0},
+        supervised={"preset": "small", "epochs": 100.0},
+        detect={"preset": "small"},
+        segment={"preset": "small"},
         tokenizer={"steps": 4000, "image_size": 32, "patch_size": 4},
         hosts={
             "simmim": {**SIMMIM, "method.mask_unit": 8},
@@ -108,9 +162,41 @@ SCALES = {
             },
         },
     ),
+    "cpu": Scale(
+        about="4 blocks of width 128, 64 patches, decoders of 2 blocks of width 64, 51,200 images; for two cores",
+        encoders=("width 128", "width 192"),
+        recipes={"mae": {1: "tiny_imagenet_small"}},
+        settings=CPU,
+        host_lengths={"ibot": 0.25},
+        large={"model.width": 192, "model.heads": 6},
+        optional=("finetune", "detect", "segment", "segment_160k"),
+        not_run={
+            "tableS4: 8 blocks": "scale cpu has decoders of 2 blocks",
+            "tableS4: 12 blocks": "scale cpu has decoders of 2 blocks",
+        },
+        finetune={"preset": "tiny", "epochs": 5.0, "warmup_epochs": 1.0},
+        supervised={"preset": "tiny", "epochs": 5.0, "warmup_epochs": 1.0},
+        detect={"preset": "small"},
+        segment={"preset": "small"},
+        tokenizer={"steps": 400, "image_size": 64, "patch_size": 8, "batch_size": 64},
+        hosts={
+            "simmim": {**SIMMIM, "method.mask_unit": 16},
+            "beit": BEIT,
+            "ibot": {
+                **IBOT,
+                "ibot.local_crops": 4,
+                "ibot.local_size": 32,
+                "ibot.outputs": 256,
+                "ibot.head_hidden": 256,
+                "ibot.head_bottleneck": 64,
+                "method.momentum_start": 0.98,
+            },
+        },
+    ),
     "micro": Scale(
         about="2 blocks of width 32 on the embedded set, 20 steps; a test that all runs, its numbers mean nothing",
-        recipes={"mae": "demo"},
+        encoders=("width 32", "width 48"),
+        recipes={"mae": {1: "demo"}},
         settings={
             "model.width": 32,
             "model.depth": 2,
@@ -125,6 +211,9 @@ SCALES = {
         },
         large={"model.width": 48, "model.heads": 3},
         finetune={"preset": "tiny", "epochs": 0.1, "warmup_epochs": 0.01, "workers": 0},
+        supervised={"preset": "tiny", "epochs": 0.1, "warmup_epochs": 0.01, "workers": 0},
+        detect={"preset": "small", **MICRO_DETECT},
+        segment={"preset": "small", **MICRO_SEGMENT},
         tokenizer={
             "steps": 30,
             "image_size": 32,
@@ -156,20 +245,22 @@ def configure(
     row: StudyRow,
     scale: Scale,
     *,
+    large: bool = False,
     data: str | None = None,
     settings: Sequence[str] = (),
     overrides: Settings | None = None,
 ) -> RunConfig:
     """Return the pre-training run of a row.
 
-    Later settings override earlier ones: the scale's recipe for the row's host, the scale's changes to it,
-    ``settings``, the table's base, the row's own settings, ``overrides``. A longer training keeps the length of its
-    warm-ups in epochs.
+    Later settings override earlier ones: the scale's recipe for the row's host and length, the scale's changes to it,
+    ``settings``, the table's base, the row's own settings, ``overrides``. A training of another length than its recipe
+    keeps the length of its warm-ups in epochs.
 
     Args:
         table: the table, for the settings of all its rows.
         row: the row.
         scale: the recipes to start from.
+        large: True for the scale's larger encoder.
         data: images to train on instead of the scale's.
         settings: the user's command-line arguments, such as ``["--epochs", "20"]``.
         overrides: further settings, such as the file of a tokenizer.
@@ -179,7 +270,9 @@ def configure(
     """
     row_settings = {**table.base, **row.settings}
     host = row_settings.get("method.host", "mae")
-    values = recipes.read(scale.recipes.get(host, scale.recipes["mae"]))
+    by_length = scale.recipes.get(host, scale.recipes["mae"])
+    recipe_length = row.length if row.length in by_length else min(by_length)
+    values = recipes.read(by_length[recipe_length])
     if {"steps", "epochs"} & set(scale.settings):
         values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
     values = merged(
@@ -187,16 +280,28 @@ def configure(
         {"method.host": host, "data.path": data or scale.data},
         scale.settings,
         scale.hosts.get(host, {}),
-        scale.large if row.large else {},
+        {**scale.large, **scale.large_hosts.get(host, {})} if large else {},
     )
     run = config.build(values, settings)
     values = merged(config.to_dict(run), row_settings, overrides or {})
-    if row.length != 1.0:
-        warmups = {"optim.warmup": run.optim.warmup, "method.momentum_warmup": run.method.momentum_warmup}
-        values = merged(values, {name: share / row.length for name, share in warmups.items()})
-        values["steps"] = None if run.steps is None else round(run.steps * row.length)
-        values["epochs"] = None if run.epochs is None else run.epochs * row.length
+    if row.decoder_width != 1.0:
+        values = merged(values, {"model.decoder_width": round(run.model.decoder_width * row.decoder_width)})
+    length = row.length / recipe_length * scale.host_lengths.get(host, 1.0)
+    if length != 1.0:
+        values = merged(values, _resized(run, length))
     return config.build(values)
+
+
+def _resized(run: RunConfig, length: float) -> dict[str, Any]:
+    """Return the settings of ``run`` at a multiple of its length, with warm-ups of as many epochs as before."""
+    shares = {"optim.warmup": run.optim.warmup}
+    if run.method.momentum_warmup < 1.0:  # 1 is the whole training, whatever its length
+        shares["method.momentum_warmup"] = run.method.momentum_warmup
+    return {
+        **{name: min(1.0, share / length) for name, share in shares.items()},
+        "steps": None if run.steps is None else round(run.steps * length),
+        "epochs": None if run.epochs is None else run.epochs * length,
+    }
 
 
 def merged(values: Mapping[str, Any], *changes: Settings) -> dict[str, Any]:

@@ -1,39 +1,16 @@
-"""Write the table of a study from the results of its runs, as Markdown and as JSON."""
+"""Collect the results of a table, and write them with the paper's figures beside ours."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hardpatch import __version__
 from hardpatch.files import write_text_atomically
-from hardpatch.study.plan import RESULT
+from hardpatch.study import orders
+from hardpatch.study.plan import RESULT, Plan, Study, metric_title, not_measured
 from hardpatch.study.rows import METRICS, StudyRow, Table
-
-
-@dataclass(frozen=True)
-class MeanStd:
-    """A metric over the seeds of a row."""
-
-    values: tuple[float, ...]
-    """One fraction for each seed."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation (n - 1); None for a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        """Format in percent."""
-        spread = "" if self.std is None else f" ± {100 * self.std:.2f}"
-        return f"{100 * self.mean:.2f}{spread}"
+from hardpatch.study.values import MeanStd
 
 
 @dataclass(frozen=True)
@@ -42,134 +19,146 @@ class RowResult:
 
     row: StudyRow
     ours: Mapping[str, MeanStd]
-    """Our metrics, by key of :data:`~hardpatch.study.rows.METRICS`."""
+    """Our values, by key of :data:`~hardpatch.study.rows.METRICS`."""
     missing: str
     """Reason why seeds are missing, in one line; empty if none is."""
+    runs: tuple[str, ...] = ()
+    """Folders of its runs, without the seed."""
 
 
-def collect(table: Table, out: Path, seeds: int, reasons: Mapping[str, str]) -> list[RowResult]:
+def collect(study: Study, table: Table, plan: Plan, failures: Mapping[str, str]) -> list[RowResult]:
     """Read the results of all rows.
 
     Args:
+        study: seeds and folder.
         table: the table with its rows.
-        out: folder of the study, with ``ROW/seed_K/result.json``.
-        seeds: number of seeds that each row should have.
-        reasons: why a row could not be run, by row key.
+        plan: which cell comes from which run.
+        failures: why a run failed, by its name.
     """
-    collected = []
-    for row in table.rows:
-        paths = [out / row.key / f"seed_{seed}" / RESULT for seed in range(seeds)]
-        results = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in paths if path.is_file()]
-        keys = [key for key in METRICS if any(key in result for result in results)]
-        ours = {key: MeanStd(tuple(result[key] for result in results if key in result)) for key in keys}
-        missing = ""
-        if len(results) < seeds:
-            done = f"{len(results)} of {seeds} seeds" if results else "not run"
-            missing = f"{done}: {reasons.get(row.key, 'pending')}"
-        collected.append(RowResult(row, ours, missing))
-    return collected
+    return [_collect_row(study, table, row, plan, failures) for row in table.rows]
 
 
-def write(out: Path, table: Table, results: Sequence[RowResult], header: Mapping[str, Any]) -> None:
-    """Write ``table.md``, ``table.json`` and ``README.md``, each as a whole or not at all.
+def _collect_row(study: Study, table: Table, row: StudyRow, plan: Plan, failures: Mapping[str, str]) -> RowResult:
+    reason = plan.reasons.get((table.name, row.name))
+    if reason is not None:
+        return RowResult(row, {}, f"not run: {reason}")
+    ours: dict[str, MeanStd] = {}
+    cells = {large: (table.name, row.name, large) for large in (False, True)}
+    runs = {large: plan.runs[cell] for large, cell in cells.items() if cell in plan.runs}
+    results = {large: _read(study, name) for large, name in runs.items()}
+    for key, metric in METRICS.items():
+        value = key.removesuffix("_large")
+        values = [result[value] for result in results.get(metric.large, []) if value in result]
+        if values and (key in table.metrics or not metric.large):
+            ours[key] = MeanStd(tuple(values), metric.factor)
+    done = min(len(result) for result in results.values())
+    missing = ""
+    if done < study.seeds:
+        why = "; ".join(failures[name] for name in runs.values() if name in failures) or "pending"
+        missing = f"{f'{done} of {study.seeds} seeds' if done else 'not run'}: {why}"
+    elif any(name in failures for name in runs.values()):
+        missing = "; ".join(failures[name] for name in runs.values() if name in failures)
+    return RowResult(row, ours, missing, tuple(runs.values()))
 
-    Args:
-        out: folder of the study.
-        table: its title and sources.
-        results: the rows, from :func:`collect`.
-        header: facts of the study: ``scale``, ``scale_about``, ``seeds``, ``command``, ``data``, ``train``, ``val``.
-    """
-    write_text_atomically(out / "table.md", markdown(table, results, header))
-    content = json.dumps(as_json(table, results, header), indent=2, allow_nan=False)
-    write_text_atomically(out / "table.json", content + "\n")
-    write_text_atomically(out / "README.md", README.format(table=table, **header, version=__version__))
+
+def _read(study: Study, name: str) -> list[dict[str, float]]:
+    """Return the metrics of a run, of each seed that has any."""
+    paths = [study.out / "runs" / name / f"seed_{seed}" / RESULT for seed in range(study.seeds)]
+    metrics = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in paths if path.is_file()]
+    return [values for values in metrics if values]
 
 
-def markdown(table: Table, results: Sequence[RowResult], header: Mapping[str, Any]) -> str:
+def write(study: Study, table: Table, results: Sequence[RowResult]) -> None:
+    """Write ``table.md`` and ``table.json`` in the table's folder, each as a whole or not at all."""
+    folder = study.out / table.name
+    write_text_atomically(folder / "table.md", markdown(study, table, results))
+    content = json.dumps(as_json(study, table, results), indent=2, allow_nan=False)
+    write_text_atomically(folder / "table.json", content + "\n")
+
+
+def markdown(study: Study, table: Table, results: Sequence[RowResult], level: str = "#") -> str:
     """Format the table as Markdown: our columns, then the paper's, which are labeled as such."""
-    ours, papers = columns(results)
-    titles = ["", *(METRICS[key] for key in ours), *(f"paper's {METRICS[key]}" for key in papers)]
+    ours, papers = columns(table, results)
+    titles = [metric_title(study, METRICS[key]) for key in ours]
+    paper_titles = [f"paper: {METRICS[key].title.replace('larger', 'ViT-L')}" for key in papers]
     rows = []
     for result in results:
         name = f"**{result.row.name}**" if result.row.default else result.row.name
         cells = [str(result.ours[key]) if key in result.ours else "" for key in ours]
-        numbers = [result.row.paper.get(key) for key in papers]
+        figures = [_figure(table, result.row.paper[key]) if key in result.row.paper else "" for key in papers]
         if result.missing:
             name += f" ({result.missing})"
         name = " ".join(name.replace("|", r"\|").split())  # a reason can be any text
-        rows.append([name, *cells, *("" if number is None else f"{number:g}" for number in numbers)])
-    seeds = header["seeds"]
-    spread = f"; mean ± standard deviation over {seeds} seeds" if seeds > 1 else "; one seed"
-    text = [
-        f"# {table.title}",
-        "",
-        f"`hardpatch study {table.name}`, scale {header['scale']}: {header['scale_about']}.",
-        f"Top-1 accuracies in percent{spread}. The paper's default row is bold.",
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in (titles, ["---", *["---:"] * (len(titles) - 1)], *rows)),
-        "",
-        f"The paper's numbers were measured on ImageNet-1K with ViT-B/16. {table.source.strip()}",
-        "",
-    ]
-    return "\n".join(text)
+        rows.append([name, *cells, *figures])
+    spread = f"mean ± standard deviation over {study.seeds} seeds" if study.seeds > 1 else "one seed"
+    titles = ["", *titles, *paper_titles]
+    text = [f"{level} {table.title}", "", f"Percent; {spread}."]
+    if table.of_the_paper:
+        text[-1] += (
+            " The paper's default row is bold; its figures are of ViT-B unless said, on ImageNet-1K (COCO, ADE20K)."
+        )
+    unmeasured = dict.fromkeys(METRICS[key].measure for key in table.metrics if key not in ours)
+    reasons = [reason for measure in unmeasured if (reason := not_measured(study, measure))]
+    if reasons:
+        text += ["", f"Not measured: {'; '.join(reasons)}."]
+    text += ["", *(f"| {' | '.join(cells)} |" for cells in (titles, ["---", *["---:"] * (len(titles) - 1)], *rows)), ""]
+    if table.note:
+        text += [table.note.strip(), ""]
+    return "\n".join([*text, *orders.markdown(study, table, results, level + "#")])
 
 
-def as_json(table: Table, results: Sequence[RowResult], header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table for programs; our accuracies are fractions, the paper's are percent."""
+def _figure(table: Table, value: float) -> str:
+    """Format a figure of the paper with the decimals that its table has."""
+    figures = (figure for row in table.rows for figure in row.paper.values())
+    return f"{value:.{max(len(str(figure).partition('.')[2]) for figure in figures)}f}"
+
+
+def as_json(study: Study, table: Table, results: Sequence[RowResult]) -> dict[str, Any]:
+    """Return the table for programs; our values are fractions (speedup a ratio), the paper's are percent."""
     return {
         "table": table.name,
         "title": table.title,
-        **header,
+        **header(study),
         "hardpatch": __version__,
-        "paper_source": table.source,
+        "note": table.note,
         "rows": [
             {
                 "name": result.row.name,
-                "key": result.row.key,
+                "group": result.row.group,
                 "default": result.row.default,
                 "settings": {**table.base, **result.row.settings},
                 "length": result.row.length,
-                "large": result.row.large,
                 "keep": result.row.keep,
+                "cited": result.row.cited,
+                "in_the_paper": table.of_the_paper and not result.row.ours,
+                "runs": list(result.runs),
                 "ours": {
-                    key: {"mean": metric.mean, "std": metric.std, "seeds": len(metric.values), "values": metric.values}
-                    for key, metric in result.ours.items()
+                    key: {"mean": value.mean, "std": value.std, "seeds": len(value.values), "values": value.values}
+                    for key, value in result.ours.items()
                 },
-                "paper_per_cent": dict(result.row.paper),
+                "paper_percent": dict(result.row.paper),
                 "missing": result.missing or None,
             }
             for result in results
         ],
+        "pairs": [pair._asdict() for pair in orders.pairs(table, results)],
     }
 
 
-def columns(results: Sequence[RowResult]) -> tuple[list[str], list[str]]:
-    """Return the keys of the metrics that were measured, and of those that the paper gives."""
+def columns(table: Table, results: Sequence[RowResult]) -> tuple[list[str], list[str]]:
+    """Return the keys of the columns that were measured, and of those that the paper gives."""
     ours = [key for key in METRICS if any(key in result.ours for result in results)]
-    papers = [key for key in METRICS if any(result.row.paper.get(key) is not None for result in results)]
+    papers = [key for key in METRICS if any(key in result.row.paper for result in results)]
     return ours, papers
 
 
-README = """# {table.title}
-
-Made by `{command}` (hardpatch {version}).
-
-- scale {scale}: {scale_about}
-- seeds for each row: {seeds}
-- trained on `{data}`; k-NN, linear probe and fine-tuning learn from `{train}` and are evaluated on `{val}`
-
-To resume an interrupted study, run the same command. It skips the runs that are done.
-
-| file | content |
-|---|---|
-| `table.md` | the table, with the paper's numbers beside ours |
-| `table.json` | the same for programs, with the values of every seed |
-| `table.png` | the same as a picture |
-| `ROW/seed_K/` | a run folder, for `hardpatch info`, `knn`, `linear`, `score` and all other verbs that take RUN |
-| `ROW/seed_K/result.json` | its metrics, for all k and all learning rates |
-
-A study draws no pictures of its runs; `hardpatch pretrain --resume --out ROW/seed_K` adds them.
-
-k-NN is reported for the best k and the linear probe for the best learning rate. Both are chosen on the images that the
-row is evaluated on, as is common practice.
-"""
+def header(study: Study) -> dict[str, Any]:
+    """Return the facts of a study that its files begin with."""
+    return {
+        "scale": study.scale,
+        "seeds": study.seeds,
+        "data": study.data,
+        "train": study.train,
+        "val": study.val,
+        "command": study.command,
+    }

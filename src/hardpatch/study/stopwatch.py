@@ -1,0 +1,235 @@
+"""Measure how fast the steps and the measurements of a study are on this machine, in seconds."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardpatch.bench.contenders import noise_batch, prepare_contender
+from hardpatch.bench.timing import synchronize
+from hardpatch.data.loader import train_batches
+from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.workers import resolve_workers
+from hardpatch.measure.features import Features
+from hardpatch.measure.knn import knn_accuracy
+from hardpatch.measure.linear import linear_probe
+from hardpatch.models.tokenizer import FILE
+from hardpatch.pretrain import config
+from hardpatch.pretrain.build import initial_model, transform_of
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer
+from hardpatch.pretrain.tokenizer_run import write_tokenizer
+from hardpatch.study.plan import Study, Task
+from hardpatch.study.trainings import classifier_settings, tokenizer_settings
+from hardpatch.train.device import start_fabric
+
+BATCH = 64
+"""Largest batch of a measured step."""
+
+SECONDS = 1.0
+"""A step is repeated for about this long."""
+
+NO_ARITHMETIC = ("seed", "steps", "epochs", "batch_size", "optim", "data", "train")
+"""Settings that do not change the operations of a step."""
+
+
+def step_kind(task: Task) -> str:
+    """Return what decides the speed of a run's steps, equal for runs that do the same arithmetic."""
+    values = {name: value for name, value in config.to_dict(task.run).items() if name not in NO_ARITHMETIC}
+    method = dict(values["method"])
+    mined = max(method.pop("alpha_start"), method.pop("alpha_end")) > 0
+    method.pop("mining")
+    kind = task.kind if task.kind in ("tokenizer", "pretrain") else "supervised"
+    return repr(
+        (kind, task.keep, mined, sorted({**values, "method": sorted(method.items(), key=str)}.items(), key=str))
+    )
+
+
+class Stopwatch:
+    """Times steps on noise and measurements on random features; each is timed once.
+
+    Args:
+        study: its data and jobs; every job has its share of the threads.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._threads = max(1, torch.get_num_threads() // study.jobs)
+        self._forward: dict[str, float] = {}
+
+    def training_speed(self, task: Task) -> float:
+        """Return the images per second of a run's training, loading included.
+
+        Raises:
+            UserError: if its network cannot be built.
+        """
+        with _threads(self._threads), tempfile.TemporaryDirectory() as folder:
+            if task.kind == "tokenizer":
+                seconds = self._tokenizer_step(task)
+            elif task.kind == "pretrain":
+                seconds = self._pretraining_step(task, Path(folder))
+            else:
+                seconds = self._supervised_step(task)
+        return 1 / self._with_loading(seconds, task.run)
+
+    def measuring(self, task: Task) -> float:
+        """Return the seconds of the k-NN vote, the linear probe and the fine-tuning of a run with one seed."""
+        with _threads(self._threads):
+            seconds = 0.0
+            if {"knn", "linear"} & set(task.measures):
+                seconds += (self.images + self.val_images) * self._encoder_forward(task.run)
+            if "knn" in task.measures:
+                seconds += self._knn
+            if "linear" in task.measures:
+                seconds += self._linear
+            if "finetune" in task.measures and task.kind == "pretrain":
+                settings = classifier_settings(self.study, task)
+                images = settings.total_steps(self.images) * settings.batch_size
+                seconds += images * self._with_loading(self._supervised_step(task), task.run)
+        return seconds
+
+    @cached_property
+    def images(self) -> int:
+        """Number of labeled images to learn from."""
+        return len(open_source(self.study.train))
+
+    @cached_property
+    def val_images(self) -> int:
+        """Number of labeled images to evaluate on."""
+        return len(open_source(self.study.val))
+
+    def _pretraining_step(self, task: Task, folder: Path) -> float:
+        """Return seconds per image of a step of pre-training, without loading."""
+        run = task.run
+        if run.method.host == "beit" and self.study.tokenizer is None:
+            settings = tokenizer_settings(self.study, task)
+            quality = Quality(images=0, error=1.0, used=0, entropy=0.0)
+            write_tokenizer(folder / FILE, initial_tokenizer(settings), settings, quality)
+            run = replace(run, method=replace(run.method, tokenizer=str(folder / FILE)))
+        if run.method.frozen == "hardpatch":  # not trained yet; the student's own teacher is as large
+            run = replace(run, method=replace(run.method, target="teacher", frozen=None, frozen_weights=None))
+        run = replace(run, batch_size=min(run.batch_size, BATCH))
+        fabric = start_fabric(run.train.device, run.train.precision, "train.")
+        contender = prepare_contender("hpm", run, fabric, noise_batch(run, fabric.device))
+        return _seconds(contender.step, fabric.device) / run.batch_size
+
+    def _supervised_step(self, task: Task) -> float:
+        """Return seconds per image of forward and backward through the encoder, of what a supervised network sees."""
+        kept = 0.5 if task.keep in ("random", "easiest", "hardest") else 1.0
+        ranking = self._encoder_forward(task.run) if task.keep in ("easiest", "hardest") else 0.0
+        return 3 * kept * self._encoder_forward(task.run) + ranking
+
+    def _encoder_forward(self, run: RunConfig) -> float:
+        """Return seconds per image of the encoder on whole images."""
+        kind = repr((run.encoder_shape, run.image_size, run.model))
+        if kind not in self._forward:
+            fabric = start_fabric(run.train.device, run.train.precision, "train.")
+            plain = replace(run, method=replace(run.method, frozen=None, frozen_weights=None, target="auto"))
+            model = initial_model(plain, [0.5] * run.data.channels, [0.3] * run.data.channels, 16).to(fabric.device)
+            images = torch.randn(16, run.data.channels, *run.image_size, device=fabric.device)
+
+            def step() -> None:
+                with torch.no_grad(), fabric.autocast():
+                    model.host.encoder(images)
+
+            self._forward[kind] = _seconds(step, fabric.device) / len(images)
+        return self._forward[kind]
+
+    def _tokenizer_step(self, task: Task) -> float:
+        """Return seconds per image of a step that trains visual tokens."""
+        settings = tokenizer_settings(self.study, task)
+        tokenizer: Any = initial_tokenizer(settings)
+        images = torch.rand(BATCH // 4, settings.channels, settings.image_size, settings.image_size)
+
+        def step() -> None:
+            scores = tokenizer.encode(images)
+            tokenizer.decode(scores.softmax(dim=1)).mean().backward()
+
+        return _seconds(step, torch.device("cpu")) / len(images)
+
+    def _with_loading(self, seconds: float, run: RunConfig) -> float:
+        """Return seconds per image with decoding and cropping, which share the cores with a step on a CPU."""
+        loading = self._loading(run)
+        on_cpu = start_fabric(run.train.device, run.train.precision, "train.").device.type == "cpu"
+        if on_cpu:
+            return seconds + loading / self._threads
+        return max(seconds, loading / max(1, resolve_workers(run.data.workers)))
+
+    def _loading(self, run: RunConfig) -> float:
+        """Return seconds per image of decoding and cropping on one core."""
+        return self._loading_seconds(run)
+
+    def _loading_seconds(self, run: RunConfig) -> float:
+        if not hasattr(self, "_loaded"):
+            source: Source = open_source(self.study.data)
+            some = min(len(source), 256)
+            batches = train_batches(
+                Subset(source, range(some)), transform_of(run), batch_size=min(32, some), seed=0, start=0, workers=0
+            )
+            start, images = time.perf_counter(), 0
+            while time.perf_counter() - start < SECONDS / 2:
+                images += len(next(batches).images)
+            self._loaded = (time.perf_counter() - start) / images
+            batches.close()
+        return self._loaded
+
+    @cached_property
+    def _knn(self) -> float:
+        """Seconds of the k-NN vote: of a tenth of the images, times ten."""
+        train, val, classes = self._features()
+        part = max(1, len(val.labels) // 10)
+        start = time.perf_counter()
+        few = val._replace(features=val.features[:part], labels=val.labels[:part], indices=val.indices[:part])
+        knn_accuracy(train, few, classes=classes)
+        return (time.perf_counter() - start) * len(val.labels) / part
+
+    @cached_property
+    def _linear(self) -> float:
+        """Seconds of the quick linear probe: of 3 epochs, times 30."""
+        train, val, classes = self._features()
+        start = time.perf_counter()
+        linear_probe(train, val, classes=classes, generator=torch.Generator().manual_seed(0), epochs=3)
+        return (time.perf_counter() - start) * 30
+
+    def _features(self) -> tuple[Features, Features, int]:
+        source = open_source(self.study.train)
+        classes = len(source.classes or ())
+        train, val = (_random_features(size, classes) for size in (self.images, self.val_images))
+        return train, val, classes
+
+
+def _random_features(images: int, classes: int) -> Features:
+    labels = torch.randint(0, classes, (images,))
+    return Features(torch.randn(images, 128), labels, [], torch.arange(images))
+
+
+class _threads:  # noqa: N801 - used as a function
+    """Context with another number of threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a step, the fastest of a few after one for warm-up."""
+    step()
+    synchronize(device)
+    times: list[float] = []
+    while not times or (sum(times) < SECONDS and len(times) < 5):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]

@@ -1,0 +1,197 @@
+"""The trainings of a study, each as its verb does it, in a folder of the run; all resume."""
+
+from pathlib import Path
+from typing import Any
+
+from hardpatch.errors import UserError
+from hardpatch.study.plan import RESULT, Study, Task
+from hardpatch.study.scales import SCALES, Settings
+from hardpatch.train.progress import Progress
+from hardpatch.train.settings import changed, to_dict
+
+
+class Stopped(Exception):  # noqa: N818 - a request, not an error
+    """SIGINT or SIGTERM asked the study to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def pretraining(study: Study, task: Task, progress: Progress) -> None:
+    """Pre-train as ``hardpatch pretrain`` does, without its pictures."""
+    from hardpatch.pretrain.run import train
+
+    result = train(
+        task.run,
+        task.folder,
+        resume=_started(task.folder),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        pictures=False,
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+
+
+def tokenizer(study: Study, task: Task, progress: Progress) -> None:
+    """Train BEiT's visual tokens as ``hardpatch tokenizer`` does."""
+    from hardpatch.pretrain.tokenizer_run import train_tokenizer
+
+    out = study.trained_tokenizer
+    result = train_tokenizer(
+        study.data,
+        out,
+        resume=_started(out),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        **to_dict(tokenizer_settings(study, task)),
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+
+
+def classifier(
+    study: Study, task: Task, progress: Progress, *, random: bool = False, frozen: bool = False
+) -> dict[str, Any]:
+    """Fine-tune as ``hardpatch finetune`` does, or train a linear probe on crops (Table S3); return its result.
+
+    Args:
+        study: the study, with the labeled images.
+        task: the run.
+        progress: shows steps and metrics.
+        random: start from random weights, with the scale's settings for that.
+        frozen: train the linear layer only, as in Table S3.
+    """
+    from hardpatch.finetune.run import finetune
+    from hardpatch.pretrain.run import initialize
+
+    start = task.folder
+    if random:
+        start = task.folder / "untrained"
+        if not _started(start):
+            initialize(task.run, start)
+    folder = task.folder if task.kind == "supervised_teacher" else task.folder / ("linear" if frozen else "finetune")
+    result = finetune(
+        str(start),
+        study.train,
+        study.val,
+        folder,
+        resume=_started(folder),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        **to_dict(classifier_settings(study, task, random=random, frozen=frozen)),
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+    return {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
+
+
+def detection(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
+    """Train Mask R-CNN as ``hardpatch detect`` does; return its result."""
+    from hardpatch.detect.run import detect
+
+    assert study.detect is not None
+    folder = task.folder / "detect"
+    result = detect(
+        str(task.folder),
+        *study.detect,
+        folder,
+        resume=_started(folder),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        **to_dict(detect_settings(study, task)),
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+    return result.result
+
+
+def segmentation(study: Study, task: Task, progress: Progress, *, twice_as_long: bool = False) -> dict[str, Any]:
+    """Train UperNet as ``hardpatch segment`` does, twice as long for Table 7; return its result."""
+    from hardpatch.segment.run import segment
+
+    assert study.segment is not None
+    folder = task.folder / ("segment_160k" if twice_as_long else "segment")
+    result = segment(
+        str(task.folder),
+        *study.segment,
+        folder,
+        resume=_started(folder),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        **to_dict(segment_settings(study, task, twice_as_long=twice_as_long)),
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+    return result.result
+
+
+def half(study: Study, task: Task, progress: Progress) -> dict[str, float]:
+    """Train the supervised ViT of Table D; return its accuracies by key of the metrics."""
+    from hardpatch.interchange.load import load
+    from hardpatch.study.table_d import train_supervised
+
+    assert task.keep is not None
+    predictor = None
+    if task.keep in ("hardest", "easiest"):
+        pretrained = study.out / "runs" / "hpm" / f"seed_{task.seed}"
+        if not (pretrained / RESULT).is_file():
+            raise UserError(f"the pre-training run that ranks the patches is not done: {pretrained}")
+        predictor = load(pretrained, "teacher")
+    settings = classifier_settings(study, task, random=True)
+    folder = task.folder / "supervised"
+    result = train_supervised(task.run, settings, folder, study.train, study.val, task.keep, predictor, progress)
+    if result.signal:
+        raise Stopped(result.signal)
+    return result.accuracies
+
+
+def tokenizer_settings(study: Study, task: Task) -> Any:
+    """Return the settings of the training of BEiT's visual tokens."""
+    from hardpatch.pretrain.tokenizer_settings import PRESETS
+
+    return _settings(PRESETS, {"preset": "small", **SCALES[study.scale].tokenizer}, task)
+
+
+def classifier_settings(study: Study, task: Task, *, random: bool = False, frozen: bool = False) -> Any:
+    """Return the settings that train a classifier; see :func:`classifier`."""
+    from hardpatch.finetune.settings import PRESETS
+
+    scale = SCALES[study.scale]
+    if frozen:
+        return _settings(PRESETS, {"preset": "linear"}, task)
+    values = dict(scale.supervised if random else scale.finetune)
+    if random:
+        values["weights"] = "random"
+    return _settings(PRESETS, {**values, **(scale.finetune_large if task.large else {})}, task)
+
+
+def detect_settings(study: Study, task: Task) -> Any:
+    """Return the settings that train Mask R-CNN."""
+    from hardpatch.detect.settings import PRESETS
+
+    return _settings(PRESETS, SCALES[study.scale].detect, task)
+
+
+def segment_settings(study: Study, task: Task, *, twice_as_long: bool) -> Any:
+    """Return the settings that train UperNet: the scale's steps (Table 5), or twice as many (Table 7)."""
+    from hardpatch.segment.settings import PRESETS
+
+    settings = _settings(PRESETS, SCALES[study.scale].segment, task)
+    if not twice_as_long:
+        return settings
+    return changed(settings, {"steps": 2 * settings.steps} if settings.steps else {"epochs": 2 * settings.epochs})
+
+
+def _settings(presets: Any, values: Settings, task: Task) -> Any:
+    """Return a preset with a scale's changes, on the device and with the seed of the run."""
+    values = dict(values)
+    preset, workers = presets[values.pop("preset")], task.run.data.workers
+    machine = {"device": task.run.train.device, "workers": workers if isinstance(workers, int) else None}
+    return changed(preset, {"seed": task.run.seed, **machine, **values})
+
+
+def _started(folder: Path) -> bool:
+    """Return True if a training has written its settings there, from which it resumes."""
+    return (folder / "config.yaml").is_file()
