@@ -12,6 +12,7 @@ from torch import Tensor
 from hardpatch.methods.base import Host
 from hardpatch.methods.teacher import TeacherOutput
 from hardpatch.models.frozen import FrozenTeacher
+from hardpatch.models.supervised_teacher import SupervisedTeacher
 from hardpatch.models.tokenizer import Tokenizer
 from hardpatch.patches import PatchIndices, gather, patchify
 
@@ -81,7 +82,7 @@ class FrozenFeatures:
 
     uses_teacher = False
 
-    def __init__(self, network: FrozenTeacher) -> None:
+    def __init__(self, network: FrozenTeacher | SupervisedTeacher) -> None:
         self.network = network
 
     def __call__(self, pixels: Tensor, output: TeacherOutput | None, mask: PatchIndices) -> Tensor:

@@ -62,6 +62,11 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
     method = run.method
     if method.target == "teacher":
         return targets.TeacherFeatures(), None
+    if method.frozen == "hardpatch":
+        from hardpatch.pretrain.supervised_target import supervised_teacher
+
+        classifier = supervised_teacher(method.frozen_weights, run.grid, run.data.channels).to(device)
+        return targets.FrozenFeatures(classifier), classifier.width
     if method.frozen is not None:
         from hardpatch.models.frozen import frozen_teacher
 

@@ -98,9 +98,11 @@ class MethodConfig:
     target: Literal["auto", "pixels", "normalized_pixels", "teacher", "frozen"] = "auto"
     """Reconstruction target: auto is the host's own, teacher the features of the EMA teacher."""
     frozen: str | None = None
-    """Network of target frozen: dino, clip, or any timm model with one token per patch."""
+    """Network of target frozen: dino, clip, any timm model with one token per patch, or hardpatch for a classifier that
+    hardpatch finetune trained."""
     frozen_weights: str | None = None
-    """Weights of that network, a local file in timm's layout; null downloads them with timm."""
+    """Weights of that network, a local file in timm's layout (null downloads them with timm), or the run folder of
+    finetune."""
     tokenizer: str | None = None
     """Tokenizer of host beit: a run of hardpatch tokenizer, or the DALL-E encoder's weights."""
     reconstruction_loss: Literal["auto"] | ReconstructionLossName = "auto"

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hardpatch.study.rows import METRICS, Table
 from hardpatch.study.values import MeanStd
@@ -16,6 +16,8 @@ ERRORS = 2.0
 """A difference counts from this many standard errors on."""
 
 Verdict = Literal["same", "other", "no difference", "one seed"]
+
+SEEN: tuple[Verdict, ...] = ("same", "other", "no difference")
 
 
 class Pair(NamedTuple):
@@ -61,21 +63,33 @@ def pairs(table: Table, results: "Sequence[RowResult]") -> list[Pair]:
 
 
 def markdown(study: "Study", table: Table, results: "Sequence[RowResult]", level: str) -> list[str]:
-    """Format the pairs as a table; no lines if the paper orders none that we measured."""
+    """Format the pairs as a table; no lines with one seed, or if the paper orders none that we measured."""
     found = pairs(table, results)
-    if not found:
+    if not found or study.seeds == 1:
         return []
-    titles = ["higher in the paper", "lower in the paper", "paper", "ours", "order"]
+    keys = list(dict.fromkeys(pair.metric for pair in found))
+    titles = ["higher in the paper", "lower in the paper", "paper", *(METRICS[key].title for key in keys)]
     lines = [f"{level} Does the order hold?", ""]
-    lines += [f"Differences in points; ours ± one standard error, which counts from {ERRORS:g} of them on.", ""]
-    lines += [f"| {' | '.join(titles)} |", "| --- | --- | --- | --- | --- |"]
-    for pair in found:
-        ours = f"{METRICS[pair.metric].title} {pair.difference:+.2f}"
-        ours += "" if pair.standard_error is None else f" ± {pair.standard_error:.2f}"
-        paper = f"{METRICS[pair.paper_metric].title} +{pair.paper_difference:.2f}"
-        lines.append(f"| {pair.higher} | {pair.lower} | {paper} | {ours} | {pair.verdict} |")
-    counts = [f"{verdict}: {sum(pair.verdict == verdict for pair in found)}" for verdict in get_args(Verdict)]
-    return [*lines, "", f"{', '.join(counts)}.", ""]
+    lines += [f"Differences in points, ours ± one standard error; from {ERRORS:g} of them on they count.", ""]
+    lines += [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    rows = {(pair.higher, pair.lower): [other for other in found if other[:2] == pair[:2]] for pair in found}
+    for (higher, lower), of_rows in rows.items():
+        papers = {f"{METRICS[pair.paper_metric].title} +{pair.paper_difference:.2f}": None for pair in of_rows}
+        cells = {pair.metric: _cell(pair) for pair in of_rows}
+        lines.append(f"| {' | '.join([higher, lower, ', '.join(papers), *(cells.get(key, '') for key in keys)])} |")
+    counts = [
+        f"{METRICS[key].title}: "
+        + ", ".join(
+            f"{sum(pair.verdict == verdict for pair in found if pair.metric == key)} {verdict}" for verdict in SEEN
+        )
+        for key in keys
+    ]
+    return [*lines, "", f"{'; '.join(counts)}.", ""]
+
+
+def _cell(pair: Pair) -> str:
+    error = "" if pair.standard_error is None else f" ± {pair.standard_error:.2f}"
+    return f"{pair.difference:+.2f}{error}: {pair.verdict}"
 
 
 def _difference(high: MeanStd, low: MeanStd) -> tuple[float, float | None]:

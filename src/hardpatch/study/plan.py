@@ -79,7 +79,7 @@ class Study:
     @property
     def supervised_teacher(self) -> Path:
         """Folder of the classifier that the study trains, whose features are a target of Table 1."""
-        return self.out / "supervised_teacher"
+        return self.out / "supervised_teacher" / "finetune"
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def why_not(study: Study, table: Table, row: StudyRow) -> str:
         return "the paper's figure, cited; this method is not part of hardpatch"
     if frozen in WEIGHTS_ARGUMENTS and frozen not in study.weights:
         return f"it needs {WEIGHTS_ARGUMENTS[frozen]} FILE"
+    if frozen == "hardpatch" and not SCALES[study.scale].stand_in:
+        return f"scale {study.scale} has the networks themselves"
     if reason := SCALES[study.scale].not_run.get(f"{table.name}: {row.name}"):
         return reason
     if not any(measures_of(study, table, row, large=large) for large in (False, True)):
@@ -245,7 +247,7 @@ def _prerequisites(study: Study, scale: Scale, tasks: list[Task]) -> list[Task]:
             needed.append(Task("tokenizer", "tokenizer", 0, beit, study.trained_tokenizer))
     if any(task.run.method.frozen == "hardpatch" for task in tasks):
         plain = configure(NO_TABLE, HPM_ROW, scale, data=study.data, settings=study.settings)
-        needed.append(Task("supervised_teacher", "supervised_teacher", 0, plain, study.supervised_teacher))
+        needed.append(Task("supervised_teacher", "supervised_teacher", 0, plain, study.supervised_teacher.parent))
     return needed
 
 

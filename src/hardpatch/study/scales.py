@@ -36,6 +36,8 @@ class Scale:
     """Measurements that are too long for this scale, unless ``--measures`` asks for them."""
     not_run: Mapping[str, str] = field(default_factory=dict)
     """Why a row is not run at this scale, by ``TABLE: ROW``."""
+    stand_in: bool = True
+    """True if a supervised ViT of this scale stands in for DINO and CLIP in rows of its own."""
     linear: Literal["quick", "paper"] = "quick"
     """Protocol of the linear probe."""
     tokenizer: Mapping[str, int] = field(default_factory=dict)
@@ -121,6 +123,7 @@ SCALES = {
         large={"model.size": "large"},
         large_hosts={"mae": {"optim.warmup": 0.2}, "beit": {"model.layer_scale": 1e-5}},
         always=(),
+        stand_in=False,
         linear="paper",
         finetune={"preset": "paper"},
         finetune_large={"epochs": 50.0},

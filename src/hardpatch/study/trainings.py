@@ -71,7 +71,7 @@ def classifier(
         start = task.folder / "untrained"
         if not _started(start):
             initialize(task.run, start)
-    folder = task.folder if task.kind == "supervised_teacher" else task.folder / ("linear" if frozen else "finetune")
+    folder = task.folder / ("linear" if frozen else "finetune")
     result = finetune(
         str(start),
         study.train,
