@@ -29,7 +29,7 @@ def supervised_teacher(weights: str | None, grid: tuple[int, int], channels: int
     argument = "--method.frozen_weights"
     if weights is None:
         raise UserError(
-            f"{argument}: expected a run folder of hardpatch finetune with --method.frozen {NAME}, got none"
+            f"{argument}: expected a run folder of hardpatch finetune for --method.frozen {NAME}, got none"
         )
     path = Path(weights)
     newest = checkpoint.newest(path) if path.is_dir() else None
