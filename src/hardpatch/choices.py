@@ -20,7 +20,7 @@ PredictingLossName = Literal["relative", "absolute", "absolute_standardized"]
 ReconstructionLossName = Literal["mse", "l1", "smooth_l1", "l2norm", "cosine"]
 """Losses of the reconstruction: :data:`hardpatch.methods.losses.RECONSTRUCTION_LOSSES`."""
 
-PositionsName = Literal["sincos", "relative"]
+PositionsName = Literal["sincos", "relative", "learned"]
 """Position encodings of the encoder."""
 
 SizeName = Literal["tiny", "small", "base", "large", "huge"]

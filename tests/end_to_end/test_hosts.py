@@ -26,6 +26,7 @@ HOSTS: dict[str, list[str]] = {
         *("--method.host=ibot", "--method.mask=block", "--method.mask_ratio=0.3", "--method.mask_ratio_spread=0.2"),
         *("--ibot.local_crops=2", "--ibot.local_size=16", "--ibot.outputs=32", "--ibot.head_hidden=32"),
         *("--ibot.head_bottleneck=16", "--method.momentum_schedule=cosine", "--model.drop_path=0.1"),
+        "--model.positions=learned",
     ],
 }
 OTHERS: dict[str, list[str]] = {
@@ -153,6 +154,7 @@ def test_frozen_features_of_a_file(images: Path, tmp_path: Path) -> None:
             "method.secondary_ratio: host simmim has no dropped patches",
         ),
         (["--model.positions=relative"], "model.positions: host mae drops patches"),
+        (["--model.positions=learned"], "model.positions: host mae drops patches and needs sincos, got learned"),
         (["--method.mask_ratio_spread=0.3"], "method.mask_ratio_spread"),
         (["--method.mask_unit=16", "--method.mask_ratio=0.9"], "mask_ratio: 0.9 of 4 patches leaves 0 visible"),
     ],

@@ -52,6 +52,17 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("weights", ["student", "teacher"])
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_ibot_with_both_kinds_of_positions(tmp_path: Path, positions: str, weights: Any) -> None:
+    run = run_of(tmp_path, "ibot", model={"positions": positions})
+    encoder = load_backbone(run, weights).encoder.eval()
+    assert torch.equal(encoder(images()), hardpatch.load(run, weights).encode(images()))
+    assert torch.equal(rebuilt(encoder)(images()), encoder(images()))
+    assert encoder_settings(encoder)["positions"] == positions
+
+
+@torch.no_grad()
 def test_relative_positions_load_as_they_are(tmp_path: Path) -> None:
     run = run_of(tmp_path, "simmim", model={"positions": "relative", "layer_scale": 0.1})
     encoder = load_backbone(run).encoder

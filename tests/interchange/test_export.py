@@ -91,6 +91,7 @@ def test_standard_shapes(tmp_path: Path, model: dict[str, Any], image_size: int,
         ("mae", {}, {"image_size": 28, "channels": 1}),
         ("mae", {"patch_size": 14}, {"image_size": 28}),
         ("simmim", {"layer_scale": 0.1}, {"image_size": [12, 20]}),
+        ("ibot", {"positions": "learned"}, {"image_size": [12, 20]}),
     ],
 )
 @pytest.mark.parametrize("weights", ["student", "teacher"])

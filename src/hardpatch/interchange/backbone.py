@@ -24,7 +24,7 @@ from hardpatch.interchange.reference import default_heads, from_reference, read_
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.encoder_settings import build_encoder, encoder_settings, mlp_ratio
+from hardpatch.models.encoder_settings import absorb_class_position, build_encoder, encoder_settings, mlp_ratio
 
 EXPORTED = "hardpatch_export"
 """Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
@@ -133,6 +133,7 @@ def _read_backbone(file: Path, weights: Literal["student", "teacher"], drop_path
 def _from_model(model: HPM, drop_path: float) -> Backbone:
     encoder = model.host.encoder
     encoder.mask_token = None
+    absorb_class_position(encoder)
     depth = len(encoder.blocks)
     for number, block in enumerate(encoder.blocks):
         assert isinstance(block, Block)

@@ -46,6 +46,8 @@ class Host(nn.Module):
     """The targets come from the teacher, see :meth:`teacher_targets`."""
     has_token_metrics: bool = False
     """:meth:`token_metrics` returns metrics."""
+    no_weight_decay: tuple[str, ...] = ()
+    """Names of parameters without weight decay, beside biases and norms."""
 
     def encode(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Encode images: ``[B, 1 + V, D]``, or ``[B, 1 + N, D]`` if masked patches are tokens too; class token first.

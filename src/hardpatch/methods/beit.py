@@ -1,7 +1,8 @@
 """BEiT (Bao et al., ICLR 2022): the encoder sees mask tokens and predicts the visual token of each masked patch.
 
 The visual tokens come from a tokenizer that is trained beforehand (:mod:`hardpatch.models.tokenizer`). BEiT masks
-blocks, and its ViT has a relative position bias and layer scale; the recipes set these.
+blocks, and its ViT has a relative position bias and layer scale; the recipes set these. The start weights are those of
+the authors' code (:func:`~hardpatch.models.start_weights.start_as_beit`); the head starts likewise, with zero biases.
 """
 
 from typing import Any
@@ -13,6 +14,10 @@ from hardpatch.methods.base import TokenHost
 from hardpatch.methods.distillation import token_entropy
 from hardpatch.methods.losses import token_loss
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.start_weights import start_as_beit, truncate_at_one_sigma_
+
+TOKENS = ("encoder.cls_token", "encoder.mask_token", "encoder.positions", "encoder.class_position")
+"""Parameters of the encoder that BEiT does not decay. The authors' code does decay the mask token."""
 
 
 class BEiT(TokenHost):
@@ -25,10 +30,15 @@ class BEiT(TokenHost):
     """
 
     has_token_metrics = True
+    no_weight_decay = TOKENS
 
     def __init__(self, *, vocabulary: int, decoder_width: int | None = None, **encoder: Any) -> None:
         vit = Encoder(drop_masked=False, **encoder)
-        super().__init__(vit, nn.Linear(vit.width, vocabulary), decoder_width)
+        start_as_beit(vit)
+        head = nn.Linear(vit.width, vocabulary)
+        truncate_at_one_sigma_(head.weight)
+        nn.init.zeros_(head.bias)
+        super().__init__(vit, head, decoder_width)
 
     def reconstruction_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each masked patch ``[B, M]``: logits ``[B, M, K]``, tokens ``[B, M]`` (BEiT, Eq. 2)."""

@@ -4,6 +4,9 @@ The teacher turns each token into a distribution over prototypes. The class toke
 agree (DINO), and the masked patches of a view must agree with the teacher's patches. One forward pass of one teacher on
 the whole global crops gives iBOT's targets and the masks of Hard Patches Mining. The loss predictor learns to rank the
 losses of the patches.
+
+The start weights are those of the authors' code (:func:`~hardpatch.models.start_weights.start_as_ibot`). Its positions
+are learned; the recipes set this.
 """
 
 from typing import Any
@@ -25,6 +28,7 @@ from hardpatch.methods.distillation import (
 from hardpatch.methods.teacher import TeacherOutput
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.projection import ProjectionHead
+from hardpatch.models.start_weights import start_as_ibot
 from hardpatch.patches import PatchIndices, gather
 
 TEACHER_TEMPERATURES = (0.04, 0.07)
@@ -62,6 +66,7 @@ class IBOT(TokenHost):
         **encoder: Any,
     ) -> None:
         vit = Encoder(drop_masked=False, **encoder)
+        start_as_ibot(vit)
         head = ProjectionHead(vit.width, outputs, hidden=head_hidden, bottleneck=head_bottleneck)
         super().__init__(vit, head, decoder_width)
         self.temperature_warmup, self.frozen_last_layer = temperature_warmup, frozen_last_layer

@@ -1,6 +1,7 @@
 """SimMIM (Xie et al., CVPR 2022): the encoder sees mask tokens, a linear head predicts the pixels, L1 loss.
 
 SimMIM masks 60 % of the squares of 32 px (the recipes set this). The difficulty of a square is the mean of its patches.
+The encoder is BEiT's and starts as BEiT's; the head starts as torch's linear layers do, as in the authors' code.
 """
 
 from typing import Any
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from hardpatch.choices import ReconstructionLossName
 from hardpatch.methods import targets
 from hardpatch.methods.base import TokenHost
+from hardpatch.methods.beit import TOKENS
 from hardpatch.methods.losses import RECONSTRUCTION_LOSSES
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.start_weights import start_as_beit
 
 
 class SimMIM(TokenHost):
@@ -27,6 +30,8 @@ class SimMIM(TokenHost):
         encoder: further arguments of :class:`~hardpatch.models.encoder.Encoder`.
     """
 
+    no_weight_decay = TOKENS
+
     def __init__(
         self,
         *,
@@ -39,6 +44,7 @@ class SimMIM(TokenHost):
         **encoder: Any,
     ) -> None:
         vit = Encoder(patch_size=patch_size, channels=channels, drop_masked=False, **encoder)
+        start_as_beit(vit)
         head = nn.Linear(vit.width, patch_size**2 * channels if outputs is None else outputs)
         super().__init__(vit, head, decoder_width)
         self.normalize_pixels, self.reconstructs_pixels = normalize_pixels, outputs is None

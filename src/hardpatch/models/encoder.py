@@ -43,8 +43,9 @@ class Encoder(nn.Module):
         mlp_ratio: hidden width of the MLP divided by ``width``.
         drop_masked: drop masked patches; otherwise they become mask tokens.
         mask_token: create a mask token even if masked patches are dropped, for visible patches that are hidden.
-        positions: ``sincos``, fixed, or ``relative``, a bias shared by all blocks
-            (:class:`~hardpatch.models.positions.RelativePositionBias`; only if masked patches are not dropped).
+        positions: ``sincos``, fixed; ``relative``, a bias shared by all blocks
+            (:class:`~hardpatch.models.positions.RelativePositionBias`; only if masked patches are not dropped); or
+            ``learned``, a vector for each patch and for the class token (iBOT).
         layer_scale: see :class:`~hardpatch.models.block.Block`.
         drop_path: probability for the last block; it rises linearly from 0 in the first block.
 
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
     """
 
     positions: Tensor | None
+    class_position: Tensor | None
 
     def __init__(
         self,
@@ -81,7 +83,11 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         sincos = sincos_positions(width, self.grid) if positions == "sincos" else None
-        self.register_buffer("positions", sincos, persistent=False)
+        if positions == "learned":
+            self.positions = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
+        else:
+            self.register_buffer("positions", sincos, persistent=False)
+        self.class_position = nn.Parameter(0.02 * torch.randn(1, 1, width)) if positions == "learned" else None
         self.relative_bias = RelativePositionBias(self.grid, heads) if positions == "relative" else None
         rates = [drop_path * k / max(depth - 1, 1) for k in range(depth)]
         self.blocks = nn.ModuleList(
@@ -167,9 +173,11 @@ class Encoder(nn.Module):
                 masked = self._with_mask_tokens(x[:count], indices)
                 x = masked if count == len(x) else torch.cat([masked, x[count:]])
         if self.positions is not None:
-            positions = resample_positions(self.positions, self.grid, grid).to(x.dtype)
+            learned = self.class_position is not None
+            positions = resample_positions(self.positions, self.grid, grid, learned=learned).to(x.dtype)
             x = x + (positions[indices.visible] if indices is not None and self.drop_masked else positions)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        first = self.cls_token if self.class_position is None else self.cls_token + self.class_position
+        x = torch.cat([first.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         return x, None if self.relative_bias is None else self.relative_bias(grid)
 
     def _with_mask_tokens(self, x: Tensor, indices: PatchIndices) -> Tensor:

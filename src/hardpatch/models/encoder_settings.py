@@ -60,6 +60,23 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
     return encoder
 
 
+def absorb_class_position(encoder: Encoder) -> None:
+    """Add the learned position of the class token to the class token; the result is the same.
+
+    The positions of the patches become a buffer, as :func:`build_encoder` makes them. An encoder whose positions are
+    not learned stays as it is.
+    """
+    if encoder.class_position is None:
+        return
+    assert encoder.positions is not None
+    positions = encoder.positions.detach()
+    with torch.no_grad():
+        encoder.cls_token.add_(encoder.class_position)
+    encoder.class_position = None
+    del encoder.positions  # a parameter cannot be overwritten by a buffer
+    learn_positions(encoder, positions)
+
+
 def learn_positions(encoder: Encoder, positions: Tensor) -> None:
     """Set learned ``positions [N, D]``; unlike computed ones they are saved with the weights of the encoder."""
     encoder.register_buffer("positions", positions, persistent=True)

@@ -1,4 +1,8 @@
-"""Positions of patches: fixed two-dimensional sine-cosine positions (MAE), or a relative position bias (BEiT)."""
+"""Positions of patches: fixed sine-cosine (MAE), a relative position bias (BEiT), or learned ones (iBOT).
+
+Sine-cosine positions are two-dimensional. Learned ones start at random, see
+:class:`~hardpatch.models.encoder.Encoder`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +30,22 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
-def resample_positions(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Interpolate positions ``[N, D]`` of ``grid`` bicubically to the patches of ``new_grid``: ``[new N, D]``."""
+def resample_positions(
+    positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], *, learned: bool = False
+) -> Tensor:
+    """Interpolate positions ``[N, D]`` of ``grid`` bicubically to the patches of ``new_grid``: ``[new N, D]``.
+
+    Learned positions are interpolated as DINO and iBOT do while they train: without antialiasing, and with a scale that
+    belongs to a tenth of a patch more than there are, which their code adds as a guard against rounding.
+    """
     if grid == new_grid:
         return positions
     image = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    if learned:
+        scale = [(new + 0.1) / old for new, old in zip(new_grid, grid, strict=True)]
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1)
 
 

@@ -164,8 +164,8 @@ def _check_method(run: RunConfig) -> None:
         raise UserError(f"method.tokenizer: host {method.host} has no visual tokens; leave it out")
     if host.tokenizer and run.data.channels != 3:
         raise UserError(f"data.channels: the tokenizer of host {method.host} reads 3 channels, got {run.data.channels}")
-    if host.drops_masked and model.positions == "relative":
-        raise UserError(f"model.positions: host {method.host} drops patches and needs sincos, got relative")
+    if host.drops_masked and model.positions != "sincos":
+        raise UserError(f"model.positions: host {method.host} drops patches and needs sincos, got {model.positions}")
     if not host.drops_masked and method.secondary_ratio:
         raise UserError(
             f"method.secondary_ratio: host {method.host} has no dropped patches to add to, expected 0, got "

@@ -76,7 +76,7 @@ class ModelConfig:
     heads: int | None = None
     """Encoder attention heads; null is that of model.size."""
     positions: PositionsName = "sincos"
-    """Position encoding: fixed sine-cosine, or BEiT's relative bias shared by all blocks (not with host mae)."""
+    """Positions: fixed sine-cosine; with other hosts than mae also relative, BEiT's shared bias, or learned (iBOT)."""
     layer_scale: float | None = None
     """Initial layer scale of each residual branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
     drop_path: float = 0.0

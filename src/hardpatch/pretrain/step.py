@@ -72,7 +72,8 @@ class Learner:
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = run.train.checkpoint_activations
-        groups = parameter_groups(self.model, run.optim.weight_decay)
+        excepted = [f"host.{name}" for name in self.model.host.no_weight_decay]
+        groups = parameter_groups(self.model, run.optim.weight_decay, excepted)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
         fused = fabric.device.type != "mps" and run.train.precision != "fp16"
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)

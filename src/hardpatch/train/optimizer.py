@@ -1,5 +1,6 @@
 """Parameter groups of an optimizer for weight decay and layer decay, and their learning rates."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -11,12 +12,20 @@ BETAS = (0.9, 0.999)
 """AdamW betas for training on labels."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters by weight decay: 0 for biases and norms, ``weight_decay`` for matrices and tokens."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, no_weight_decay: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Group parameters by weight decay: 0 for biases, norms and ``no_weight_decay``, the given value for the others.
+
+    Args:
+        model: network to be trained.
+        weight_decay: of matrices and, unless they are excepted, of tokens and positions.
+        no_weight_decay: names of parameters without weight decay; names that the model lacks are ignored.
+    """
     from timm.optim import param_groups_weight_decay
 
     # timm puts all parameters into one group for a weight decay of 0, so the value is set afterwards.
-    without_decay, with_decay = param_groups_weight_decay(model, 1.0)
+    without_decay, with_decay = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_weight_decay)
     return [without_decay, with_decay | {"weight_decay": weight_decay, "decays": True}]
 
 
