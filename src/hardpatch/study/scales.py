@@ -74,6 +74,7 @@ BEIT: Settings = {
     "optim.clip": 3.0,
 }
 IBOT: Settings = {
+    "model.positions": "learned",
     "method.mask": "block",
     "method.mask_ratio": 0.3,
     "method.mask_ratio_spread": 0.2,
