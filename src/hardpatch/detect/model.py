@@ -137,22 +137,31 @@ def mask_rcnn(
         autocast=autocast,
     )
     anchors = AnchorGenerator([(anchor_scale * stride,) for stride in [*strides, 4 * patch]], [ASPECTS] * 5)
-    hidden = [channels] * 4
     model = MaskRCNN(
         backbone,
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(channels, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_train=1000,
-        box_roi_pool=_pool(7, strides, sampling_ratio),
-        box_head=FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
-        box_predictor=FastRCNNPredictor(head_width, classes + 1),
         box_batch_size_per_image=rois,
-        mask_roi_pool=_pool(14, strides, sampling_ratio),
-        mask_head=MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
-        mask_predictor=MaskRCNNPredictor(channels, channels, classes + 1),
+        **_heads(channels, head_width, classes + 1, strides, sampling_ratio),
     )
     model.transform = Canvas(image_size, mean, std)
     return model
+
+
+def _heads(
+    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int
+) -> dict[str, nn.Module]:
+    """Build the parts of the two heads, by torchvision's names."""
+    hidden = [channels] * 4
+    return {
+        "box_roi_pool": _pool(7, strides, sampling_ratio),
+        "box_head": FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
+        "box_predictor": FastRCNNPredictor(head_width, outputs),
+        "mask_roi_pool": _pool(14, strides, sampling_ratio),
+        "mask_head": MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
+        "mask_predictor": MaskRCNNPredictor(channels, channels, outputs),
+    }
 
 
 def _check_sizes(patch: int, image_size: int) -> None:

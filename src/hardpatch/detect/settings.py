@@ -76,9 +76,9 @@ RENAMED = {
     "both have trained and relative positions and sampling ratio 0 now; a run that began with paper resumes "
     "without --preset"
 }
-"""What became of presets of earlier versions."""
+"""Presets of earlier versions, and the line that says where they went."""
 BEFORE = {"sampling_ratio": 2, "train_positions": False, "relative_positions": False}
-"""What detectors of versions without these settings have."""
+"""Settings of detectors that were saved before these settings existed."""
 
 
 def check(run: DetectSettings) -> None:

@@ -1,4 +1,4 @@
-"""What an encoder gets for training on another task: trained positions, a bias in every block, and layer scale.
+"""Additions to an encoder for training on another task: trained positions, a bias in every block, and layer scale.
 
 None of it changes the output at first. MAE's Vision Transformer in mmsegmentation has all three (He et al. 2022,
 App. A.4; ``mmseg/models/backbones/mae.py``).

@@ -72,7 +72,7 @@ RENAMED = {
     "paper": "is now hpm, with 768 channels, other blocks, relative positions, layer scale, trained positions and "
     "80,000 steps; a run that began with the old paper resumes without --preset"
 }
-"""What became of presets of earlier versions."""
+"""Presets of earlier versions, and the line that says where they went."""
 LARGE = 24
 """Blocks from which on an encoder counts as ViT-L."""
 
