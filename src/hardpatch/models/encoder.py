@@ -173,13 +173,6 @@ class Encoder(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         return x, None if self.relative_bias is None else self.relative_bias(grid)
 
-    def _bias_in(self, block: nn.Module, shared: Tensor | None, images: Tensor) -> Tensor | None:
-        """Return the bias of a block's attention, for all patches of ``images``: its own or the shared one."""
-        assert isinstance(block, Block)
-        if block.relative_bias is None:
-            return shared
-        return block.relative_bias((images.shape[2] // self.patch_size, images.shape[3] // self.patch_size))
-
     def _with_mask_tokens(self, x: Tensor, indices: PatchIndices) -> Tensor:
         return scatter(self._mask_token(x).expand(*indices.masked.shape, -1), indices.masked, into=x)
 
@@ -189,6 +182,13 @@ class Encoder(nn.Module):
                 "mask: expected an encoder with a mask token for hidden patches, this one was built without one"
             )
         return self.mask_token.to(like.dtype)
+
+    def _bias_in(self, block: nn.Module, shared: Tensor | None, images: Tensor) -> Tensor | None:
+        """Return the bias of a block's attention, for all patches of ``images``: its own or the shared one."""
+        assert isinstance(block, Block)
+        if block.relative_bias is None:
+            return shared
+        return block.relative_bias((images.shape[2] // self.patch_size, images.shape[3] // self.patch_size))
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

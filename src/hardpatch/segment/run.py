@@ -261,7 +261,8 @@ def _choices(asked: SegmentSettings, model: UperNet) -> list[str]:
     depth, lines = len(model.encoder.blocks), []
     if asked.lr is None:
         size = f"{depth} blocks, as the paper for ViT-L" if depth >= LARGE else f"fewer than {LARGE} blocks"
-        decay = f"; layer decay {asked.layer_decay} is that of ViT-B" if depth >= LARGE else ""
+        small = depth >= LARGE and asked.layer_decay == SegmentSettings.layer_decay
+        decay = f"; layer decay {asked.layer_decay} is mmsegmentation's for MAE's ViT-B, set another" if small else ""
         lines.append(f"--lr {resolved(asked, depth).lr:g} for an encoder of {size}{decay}")
     if asked.blocks is None:
         reason = "as in mmsegmentation" if depth in BLOCKS else "evenly spread"
