@@ -18,7 +18,7 @@ from hardpatch.segment.data import SegmentationSet
 from hardpatch.segment.file import METADATA, load_segmenter, save_segmenter
 from hardpatch.segment.measure import Inference, predict_logits
 from hardpatch.segment.model import UperNet, default_blocks
-from hardpatch.segment.run import segment
+from hardpatch.segment.run import choices, segment
 from hardpatch.segment.settings import PRESETS, check, resolved
 from hardpatch.train.optimizer import layer_decay_groups
 from hardpatch.train.settings import changed, to_dict
@@ -139,6 +139,41 @@ def test_the_old_preset_is_refused_in_one_line(tmp_path: Path) -> None:
     assert str(error.value).startswith("--preset: paper is now hpm, with 768 channels")
     assert "resumes without --preset" in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("depth", "settings", "lines"),
+    [
+        (
+            12,
+            {},
+            [
+                "--lr 0.0001 for an encoder of fewer than 24 blocks",
+                "--blocks 4 6 8 12: maps after these blocks, as in mmsegmentation",
+            ],
+        ),
+        (
+            24,
+            {},
+            [
+                "--lr 2e-05 for an encoder of 24 blocks, as the paper for ViT-L; layer decay 0.65 is mmsegmentation's "
+                "for MAE's ViT-B, set another",
+                "--blocks 8 12 16 24: maps after these blocks, as in mmsegmentation",
+            ],
+        ),
+        (
+            24,
+            {"weights": "random", "blocks": [1, 2, 3, 4]},
+            ["--lr 2e-05 for an encoder of 24 blocks, as the paper for ViT-L"],
+        ),
+        (6, {"lr": 0.1}, ["--blocks 1 3 4 6: maps after these blocks, evenly spread"]),
+    ],
+)
+def test_what_the_encoder_decides_is_said(depth: int, settings: dict[str, Any], lines: list[str]) -> None:
+    encoder = Encoder(image_size=(8, 8), patch_size=4, width=8, depth=depth, heads=2)
+    run = changed(PRESETS["hpm"], settings)
+    model = UperNet(encoder, 2, mean=[0.5] * 3, std=[0.2] * 3, channels=4, blocks=run.blocks)
+    assert choices(run, model) == lines
 
 
 def test_vit_b_at_the_papers_size_has_the_papers_shapes() -> None:

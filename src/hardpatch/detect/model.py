@@ -117,8 +117,7 @@ def mask_rcnn(
         rois: boxes per image on which the heads are trained.
         anchor_scale: side of the anchors, relative to the stride of their map; with 8 and patches of 16 px, anchors
             have 32 to 512 px.
-        relative_positions: add decomposed relative positions to every block, see
-            :class:`~hardpatch.detect.vitdet.ViTDet`.
+        relative_positions: add decomposed relative positions to every block of the encoder.
         sampling_ratio: points of RoIAlign along each side of a cell; 0 adapts them to the size of the box.
         autocast: precision of encoder and pyramid, None for float32.
 
@@ -128,18 +127,13 @@ def mask_rcnn(
     _check_sizes(encoder.patch_size, image_size)
     patch = encoder.patch_size
     strides = [patch // 4, patch // 2, patch, 2 * patch]
+    grid = (image_size // patch, image_size // patch) if relative_positions else None
     backbone = ViTDet(
-        encoder,
-        channels=channels,
-        window=window,
-        global_blocks=global_blocks,
-        relative_grid=(image_size // patch, image_size // patch) if relative_positions else None,
-        autocast=autocast,
+        encoder, channels=channels, window=window, global_blocks=global_blocks, relative_grid=grid, autocast=autocast
     )
-    anchors = AnchorGenerator([(anchor_scale * stride,) for stride in [*strides, 4 * patch]], [ASPECTS] * 5)
     model = MaskRCNN(
         backbone,
-        rpn_anchor_generator=anchors,
+        rpn_anchor_generator=AnchorGenerator([(anchor_scale * k,) for k in [*strides, 4 * patch]], [ASPECTS] * 5),
         rpn_head=RPNHead(channels, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_train=1000,
         box_batch_size_per_image=rois,

@@ -165,7 +165,7 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     for split, pairs, unreadable in (("train", train, unreadable_train), ("val", val, unreadable_val)):
         left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""
         log.info("--%s: %d images, %d classes%s", split, len(pairs), len(labels.names), left_out)
-    for line in _choices(labeled.settings, model):
+    for line in choices(labeled.settings, model):
         log.info(line)
     bad = list(unreadable_train.values()), list(unreadable_val.values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
@@ -256,7 +256,7 @@ def _transfer(encoder: Encoder, settings: SegmentSettings) -> None:
         add_layer_scale(encoder)
 
 
-def _choices(asked: SegmentSettings, model: UperNet) -> list[str]:
+def choices(asked: SegmentSettings, model: UperNet) -> list[str]:
     """Return a line for each setting that the encoder decided."""
     depth, lines = len(model.encoder.blocks), []
     if asked.lr is None:
