@@ -58,6 +58,25 @@ def test_attention_equals_a_loop_over_pairs() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("side", [4, 7])
+def test_attention_equals_that_of_transformers(side: int) -> None:
+    """Segment Anything has ViTDet's attention; for a side of 7 the vectors are interpolated."""
+    sam = pytest.importorskip("transformers.models.sam.modeling_sam")
+    config = pytest.importorskip("transformers").SamVisionConfig(hidden_size=24, num_attention_heads=3)
+    torch.manual_seed(0)
+    theirs = sam.SamVisionAttention(config, window_size=4).eval()
+    nn.init.normal_(theirs.rel_pos_h)
+    nn.init.normal_(theirs.rel_pos_w)
+    ours, positions = Attention(24, 3), DecomposedPositions((4, 4), 8)
+    positions.load_state_dict({"rows": theirs.rel_pos_h, "columns": theirs.rel_pos_w})
+    ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if "rel_pos" not in name})
+    ours.add_module("positions", positions)
+    x = torch.randn(2, side, side, 24)
+    result = attend(ours, x.flatten(1, 2), (side, side), None)
+    assert_close(result, theirs(x)[0].flatten(1, 2), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_vectors_are_interpolated_for_other_grids() -> None:
     positions = DecomposedPositions((2, 2), 1)
     positions.rows.copy_(torch.tensor([[1.0], [2.0], [3.0]]))  # for -1, 0 and 1 rows

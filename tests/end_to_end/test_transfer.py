@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import hardpatch
 from hardpatch.cli import main
 from hardpatch.models.transfer import trains_positions
 from hardpatch.segment.measure import predict_logits
+from hardpatch.train import checkpoint
 from tests.end_to_end.conftest import SMALL
 from tests.end_to_end.test_detect import data as coco  # noqa: F401
 from tests.end_to_end.test_segment import data as pairs  # noqa: F401
@@ -121,3 +124,37 @@ def test_a_bias_from_pre_training_is_kept_and_said(
     assert not any(
         "attn.positions" in name for name in hardpatch.load_detector(tmp_path / "detector").model.state_dict()
     )
+
+
+NEW = ("relative_positions", "layer_scale", "train_positions", "sampling_ratio")
+"""Settings that earlier versions did not have."""
+
+
+def make_old(folder: Path, verb: str) -> None:
+    """Change the folder of a run to what a version without these settings wrote."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if k not in NEW}))
+    (weights,) = folder.glob(f"checkpoints/*/{checkpoint.WEIGHTS}")
+    metadata = checkpoint.read_metadata(weights)
+    assert metadata is not None
+    metadata[verb] = {k: v for k, v in metadata[verb].items() if k not in NEW}
+    metadata.pop("train_positions", None)
+    save_file(load_file(weights), weights, {"hardpatch": json.dumps(metadata)})
+
+
+def test_runs_of_the_old_preset_load_and_resume(encoder: Path, pairs: Path, coco: Path, tmp_path: Path) -> None:  # noqa: F811
+    """As ``paper`` left them: the larger network of its time, without the additions."""
+    off = ("--no-relative_positions", "--no-train_positions")
+    before = tmp_path / "segmenter"
+    assert (
+        segment(encoder, pairs, before, *off, "--no-layer_scale", "--blocks", "1", "2", "3", "4", "--lr", "1e-4") == 0
+    )
+    detector = tmp_path / "detector"
+    assert detect(encoder, coco, detector, *off, "--sampling_ratio", "2") == 0
+    for verb, folder in (("segment", before), ("detect", detector)):
+        result = json.loads((folder / "result.json").read_text())
+        make_old(folder, verb)
+        assert main([verb, "--resume", "--out", str(folder)]) == 0
+        assert json.loads((folder / "result.json").read_text()) | {"seconds": 0} == result | {"seconds": 0}
+    heads: Any = hardpatch.load_detector(detector).model
+    assert heads.roi_heads.box_roi_pool.sampling_ratio == 2

@@ -97,6 +97,29 @@ def test_each_block_has_a_bias_of_its_own() -> None:
     assert not torch.allclose(encoder(images), shared(images))
 
 
+@torch.no_grad()
+def test_a_transferred_encoder_is_timms_beit_with_absolute_positions() -> None:
+    """Mmsegmentation builds this network for MAE, too: BEiT's with positions of the patches."""
+    timm = pytest.importorskip("timm")
+    encoder = transferred()
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    state = encoder.state_dict()
+    state["pos_embed"] = torch.cat([torch.zeros(1, 32), state.pop("positions")])[None]
+    for k in range(3):
+        block = f"blocks.{k}."
+        state[f"{block}attn.relative_position_bias_table"] = state.pop(f"{block}relative_bias.table")
+        state[f"{block}gamma_1"], state[f"{block}gamma_2"] = (state.pop(f"{block}ls{n}.gamma") for n in (1, 2))
+        # timm's Beit lacks the bias of the keys, which adds the same number to all scores of a query
+        state[f"{block}attn.q_bias"], _, state[f"{block}attn.v_bias"] = state.pop(f"{block}attn.qkv.bias").chunk(3)
+    shape = {"img_size": (20, 32), "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    options = {"use_abs_pos_emb": True, "use_rel_pos_bias": True, "init_values": 1.0, "global_pool": "token"}
+    beit = timm.create_model("beit_base_patch16_224", **shape, **options, num_classes=0).eval()
+    beit.load_state_dict(state)  # strict
+    images = torch.randn(2, 3, 20, 32)
+    assert_close(encoder(images), beit.forward_features(images), rtol=1e-4, atol=1e-4)
+
+
 def test_what_an_encoder_has_is_kept() -> None:
     encoder = small_encoder(positions="relative", drop_masked=False, layer_scale=0.1)
     before = dict(encoder.named_parameters())
