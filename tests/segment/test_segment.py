@@ -22,7 +22,7 @@ from hardpatch.segment.file import load_segmenter, save_segmenter
 from hardpatch.segment.measure import Inference, predict_logits
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.pictures import write_pictures
-from hardpatch.segment.settings import PRESETS, SegmentSettings
+from hardpatch.segment.settings import PRESETS, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
 from hardpatch.segment.trainer import SegmentJob, evenly_spread, pixel_loss, poly_learning_rate
 from hardpatch.train import checkpoint
@@ -263,7 +263,7 @@ def test_invalid_settings(setting: dict[str, Any], message: str) -> None:
 
 
 def test_presets_are_valid() -> None:
-    check_settings(PRESETS["paper"], 16, 20210)
+    check_settings(resolved(PRESETS["hpm"], 12), 16, 20210)
     check_settings(PRESETS["small"], 8, 60)
     check_settings(SegmentSettings(**TINY), 4, 5)
 

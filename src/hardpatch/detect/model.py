@@ -95,6 +95,8 @@ def mask_rcnn(
     head_width: int = 1024,
     rois: int = 512,
     anchor_scale: float = 8.0,
+    relative_positions: bool = False,
+    sampling_ratio: int = 0,
     autocast: torch.dtype | None = None,
 ) -> MaskRCNN:
     """Build Mask R-CNN on a :class:`~hardpatch.detect.vitdet.ViTDet`.
@@ -115,6 +117,8 @@ def mask_rcnn(
         rois: boxes per image on which the heads are trained.
         anchor_scale: side of the anchors, relative to the stride of their map; with 8 and patches of 16 px, anchors
             have 32 to 512 px.
+        relative_positions: add decomposed relative positions to every block of the encoder.
+        sampling_ratio: points of RoIAlign along each side of a cell; 0 adapts them to the size of the box.
         autocast: precision of encoder and pyramid, None for float32.
 
     Raises:
@@ -123,24 +127,35 @@ def mask_rcnn(
     _check_sizes(encoder.patch_size, image_size)
     patch = encoder.patch_size
     strides = [patch // 4, patch // 2, patch, 2 * patch]
-    backbone = ViTDet(encoder, channels=channels, window=window, global_blocks=global_blocks, autocast=autocast)
-    anchors = AnchorGenerator([(anchor_scale * stride,) for stride in [*strides, 4 * patch]], [ASPECTS] * 5)
-    hidden = [channels] * 4
+    grid = (image_size // patch, image_size // patch) if relative_positions else None
+    backbone = ViTDet(
+        encoder, channels=channels, window=window, global_blocks=global_blocks, relative_grid=grid, autocast=autocast
+    )
     model = MaskRCNN(
         backbone,
-        rpn_anchor_generator=anchors,
+        rpn_anchor_generator=AnchorGenerator([(anchor_scale * k,) for k in [*strides, 4 * patch]], [ASPECTS] * 5),
         rpn_head=RPNHead(channels, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_train=1000,
-        box_roi_pool=_pool(7, strides),
-        box_head=FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
-        box_predictor=FastRCNNPredictor(head_width, classes + 1),
         box_batch_size_per_image=rois,
-        mask_roi_pool=_pool(14, strides),
-        mask_head=MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
-        mask_predictor=MaskRCNNPredictor(channels, channels, classes + 1),
+        **_heads(channels, head_width, classes + 1, strides, sampling_ratio),
     )
     model.transform = Canvas(image_size, mean, std)
     return model
+
+
+def _heads(
+    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int
+) -> dict[str, nn.Module]:
+    """Build the parts of the two heads, by torchvision's names."""
+    hidden = [channels] * 4
+    return {
+        "box_roi_pool": _pool(7, strides, sampling_ratio),
+        "box_head": FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
+        "box_predictor": FastRCNNPredictor(head_width, outputs),
+        "mask_roi_pool": _pool(14, strides, sampling_ratio),
+        "mask_head": MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
+        "mask_predictor": MaskRCNNPredictor(channels, channels, outputs),
+    }
 
 
 def _check_sizes(patch: int, image_size: int) -> None:
@@ -150,13 +165,13 @@ def _check_sizes(patch: int, image_size: int) -> None:
         raise ValueError(f"image_size: expected a multiple of {4 * patch}, four patches, got {image_size}")
 
 
-def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
+def _pool(cells: int, strides: Sequence[int], sampling_ratio: int) -> MultiScaleRoIAlign:
     """RoIAlign from the level that the area of a box determines (Lin et al. 2017, Eq. 1).
 
     The strides are set here, because torchvision infers them once, from the largest image of the first batch. If all
     images of that batch are smaller than the canvas, they would be wrong for the rest of the training.
     """
-    pool = MultiScaleRoIAlign(list(LEVELS), cells, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(list(LEVELS), cells, sampling_ratio)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(2, 5, canonical_scale=14 * strides[2], canonical_level=4)
     return pool

@@ -16,7 +16,7 @@ from hardpatch.curves import training_curves
 from hardpatch.detect.data import CocoSet, check_images, mask_tools, read_coco
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
-from hardpatch.detect.settings import PRESETS, DetectSettings, check
+from hardpatch.detect.settings import BEFORE, PRESETS, RENAMED, DetectSettings, check
 from hardpatch.detect.trainer import KIND, DetectJob, build
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
@@ -136,6 +136,8 @@ def detect(
             images cannot be used.
         TrainingError: if the loss becomes NaN or infinite.
     """
+    if preset in RENAMED:
+        raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     mask_tools()  # fails before anything is read
     inputs = {
         "run": run,
@@ -171,6 +173,8 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     log_to(folder / "log.txt")
     for split, coco in (("train", train), ("val", val)):
         log.info("--%s: %s", split, _summary(coco))
+    if settings.relative_positions and job.encoder.relative_bias is not None:
+        log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -226,10 +230,10 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
         raise UserError(f"RUN: expected a folder made by hardpatch detect, got {run}")
     metadata = _metadata(newest)
     names = {f.name for f in fields(DetectSettings)}
-    values = {name: value for name, value in metadata["detect"].items() if name in names}
+    values = BEFORE | {name: value for name, value in metadata["detect"].items() if name in names}
     if values.get("steps"):  # an earlier version saved epochs beside them, which it did not use
         values["epochs"] = None
-    settings = changed(PRESETS["paper"], values)
+    settings = changed(DetectSettings(), values)
     categories = {int(number): name for number, name in metadata["categories"]}
     model = build(_backbone(metadata), settings, len(categories)).to(device)
     state: dict[str, Tensor] = checkpoint.with_prefix(load_file(newest / checkpoint.WEIGHTS), "student.")

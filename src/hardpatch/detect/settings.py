@@ -1,4 +1,4 @@
-"""Settings of detection and their presets: ViTDet's recipe, and one for small sets.
+"""Settings of detection and their presets: ViTDet's recipe, HPM's shorter one, and one for small sets.
 
 This file does not import torch, so that the command line starts quickly.
 """
@@ -35,6 +35,11 @@ class DetectSettings(TrainingSettings):
     head_width: int = setting(1024, "width of the linear layer for the boxes")
     rois: int = setting(512, "boxes per image on which the heads are trained")
     anchor_scale: float = setting(8.0, "side of the anchors, relative to the stride of their map")
+    sampling_ratio: int = setting(0, "points of RoIAlign along each side of a cell; 0 adapts them to the box")
+    train_positions: bool = setting(True, "train the absolute positions")
+    relative_positions: bool = setting(
+        True, "add decomposed relative positions to every block, zero at first; not if the encoder has a relative bias"
+    )
 
 
 PRESETS = {
@@ -53,14 +58,27 @@ PRESETS = {
         head_width=256,
         rois=128,
         anchor_scale=4.0,
+        sampling_ratio=2,
+        train_positions=False,
+        relative_positions=False,
         log_every=20,
     ),
-    "paper": DetectSettings(),
+    "hpm": DetectSettings(epochs=12.0, batch_size=16),
+    "vitdet": DetectSettings(),
 }
-"""Settings by name: ``small`` for small sets; ``paper``, which needs a large GPU and ``accumulation_steps``.
+"""Settings by name: ``small`` for small sets; ``vitdet``; ``hpm``, the same in the length of HPM's A.2.
 
-On a canvas of 256 px, large-scale jitter would make objects too small, and anchors are smaller in proportion.
+The last two need a large GPU and ``accumulation_steps``. On a canvas of 256 px, large-scale jitter would make objects
+too small, and anchors are smaller in proportion.
 """
+RENAMED = {
+    "paper": "could mean two papers: take hpm (12 epochs, batch 16) or vitdet (100 epochs, batch 64), which it was; "
+    "both have trained and relative positions and sampling ratio 0 now; a run that began with paper resumes "
+    "without --preset"
+}
+"""Presets of earlier versions, and the line that says where they went."""
+BEFORE = {"sampling_ratio": 2, "train_positions": False, "relative_positions": False}
+"""Settings of detectors that were saved before these settings existed."""
 
 
 def check(run: DetectSettings) -> None:
@@ -72,7 +90,8 @@ def check(run: DetectSettings) -> None:
     check_training(run)
     for name in ("channels", "head_width", "rois", "window"):
         expect(run, name, "1 or more", getattr(run, name) >= 1)
-    expect(run, "warmup_steps", "0 or more", run.warmup_steps >= 0)
+    for name in ("warmup_steps", "sampling_ratio"):
+        expect(run, name, "0 or more", getattr(run, name) >= 0)
     for name in ("lr", "anchor_scale"):
         expect(run, name, "a number above 0", 0 < getattr(run, name) < math.inf)
     expect(run, "jitter", "two numbers above 0, the lower first", 0 < run.jitter[0] <= run.jitter[1] < math.inf)

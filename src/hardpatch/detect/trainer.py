@@ -19,6 +19,7 @@ from hardpatch.detect.settings import DetectSettings, step_learning_rate
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.models.transfer import train_positions
 from hardpatch.randomness import seed_step
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.device import autocast_dtype, loader_workers
@@ -47,7 +48,10 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
     patch_size = backbone.encoder.patch_size
     if patch_size % 4:
         raise UserError(f"RUN: expected an encoder whose patch size is a multiple of 4 px, got {patch_size}")
-    names = ("image_size", "window", "channels", "head_width", "rois", "anchor_scale")
+    if run.train_positions:
+        train_positions(backbone.encoder)
+    names = ["image_size", "window", "channels", "head_width", "rois", "anchor_scale"]
+    names += ["relative_positions", "sampling_ratio"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         try:

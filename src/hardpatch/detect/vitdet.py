@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth  # type: ignore[import-untyped]
 
+from hardpatch.detect.relative import DecomposedPositions, attend
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.positions import resample_positions
@@ -30,6 +31,9 @@ class ViTDet(nn.Module):
         channels: of the maps.
         window: side of a window in patches; a window larger than the image is the whole image.
         global_blocks: number of blocks that attend over the whole image.
+        relative_grid: (rows, columns) of patches in an image, to add
+            :class:`~hardpatch.detect.relative.DecomposedPositions` to every block; None adds none. An encoder with a
+            relative position bias from pre-training keeps that and gets no other.
         autocast: precision of encoder and pyramid, None for float32. The output is always float32: in half precision
             the corners of boxes would be off by pixels.
 
@@ -44,6 +48,7 @@ class ViTDet(nn.Module):
         channels: int = 256,
         window: int = 14,
         global_blocks: int = 4,
+        relative_grid: tuple[int, int] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -51,6 +56,10 @@ class ViTDet(nn.Module):
             raise ValueError(f"window: expected 1 patch or more, got {window}")
         self.encoder, self.window, self.autocast = encoder, window, autocast
         self.global_indices = global_block_indices(len(encoder.blocks), global_blocks)
+        self.relative_positions = relative_grid is not None and encoder.relative_bias is None
+        if self.relative_positions:
+            assert relative_grid is not None
+            self._add_positions(relative_grid)
         self.pyramid = SimplePyramid(encoder.width, channels)
         self.out_channels = channels  # read by torchvision
         for unused in (encoder.cls_token, encoder.mask_token, *encoder.norm.parameters()):
@@ -79,11 +88,21 @@ class ViTDet(nn.Module):
         window_bias = bias if window == grid else _sum(self._bias(window), padding_bias(grid, window, x))
         for index, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
-            if index in self.global_indices or window == grid:
+            whole = index in self.global_indices or window == grid
+            if whole and not self.relative_positions:
                 x = block(x, bias)
             else:
-                x = windowed_block(block, x, grid, window, window_bias)
+                x = windowed_block(block, x, grid, grid if whole else window, bias if whole else window_bias)
         return x.transpose(1, 2).unflatten(2, grid)
+
+    def _add_positions(self, grid: tuple[int, int]) -> None:
+        """Add relative positions to each block, as large as the window or image that it attends over."""
+        window = (min(self.window, grid[0]), min(self.window, grid[1]))
+        for index, block in enumerate(self.encoder.blocks):
+            assert isinstance(block, Block)
+            seen = grid if index in self.global_indices else window
+            width = self.encoder.width // block.attn.heads
+            block.attn.add_module("positions", DecomposedPositions(seen, width).to(block.attn.qkv.weight.device))
 
     def _bias(self, grid: tuple[int, int]) -> Tensor | None:
         """Return the relative position bias between patches ``[1, heads, N, N]``, None if the encoder has none."""
@@ -160,13 +179,13 @@ def windowed_block(
         block: a block of the encoder.
         x: the patches.
         grid: (rows, columns) of the image in patches.
-        window: (rows, columns) of a window.
+        window: (rows, columns) of a window; ``grid`` for attention over the whole image.
         bias: added to the attention, ``[W or 1, heads or 1, L or 1, L]`` for W windows of L patches in an image.
     """
     windows = partition(block.norm1(x), grid, window)
     if bias is not None and len(bias) > 1:
         bias = bias.repeat(len(x), 1, 1, 1)
-    attended = unpartition(block.attn(windows, bias), grid, window)
+    attended = unpartition(attend(block.attn, windows, window, bias), grid, window)
     x = x + stochastic_depth(block.ls1(attended), block.drop_path, "row", block.training)
     return x + stochastic_depth(block.ls2(block.mlp(block.norm2(x))), block.drop_path, "row", block.training)
 

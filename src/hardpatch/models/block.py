@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hardpatch.models.positions import RelativePositionBias
+
 NORM_EPS = 1e-6
 
 
@@ -128,6 +130,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width, mlp_ratio)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.relative_bias: RelativePositionBias | None = None  # see hardpatch.models.transfer
 
     def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Apply the block to tokens ``x [B, Q, D]``: ``[B, Q, D]``.

@@ -127,9 +127,10 @@ class Encoder(nn.Module):
         """
         x, bias = self._embed(images, None)
         for block in self.blocks[:-1]:
-            x = block(x, bias)
+            x = block(x, self._bias_in(block, bias, images))
         last = self.blocks[-1]
         assert isinstance(last, Block)
+        bias = self._bias_in(last, bias, images)
         attention = last.attn.first_token_attention(last.norm1(x), bias)
         return self.norm(last(x, bias)), attention
 
@@ -152,13 +153,13 @@ class Encoder(nn.Module):
         x, bias = self._embed(images, mask)
         outputs = [x] if 0 in blocks else []
         for number, block in enumerate(self.blocks[: blocks[-1]], 1):
-            x = block(x, bias)
+            x = block(x, self._bias_in(block, bias, images))
             if number in blocks:
                 outputs.append(x)
         return outputs
 
     def _embed(self, images: Tensor, mask: Tensor | PatchIndices | None) -> tuple[Tensor, Tensor | None]:
-        """Compute the tokens before the first block, and the bias of every attention."""
+        """Compute the tokens before the first block, and the bias that all blocks share."""
         patches = patchify(images, self.patch_size)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         indices = None if mask is None else to_indices(mask)
@@ -189,6 +190,13 @@ class Encoder(nn.Module):
                 "mask: expected an encoder with a mask token for hidden patches, this one was built without one"
             )
         return self.mask_token.to(like.dtype)
+
+    def _bias_in(self, block: nn.Module, shared: Tensor | None, images: Tensor) -> Tensor | None:
+        """Return the bias of a block's attention, for all patches of ``images``: its own or the shared one."""
+        assert isinstance(block, Block)
+        if block.relative_bias is None:
+            return shared
+        return block.relative_bias((images.shape[2] // self.patch_size, images.shape[3] // self.patch_size))
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hardpatch.models.block import Block, LayerScale
 from hardpatch.models.encoder import Encoder
+from hardpatch.models.transfer import add_relative_bias
 
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
         "positions": positions,
         "layer_scale": 1.0 if isinstance(block.ls1, LayerScale) else None,
         "drop_path": last.drop_path,
+        **({} if block.relative_bias is None else {"block_bias_grid": list(block.relative_bias.grid)}),
     }
 
 
@@ -44,6 +46,8 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
     Raises:
         ValueError: if the patch size does not divide the image size, the heads the width, or 4 the width.
     """
+    settings = dict(settings)
+    bias_grid = settings.pop("block_bias_grid", None)  # only after a transfer
     positions = settings["positions"]
     relative = positions == "relative"
     encoder = Encoder(
@@ -55,6 +59,8 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
         }
     )
     encoder.mask_token = None
+    if bias_grid is not None:
+        add_relative_bias(encoder, (bias_grid[0], bias_grid[1]))
     if positions == "learned":
         learn_positions(encoder, torch.zeros(encoder.grid[0] * encoder.grid[1], encoder.width))
     return encoder

@@ -14,6 +14,7 @@ from hardpatch import __version__
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
+from hardpatch.models.transfer import train_positions, trains_positions
 from hardpatch.segment.measure import Inference
 from hardpatch.segment.model import UperNet
 
@@ -36,6 +37,7 @@ def describe(model: UperNet, classes: Sequence[str], inference: Inference) -> di
     """Return plain values from which :func:`rebuild` builds the same network."""
     return {
         "encoder": encoder_settings(model.encoder),
+        "train_positions": trains_positions(model.encoder),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         "channels": model.channels,
@@ -47,8 +49,11 @@ def describe(model: UperNet, classes: Sequence[str], inference: Inference) -> di
 
 def rebuild(metadata: Mapping[str, Any], **options: float) -> UperNet:
     """Build the network of :func:`describe` with new weights; ``options`` are further arguments of UperNet."""
+    encoder = build_encoder(metadata["encoder"])
+    if metadata.get("train_positions"):  # absent in files of earlier versions
+        train_positions(encoder)
     return UperNet(
-        build_encoder(metadata["encoder"]),
+        encoder,
         len(metadata["classes"]),
         mean=metadata["mean"],
         std=metadata["std"],

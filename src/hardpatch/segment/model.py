@@ -13,6 +13,8 @@ from hardpatch.models.pixels import normalize
 POOLS = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256
 LEVELS = 4
+BLOCKS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}
+"""Blocks after which mmsegmentation takes maps of MAE's ViT-B, and of BEiT's ViT-L, by depth."""
 
 
 class ConvModule(nn.Sequential):
@@ -139,7 +141,7 @@ class UperNet(nn.Module):
         mean: of each channel in [0, 1] units, by which images are normalized.
         std: of each channel, in the same units.
         channels: of :class:`UperNetHead`; the auxiliary head has at most 256.
-        blocks: the four blocks, counted from 1, after which maps are taken; None takes :func:`quarters`.
+        blocks: the four blocks, counted from 1, after which maps are taken; None takes :func:`default_blocks`.
         dropout: of both heads.
 
     Raises:
@@ -163,7 +165,7 @@ class UperNet(nn.Module):
         super().__init__()
         self.encoder, self.classes, self.channels = encoder, classes, channels
         encoder.mask_token = None
-        self.blocks = tuple(quarters(len(encoder.blocks)) if blocks is None else blocks)
+        self.blocks = tuple(default_blocks(len(encoder.blocks)) if blocks is None else blocks)
         if (
             len(self.blocks) != LEVELS
             or list(self.blocks) != sorted(set(self.blocks))
@@ -191,6 +193,15 @@ class UperNet(nn.Module):
         tokens = self.encoder.intermediates(images, self.blocks)
         maps = self.neck([level.transpose(1, 2).reshape(len(images), -1, rows, columns) for level in tokens])
         return Logits(self.head(maps), self.auxiliary_head(maps[2]))
+
+
+def default_blocks(depth: int) -> tuple[int, ...]:
+    """Return the blocks after which maps are taken: :data:`BLOCKS` of 12 and 24 blocks, :func:`quarters` of others.
+
+    Raises:
+        ValueError: if the depth is below four.
+    """
+    return BLOCKS.get(depth) or quarters(depth)
 
 
 def quarters(depth: int) -> tuple[int, ...]:

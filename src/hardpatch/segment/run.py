@@ -15,12 +15,14 @@ import torch
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
+from hardpatch.models.encoder import Encoder, patch_grid
+from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
 from hardpatch.segment.data import IGNORED, Labels, check, find_labels, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
 from hardpatch.segment.measure import EvaluationResult
-from hardpatch.segment.model import UperNet
+from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
-from hardpatch.segment.settings import PRESETS, SegmentSettings
+from hardpatch.segment.settings import LARGE, PRESETS, RENAMED, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
 from hardpatch.segment.trainer import KIND, SegmentJob
 from hardpatch.train import checkpoint
@@ -131,6 +133,8 @@ def segment(
         "ignore": None if ignore is None else list(ignore),
         "reduce_zero_label": reduce_zero_label,
     }
+    if preset in RENAMED:
+        raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     for name in {"crop", "stride"} & settings.keys():  # one number stands for a square
         sides = settings[name] if isinstance(settings[name], Sequence) else [settings[name]]
         settings[name] = [*sides, *sides] if len(sides) == 1 else sides
@@ -145,9 +149,10 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     labels = find_labels(inputs["train"], inputs["classes"], ignored, bool(inputs["reduce_zero_label"]))
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
-    model = _initial(labeled, labels) if newest is None else _of_checkpoint(newest, settings, labels)
     train = open_segmentation(inputs["train"], "train", labels)
     val = open_segmentation(inputs["val"], "val", labels)
+    model = _initial(labeled, labels, len(train)) if newest is None else _of_checkpoint(newest, settings, labels)
+    settings = resolved(settings, len(model.encoder.blocks))
     check_settings(settings, model.encoder.patch_size, len(train))
     pixels, unreadable_train = check(train, "train")
     _, unreadable_val = check(val, "val")
@@ -160,6 +165,8 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     for split, pairs, unreadable in (("train", train, unreadable_train), ("val", val, unreadable_val)):
         left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""
         log.info("--%s: %d images, %d classes%s", split, len(pairs), len(labels.names), left_out)
+    for line in choices(labeled.settings, model):
+        log.info(line)
     bad = list(unreadable_train.values()), list(unreadable_val.values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
     if newest is not None:
@@ -211,19 +218,22 @@ def _finish(
     )
 
 
-def _initial(labeled: FolderRun[SegmentSettings], labels: Labels) -> UperNet:
-    """Build the network of a new run.
+def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, images: int) -> UperNet:
+    """Build the network of a new run on so many ``images``.
 
     Raises:
-        UserError: if the weights cannot be loaded or sizes do not fit.
+        UserError: if the weights cannot be loaded, or the settings or sizes do not fit.
     """
     settings = labeled.settings
     backbone = load_backbone(labeled.inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
+    encoder = backbone.encoder
+    check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, images)
+    _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
             return UperNet(
-                backbone.encoder,
+                encoder,
                 len(labels.names),
                 mean=backbone.mean,
                 std=backbone.std,
@@ -233,6 +243,33 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels) -> UperNet:
             )
         except ValueError as error:
             raise UserError(f"--{error}") from None
+
+
+def _transfer(encoder: Encoder, settings: SegmentSettings) -> None:
+    """Give the encoder what the settings add for this task, on the grid of the crop."""
+    grid = patch_grid((settings.crop[0], settings.crop[1]), encoder.patch_size)
+    if settings.train_positions:
+        train_positions(encoder, grid)
+    if settings.relative_positions:
+        add_relative_bias(encoder, grid)
+    if settings.layer_scale:
+        add_layer_scale(encoder)
+
+
+def choices(asked: SegmentSettings, model: UperNet) -> list[str]:
+    """Return a line for each setting that the encoder decided."""
+    depth, lines = len(model.encoder.blocks), []
+    if asked.lr is None:
+        size = f"{depth} blocks, as the paper for ViT-L" if depth >= LARGE else f"fewer than {LARGE} blocks"
+        small = depth >= LARGE and asked.layer_decay == SegmentSettings.layer_decay
+        decay = f"; layer decay {asked.layer_decay} is mmsegmentation's for MAE's ViT-B, set another" if small else ""
+        lines.append(f"--lr {resolved(asked, depth).lr:g} for an encoder of {size}{decay}")
+    if asked.blocks is None:
+        reason = "as in mmsegmentation" if depth in BLOCKS else "evenly spread"
+        lines.append(f"--blocks {' '.join(map(str, model.blocks))}: maps after these blocks, {reason}")
+    if asked.relative_positions and model.encoder.relative_bias is not None:
+        lines.append("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
+    return lines
 
 
 def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> UperNet:

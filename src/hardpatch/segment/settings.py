@@ -4,7 +4,7 @@ Nothing here imports torch, so that ``--help`` answers at once.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
@@ -12,18 +12,17 @@ from hardpatch.train.settings import TrainingSettings, check_training, expect, s
 
 @dataclass(frozen=True)
 class SegmentSettings(TrainingSettings):
-    """Training of UperNet, by default as mmsegmentation configures MAE's ViT-B on ADE20K.
+    """Training of UperNet, by default as HPM's paper (A.3) and mmsegmentation's configuration of MAE on ADE20K."""
 
-    Two defaults differ: ``channels`` (768 there) and ``blocks`` (4, 6, 8 and 12 there).
-    """
-
-    steps: int | None = setting(160_000, "optimizer steps; this or epochs")
+    steps: int | None = setting(80_000, "optimizer steps; this or epochs")
     batch_size: int = setting(16, "crops of an optimizer step")
     layer_decay: float | None = setting(
         0.65, "factor of the learning rate from each layer to the one below it; 1 for random weights"
     )
     val_every: float | None = setting(12.7, "epochs between evaluations; there is always one at the end")
-    lr: float = setting(1e-4, "peak learning rate of the heads")
+    lr: float | None = setting(
+        None, "peak learning rate of the heads; null: 1e-4, and 2e-5 for encoders of 24 blocks or more (ViT-L)"
+    )
     min_lr: float = setting(0.0, "learning rate at the end")
     warmup_steps: int = setting(1500, "steps in which the learning rate rises from 0")
     power: float = setting(1.0, "power of the polynomial by which the learning rate falls")
@@ -32,10 +31,17 @@ class SegmentSettings(TrainingSettings):
     scale: tuple[float, ...] = setting((0.5, 2.0), "range of the random scale")
     cat_max_ratio: float = setting(0.75, "crops in which one class has more than this share are redrawn")
     photometric: bool = setting(True, "vary brightness, contrast, saturation and hue")
-    channels: int = setting(512, "channels of the heads")
+    channels: int = setting(768, "channels of the heads")
     blocks: tuple[int, ...] | None = setting(
-        None, "four blocks, counted from 1, after which features are taken; null: 1/4, 2/4, 3/4 and 4/4 of the depth"
+        None,
+        "four blocks, counted from 1, after which features are taken; null: 4 6 8 12 of 12, 8 12 16 24 of 24, "
+        "else 1/4, 2/4, 3/4 and 4/4 of the depth",
     )
+    train_positions: bool = setting(True, "train the absolute positions, on the crop's grid of patches")
+    relative_positions: bool = setting(
+        True, "add a relative position bias to every block, zero at first; an encoder that has one keeps its own"
+    )
+    layer_scale: bool = setting(True, "add layer scale to every block, 1 at first")
     dropout: float = setting(0.1, "dropout of channels before the classifiers")
     auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss")
     inference: Literal["whole", "slide"] = setting("slide", "the whole image at once, or a sliding window")
@@ -51,21 +57,36 @@ PRESETS = {
         channels=64,
         lr=2e-3,
         layer_decay=0.75,
+        train_positions=False,
+        relative_positions=False,
+        layer_scale=False,
         warmup_steps=100,
         inference="whole",
         stride=(64, 64),
         val_every=50.0,
     ),
-    "paper": SegmentSettings(),
+    "hpm": SegmentSettings(),
 }
-"""``small`` is this project's choice for small networks on a CPU and was not tuned; ``paper`` needs a GPU."""
+"""``small`` is this project's choice for small networks on a CPU and was not tuned; ``hpm`` needs a GPU."""
+RENAMED = {
+    "paper": "is now hpm, with 768 channels, other blocks, relative positions, layer scale, trained positions and "
+    "80,000 steps; a run that began with the old paper resumes without --preset"
+}
+"""Presets of earlier versions, and the line that says where they went."""
+LARGE = 24
+"""Blocks from which on an encoder counts as ViT-L."""
+
+
+def resolved(run: SegmentSettings, depth: int) -> SegmentSettings:
+    """Return the settings with the learning rate for an encoder of ``depth`` blocks, if none is set (HPM, A.3)."""
+    return run if run.lr is not None else replace(run, lr=2e-5 if depth >= LARGE else 1e-4)
 
 
 def check(run: SegmentSettings, patch_size: int, images: int) -> None:
     """Refuse settings that cannot work.
 
     Args:
-        run: the settings.
+        run: the settings, :func:`resolved`.
         patch_size: of the encoder, pixels.
         images: number of images in the training set.
 
@@ -83,6 +104,7 @@ def check(run: SegmentSettings, patch_size: int, images: int) -> None:
     )
     expect(run, "cat_max_ratio", "a share above 0", 0 < run.cat_max_ratio <= 1)
     expect(run, "dropout", "a probability below 1", 0 <= run.dropout < 1)
+    assert run.lr is not None
     for name in ("lr", "power"):
         expect(run, name, "a number above 0", 0 < getattr(run, name) < math.inf)
     expect(run, "auxiliary_weight", "0 or more", 0 <= run.auxiliary_weight < math.inf)

@@ -32,7 +32,7 @@ class SegmentJob:
     """A segmenter in training.
 
     Args:
-        run: the settings.
+        run: the settings, with a learning rate (:func:`hardpatch.segment.settings.resolved`).
         folder: of the run.
         train: images and label maps to learn from.
         val: images and label maps to evaluate on.
@@ -59,6 +59,7 @@ class SegmentJob:
         self.images, self.batch_size = len(train), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
         groups = layer_decay_groups(self.model, run.weight_decay, run.layer_decay or 1.0)
+        assert run.lr is not None
         adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
         self.network, self.optimizer = fabric.setup(self.model, adamw)
         self.state = TrainingState(fabric, self.model, adamw)
@@ -169,6 +170,7 @@ def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:
     It falls from ``lr`` to ``min_lr`` as ``(1 - step / total) ** power``, multiplied by ``step / warmup_steps`` during
     the warm-up.
     """
+    assert run.lr is not None
     lr = run.min_lr + (run.lr - run.min_lr) * (1 - step / total) ** run.power
     return lr * min(1.0, step / run.warmup_steps) if run.warmup_steps else lr
 
