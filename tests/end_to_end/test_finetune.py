@@ -257,6 +257,8 @@ def test_other_hosts_and_gray_images(tmp_path: Path) -> None:
     assert main(command(pretrained, images, out, *augmented, "--weights", "teacher")) == 0
     model, classes, size = load_classifier(out)
     assert (classes, size, model.encoder.channels) == (("0", "1"), (40, 40), 1)
+    assert model.encoder.relative_bias is None
+    assert all(block.relative_bias is not None for block in model.encoder.blocks)
     assert model(model.normalize(torch.zeros(1, 1, 40, 40, dtype=torch.uint8))).shape == (1, 2)
 
 

@@ -23,6 +23,7 @@ from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.measure.features import align_labels
 from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.models.transfer import unshare_relative_bias
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
@@ -241,6 +242,7 @@ def _initial(folder_run: FolderRun[FinetuneSettings], classes: int) -> Classifie
     """
     settings = folder_run.settings
     encoder, mean, std = load_backbone(folder_run.inputs["run"], settings.weights, seed=settings.seed)
+    unshare_relative_bias(encoder)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

@@ -19,7 +19,7 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     block, last = encoder.blocks[0], encoder.blocks[-1]
     assert isinstance(block, Block)
     assert isinstance(last, Block)
-    if encoder.relative_bias is not None:
+    if encoder.positions is None:  # the bias is shared, or each block has its own
         positions = "relative"
     else:
         positions = "learned" if "positions" in encoder.state_dict() else "sincos"
@@ -60,6 +60,7 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
     )
     encoder.mask_token = None
     if bias_grid is not None:
+        encoder.relative_bias = None
         add_relative_bias(encoder, (bias_grid[0], bias_grid[1]))
     if positions == "learned":
         learn_positions(encoder, torch.zeros(encoder.grid[0] * encoder.grid[1], encoder.width))

@@ -52,6 +52,24 @@ def add_relative_bias(encoder: Encoder, grid: tuple[int, int]) -> bool:
     return True
 
 
+def unshare_relative_bias(encoder: Encoder) -> bool:
+    """Copy the relative position bias that all blocks share to each of them (Bao et al. 2022, BEiT, for fine-tuning).
+
+    Returns:
+        Whether there was one.
+    """
+    shared = encoder.relative_bias
+    if shared is None:
+        return False
+    encoder.relative_bias = None
+    add_relative_bias(encoder, shared.grid)
+    for block in encoder.blocks:
+        assert isinstance(block, Block)
+        assert block.relative_bias is not None
+        block.relative_bias.load_state_dict(shared.state_dict())
+    return True
+
+
 def add_layer_scale(encoder: Encoder) -> bool:
     """Give every block layer scale, 1 at first; an encoder that has it from pre-training keeps its own.
 
