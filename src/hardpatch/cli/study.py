@@ -96,6 +96,14 @@ def _parser() -> Parser:
         parser.add_argument(f"--{name}", metavar="PATH", help=f"for AP of Table 5: {kind}")
     for name in SEGMENT:
         parser.add_argument(f"--{name}", metavar="DIR", help="for mIoU of Tables 5 and 7: images and label maps")
+    parser.add_argument(
+        "--segment_classes",
+        metavar="N|FILE",
+        help="their classes: a number, or a file of names (default: classes.txt of --segment_train)",
+    )
+    parser.add_argument(
+        "--segment_reduce_zero_label", action="store_true", help="their label 0 is no class, as in ADE20K"
+    )
     for name in ("dino", "clip"):
         parser.add_argument(
             f"--{name}_weights",
@@ -139,6 +147,8 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
         measures=_measures(options.measures),
         detect=_all_or_none(options, DETECT),
         segment=_all_or_none(options, SEGMENT),
+        segment_classes=options.segment_classes,
+        reduce_zero_label=options.segment_reduce_zero_label,
         weights=weights,
         tokenizer=options.tokenizer,
         arguments=tuple(arguments),

@@ -59,6 +59,10 @@ class Study:
     """Images and annotations to learn detection from, and images and annotations to evaluate it on."""
     segment: tuple[str, ...] | None = None
     """Folders of images and label maps to learn segmentation from, and to evaluate it on."""
+    segment_classes: str | None = None
+    """Number of classes of ``segment``, or a file of their names; None reads ``classes.txt`` of its first folder."""
+    reduce_zero_label: bool = False
+    """True for label maps in which 0 is no class, as ADE20K's."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Weight files of frozen networks, by network."""
     tokenizer: str | None = None

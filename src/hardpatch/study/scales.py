@@ -108,8 +108,30 @@ CPU: Settings = {
     "steps": 800,
     "batch_size": 64,
 }
-MICRO_DETECT: Settings = {}
-MICRO_SEGMENT: Settings = {}
+MICRO_DETECT: Settings = {
+    "preset": "hpm",
+    "epochs": None,
+    "steps": 2,
+    "batch_size": 2,
+    "image_size": 64,
+    "window": 4,
+    "global_blocks": 2,
+    "channels": 8,
+    "head_width": 16,
+    "rois": 8,
+    "anchor_scale": 4.0,
+    "jitter": (0.8, 1.25),
+}
+MICRO_SEGMENT: Settings = {
+    "preset": "hpm",
+    "steps": 2,
+    "batch_size": 2,
+    "warmup_steps": 1,
+    "short_side": 32,
+    "crop": (32, 32),
+    "stride": (16, 16),
+    "channels": 8,
+}
 
 SCALES = {
     "paper": Scale(
@@ -198,12 +220,12 @@ SCALES = {
         },
     ),
     "micro": Scale(
-        about="2 blocks of width 32 on the embedded set, 20 steps; a test that all runs, its numbers mean nothing",
+        about="4 blocks of width 32 on the embedded set, 20 steps; a test that all runs, its numbers mean nothing",
         encoders=("width 32", "width 48"),
         recipes={"mae": {1: "demo"}},
         settings={
             "model.width": 32,
-            "model.depth": 2,
+            "model.depth": 4,
             "model.heads": 2,
             "model.decoder_width": 16,
             "model.decoder_depth": 1,
@@ -216,8 +238,8 @@ SCALES = {
         large={"model.width": 48, "model.heads": 3},
         finetune={"preset": "tiny", "epochs": 0.1, "warmup_epochs": 0.01, "workers": 0},
         supervised={"preset": "tiny", "epochs": 0.1, "warmup_epochs": 0.01, "workers": 0},
-        detect={"preset": "small", **MICRO_DETECT},
-        segment={"preset": "small", **MICRO_SEGMENT},
+        detect=MICRO_DETECT,
+        segment=MICRO_SEGMENT,
         tokenizer={
             "steps": 30,
             "image_size": 32,

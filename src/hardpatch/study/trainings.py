@@ -117,6 +117,8 @@ def segmentation(study: Study, task: Task, progress: Progress, *, twice_as_long:
         str(task.folder),
         *study.segment,
         folder,
+        classes=study.segment_classes,
+        reduce_zero_label=study.reduce_zero_label,
         resume=_started(folder),
         progress=progress,
         arguments=["study", *study.arguments],
