@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 COLOR_MAP = "viridis"  # lightness rises evenly, so the order is visible to the color-blind and in gray prints
+RED_IS_HIGH = "RdYlBu_r"  # of galleries: from blue over yellow to red, as in the paper
 MASK_GRAY = 128
 INK, FAINT = "#333333", "#e3e3e3"  # of text, of grids
 LINES = ("#0072b2", "#d55e00", "#009e73")  # of curves: Okabe and Ito's colors for the color-blind
@@ -45,13 +46,18 @@ def patches_to_pixels(values: NDArray[Any], grid: tuple[int, int], size: tuple[i
     return values.reshape(grid).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
-def heat_map(image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65) -> Image:
-    """Draw ``values [N]`` as colors, lowest dark and highest bright, over the gray image: ``[H, W, 3]``."""
+def heat_map(
+    image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65, color_map: str = COLOR_MAP
+) -> Image:
+    """Draw ``values [N]`` as colors, lowest dark and highest bright, over the gray image: ``[H, W, 3]``.
+
+    With ``color_map`` :data:`RED_IS_HIGH` the lowest are blue and the highest red.
+    """
     from matplotlib import colormaps
 
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    colors = colormaps[COLOR_MAP](patches_to_pixels(scaled, grid, image.shape[:2]))[..., :3] * 255
+    colors = colormaps[color_map](patches_to_pixels(scaled, grid, image.shape[:2]))[..., :3] * 255
     gray = to_rgb(image).mean(axis=-1, keepdims=True)
     return (opacity * colors + (1 - opacity) * gray).round().astype(np.uint8)
 
@@ -96,10 +102,10 @@ class ScoreRow(NamedTuple):
 
     name: str
     image: Image
-    difficulty: Floats
-    """predicted difficulty ``[N]``"""
-    mask: Bools
-    """the hardest patches ``[N]``, True = masked"""
+    difficulty: Floats | None
+    """predicted difficulty ``[N]``; None without a loss predictor, its columns are left out"""
+    mask: Bools | None
+    """the hardest patches ``[N]``, True = masked; None likewise"""
     reconstruction: Image | None
     """None if the model does not predict pixels; the column is left out"""
     true_loss: Floats
@@ -132,16 +138,13 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
     """
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
-    percent = round(100 * float(rows[0].mask.mean()))
-    titles = {
-        "picture": "picture",
-        "difficulty": f"predicted difficulty{where}",
-        "masked": f"hardest {percent} % masked",
-        "reconstruction": "reconstruction",
-        "true_loss": f"true loss, {draws} random mask{'s' if draws > 1 else ''}",
-    }
-    if rows[0].reconstruction is None:
-        del titles["reconstruction"]
+    titles = {"picture": "picture"}
+    if rows[0].mask is not None:
+        percent = round(100 * float(rows[0].mask.mean()))
+        titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}
+    if rows[0].reconstruction is not None:
+        titles["reconstruction"] = "reconstruction"
+    titles["true_loss"] = f"true loss, {draws} random mask{'s' if draws > 1 else ''}"
     height, width = rows[0].image.shape[:2]
     sheet = _Sheet(len(rows), titles, height / width)
     for number, row in enumerate(rows):
@@ -154,20 +157,100 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
                 axes.set_title(title, fontsize=10, color=INK, pad=6)
             if column in captions:
                 _write_caption(axes, captions[column])
-        _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
+        if row.difficulty is not None:
+            _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
         _draw_color_bar(sheet.bar(number, "true_loss"), row.true_loss)
     return sheet.figure
+
+
+class GalleryTuple(NamedTuple):
+    """One image of a :func:`gallery`: its panels from left to right."""
+
+    pictures: Sequence[Image]
+    """``[H, W, C]``, all of one shape"""
+    captions: Sequence[str]
+    """one or two lines below each panel, empty for none"""
+
+
+def gallery(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row: int, footer: str = "") -> "Figure":
+    """Draw tuples of panels side by side, several tuples a row, as in the paper's Figures 2 and 4.
+
+    Args:
+        tuples: all with as many panels as there are ``titles``.
+        titles: of the panels, above the first row.
+        per_row: tuples in a row.
+        footer: a line below the color bar, which says that red is high.
+
+    Raises:
+        ValueError: if there is no tuple.
+    """
+    if not tuples:
+        raise ValueError("tuples: expected at least one image, got none")
+    height, width = tuples[0].pictures[0].shape[:2]
+    page = _Page(len(tuples), len(titles), per_row, height / width)
+    for number, (pictures, captions) in enumerate(tuples):
+        for panel, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            axes = page.cell(number, panel)
+            axes.imshow(to_rgb(enlarge(picture)), aspect="auto")
+            axes.set_axis_off()
+            if number < per_row:
+                axes.set_title(titles[panel], fontsize=8, color=INK, pad=4)
+            _write_caption(axes, caption, size=7)
+    _draw_high_and_low(page.bar(), footer)
+    return page.figure
+
+
+class _Page:
+    """A figure with cells at fixed positions, like :class:`_Sheet`: tuples of panels in rows, a color bar below.
+
+    Args:
+        tuples: number of tuples.
+        panels: in each tuple.
+        per_row: tuples in a row.
+        aspect: height of a panel over its width.
+    """
+
+    # inches
+    WIDTH, MARGIN, GAP, TUPLE_GAP, CAPTION, TITLE, FOOT = 1.4, 0.12, 0.05, 0.22, 0.36, 0.26, 0.55
+    BAR_WIDTH, BAR_HEIGHT = 1.0, 0.1
+
+    def __init__(self, tuples: int, panels: int, per_row: int, aspect: float) -> None:
+        from matplotlib.figure import Figure
+
+        self.per_row, self.height = min(per_row, tuples), self.WIDTH * aspect
+        self.tuple_width = panels * (self.WIDTH + self.GAP) - self.GAP
+        width = self.per_row * (self.tuple_width + self.TUPLE_GAP) - self.TUPLE_GAP
+        rows = math.ceil(tuples / per_row)
+        self.size = (2 * self.MARGIN + width, self.TITLE + rows * (self.height + self.CAPTION) + self.FOOT)
+        self.figure = Figure(figsize=self.size, dpi=130, facecolor="white")
+
+    def cell(self, number: int, panel: int) -> "Axes":
+        """Axes of a panel of a tuple."""
+        row, column = divmod(number, self.per_row)
+        left = self.MARGIN + column * (self.tuple_width + self.TUPLE_GAP) + panel * (self.WIDTH + self.GAP)
+        top = self.TITLE + row * (self.height + self.CAPTION)
+        return self._axes(left, top, self.WIDTH, self.height)
+
+    def bar(self) -> "Axes":
+        """Axes of the color bar, below all rows."""
+        left, top = (self.size[0] - self.BAR_WIDTH) / 2, self.size[1] - self.FOOT + 0.08
+        return self._axes(left, top, self.BAR_WIDTH, self.BAR_HEIGHT)
+
+    def _axes(self, left: float, top: float, width: float, height: float) -> "Axes":
+        total_width, total_height = self.size
+        bottom = total_height - top - height
+        return self.figure.add_axes(
+            (left / total_width, bottom / total_height, width / total_width, height / total_height)
+        )
 
 
 def _pictures(row: ScoreRow) -> dict[str, Image]:
     """Picture of each column."""
     image = enlarge(row.image)
-    pictures = {
-        "picture": to_rgb(image),
-        "difficulty": heat_map(image, row.difficulty, row.grid),
-        "masked": to_rgb(masked_image(image, row.mask, row.grid)),
-        "true_loss": heat_map(image, row.true_loss, row.grid),
-    }
+    pictures = {"picture": to_rgb(image), "true_loss": heat_map(image, row.true_loss, row.grid)}
+    if row.difficulty is not None and row.mask is not None:
+        pictures["difficulty"] = heat_map(image, row.difficulty, row.grid)
+        pictures["masked"] = to_rgb(masked_image(image, row.mask, row.grid))
     if row.reconstruction is not None:
         pictures["reconstruction"] = to_rgb(enlarge(row.reconstruction))
     return pictures
@@ -175,7 +258,7 @@ def _pictures(row: ScoreRow) -> dict[str, Image]:
 
 def _captions(row: ScoreRow) -> dict[str, str]:
     return {
-        "picture": _shorten(row.name),
+        "picture": shorten(row.name),
         "difficulty": row.difficulty_caption,
         "true_loss": row.true_loss_caption,
     }
@@ -219,7 +302,7 @@ class _Sheet:
         )
 
 
-def _write_caption(axes: "Axes", caption: str) -> None:
+def _write_caption(axes: "Axes", caption: str, size: int = 8) -> None:
     text = axes.annotate(
         caption,
         (0, 0),
@@ -227,7 +310,7 @@ def _write_caption(axes: "Axes", caption: str) -> None:
         xytext=(0, -4),
         textcoords="offset points",
         va="top",
-        fontsize=8,
+        fontsize=size,
         color=INK,
     )
     text.set_parse_math(False)  # a file name may contain dollar signs
@@ -246,6 +329,25 @@ def _draw_color_bar(axes: "Axes", values: Floats) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _shorten(name: str, length: int = 28) -> str:
+def _draw_high_and_low(axes: "Axes", footer: str) -> None:
+    """Draw a color bar from the lowest (blue) to the highest loss (red), and a line below it."""
+    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=RED_IS_HIGH)
+    axes.set_axis_off()
+    for text, (x, y), alignment in (("low loss ", (0, 0.5), "right"), (" high loss", (1, 0.5), "left")):
+        axes.annotate(text, (x, y), xycoords="axes fraction", ha=alignment, va="center", fontsize=8, color=INK)
+    axes.annotate(
+        footer,
+        (0.5, 0),
+        xycoords="axes fraction",
+        xytext=(0, -6),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=INK,
+    )
+
+
+def shorten(name: str, length: int = 28) -> str:
     """Return the end of a long name, which distinguishes the paths of images."""
     return name if len(name) <= length else "…" + name[1 - length :]
