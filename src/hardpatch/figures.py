@@ -156,92 +156,11 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
             if number == 0:
                 axes.set_title(title, fontsize=10, color=INK, pad=6)
             if column in captions:
-                _write_caption(axes, captions[column])
+                write_caption(axes, captions[column])
         if row.difficulty is not None:
             _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
         _draw_color_bar(sheet.bar(number, "true_loss"), row.true_loss)
     return sheet.figure
-
-
-class GalleryTuple(NamedTuple):
-    """One image of a :func:`gallery`: its panels from left to right."""
-
-    pictures: Sequence[Image]
-    """``[H, W, C]``, all of one shape"""
-    captions: Sequence[str]
-    """one or two lines below each panel, empty for none"""
-
-
-def gallery(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row: int, footer: str = "") -> "Figure":
-    """Draw tuples of panels side by side, several tuples a row, as in the paper's Figures 2 and 4.
-
-    Args:
-        tuples: all with as many panels as there are ``titles``.
-        titles: of the panels, above the first row.
-        per_row: tuples in a row.
-        footer: a line below the color bar, which says that red is high.
-
-    Raises:
-        ValueError: if there is no tuple.
-    """
-    if not tuples:
-        raise ValueError("tuples: expected at least one image, got none")
-    height, width = tuples[0].pictures[0].shape[:2]
-    page = _Page(len(tuples), len(titles), per_row, height / width)
-    for number, (pictures, captions) in enumerate(tuples):
-        for panel, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-            axes = page.cell(number, panel)
-            axes.imshow(to_rgb(enlarge(picture)), aspect="auto")
-            axes.set_axis_off()
-            if number < per_row:
-                axes.set_title(titles[panel], fontsize=8, color=INK, pad=4)
-            _write_caption(axes, caption, size=7)
-    _draw_high_and_low(page.bar(), footer)
-    return page.figure
-
-
-class _Page:
-    """A figure with cells at fixed positions, like :class:`_Sheet`: tuples of panels in rows, a color bar below.
-
-    Args:
-        tuples: number of tuples.
-        panels: in each tuple.
-        per_row: tuples in a row.
-        aspect: height of a panel over its width.
-    """
-
-    # inches
-    WIDTH, MARGIN, GAP, TUPLE_GAP, CAPTION, TITLE, FOOT = 1.4, 0.12, 0.05, 0.22, 0.36, 0.26, 0.55
-    BAR_WIDTH, BAR_HEIGHT = 1.0, 0.1
-
-    def __init__(self, tuples: int, panels: int, per_row: int, aspect: float) -> None:
-        from matplotlib.figure import Figure
-
-        self.per_row, self.height = min(per_row, tuples), self.WIDTH * aspect
-        self.tuple_width = panels * (self.WIDTH + self.GAP) - self.GAP
-        width = self.per_row * (self.tuple_width + self.TUPLE_GAP) - self.TUPLE_GAP
-        rows = math.ceil(tuples / per_row)
-        self.size = (2 * self.MARGIN + width, self.TITLE + rows * (self.height + self.CAPTION) + self.FOOT)
-        self.figure = Figure(figsize=self.size, dpi=130, facecolor="white")
-
-    def cell(self, number: int, panel: int) -> "Axes":
-        """Axes of a panel of a tuple."""
-        row, column = divmod(number, self.per_row)
-        left = self.MARGIN + column * (self.tuple_width + self.TUPLE_GAP) + panel * (self.WIDTH + self.GAP)
-        top = self.TITLE + row * (self.height + self.CAPTION)
-        return self._axes(left, top, self.WIDTH, self.height)
-
-    def bar(self) -> "Axes":
-        """Axes of the color bar, below all rows."""
-        left, top = (self.size[0] - self.BAR_WIDTH) / 2, self.size[1] - self.FOOT + 0.08
-        return self._axes(left, top, self.BAR_WIDTH, self.BAR_HEIGHT)
-
-    def _axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        total_width, total_height = self.size
-        bottom = total_height - top - height
-        return self.figure.add_axes(
-            (left / total_width, bottom / total_height, width / total_width, height / total_height)
-        )
 
 
 def _pictures(row: ScoreRow) -> dict[str, Image]:
@@ -285,8 +204,8 @@ class _Sheet:
         for column in columns:
             self.lefts[column] = total_width
             total_width += self.WIDTH + (self.GAP_WITH_BAR if column in ("difficulty", "true_loss") else self.GAP)
-        self.size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
-        self.figure = Figure(figsize=self.size, dpi=110, facecolor="white")
+        size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
+        self.figure = Figure(figsize=size, dpi=110, facecolor="white")
 
     def cell(self, row: int, column: str) -> "Axes":
         return self._axes(row, self.lefts[column], self.WIDTH)
@@ -295,20 +214,25 @@ class _Sheet:
         return self._axes(row, self.lefts[column] + self.WIDTH + 0.05, 0.08)
 
     def _axes(self, row: int, left: float, width: float) -> "Axes":
-        total_width, total_height = self.size
-        bottom = total_height - self.TITLE - self.height - row * (self.height + self.CAPTION)
-        return self.figure.add_axes(
-            (left / total_width, bottom / total_height, width / total_width, self.height / total_height)
-        )
+        return place(self.figure, left, self.TITLE + row * (self.height + self.CAPTION), width, self.height)
 
 
-def _write_caption(axes: "Axes", caption: str, size: int = 8) -> None:
+def place(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Add axes at a position from the upper left corner of a figure, in inches."""
+    total_width, total_height = figure.get_size_inches()
+    bottom = total_height - top - height
+    return figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
+
+
+def write_caption(axes: "Axes", caption: str, size: int = 8, *, centered: bool = False) -> None:
+    """Write ``caption`` below axes, from their left edge or centered."""
     text = axes.annotate(
         caption,
-        (0, 0),
+        (0.5 if centered else 0, 0),
         xycoords="axes fraction",
         xytext=(0, -4),
         textcoords="offset points",
+        ha="center" if centered else "left",
         va="top",
         fontsize=size,
         color=INK,
@@ -327,25 +251,6 @@ def _draw_color_bar(axes: "Axes", values: Floats) -> None:
     high.set_verticalalignment("top")
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
-
-
-def _draw_high_and_low(axes: "Axes", footer: str) -> None:
-    """Draw a color bar from the lowest (blue) to the highest loss (red), and a line below it."""
-    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=RED_IS_HIGH)
-    axes.set_axis_off()
-    for text, (x, y), alignment in (("low loss ", (0, 0.5), "right"), (" high loss", (1, 0.5), "left")):
-        axes.annotate(text, (x, y), xycoords="axes fraction", ha=alignment, va="center", fontsize=8, color=INK)
-    axes.annotate(
-        footer,
-        (0.5, 0),
-        xycoords="axes fraction",
-        xytext=(0, -6),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=8,
-        color=INK,
-    )
 
 
 def shorten(name: str, length: int = 28) -> str:

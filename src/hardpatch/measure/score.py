@@ -1,4 +1,4 @@
-"""Predicted difficulty next to the true loss, image by image (paper, Fig. 2); a model without predictor has the loss."""
+"""Predicted difficulty, if the model has a loss predictor, next to the true loss, image by image (paper, Fig. 2)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
