@@ -95,15 +95,13 @@ def score(
     """Predict the difficulty of images, measure their true loss, and write pictures and numbers: ``hardpatch score``.
 
     Args:
-        run: run folder, ``.safetensors`` file or reference checkpoint; without a loss predictor, as a plain MAE, only
-            its true loss is measured.
+        run: run folder, ``.safetensors`` file or reference checkpoint; a plain MAE has the true loss only.
         images: files, folders, Parquet files, ``demo:test``.
         out: folder for the pictures and ``scores.parquet``.
         masks: folder of object masks with the same file stems as the images, for the ROC area.
         mask_ratio: share of masked patches; None is that of the run.
         draws: number of random masks over which the true loss is averaged.
-        predict: which prediction to use as the difficulty map, ``whole`` or ``masked``; None is the one that the run
-            mined by.
+        predict: prediction to use as the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
         pictures: number of images with a picture; all images have numbers.
         seed: of the random masks.
         normalize_pixels: for reference checkpoints, which do not say: the targets were normalized patch by patch.

@@ -18,7 +18,7 @@ from hardpatch.figures import RED_IS_HIGH, heat_map, masked_image, shorten
 from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, hardest_patches, patch_difficulty
 from hardpatch.measure.object_masks import mask_reader
 from hardpatch.measure.score import Measure, ScoredBatch, masked_patches, scored_batches
-from hardpatch.study.gallery_picture import GalleryTuple
+from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple
 from hardpatch.study.gallery_result import FIGURES, Gallery, GalleryResult, write_gallery
 from hardpatch.train.device import use_device
 from hardpatch.train.run_folder import check_new
@@ -136,7 +136,7 @@ def _tuples(scored: ScoredBatch, panels: tuple[str, ...], masked: int, *, has_ma
         grid = (score.rows, score.columns)
         pictures = {"image": image, "true_loss": heat_map(image, score.true_loss, grid, color_map=RED_IS_HIGH)}
         true_loss = [_area(score.true_loss_auc)] if has_masks else []
-        captions = {"image": shorten(Path(score.path).name, 24), "true_loss": "\n".join(true_loss)}
+        captions = {"image": shorten(Path(score.path).name, NAME_LENGTH), "true_loss": "\n".join(true_loss)}
         if score.difficulty is not None and hardest is not None:
             pictures["predicted"] = heat_map(image, score.difficulty, grid, color_map=RED_IS_HIGH)
             pictures["masked"] = masked_image(image, hardest[number], grid)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NAME_LENGTH = 20
+"""Characters of a file's name that fit below a panel."""
+
 
 class GalleryTuple(NamedTuple):
     """One image of a :func:`gallery_page`: its panels from left to right."""
@@ -37,7 +40,8 @@ def gallery_page(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row:
     if not tuples:
         raise ValueError("tuples: expected at least one image, got none")
     height, width = tuples[0].pictures[0].shape[:2]
-    page = _Page(len(tuples), len(titles), per_row, height / width)
+    lines = max(caption.count("\n") + 1 for _, captions in tuples for caption in captions)
+    page = _Page(len(tuples), len(titles), per_row, height / width, lines)
     for number, (pictures, captions) in enumerate(tuples):
         for panel, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
             axes = page.cell(number, panel)
@@ -58,19 +62,21 @@ class _Page:
         panels: in each tuple.
         per_row: tuples in a row.
         aspect: height of a panel over its width.
+        lines: of the captions.
     """
 
     # inches
-    WIDTH, MARGIN, GAP, TUPLE_GAP, CAPTION, TITLE, FOOT = 1.4, 0.12, 0.05, 0.22, 0.36, 0.26, 0.42
+    WIDTH, MARGIN, GAP, TUPLE_GAP, CAPTION_GAP, LINE, TITLE, FOOT = 1.4, 0.12, 0.05, 0.22, 0.14, 0.12, 0.26, 0.42
     BAR_WIDTH, BAR_HEIGHT = 1.0, 0.1
 
-    def __init__(self, tuples: int, panels: int, per_row: int, aspect: float) -> None:
+    def __init__(self, tuples: int, panels: int, per_row: int, aspect: float, lines: int) -> None:
         from matplotlib.figure import Figure
 
         self.per_row, self.height = min(per_row, tuples), self.WIDTH * aspect
         self.tuple_width = panels * (self.WIDTH + self.GAP) - self.GAP
         width = self.per_row * (self.tuple_width + self.TUPLE_GAP) - self.TUPLE_GAP
-        self.bottom = self.TITLE + math.ceil(tuples / per_row) * (self.height + self.CAPTION)
+        self.row_height = self.height + self.CAPTION_GAP + lines * self.LINE
+        self.bottom = self.TITLE + math.ceil(tuples / per_row) * self.row_height
         size = (2 * self.MARGIN + width, self.bottom + self.FOOT)
         self.figure = Figure(figsize=size, dpi=130, facecolor="white")
 
@@ -78,7 +84,7 @@ class _Page:
         """Axes of a panel of a tuple."""
         row, column = divmod(number, self.per_row)
         left = self.MARGIN + column * (self.tuple_width + self.TUPLE_GAP) + panel * (self.WIDTH + self.GAP)
-        return place(self.figure, left, self.TITLE + row * (self.height + self.CAPTION), self.WIDTH, self.height)
+        return place(self.figure, left, self.TITLE + row * self.row_height, self.WIDTH, self.height)
 
     def bar(self) -> "Axes":
         """Axes of the color bar, below all rows."""
@@ -90,6 +96,16 @@ def _draw_high_and_low(axes: "Axes", footer: str) -> None:
     """Draw a color bar from the lowest loss (blue) to the highest (red), and a line below it."""
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=RED_IS_HIGH)
     axes.set_axis_off()
-    for text, x, alignment in (("low loss ", 0, "right"), (" high loss", 1, "left")):
-        axes.annotate(text, (x, 0.5), xycoords="axes fraction", ha=alignment, va="center", fontsize=8, color=INK)
+    for text, x, gap, alignment in (("low loss", 0, -4, "right"), ("high loss", 1, 4, "left")):
+        axes.annotate(
+            text,
+            (x, 0.5),
+            xycoords="axes fraction",
+            xytext=(gap, 0),
+            textcoords="offset points",
+            ha=alignment,
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
     write_caption(axes, footer, centered=True)

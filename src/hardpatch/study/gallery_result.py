@@ -136,16 +136,12 @@ Made by `{command}`.
 
 {panels}
 
-Red patches have the highest loss of their image, blue ones the lowest: each map has its own scale. {note}
+Red patches have the highest loss of their image, blue ones the lowest: each map has its own scale.{note}
 
 {chosen}
 
-| mean over the images shown | |
-|---|---|
-{means}
-
-`result.json` has the numbers of each image; the pictures are {pictures}. The paper's {name} shows {shows}, selected
-by its authors.
+{means}`result.json` has the numbers of each image; the pictures are {pictures}.
+The paper's {name} shows {shows}, selected by its authors.
 """
 
 
@@ -234,7 +230,10 @@ def _readme(result: GalleryResult, pictures: Sequence[str]) -> str:
         "masked": f"the image without the {share} of its patches with the highest predicted loss",
     }
     panels = zip(_titles(result), (contents[name] for name in result.panels), strict=True)
-    means = [f"| {text} | {result.means[name]:.3f} |" for name, text in MEANS.items() if result.means.get(name)]
+    means = {text: mean for name, text in MEANS.items() if (mean := result.means.get(name)) is not None}
+    table = [f"| {text} | {mean:.3f} |" for text, mean in means.items()]
+    if table:
+        table = ["| mean over the images shown | |", "|---|---|", *table, "", ""]
     chosen = f"{len(result.scores)} of {result.candidates} images, drawn at random with seed {gallery.seed}."
     if result.bad:
         chosen += f" {len(result.bad)} more were drawn and could not be decoded:\n\n"
@@ -243,9 +242,9 @@ def _readme(result: GalleryResult, pictures: Sequence[str]) -> str:
         name=figure.name,
         command=shlex.join(["hardpatch", "study", *gallery.arguments]),
         panels="\n".join(f"- **{title}**: {content}" for title, content in panels),
-        note="" if result.has_predictor else NO_PREDICTED_LOSS,
+        note="" if result.has_predictor else f" {NO_PREDICTED_LOSS}",
         chosen=chosen,
-        means="\n".join(means),
+        means="\n".join(table),
         pictures=", ".join(f"`{name}`" for name in pictures),
         shows=figure.shows,
     )
