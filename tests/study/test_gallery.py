@@ -16,7 +16,7 @@ from hardpatch.figures import RED_IS_HIGH, shorten
 from hardpatch.interchange.load import TrainingMasks
 from hardpatch.study import gallery as module
 from hardpatch.study.gallery import choose, draw_gallery
-from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple, gallery_page
+from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple, gallery_page, two_decimals
 from hardpatch.study.gallery_result import NO_PREDICTED_LOSS, Gallery, GalleryResult
 from tests.measure.brightness_model import brightness_model, gray_patches, left_half, write_pictures
 
@@ -220,3 +220,7 @@ def test_no_text_overlaps_another_or_leaves_the_page(size: tuple[int, int], titl
 def test_a_page_without_images() -> None:
     with pytest.raises(ValueError, match=r"^tuples: expected at least one"):
         gallery_page([], ["image"], 3)
+
+
+def test_zero_has_no_sign() -> None:
+    assert [two_decimals(value) for value in (-0.004, 0.004, -0.006, 0.996)] == ["0.00", "0.00", "-0.01", "1.00"]

@@ -18,7 +18,7 @@ from hardpatch.figures import RED_IS_HIGH, heat_map, masked_image, shorten
 from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, hardest_patches, patch_difficulty
 from hardpatch.measure.object_masks import mask_reader
 from hardpatch.measure.score import Measure, ScoredBatch, masked_patches, scored_batches
-from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple
+from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple, two_decimals
 from hardpatch.study.gallery_result import FIGURES, Gallery, GalleryResult, write_gallery
 from hardpatch.train.device import use_device
 from hardpatch.train.run_folder import check_new
@@ -142,11 +142,11 @@ def _tuples(scored: ScoredBatch, panels: tuple[str, ...], masked: int, *, has_ma
             pictures["masked"] = masked_image(image, hardest[number], grid)
             predicted = [_area(score.auc)] if has_masks else []
             if "true_loss" in panels and score.spearman is not None:
-                predicted.append(f"rank correlation {score.spearman:.2f}")
+                predicted.append(f"rank correlation {two_decimals(score.spearman)}")
             captions |= {"predicted": "\n".join(predicted), "masked": ""}
         tuples.append(GalleryTuple([pictures[name] for name in panels], [captions[name] for name in panels]))
     return tuples
 
 
 def _area(auc: float | None) -> str:
-    return "ROC area: no object" if auc is None else f"ROC area {auc:.2f}"
+    return "ROC area: no object" if auc is None else f"ROC area {two_decimals(auc)}"

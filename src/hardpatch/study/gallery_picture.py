@@ -92,6 +92,11 @@ class _Page:
         return place(self.figure, left, self.bottom + 0.05, self.BAR_WIDTH, self.BAR_HEIGHT)
 
 
+def two_decimals(value: float) -> str:
+    """Write a number for a caption, without a minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def _draw_high_and_low(axes: "Axes", footer: str) -> None:
     """Draw a color bar from the lowest loss (blue) to the highest (red), and a line below it."""
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=RED_IS_HIGH)

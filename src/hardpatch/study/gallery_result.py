@@ -10,7 +10,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, write_text_atomically
 from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, Predict
 from hardpatch.measure.score import mean
-from hardpatch.study.gallery_picture import GalleryTuple, gallery_page
+from hardpatch.study.gallery_picture import GalleryTuple, gallery_page, two_decimals
 from hardpatch.train.result import write_result
 
 PAGE_ROWS = 8
@@ -141,7 +141,7 @@ Red patches have the highest loss of their image, blue ones the lowest: each map
 {chosen}
 
 {means}`result.json` has the numbers of each image; the pictures are {pictures}.
-The paper's {name} shows {shows}, selected by its authors.
+The paper's {name} shows {shows}.
 """
 
 
@@ -187,11 +187,13 @@ def _footer(result: GalleryResult) -> str:
     shown = {"true_loss_auc": "true loss", "auc": "predicted loss"}
     if "true_loss" not in result.panels:
         del shown["true_loss_auc"]
-    areas = [f"{name} {mean:.2f}" for key, name in shown.items() if (mean := result.means.get(key)) is not None]
+    areas = [
+        f"{name} {two_decimals(mean)}" for key, name in shown.items() if (mean := result.means.get(key)) is not None
+    ]
     parts = [f"mean ROC area: {', '.join(areas)}"] if areas else []
     correlation = result.means.get("spearman")
     if correlation is not None and "true_loss" in result.panels:
-        parts.append(f"mean rank correlation {correlation:.2f}")
+        parts.append(f"mean rank correlation {two_decimals(correlation)}")
     return " · ".join(parts)
 
 
