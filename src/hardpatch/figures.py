@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 COLOR_MAP = "viridis"  # lightness rises evenly, so the order is visible to the color-blind and in gray prints
+RED_IS_HIGH = "RdYlBu_r"  # of galleries: from blue over yellow to red, as in the paper
 MASK_GRAY = 128
 INK, FAINT = "#333333", "#e3e3e3"  # of text, of grids
 LINES = ("#0072b2", "#d55e00", "#009e73")  # of curves: Okabe and Ito's colors for the color-blind
@@ -45,13 +46,18 @@ def patches_to_pixels(values: NDArray[Any], grid: tuple[int, int], size: tuple[i
     return values.reshape(grid).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
 
 
-def heat_map(image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65) -> Image:
-    """Draw ``values [N]`` as colors, lowest dark and highest bright, over the gray image: ``[H, W, 3]``."""
+def heat_map(
+    image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65, color_map: str = COLOR_MAP
+) -> Image:
+    """Draw ``values [N]`` as colors, lowest dark and highest bright, over the gray image: ``[H, W, 3]``.
+
+    With ``color_map`` :data:`RED_IS_HIGH` the lowest are blue and the highest red.
+    """
     from matplotlib import colormaps
 
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    colors = colormaps[COLOR_MAP](patches_to_pixels(scaled, grid, image.shape[:2]))[..., :3] * 255
+    colors = colormaps[color_map](patches_to_pixels(scaled, grid, image.shape[:2]))[..., :3] * 255
     gray = to_rgb(image).mean(axis=-1, keepdims=True)
     return (opacity * colors + (1 - opacity) * gray).round().astype(np.uint8)
 
@@ -96,10 +102,10 @@ class ScoreRow(NamedTuple):
 
     name: str
     image: Image
-    difficulty: Floats
-    """predicted difficulty ``[N]``"""
-    mask: Bools
-    """the hardest patches ``[N]``, True = masked"""
+    difficulty: Floats | None
+    """predicted difficulty ``[N]``; None without a loss predictor, its columns are left out"""
+    mask: Bools | None
+    """the hardest patches ``[N]``, True = masked; None likewise"""
     reconstruction: Image | None
     """None if the model does not predict pixels; the column is left out"""
     true_loss: Floats
@@ -132,16 +138,13 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
     """
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
-    percent = round(100 * float(rows[0].mask.mean()))
-    titles = {
-        "picture": "picture",
-        "difficulty": f"predicted difficulty{where}",
-        "masked": f"hardest {percent} % masked",
-        "reconstruction": "reconstruction",
-        "true_loss": f"true loss, {draws} random mask{'s' if draws > 1 else ''}",
-    }
-    if rows[0].reconstruction is None:
-        del titles["reconstruction"]
+    titles = {"picture": "picture"}
+    if rows[0].mask is not None:
+        percent = round(100 * float(rows[0].mask.mean()))
+        titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}
+    if rows[0].reconstruction is not None:
+        titles["reconstruction"] = "reconstruction"
+    titles["true_loss"] = f"true loss, {draws} random mask{'s' if draws > 1 else ''}"
     height, width = rows[0].image.shape[:2]
     sheet = _Sheet(len(rows), titles, height / width)
     for number, row in enumerate(rows):
@@ -153,8 +156,9 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
             if number == 0:
                 axes.set_title(title, fontsize=10, color=INK, pad=6)
             if column in captions:
-                _write_caption(axes, captions[column])
-        _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
+                write_caption(axes, captions[column])
+        if row.difficulty is not None:
+            _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
         _draw_color_bar(sheet.bar(number, "true_loss"), row.true_loss)
     return sheet.figure
 
@@ -162,12 +166,10 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
 def _pictures(row: ScoreRow) -> dict[str, Image]:
     """Picture of each column."""
     image = enlarge(row.image)
-    pictures = {
-        "picture": to_rgb(image),
-        "difficulty": heat_map(image, row.difficulty, row.grid),
-        "masked": to_rgb(masked_image(image, row.mask, row.grid)),
-        "true_loss": heat_map(image, row.true_loss, row.grid),
-    }
+    pictures = {"picture": to_rgb(image), "true_loss": heat_map(image, row.true_loss, row.grid)}
+    if row.difficulty is not None and row.mask is not None:
+        pictures["difficulty"] = heat_map(image, row.difficulty, row.grid)
+        pictures["masked"] = to_rgb(masked_image(image, row.mask, row.grid))
     if row.reconstruction is not None:
         pictures["reconstruction"] = to_rgb(enlarge(row.reconstruction))
     return pictures
@@ -175,7 +177,7 @@ def _pictures(row: ScoreRow) -> dict[str, Image]:
 
 def _captions(row: ScoreRow) -> dict[str, str]:
     return {
-        "picture": _shorten(row.name),
+        "picture": shorten(row.name),
         "difficulty": row.difficulty_caption,
         "true_loss": row.true_loss_caption,
     }
@@ -202,8 +204,8 @@ class _Sheet:
         for column in columns:
             self.lefts[column] = total_width
             total_width += self.WIDTH + (self.GAP_WITH_BAR if column in ("difficulty", "true_loss") else self.GAP)
-        self.size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
-        self.figure = Figure(figsize=self.size, dpi=110, facecolor="white")
+        size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
+        self.figure = Figure(figsize=size, dpi=110, facecolor="white")
 
     def cell(self, row: int, column: str) -> "Axes":
         return self._axes(row, self.lefts[column], self.WIDTH)
@@ -212,22 +214,27 @@ class _Sheet:
         return self._axes(row, self.lefts[column] + self.WIDTH + 0.05, 0.08)
 
     def _axes(self, row: int, left: float, width: float) -> "Axes":
-        total_width, total_height = self.size
-        bottom = total_height - self.TITLE - self.height - row * (self.height + self.CAPTION)
-        return self.figure.add_axes(
-            (left / total_width, bottom / total_height, width / total_width, self.height / total_height)
-        )
+        return place(self.figure, left, self.TITLE + row * (self.height + self.CAPTION), width, self.height)
 
 
-def _write_caption(axes: "Axes", caption: str) -> None:
+def place(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Add axes at a position from the upper left corner of a figure, in inches."""
+    total_width, total_height = figure.get_size_inches()
+    bottom = total_height - top - height
+    return figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
+
+
+def write_caption(axes: "Axes", caption: str, size: int = 8, *, centered: bool = False) -> None:
+    """Write ``caption`` below axes, from their left edge or centered."""
     text = axes.annotate(
         caption,
-        (0, 0),
+        (0.5 if centered else 0, 0),
         xycoords="axes fraction",
         xytext=(0, -4),
         textcoords="offset points",
+        ha="center" if centered else "left",
         va="top",
-        fontsize=8,
+        fontsize=size,
         color=INK,
     )
     text.set_parse_math(False)  # a file name may contain dollar signs
@@ -246,6 +253,6 @@ def _draw_color_bar(axes: "Axes", values: Floats) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _shorten(name: str, length: int = 28) -> str:
+def shorten(name: str, length: int = 28) -> str:
     """Return the end of a long name, which distinguishes the paths of images."""
     return name if len(name) <= length else "…" + name[1 - length :]

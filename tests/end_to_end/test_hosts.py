@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.measure.score_files import NO_PREDICTOR
 from hardpatch.methods import ibot
 from hardpatch.methods.ibot import IBOT
 from hardpatch.models.discrete_vae import DiscreteVAE
@@ -73,11 +74,12 @@ def test_hosts(
     assert student.encode(torch.zeros(1, 3, 32, 32)).shape == (1, 65, 32)
     assert main(["info", str(run)]) == 0
     assert main(["knn", str(run), "--train", str(images), "--val", str(images), "--workers", "0"]) == 0
+    scores = ["score", str(run), str(images), "--out", str(tmp_path / "scores"), "--pictures", "1"]
+    assert main([*scores, "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert ("Spearman" in printed) == (NO_PREDICTOR not in printed) == (predicting_loss == "relative")
     if predicting_loss == "relative":
         assert (run / "pictures" / "difficulty" / "contact_sheet.png").stat().st_size > 10_000
-        scores = ["score", str(run), str(images), "--out", str(tmp_path / "scores"), "--pictures", "1"]
-        assert main([*scores, "--workers", "0"]) == 0
-        assert "Spearman" in capsys.readouterr().out
         teacher = hardpatch.load(run, "teacher")
         assert teacher.predict_loss(torch.zeros(1, 3, 32, 32)).shape == (1, 64)
 

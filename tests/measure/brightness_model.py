@@ -21,13 +21,13 @@ class BrightnessModel(nn.Module):
     Images have 16 px, patches 4. As a student it predicts the negative brightness.
     """
 
-    patch_size, grid, image_size, has_predictor = 4, (4, 4), (16, 16), True
+    patch_size, grid, image_size = 4, (4, 4), (16, 16)
     reconstructs_pixels = True
 
-    def __init__(self, sign: float = 1.0) -> None:
+    def __init__(self, sign: float = 1.0, *, has_predictor: bool = True) -> None:
         super().__init__()
         self.host = self
-        self.sign = sign
+        self.sign, self.has_predictor = sign, has_predictor
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         self.masks: list[Tensor] = []
 
@@ -35,9 +35,12 @@ class BrightnessModel(nn.Module):
         return images.float() / 255
 
     def forward_whole(self, images: Tensor, *, difficulty: bool = True) -> TeacherOutput:
-        return TeacherOutput(torch.zeros(len(images), 17, 2), self.sign * patchify(images, 4).mean(dim=-1), None)
+        assert self.has_predictor or not difficulty
+        predicted = self.sign * patchify(images, 4).mean(dim=-1) if difficulty else None
+        return TeacherOutput(torch.zeros(len(images), 17, 2), predicted, None)
 
     def predict(self, images: Tensor, mask: PatchIndices, *, with_loss: bool = True) -> StudentOutput:
+        assert self.has_predictor or not with_loss
         latent = self.encode(images, mask)
         predicted = -self.sign * patchify(images, 4).mean(dim=-1).gather(1, mask.masked)
         return StudentOutput(latent, self.reconstruct(latent, mask), predicted if with_loss else None)
@@ -56,8 +59,8 @@ class BrightnessModel(nn.Module):
         return pixel_loss(prediction, target)
 
 
-def brightness_model(sign: float = 1.0) -> HPM:
-    return cast(HPM, BrightnessModel(sign))
+def brightness_model(sign: float = 1.0, *, has_predictor: bool = True) -> HPM:
+    return cast(HPM, BrightnessModel(sign, has_predictor=has_predictor))
 
 
 def gray_patches(size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.data.sources import open_source
+from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.object_masks import find_masks, mask_reader
 from tests.measure.brightness_model import gray_patches, left_half, write_pictures
@@ -35,3 +35,17 @@ def test_a_source_without_masks_has_no_reader(tmp_path: Path) -> None:
     source = open_source(write_pictures(tmp_path, {"a.png": gray_patches()}))
     assert mask_reader(source, None, (16, 16)) is None
     assert mask_reader(open_source("demo:test"), None, (32, 32)) is not None
+
+
+def test_a_subset_has_the_masks_of_its_source() -> None:
+    demo = open_source("demo:test")
+    whole, part = (mask_reader(source, None, (32, 32)) for source in (demo, Subset(Subset(demo, [4, 7, 9]), [2, 0])))
+    assert whole is not None
+    assert part is not None
+    assert [(part(k) == whole(index)).all() for k, index in enumerate((9, 4))] == [True, True]
+    assert not (part(0) == whole(4)).all()
+
+
+def test_a_subset_without_masks_has_no_reader(tmp_path: Path) -> None:
+    source = open_source(write_pictures(tmp_path, {"a.png": gray_patches()}))
+    assert mask_reader(Subset(source, [0]), None, (16, 16)) is None

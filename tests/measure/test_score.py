@@ -10,7 +10,9 @@ import torch
 
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
+from hardpatch.measure.difficulty import Predict
 from hardpatch.measure.score import ScoreResult, score
+from hardpatch.measure.score_files import NO_PREDICTOR
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.teacher import Teacher
@@ -158,6 +160,7 @@ def test_demo_masks_pictures_and_independence_of_the_batch_size(tmp_path: Path, 
     assert [path.name for path in whole.pictures] == ["00000-00000.png", "00001-00001.png", "00002-00002.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         *[path.name for path in whole.pictures],
+        "README.md",
         "contact_sheet.png",
         "scores.parquet",
     ]
@@ -217,10 +220,44 @@ def test_a_broken_mask_is_named(tmp_path: Path) -> None:
         score_pictures(tmp_path, {"a.png": gray_patches()}, masks=tmp_path / "masks")
 
 
-def test_a_model_without_predictor_cannot_be_scored(tmp_path: Path, model: HPM) -> None:
-    plain = HPM(model.host, None)
-    with pytest.raises(UserError, match=r"^model: expected one with a loss predictor"):
-        score(plain, plain, open_source("demo:test"), out=tmp_path)
+@pytest.mark.parametrize("predict", ["whole", "masked"])
+def test_the_true_loss_of_a_model_without_predictor(tmp_path: Path, predict: Predict) -> None:
+    pictures = {"a.png": bright_where(left_half()), "b.png": gray_patches()}
+    source = open_source(write_pictures(tmp_path / "in", pictures))
+    masks = write_pictures(tmp_path / "masks", dict.fromkeys(pictures, left_half()))
+    plain, out = brightness_model(has_predictor=False), tmp_path / "out"
+    result = score(plain, plain, source, out=out, masks=masks, predict=predict, draws=3, pictures=1)
+    # It reconstructs black, so the loss of a patch is its squared brightness.
+    losses = [left_half()[::4, ::4].ravel().astype(float), (gray_patches()[::4, ::4, 0].ravel() / 255) ** 2]
+    for row, loss in zip(rows_of(result), losses, strict=True):
+        assert list(row) == ["path", "mean_true_loss", "true_loss_auc", "true_loss", "rows", "columns"]
+        np.testing.assert_allclose(row["true_loss"], loss, rtol=1e-5)
+        assert row["mean_true_loss"] == pytest.approx(loss.mean())
+    assert rows_of(result)[0]["true_loss_auc"] == 1.0
+    # The same as with a predictor, to the bit.
+    with_predictor = score(brightness_model(), brightness_model(), source, out=tmp_path / "b", masks=masks, draws=3)
+    names = ("path", "true_loss", "true_loss_auc")
+    assert [[row[name] for name in names] for row in rows_of(result)] == [
+        [row[name] for name in names] for row in rows_of(with_predictor)
+    ]
+    assert (result.spearman, result.auc, result.true_loss_auc) == (None, None, with_predictor.true_loss_auc)
+    content = result.to_dict()
+    assert content["note"] == NO_PREDICTOR
+    assert not {"spearman", "auc"} & content.keys()
+    readme = (out / "README.md").read_text()
+    assert NO_PREDICTOR in readme
+    assert "| `true_loss` |" in readme
+    assert "mean over 3 random masks" in readme
+    assert "`difficulty`" not in readme
+    assert "`difficulty`" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_the_prediction_does_not_change_the_true_loss(tmp_path: Path, model: HPM) -> None:
+    """The reconstruction loss of a host is the same with and without the predictor beside it."""
+    plain, source = HPM(model.host, None).eval(), cast(Source, First(open_source("demo:test"), 3))
+    tables = [rows_of(score(each, each, source, out=tmp_path / str(k))) for k, each in enumerate((model, plain))]
+    assert [row["true_loss"] for row in tables[0]] == [row["true_loss"] for row in tables[1]]
+    assert (tmp_path / "1" / "contact_sheet.png").is_file()
 
 
 def test_too_few_draws(tmp_path: Path) -> None:

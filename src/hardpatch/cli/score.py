@@ -5,20 +5,8 @@ from pathlib import Path
 from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write_json
 
 
-def score(arguments: list[str]) -> int:
-    """Run ``hardpatch score`` and return the exit code."""
-    parser = Parser(
-        "score", "Show and measure predicted difficulty and true loss of every patch of images (the paper's Fig. 2)."
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for pictures and scores.parquet")
-    parser.add_argument(
-        "--masks",
-        metavar="DIR",
-        type=Path,
-        help="object masks with the file stems of the images, to measure the area under the ROC curve",
-    )
+def difficulty_arguments(parser: Parser) -> None:
+    """Add --mask_ratio, --draws, --predict and --normalize_pixels."""
     parser.add_argument("--mask_ratio", type=float, metavar="R", help="fraction of masked patches (default: the run's)")
     parser.add_argument(
         "--draws",
@@ -34,6 +22,39 @@ def score(arguments: list[str]) -> int:
         "each patch where it is masked (default: the one that the run mined by)",
     )
     parser.add_argument(
+        "--normalize_pixels",
+        action="store_true",
+        help="for reference checkpoints, which do not say: the targets were normalized patch by patch (norm_pix_loss)",
+    )
+
+
+def print_areas(predicted: float | None, true_loss: float | None) -> None:
+    """Print the areas under the ROC curve against object masks, as far as there are any."""
+    against = "area under the ROC curve of {} against the object masks: {:.3f}"
+    if predicted is not None and true_loss is not None:
+        print(f"{against.format('predicted difficulty', predicted)} (of the true loss: {true_loss:.3f})")
+    elif true_loss is not None:
+        print(against.format("the true loss", true_loss))
+
+
+def score(arguments: list[str]) -> int:
+    """Run ``hardpatch score`` and return the exit code."""
+    parser = Parser(
+        "score",
+        "Show and measure predicted difficulty and true loss of every patch of images (the paper's Fig. 2). "
+        "A run without loss predictor, as a plain MAE, has the true loss only.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for pictures and scores.parquet")
+    parser.add_argument(
+        "--masks",
+        metavar="DIR",
+        type=Path,
+        help="object masks with the file stems of the images, to measure the area under the ROC curve",
+    )
+    difficulty_arguments(parser)
+    parser.add_argument(
         "--pictures",
         type=int,
         default=32,
@@ -46,6 +67,7 @@ def score(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from hardpatch.evaluate.difficulty import score as measure
+    from hardpatch.measure.score_files import NO_PREDICTOR
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 
@@ -55,11 +77,11 @@ def score(arguments: list[str]) -> int:
     with counting("images scored") as progress:
         result = measure(**settings, progress=progress)
     print(f"images: {result.images}, left out: {len(result.bad)}")
+    if not result.has_predictor:
+        print(NO_PREDICTOR)
     if result.spearman is not None:
         print(f"Spearman correlation of predicted and true loss: {result.spearman:.3f} (mean over images)")
-    if result.auc is not None and result.true_loss_auc is not None:
-        print(f"area under the ROC curve of predicted difficulty against the object masks: {result.auc:.3f}", end=" ")
-        print(f"(of the true loss: {result.true_loss_auc:.3f})")
+    print_areas(result.auc, result.true_loss_auc)
     print(f"pictures: {result.contact_sheet} and {len(result.pictures)} of single images")
     print(f"numbers: {result.table}")
     if options.json is not None:

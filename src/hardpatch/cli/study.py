@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import Parser, at_least_one, write_json
+from hardpatch.cli.study_gallery import FIGURES, study_gallery
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ SEGMENT = ("segment_train", "segment_val")
 
 def study(arguments: list[str]) -> int:
     """Run ``hardpatch study`` or ``hardpatch study plan`` and return the exit code."""
+    if arguments and arguments[0] in FIGURES:
+        return study_gallery(arguments)
     planning = arguments[:1] == ["plan"]
     options, settings = _parser().parse_known_args(arguments[1:] if planning else arguments)
     if options.images_per_second is not None and (not planning or options.images_per_second <= 0):
@@ -63,6 +66,7 @@ def _parser() -> Parser:
         "accepted, such as --epochs 50, and apply to all rows; a row's own settings override them. Rows with the same "
         f"settings share a run, in all tables of a folder. Scales: {scales}. Tables: all; "
         + "; ".join(f"{name} ({rows.read(name).title})" for name in rows.names())
+        + f". {', '.join(FIGURES)}: the paper's figures from a run, see hardpatch study {FIGURES[0]} --help"
     )
     parser.add_argument("table", metavar="TABLE", help="name of a table, listed below, or all")
     parser.add_argument(

@@ -3,20 +3,75 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import torch
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.sources import open_images
 from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
-from hardpatch.interchange.load import load_pair, load_target, training_masks
+from hardpatch.errors import UserError
+from hardpatch.interchange.load import (
+    TrainingMasks,
+    load_pair,
+    load_target,
+    read_metadata,
+    training_masks,
+    weights_file,
+)
 from hardpatch.measure import score as scoring
 from hardpatch.measure.difficulty import Predict
 from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.score import ScoreResult
+from hardpatch.methods.hpm import HPM
+from hardpatch.methods.targets import Target
 from hardpatch.train.device import use_device
 
 log = logging.getLogger("hardpatch")
+
+
+class RunModels(NamedTuple):
+    """Models of a run, and the masks that it was trained with."""
+
+    student: HPM
+    teacher: HPM
+    """the student if the run has no other"""
+    target: Target | None
+    """reconstruction target if it comes from another network; None is the student's own"""
+    masking: TrainingMasks
+
+
+def load_models(
+    run: str | Path, *, predict: Predict | None = None, normalize_pixels: bool = False, device: torch.device
+) -> RunModels:
+    """Load what the losses of a run need.
+
+    Args:
+        run: run folder, ``.safetensors`` file or reference checkpoint, with or without a loss predictor.
+        predict: replaces the source of difficulty by which the run mined; None keeps it.
+        normalize_pixels: for reference checkpoints, the targets were normalized patch by patch.
+        device: where to put the models.
+
+    Raises:
+        UserError: if they cannot be loaded, or an argument does not go with the run.
+    """
+    reference = read_metadata(weights_file(run)) is None
+    if normalize_pixels and not reference:
+        raise UserError(f"--normalize_pixels: expected a reference checkpoint, {run} says itself; leave it out")
+    student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels)
+    if predict is not None and not student.has_predictor:
+        raise UserError(f"--predict: expected a run with a loss predictor, {run} has none; leave it out")
+    if reference and not normalize_pixels:
+        log.info(
+            "%s: the file does not say whether its targets were normalized patch by patch (norm_pix_loss); "
+            "taken: no; if they were, use --normalize_pixels",
+            run,
+        )
+    masking = training_masks(run)
+    if predict is not None:
+        masking = masking._replace(predict=predict)
+    return RunModels(student, teacher, load_target(run, teacher, device=device), masking)
 
 
 def score(
@@ -30,6 +85,7 @@ def score(
     predict: Predict | None = None,
     pictures: int = 32,
     seed: int = 0,
+    normalize_pixels: bool = False,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 1.0,
@@ -39,16 +95,16 @@ def score(
     """Predict the difficulty of images, measure their true loss, and write pictures and numbers: ``hardpatch score``.
 
     Args:
-        run: run folder, ``.safetensors`` file or reference checkpoint, with a loss predictor.
+        run: run folder, ``.safetensors`` file or reference checkpoint; a plain MAE has the true loss only.
         images: files, folders, Parquet files, ``demo:test``.
         out: folder for the pictures and ``scores.parquet``.
         masks: folder of object masks with the same file stems as the images, for the ROC area.
         mask_ratio: share of masked patches; None is that of the run.
         draws: number of random masks over which the true loss is averaged.
-        predict: which prediction to use as the difficulty map, ``whole`` or ``masked``; None is the one that the run
-            mined by.
+        predict: prediction to use as the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
         pictures: number of images with a picture; all images have numbers.
         seed: of the random masks.
+        normalize_pixels: for reference checkpoints, which do not say: the targets were normalized patch by patch.
         batch_size: images per forward pass.
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
@@ -56,20 +112,19 @@ def score(
         progress: called after each batch with (images done, images).
     """
     used_device = use_device(device)
-    student, teacher = load_pair(run, device=used_device)
+    models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_images([images] if isinstance(images, str) else list(images))
-    masking = training_masks(run)
     log.info("IMAGES: %s", summarize(source))
     result = scoring.score(
-        student,
-        teacher,
+        models.student,
+        models.teacher,
         source,
         out=Path(out),
         masks=None if masks is None else Path(masks),
-        target=load_target(run, teacher, device=used_device),
-        mask_ratio=masking.mask_ratio if mask_ratio is None else mask_ratio,
+        target=models.target,
+        mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         draws=draws,
-        predict=predict or masking.predict,
+        predict=models.masking.predict,
         seed=seed,
         pictures=pictures,
         batch_size=batch_size,

@@ -76,15 +76,17 @@ def load(
     return model.requires_grad_(False).eval().to(device)
 
 
-def load_pair(run: str | Path, *, device: str | torch.device = "cpu") -> tuple[HPM, HPM]:
+def load_pair(
+    run: str | Path, *, device: str | torch.device = "cpu", normalize_pixels: bool = False
+) -> tuple[HPM, HPM]:
     """Load student and teacher of a run; the student twice if the file has no teacher.
 
     Raises:
         UserError: as :func:`load`.
     """
-    student = load(run, device=device)
+    student = load(run, device=device, normalize_pixels=normalize_pixels)
     try:
-        return student, load(run, "teacher", device=device)
+        return student, load(run, "teacher", device=device, normalize_pixels=normalize_pixels)
     except UserError:
         return student, student
 

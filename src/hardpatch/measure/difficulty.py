@@ -11,6 +11,7 @@ from torch import Tensor
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
+from hardpatch.methods.mining import hard_patches
 from hardpatch.methods.targets import Target
 from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.randomness import patch_noise
@@ -22,10 +23,14 @@ Predict = Literal["whole", "masked"]
 class PatchDifficulty(NamedTuple):
     """Predicted and true difficulty of every patch of a batch."""
 
-    predicted: Tensor
-    """float32 ``[B, N]``"""
+    predicted: Tensor | None
+    """float32 ``[B, N]``; None without a loss predictor"""
     true_loss: Tensor
     """reconstruction loss, mean over random masks, float32 ``[B, N]``"""
+
+    def stacked(self) -> Tensor:
+        """Return the predicted difficulty, if there is one, and the true loss on the CPU, ``[B, K, N]``."""
+        return torch.stack([values for values in self if values is not None], dim=1).cpu()
 
 
 class MaskedLosses(NamedTuple):
@@ -39,23 +44,27 @@ class MaskedLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Difficulty of one image: a row of ``scores.parquet``."""
+    """Difficulty of one image: a row of ``scores.parquet``. Values of the prediction are None without a predictor."""
 
     path: str
-    mean_difficulty: float
+    mean_difficulty: float | None
     mean_true_loss: float
     spearman: float | None
-    """rank correlation of predicted difficulty and true loss; None if either is constant"""
+    """rank correlation of predicted difficulty and true loss; also None if either is constant"""
     auc: float | None
     """area under the ROC curve of the predicted difficulty as a detector of the object; None without an object"""
     true_loss_auc: float | None
     """the same for the true loss"""
-    difficulty: np.ndarray
+    difficulty: np.ndarray | None
     """float32 ``[N]``"""
     true_loss: np.ndarray
     """float32 ``[N]``"""
     rows: int
     columns: int
+
+
+OF_PREDICTION = ("mean_difficulty", "spearman", "auc", "difficulty")
+"""Values of an :class:`ImageScore` that need a loss predictor."""
 
 
 def patch_difficulty(
@@ -70,7 +79,7 @@ def patch_difficulty(
     predict: Predict,
     target: Target | None,
 ) -> PatchDifficulty:
-    """Predict the difficulty of every patch and measure its true loss.
+    """Predict the difficulty of every patch and measure its true loss, which needs no loss predictor.
 
     Args:
         student: in eval mode, on the device of ``pixels``.
@@ -80,7 +89,7 @@ def patch_difficulty(
         masked: patches in a mask.
         draws: number of masks.
         seed: of the masks.
-        predict: source of the predicted difficulty.
+        predict: source of the predicted difficulty, ignored without a loss predictor.
         target: reconstruction target if it comes from another network; None uses the student's own.
 
     Raises:
@@ -88,23 +97,23 @@ def patch_difficulty(
     """
     images = student.normalize(pixels)
     output = None
-    if predict == "whole" or target is not None:
-        output = teacher.forward_whole(images, difficulty=predict == "whole")
+    whole, in_masks = (student.has_predictor and predict == source for source in ("whole", "masked"))
+    if whole or target is not None:
+        output = teacher.forward_whole(images, difficulty=whole)
     if target is None:
         targets = student.target(images)  # [B, N, ...]
     else:
         targets = target(pixels, output, all_masked(len(images), student.grid[0] * student.grid[1], images.device))
     losses = losses_over_masks(
-        student, images, indices, targets, masked=masked, draws=draws, seed=seed, predict=predict == "masked"
+        student, images, indices, targets, masked=masked, draws=draws, seed=seed, predict=in_masks
     )
     predicted = losses.predicted
-    if predicted is None:
-        assert output is not None
-        assert output.difficulty is not None
+    if output is not None and output.difficulty is not None:
         predicted = output.difficulty.float()
-    if not bool((predicted.isfinite() & losses.true_loss.isfinite()).all()):
+    difficulty = PatchDifficulty(predicted, losses.true_loss)
+    if not bool(difficulty.stacked().isfinite().all()):
         raise UserError("model: expected finite losses, got NaN or infinity; its training diverged, use another one")
-    return PatchDifficulty(predicted, losses.true_loss)
+    return difficulty
 
 
 def losses_over_masks(
@@ -155,24 +164,30 @@ def score_image(
 
     Args:
         path: of the image.
-        values: predicted difficulty and true loss, float32 ``[2, N]``.
-        maps: both per pixel, ``[2, H, W]``; see :func:`upsample`.
+        values: predicted difficulty, if there is one, and true loss, float32 ``[K, N]``.
+        maps: the same per pixel, ``[K, H, W]``; see :func:`upsample`.
         grid: (rows, columns) of patches.
         mask: bool ``[H, W]``, True on the object.
     """
-    auc, true_loss_auc = (None, None) if mask is None else (_roc_auc(mask, values) for values in maps)
+    aucs = [None if mask is None else _roc_auc(mask, pixels) for pixels in maps]
+    predicted, true_loss = values[0] if len(values) == 2 else None, values[-1]
     return ImageScore(
         path=path.encode(errors="replace").decode(),  # file names need not be valid Unicode, Parquet strings must be
-        mean_difficulty=float(values[0].mean()),
-        mean_true_loss=float(values[1].mean()),
-        spearman=_spearman(values[0], values[1]),
-        auc=auc,
-        true_loss_auc=true_loss_auc,
-        difficulty=values[0],
-        true_loss=values[1],
+        mean_difficulty=None if predicted is None else float(predicted.mean()),
+        mean_true_loss=float(true_loss.mean()),
+        spearman=None if predicted is None else _spearman(predicted, true_loss),
+        auc=None if predicted is None else aucs[0],
+        true_loss_auc=aucs[-1],
+        difficulty=predicted,
+        true_loss=true_loss,
         rows=grid[0],
         columns=grid[1],
     )
+
+
+def hardest_patches(difficulty: Tensor, masked: int) -> Tensor:
+    """Mask the ``masked`` patches with the highest ``difficulty [B, N]``: bool ``[B, N]`` (paper, Fig. 2 d)."""
+    return hard_patches(difficulty, torch.zeros_like(difficulty), masked, masked)
 
 
 def upsample(values: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.decode import EXTENSIONS, UndecodableImage, decode
-from hardpatch.data.sources import Source
+from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
 
 MaskReader = Callable[[int], np.ndarray]
@@ -30,7 +30,7 @@ def mask_reader(source: Source, folder: Path | None, size: tuple[int, int]) -> M
         UserError: if a mask is missing; from the reader, if it cannot be decoded.
     """
     if folder is None:
-        own = getattr(source, "mask", None)
+        own = _own_masks(source)
         if own is None:
             return None
         read: MaskReader = own
@@ -45,6 +45,14 @@ def mask_reader(source: Source, folder: Path | None, size: tuple[int, int]) -> M
 
     transform = EvalTransform(size, channels=1)
     return lambda index: transform(read(index)[..., None].astype(np.uint8) * 255)[0].numpy() > 127
+
+
+def _own_masks(source: Source) -> MaskReader | None:
+    """Return a reader of the masks that the source itself has; None if it has none."""
+    if isinstance(source, Subset):
+        whole, indices = _own_masks(source.source), source.indices
+        return None if whole is None else lambda index: whole(indices[index])
+    return getattr(source, "mask", None)
 
 
 def find_masks(source: Source, folder: Path) -> list[Path]:

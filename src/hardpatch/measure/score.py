@@ -1,12 +1,13 @@
-"""Evaluation of a loss predictor: its predicted difficulty next to the true loss, image by image (paper, Fig. 2)."""
+"""Predicted difficulty, if the model has a loss predictor, next to the true loss, image by image (paper, Fig. 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.batch import Batch
@@ -23,10 +24,21 @@ from hardpatch.measure.difficulty import (
 )
 from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.object_masks import MaskReader, mask_reader
-from hardpatch.measure.score_files import ScoreFiles
+from hardpatch.measure.score_files import NO_PREDICTOR, ScoreFiles
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import masked_count
 from hardpatch.methods.targets import Target
+
+Measure = Callable[[Tensor, Tensor], PatchDifficulty]
+"""Returns the difficulty of the patches of images, uint8 ``[B, C, H, W]`` with their indices, int64 ``[B]``."""
+
+
+class ScoredBatch(NamedTuple):
+    """A batch of images and their difficulty."""
+
+    batch: Batch
+    difficulty: PatchDifficulty
+    scores: list[ImageScore]
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,8 @@ class ScoreResult:
     """Result of :func:`score`. A mean is over the images that have the value, None if none has."""
 
     images: int
+    has_predictor: bool
+    """False for a model without loss predictor, of which only the true loss is known"""
     spearman: float | None
     """mean rank correlation of predicted difficulty and true loss within an image"""
     auc: float | None
@@ -47,9 +61,13 @@ class ScoreResult:
     """one line for each image that could not be read"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values, ready for JSON."""
+        """Return all values, ready for JSON; without a predictor a note replaces those of the prediction."""
+        values = asdict(self)
+        if not self.has_predictor:
+            del values["spearman"], values["auc"]
+            values["note"] = NO_PREDICTOR
         return {
-            **asdict(self),
+            **values,
             "table": str(self.table),
             "contact_sheet": None if self.contact_sheet is None else str(self.contact_sheet),
             "pictures": [str(path) for path in self.pictures],
@@ -77,11 +95,11 @@ def score(
 ) -> ScoreResult:
     """Predict the difficulty of every patch, measure its true loss, and write both as pictures and as a table.
 
-    Writes ``scores.parquet`` (one row per image), ``contact_sheet.png`` and a picture of each of the first images. The
-    values depend on ``seed`` and on the position of an image in ``source``, not on the batch size.
+    Writes ``scores.parquet`` (one row per image), ``contact_sheet.png``, a picture of each of the first images and a
+    README. The values depend on ``seed`` and on the position of an image in ``source``, not on the batch size.
 
     Args:
-        student: reconstructs; in eval mode, on ``device``.
+        student: reconstructs; in eval mode, on ``device``. Without a loss predictor only the true loss is measured.
         teacher: predicts difficulty; may be the student.
         source: images of any size, resized and center-cropped to the size of the model.
         out: a folder; created if it does not exist.
@@ -99,28 +117,57 @@ def score(
         progress: called after each batch with (images done, images).
 
     Raises:
-        UserError: if the model has no loss predictor or its losses are not finite, if the mask ratio or the number of
-            draws is out of range, if an image's mask is missing, or if ``out`` cannot be written.
+        UserError: if the losses are not finite, if the mask ratio or the number of draws is out of range, if an image's
+            mask is missing, or if ``out`` cannot be written.
     """
-    masked = _check(student, mask_ratio, draws)
-    size, channels = student.image_size, len(student.mean)
-    read_mask = mask_reader(source, masks, size)
+    masked = masked_patches(student, mask_ratio, draws)
+    read_mask = mask_reader(source, masks, student.image_size)
     files = ScoreFiles(out, student, masked, pictures, draws=draws, predict=predict)
-    measure = partial(patch_difficulty, student, teacher, masked=masked, draws=draws, seed=seed)
+    measure = partial(
+        patch_difficulty, student, teacher, masked=masked, draws=draws, seed=seed, predict=predict, target=target
+    )
     bad: list[str] = []
-    for batch in eval_batches(source, EvalTransform(size, channels), batch_size=batch_size, workers=workers):
-        difficulty = measure(batch.images.to(device), batch.indices.to(device), predict=predict, target=target)
-        files.add(batch, difficulty, _score_images(batch, difficulty, student, source, read_mask))
+    scored = scored_batches(measure, student, source, read_mask, batch_size=batch_size, workers=workers, device=device)
+    for batch, difficulty, scores in scored:
+        files.add(batch, difficulty, scores)
         bad += batch.bad
         if progress is not None:
             progress(len(files.scores) + len(bad), len(source))
     return _result(files, bad)
 
 
+@torch.inference_mode()
+def scored_batches(
+    measure: Measure,
+    model: HPM,
+    source: Source,
+    read_mask: MaskReader | None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[ScoredBatch]:
+    """Measure and score the images of ``source``, resized and center-cropped to the size of ``model``.
+
+    Args:
+        measure: of images and indices on ``device``, as :func:`~hardpatch.measure.difficulty.patch_difficulty`.
+        model: whose image size, channels and grid of patches to use.
+        source: images of any size.
+        read_mask: of the object in an image; None if there are no masks.
+        batch_size: images per batch.
+        workers: processes that decode images.
+        device: where ``measure`` expects its images.
+    """
+    transform = EvalTransform(model.image_size, len(model.mean))
+    for batch in eval_batches(source, transform, batch_size=batch_size, workers=workers):
+        difficulty = measure(batch.images.to(device), batch.indices.to(device))
+        yield ScoredBatch(batch, difficulty, _score_images(batch, difficulty, model, source, read_mask))
+
+
 def _score_images(
     batch: Batch, difficulty: PatchDifficulty, student: HPM, source: Source, read_mask: MaskReader | None
 ) -> list[ImageScore]:
-    grid, values = student.grid, torch.stack(difficulty, dim=1).cpu()  # [B, 2, N]
+    grid, values = student.grid, difficulty.stacked()  # [B, K, N]
     maps = upsample(values, grid, student.image_size)
     return [
         score_image(source.name(index), numbers, pixels, grid, None if read_mask is None else read_mask(index))
@@ -130,11 +177,13 @@ def _score_images(
 
 def _result(files: ScoreFiles, bad: list[str]) -> ScoreResult:
     scores = files.scores
+    files.write_readme()
     return ScoreResult(
         images=len(scores),
-        spearman=_mean(score.spearman for score in scores),
-        auc=_mean(score.auc for score in scores),
-        true_loss_auc=_mean(score.true_loss_auc for score in scores),
+        has_predictor=files.student.has_predictor,
+        spearman=mean(score.spearman for score in scores),
+        auc=mean(score.auc for score in scores),
+        true_loss_auc=mean(score.true_loss_auc for score in scores),
         table=files.write_table(),
         contact_sheet=files.write_contact_sheet(),
         pictures=tuple(files.pictures),
@@ -142,12 +191,12 @@ def _result(files: ScoreFiles, bad: list[str]) -> ScoreResult:
     )
 
 
-def _check(student: HPM, mask_ratio: float, draws: int) -> int:
-    """Check the arguments of :func:`score`. Returns the number of masked patches."""
-    if not student.has_predictor:
-        raise UserError(
-            "model: expected one with a loss predictor, got one trained without; only HPM runs can be scored"
-        )
+def masked_patches(student: HPM, mask_ratio: float, draws: int) -> int:
+    """Return the number of masked patches of an image.
+
+    Raises:
+        UserError: if the mask ratio is out of range, or ``draws`` masks cannot cover the image.
+    """
     patches = student.grid[0] * student.grid[1]
     try:
         masked = masked_count(patches, mask_ratio)
@@ -159,7 +208,7 @@ def _check(student: HPM, mask_ratio: float, draws: int) -> int:
     return masked
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None; None if there are none."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None

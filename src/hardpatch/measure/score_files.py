@@ -4,19 +4,47 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hardpatch import figures
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path
-from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, Predict
+from hardpatch.files import atomic_path, write_text_atomically
+from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, PatchDifficulty, Predict, hardest_patches
 from hardpatch.methods.hpm import HPM
-from hardpatch.methods.mining import hard_patches
 
 SHEET_ROWS = 8
 """Images on the contact sheet."""
+NO_PREDICTOR = "The run has no loss predictor: there is a true loss, but no predicted difficulty."
+
+COLUMNS = {
+    "path": "file of the image",
+    "mean_difficulty": "mean predicted difficulty of its patches",
+    "mean_true_loss": "mean true loss of its patches",
+    "spearman": "rank correlation of predicted difficulty and true loss",
+    "auc": "area under the ROC curve of the predicted difficulty as a detector of the object, where masks are given",
+    "true_loss_auc": "area under the ROC curve of the true loss as a detector of the object, where masks are given",
+    "difficulty": "predicted difficulty of each patch, row by row",
+    "true_loss": "true loss of each patch: reconstruction loss, mean over {draws} random masks",
+    "rows": "patches from top to bottom",
+    "columns": "patches from left to right",
+}
+"""Columns of ``scores.parquet``."""
+
+README = """# Difficulty of image patches
+
+| file | content |
+|---|---|
+| `scores.parquet` | a row for each of {images} images |
+| `contact_sheet.png` | the first images below each other |
+| `*-*.png` | a picture of each of the first images; bright patches have the highest values of the image |
+
+{note}Columns of `scores.parquet`; a value that does not exist is null:
+
+| column | content |
+|---|---|
+{columns}
+"""
 
 
 class ScoreFiles:
@@ -51,9 +79,11 @@ class ScoreFiles:
         count = min(len(scores), self.limit - len(self.pictures))
         if count <= 0:
             return
-        noise = torch.zeros_like(difficulty.predicted)
-        hardest = hard_patches(difficulty.predicted, noise, self.masked, self.masked)[:count]  # bool [count, N]
-        rows = self._rows(batch.images[:count], hardest, scores[:count])
+        if difficulty.predicted is None:
+            rows = [self._true_loss_row(*pair) for pair in zip(_images(batch.images[:count]), scores, strict=False)]
+        else:
+            hardest = hardest_patches(difficulty.predicted, self.masked)[:count]  # bool [count, N]
+            rows = self._rows(batch.images[:count], hardest, scores[:count])
         for index, row in zip(batch.indices.tolist(), rows, strict=False):
             self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
             figures.score_figure(row, draws=self.draws, where=self.suffix).savefig(self.pictures[-1])
@@ -74,24 +104,31 @@ class ScoreFiles:
         import pyarrow.parquet as pq
 
         numbers = pa.list_(pa.float32())
-        schema = pa.schema(
-            [
-                ("path", pa.string()),
-                ("mean_difficulty", pa.float64()),
-                ("mean_true_loss", pa.float64()),
-                ("spearman", pa.float64()),
-                ("auc", pa.float64()),
-                ("true_loss_auc", pa.float64()),
-                ("difficulty", numbers),
-                ("true_loss", numbers),
-                ("rows", pa.int32()),
-                ("columns", pa.int32()),
-            ]
-        )
+        types = {"path": pa.string(), "rows": pa.int32(), "columns": pa.int32()}
+        types |= {"difficulty": numbers, "true_loss": numbers}
+        schema = pa.schema([(name, types.get(name, pa.float64())) for name in self._columns()])
         path = self.folder / "scores.parquet"
         with atomic_path(path) as partial:
             pq.write_table(pa.Table.from_pylist([vars(score) for score in self.scores], schema=schema), partial)
         return path
+
+    def write_readme(self) -> None:
+        """Write ``README.md``, which explains the files and the columns of the table."""
+        columns = "\n".join(f"| `{name}` | {COLUMNS[name].format(draws=self.draws)} |" for name in self._columns())
+        note = "" if self.student.has_predictor else f"{NO_PREDICTOR}\n\n"
+        text = README.format(images=len(self.scores), note=note, columns=columns)
+        write_text_atomically(self.folder / "README.md", text)
+
+    def _columns(self) -> list[str]:
+        """Names of the table's columns; those of the prediction are left out without a predictor."""
+        return [name for name in COLUMNS if self.student.has_predictor or name not in OF_PREDICTION]
+
+    def _true_loss_row(self, image: figures.Image, score: ImageScore) -> figures.ScoreRow:
+        """Collect what a picture shows without a predictor."""
+        caption = _caption({"AUC": score.true_loss_auc})
+        return figures.ScoreRow(
+            score.path, image, None, None, None, score.true_loss, self.student.grid, true_loss_caption=caption
+        )
 
     def _rows(self, pixels: Tensor, hardest: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:
         """Reconstruct the hardest patches of uint8 images ``[B, C, H, W]``, and collect what a picture shows."""
@@ -101,7 +138,7 @@ class ScoreFiles:
         mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
         in_pixels = bool(getattr(host, "reconstructs_pixels", False))
         normalized = bool(getattr(host, "normalize_pixels", False))
-        images, masks = pixels.permute(0, 2, 3, 1).numpy(), hardest.cpu().numpy()
+        images, masks = _images(pixels), hardest.cpu().numpy()
         rows = []
         for image, prediction, mask, score in zip(images, predictions, masks, scores, strict=True):
             reconstruction = None
@@ -123,6 +160,11 @@ class ScoreFiles:
                 )
             )
         return rows
+
+
+def _images(pixels: Tensor) -> figures.Image:
+    """Return uint8 images ``[B, C, H, W]`` as ``[B, H, W, C]``."""
+    return pixels.permute(0, 2, 3, 1).numpy()
 
 
 def _caption(numbers: dict[str, float | None]) -> str:
