@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hardpatch.choices import MaskName
-from hardpatch.methods.block_masks import draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import draw_blocks, grid_mask, grow, inverse_block_mask
 from hardpatch.methods.curriculum import linear_alpha, mined_count
 from hardpatch.methods.masking import (
     STRATEGIES,
@@ -173,16 +173,13 @@ def test_strategy_names_call_the_public_functions() -> None:
         assert draw_mask(mask, noise, MASKED, grid=GRID, attention=attention).equal(expected)
 
 
-def test_block_mask_completes_the_blocks_at_random() -> None:
+def test_block_mask_grows_the_blocks() -> None:
     noise = uniform(DRAWS, noise_count("block", 196))
-    blocks = draw_blocks(noise[:, 196:], 75, GRID).mask
-    mask = block_mask(noise, 75, GRID)
-    assert (blocks.sum(dim=1) < 75).any()
-    for image in range(DRAWS):
-        covered = set(blocks[image].nonzero().flatten().tolist())
-        values = noise[image].tolist()
-        rest = sorted(set(range(196)) - covered, key=lambda patch: values[patch], reverse=True)[: 75 - len(covered)]
-        assert set(mask[image].nonzero().flatten().tolist()) == covered | set(rest)
+    mined = random_patches(torch.arange(DRAWS) % 76)
+    for already in (None, mined):
+        blocks = draw_blocks(noise[:, 196:], 75, GRID, already).mask
+        assert (blocks.sum(dim=1) < 75).any()
+        assert block_mask(noise, 75, GRID, already).equal(grow(noise[:, :196], blocks, 75, GRID))
 
 
 @pytest.mark.parametrize("lowest", [False, True])
@@ -255,7 +252,7 @@ def test_draw_mask_refuses_arguments_that_do_not_fit() -> None:
         draw_mask("blocks", noise, 12, grid=(4, 4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"masked: expected 0 to 16 patches, got 17"):
         draw_mask("random", noise, 17, grid=(4, 4))
-    with pytest.raises(ValueError, match=r"noise: expected \[B, 176\] for block on a \(4, 4\) grid, got \[2, 16\]"):
+    with pytest.raises(ValueError, match=r"noise: expected \[B, 256\] for block on a \(4, 4\) grid, got \[2, 16\]"):
         draw_mask("block", noise, 12, grid=(4, 4))
     with pytest.raises(ValueError, match=r"mined: expected \[2, 16\], got \[2, 15\]"):
         draw_mask("random", noise, 12, grid=(4, 4), mined=torch.zeros(2, 15, dtype=torch.bool))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.choices import MaskName
-from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, grow, inverse_block_mask
 
 
 def masked_count(patches: int, mask_ratio: float) -> int:
@@ -76,14 +76,14 @@ def random_mask(noise: Tensor, masked: int, mined: Tensor | None = None) -> Tens
 
 
 def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
-    """Mask BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and further patches up to ``masked``.
+    """Mask BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and grow them to ``masked`` patches.
 
-    BEiT itself masks *at most* that many. As in DINOv3, the missing patches are drawn at random. The first N numbers of
-    ``noise [B, N + 4 * attempts]`` draw these, the others draw the blocks.
+    BEiT itself masks *at most* that many. The first N numbers of ``noise [B, N + 4 * attempts]`` decide where blocks
+    grow (:func:`~hardpatch.methods.block_masks.grow`), the others draw them.
     """
     patches = grid[0] * grid[1]
     blocks = draw_blocks(noise[:, patches:], masked, grid, mined)
-    return random_mask(noise[:, :patches], masked, blocks.mask)
+    return grow(noise[:, :patches], blocks.mask, masked, grid)
 
 
 def attention_high_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
