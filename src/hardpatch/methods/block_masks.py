@@ -63,9 +63,8 @@ def draw_blocks(
     u = noise.float().unflatten(1, (-1, 4))
     stretch = (u[..., 1:2] - 0.5) * -math.log(aspect)  # log of the square root of the ratio
     stretch = _exp(torch.cat([stretch, -stretch], dim=2))  # [B, attempts, 2], of height and width
-    limits = torch.cat(
-        [torch.full((1,), length, device=noise.device) for length in grid]
-    )  # torch.tensor would wait for the device
+    # (rows, columns) on the device; torch.tensor would wait for it
+    limits = torch.cat([torch.full((1,), length, device=noise.device) for length in grid])
     row, column = (torch.arange(length, device=noise.device) for length in grid)
     covered = torch.zeros(len(noise), *grid, dtype=torch.bool, device=noise.device)
     if mined is not None:

@@ -114,7 +114,7 @@ class MethodConfig:
     mask_unit: int | None = None
     """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch size."""
     secondary_ratio: float = 0.0
-    """Fraction of the visible patches that host mae replaces by mask tokens (UM-MAE: 0.25)."""
+    """Fraction of the visible patches, rounded up, that host mae replaces by mask tokens (UM-MAE: 0.25)."""
     predicting_loss: PredictingLossName | Literal["none"] = "relative"
     """Predicting loss: relative (Eq. 5), absolute (Eq. 4), absolute_standardized (reference code), none is the host."""
     mining: MiningName = "hard"
