@@ -188,8 +188,14 @@ class OptimConfig:
     """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
     lr: float | None = None
     """Peak learning rate; null is optim.base_lr * batch_size / 256."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Learning rate after the warm-up: half a cosine to optim.min_lr, or one step down at optim.step_at (SimMIM)."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of schedule cosine."""
+    step_at: float = 0.875
+    """Fraction of the training after which schedule step lowers the learning rate (SimMIM: 700 of 800 epochs)."""
+    step_factor: float = 0.1
+    """Factor by which schedule step lowers the learning rate."""
     warmup: float = 0.05
     """Fraction of the training in which the learning rate rises linearly."""
     weight_decay: float = 0.05
