@@ -116,7 +116,7 @@ class MethodConfig:
     secondary_ratio: float = 0.0
     """Fraction of the visible patches, rounded up, that host mae replaces by mask tokens (UM-MAE: 0.25)."""
     predicting_loss: PredictingLossName | Literal["none"] = "relative"
-    """Predicting loss: relative (Eq. 5), absolute (Eq. 4), absolute_standardized (reference code), none is the host."""
+    """Predicting loss: relative (Eq. 5-7), absolute (Eq. 4), absolute_standardized (HPM's code), none is the host."""
     mining: MiningName = "hard"
     """Patches that are mined: hard are those with the highest predicted loss, easy those with the lowest."""
     alpha_start: float = 0.0
