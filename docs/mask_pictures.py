@@ -19,7 +19,7 @@ import hardpatch
 from hardpatch.choices import MaskName
 from hardpatch.data.augment import EvalTransform
 from hardpatch.figures import INK, heat_map, masked_image
-from hardpatch.methods.masking import draw_mask, masked_count, noise_count, secondary_mask
+from hardpatch.methods.masking import chosen_count, draw_mask, masked_count, noise_count, secondary_mask
 from hardpatch.methods.mining import hard_patches, spread_units
 from hardpatch.patches import to_indices
 
@@ -48,7 +48,7 @@ def main() -> None:
     shown = EvalTransform((448, 448))(photograph).permute(1, 2, 0).numpy()
 
     def draw(mask: MaskName, ratio: float, mined: float = 0.0) -> torch.Tensor:
-        count = masked_count(PATCHES, ratio)
+        count = chosen_count(mask, PATCHES, ratio)
         noise = torch.rand(1, noise_count(mask, PATCHES))
         return hard_patches(difficulty, noise, count, int(count * mined), strategy=mask, grid=GRID, attention=attention)
 

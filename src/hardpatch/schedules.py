@@ -1,4 +1,4 @@
-"""Schedules over a training: linear ramp, half cosine, and the learning rate that combines both.
+"""Schedules over a training: linear ramp, half cosine, step, and learning rates that combine them.
 
 Progress is the fraction of the training that is done, in [0, 1].
 """
@@ -37,3 +37,16 @@ def learning_rate(progress: float, peak: float, minimum: float, warmup: float) -
     if progress < warmup:
         return peak * progress / warmup
     return half_cosine((progress - warmup) / max(1.0 - warmup, 1e-12), peak, minimum)
+
+
+def step_decay(progress: float, peak: float, warmup: float, at: float, factor: float) -> float:
+    """Linear warm-up from 0 to ``peak``, and from ``at`` on ``factor * peak``.
+
+    Args:
+        progress: fraction of the training that is done before this step, in [0, 1].
+        peak: learning rate after the warm-up.
+        warmup: fraction of the training spent warming up, in [0, 1].
+        at: fraction of the training after which the learning rate is multiplied, from ``warmup`` to 1.
+        factor: what it is multiplied by.
+    """
+    return ramp(progress, 0.0, peak, warmup) * (factor if progress >= at else 1.0)

@@ -118,3 +118,20 @@ def test_the_difficulty_memory_is_restored(images: Path, tmp_path: Path) -> None
     # This run mines by the losses that the student predicted for masked patches, so score uses the same prediction.
     assert scored() == scored("--predict", "masked")
     assert scored() != scored("--predict", "whole")
+
+
+def test_a_step_schedule_and_block_masks_resume(images: Path, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = ["--data", str(images), "--data.workers", "0", "--steps", "8", "--train.checkpoint_steps", "4"]
+    arguments += ["--method.mask", "block", "--optim.schedule", "step", "--optim.step_at", "0.75", "--optim.lr", "1e-3"]
+    arguments += ["--optim.warmup", "0.25", "--train.log_every", "1"]
+    assert main(["pretrain", *SMALL, *arguments, "--out", str(run)]) == 0
+    rates = [row["lr"] for row in metrics(run) if "lr" in row]
+    assert rates == pytest.approx([0.0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 1e-4])
+    shutil.copytree(run, other)
+    last = Path("checkpoints", "step_00000008")
+    shutil.rmtree(other / last)
+    assert main(["pretrain", *SMALL, *arguments, "--out", str(other), "--resume"]) == 0
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (other / last / name).read_bytes() == (run / last / name).read_bytes()
+    assert metrics(other) == metrics(run)

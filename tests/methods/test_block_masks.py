@@ -110,7 +110,7 @@ def test_the_first_block_has_the_drawn_area_and_aspect_ratio() -> None:
 def test_few_patches_are_missing_after_all_attempts() -> None:
     for masked in (75, 147):
         mask = draw_blocks(uniform(DRAWS, 4 * ATTEMPTS), masked, (14, 14)).mask
-        assert masked - mask.sum(dim=1).double().mean() < 1.5
+        assert masked - mask.sum(dim=1).double().mean() < 0.9
 
 
 @pytest.mark.parametrize(("rows", "columns", "masked"), [(2, 2, 3), (4, 4, 12), (1, 7, 4), (3, 3, 1), (4, 4, 0)])

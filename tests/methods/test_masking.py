@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hardpatch.choices import MaskName
-from hardpatch.methods.block_masks import draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import draw_blocks, grid_mask, grow, inverse_block_mask
 from hardpatch.methods.curriculum import linear_alpha, mined_count
 from hardpatch.methods.masking import (
     STRATEGIES,
@@ -17,13 +17,15 @@ from hardpatch.methods.masking import (
     attention_hint_mask,
     attention_low_mask,
     block_mask,
+    chosen_count,
     draw_mask,
+    hint_count,
     masked_count,
     noise_count,
     random_mask,
     secondary_mask,
 )
-from hardpatch.methods.mining import hard_patches
+from hardpatch.methods.mining import Masking, hard_patches
 
 DRAWS = 1000
 GRID, MASKED = (14, 14), 147
@@ -38,6 +40,11 @@ def draw(mask: MaskName, mined: Tensor | None = None, masked: int = MASKED, grid
     patches = grid[0] * grid[1]
     noise, attention = uniform(DRAWS, noise_count(mask, patches)), uniform(DRAWS, patches, seed=1)
     return draw_mask(mask, noise, masked, grid=grid, mined=mined, attention=attention)
+
+
+def masked_counts(mask: MaskName, mined_counts: Tensor, chosen: int = MASKED) -> Tensor:
+    """Count the masked patches of each image: all that are chosen, or those that are not revealed as hints."""
+    return chosen - (chosen - mined_counts).clamp(max=int(0.1 * chosen) if mask == "attention_hint" else 0)
 
 
 def random_patches(counts: Tensor, patches: int = 196) -> Tensor:
@@ -87,10 +94,10 @@ def test_every_strategy_has_a_function() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_every_strategy_masks_exactly_the_count_and_the_mined_patches(mask: MaskName) -> None:
     assert draw(mask).dtype == torch.bool
-    assert (draw(mask).sum(dim=1) == MASKED).all()
+    assert (draw(mask).sum(dim=1) == MASKED - hint_count(mask, MASKED)).all()
     mined = random_patches(torch.arange(DRAWS) % (MASKED + 1))  # none, all, and any number between
     result = draw(mask, mined)
-    assert (result.sum(dim=1) == MASKED).all()
+    assert result.sum(dim=1).equal(masked_counts(mask, mined.sum(dim=1)))
     missing = mined & ~result
     if mask == "grid":  # only in windows whose four patches are mined
         full = mined.unflatten(1, (7, 2, 7, 2)).all(dim=2, keepdim=True).all(dim=4, keepdim=True)
@@ -128,7 +135,7 @@ def test_any_grid_and_any_count(
         grid=(rows, columns),
         attention=attention,
     )
-    assert result.sum(dim=1).tolist() == [masked] * 3
+    assert result.sum(dim=1).equal(masked_counts(mask, torch.full((3,), int(mined * masked)), masked))
     order = (difficulty if easy else -difficulty).argsort(dim=1)[:, : int(mined * masked)]
     if mask != "grid":
         assert result.gather(1, order).all()
@@ -173,16 +180,13 @@ def test_strategy_names_call_the_public_functions() -> None:
         assert draw_mask(mask, noise, MASKED, grid=GRID, attention=attention).equal(expected)
 
 
-def test_block_mask_completes_the_blocks_at_random() -> None:
+def test_block_mask_grows_the_blocks() -> None:
     noise = uniform(DRAWS, noise_count("block", 196))
-    blocks = draw_blocks(noise[:, 196:], 75, GRID).mask
-    mask = block_mask(noise, 75, GRID)
-    assert (blocks.sum(dim=1) < 75).any()
-    for image in range(DRAWS):
-        covered = set(blocks[image].nonzero().flatten().tolist())
-        values = noise[image].tolist()
-        rest = sorted(set(range(196)) - covered, key=lambda patch: values[patch], reverse=True)[: 75 - len(covered)]
-        assert set(mask[image].nonzero().flatten().tolist()) == covered | set(rest)
+    mined = random_patches(torch.arange(DRAWS) % 76)
+    for already in (None, mined):
+        blocks = draw_blocks(noise[:, 196:], 75, GRID, already).mask
+        assert (blocks.sum(dim=1) < 75).any()
+        assert block_mask(noise, 75, GRID, already).equal(grow(noise[:, :196], blocks, 75, GRID))
 
 
 @pytest.mark.parametrize("lowest", [False, True])
@@ -203,28 +207,44 @@ def test_attention_masks_are_the_top_of_a_sort(ties: bool, lowest: bool) -> None
         assert composed[image].nonzero().flatten().tolist() == sorted(mined_patches + rest)
 
 
-@pytest.mark.parametrize("masked", [58, 147, 190, 196])
-def test_hints_are_among_the_most_attended(masked: int) -> None:
+def test_attmask_hint_masks_as_many_patches_as_the_authors() -> None:
+    """At ratio 0.3, 58 of 196 patches are chosen and 5 of the 19 most attended revealed."""
+    assert chosen_count("attention_hint", 196, 0.3) == 58
+    assert chosen_count("attention_high", 196, 0.3) == 59
+    assert hint_count("attention_hint", 58) == 5
+    assert hint_count("attention_high", 58) == 0
     noise, attention = uniform(DRAWS, 196), uniform(DRAWS, 196, seed=1)
-    mined = random_patches(torch.arange(DRAWS) % (masked + 1))
+    mask = attention_hint_mask(noise, attention, 58)
+    order = attention.argsort(dim=1, descending=True)
+    assert (mask.sum(dim=1) == 53).all()
+    assert (mask.gather(1, order[:, :19]).sum(dim=1) == 14).all()
+    assert mask.gather(1, order[:, 19:58]).all()
+    assert not mask.gather(1, order[:, 58:]).any()  # none is masked in the place of a hint
+    masking = Masking((14, 14), "attention_hint")
+    assert masking.counts(0.3, 0.5) == (53, 26)
+    result = masking.mine_mask(noise, mask_ratio=0.3, alpha=0.5, difficulty=-attention, attention=attention)
+    assert result.mask.masked.shape == (DRAWS, 53)
+    assert result.mask.visible.shape == (DRAWS, 143)
+    assert masking.mine_mask(noise, mask_ratio=0.3, alpha=0.0, attention=attention).mask.masked.shape == (DRAWS, 53)
+
+
+@pytest.mark.parametrize("chosen", [12, 58, 147, 196])
+def test_hints_are_among_the_most_attended(chosen: int) -> None:
+    noise, attention = uniform(DRAWS, 196), uniform(DRAWS, 196, seed=1)
+    mined = random_patches(torch.arange(DRAWS) % (chosen + 1))
     mined[: DRAWS // 2] = False
-    mask = attention_hint_mask(noise, attention, masked, mined)
+    mask = attention_hint_mask(noise, attention, chosen, mined)
     for image in range(0, DRAWS, 4):
         values, chance = attention[image].tolist(), noise[image].tolist()
         mined_patches = mined[image].nonzero().flatten().tolist()
         order = sorted(set(range(196)) - set(mined_patches), key=lambda patch: values[patch], reverse=True)
-        count = masked - len(mined_patches)
-        top = sorted(order[: int(0.1 * len(order))], key=lambda patch: chance[patch], reverse=True)
-        shown = top[: min(int(0.1 * count), 196 - masked)]
-        rest = [patch for patch in order if patch not in shown][:count]
-        assert mask[image].nonzero().flatten().tolist() == sorted(mined_patches + rest)
-    high = attention_high_mask(attention, masked)
-    most = attention.argsort(dim=1, descending=True)[:, :19]  # int(0.1 * 196)
-    alone = mask[: DRAWS // 2]
-    hints = min(int(0.1 * masked), 196 - masked)
-    assert (alone.gather(1, most[: DRAWS // 2]).sum(dim=1) == 19 - hints).all()
-    assert ((high[: DRAWS // 2] & ~alone).sum(dim=1) == hints).all()
-    assert attention_hint_mask(noise, attention, masked, share=0.0).equal(high)
+        drawn = order[: chosen - len(mined_patches)]
+        hints = min(int(0.1 * chosen), len(drawn))
+        top = sorted(drawn[:19], key=lambda patch: chance[patch], reverse=True)
+        assert mask[image].nonzero().flatten().tolist() == sorted(mined_patches + list(set(drawn) - set(top[:hints])))
+    high = attention_high_mask(attention, chosen)
+    assert attention_hint_mask(noise, attention, chosen, share=0.0).equal(high)
+    assert not attention_hint_mask(noise, attention, chosen, share=1.0).any()
 
 
 def test_each_of_the_most_attended_patches_is_a_hint_equally_often() -> None:
@@ -240,13 +260,14 @@ def test_secondary_masking_hides_a_share_of_the_visible_patches(share: float) ->
     mask = draw("grid")
     noise = uniform(DRAWS, 196, seed=5)
     hidden = secondary_mask(noise, mask, share, MASKED)
-    assert (hidden.sum(dim=1) == int(49 * share)).all()
+    count = {0.0: 0, 0.25: 13, 0.5: 25, 1.0: 49}[share]  # 36 and 24 of 49 stay at 0.25 and 0.5
+    assert (hidden.sum(dim=1) == count).all()
     assert not (hidden & mask).any()
     assert secondary_mask(noise, mask, share).equal(hidden)
     for image in range(100):
         values = noise[image].tolist()
         visible = sorted((~mask[image]).nonzero().flatten().tolist(), key=lambda patch: values[patch], reverse=True)
-        assert hidden[image].nonzero().flatten().tolist() == sorted(visible[: int(49 * share)])
+        assert hidden[image].nonzero().flatten().tolist() == sorted(visible[:count])
 
 
 def test_draw_mask_refuses_arguments_that_do_not_fit() -> None:
@@ -255,7 +276,7 @@ def test_draw_mask_refuses_arguments_that_do_not_fit() -> None:
         draw_mask("blocks", noise, 12, grid=(4, 4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"masked: expected 0 to 16 patches, got 17"):
         draw_mask("random", noise, 17, grid=(4, 4))
-    with pytest.raises(ValueError, match=r"noise: expected \[B, 176\] for block on a \(4, 4\) grid, got \[2, 16\]"):
+    with pytest.raises(ValueError, match=r"noise: expected \[B, 256\] for block on a \(4, 4\) grid, got \[2, 16\]"):
         draw_mask("block", noise, 12, grid=(4, 4))
     with pytest.raises(ValueError, match=r"mined: expected \[2, 16\], got \[2, 15\]"):
         draw_mask("random", noise, 12, grid=(4, 4), mined=torch.zeros(2, 15, dtype=torch.bool))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from hardpatch.errors import UserError
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
@@ -15,6 +16,52 @@ def test_warm_up_and_cosine_by_hand() -> None:
     assert learning_rate(0.6, 1.0, 0.1, 0.2) == pytest.approx(0.55)
     assert learning_rate(1.0, 1.0, 0.1, 0.2) == pytest.approx(0.1)
     assert learning_rate(0.25, 1.0, 0.0, 0.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_simmims_step_by_hand() -> None:
+    """At most 4e-4 after 10 of 800 epochs, 4e-5 from epoch 700 on; 100 steps an epoch."""
+    run = config.build(recipes.read("simmim_imagenet_base_800"))
+    epochs = {0: 0.0, 5: 2e-4, 10: 4e-4, 400: 4e-4, 699.99: 4e-4, 700: 4e-5, 799.99: 4e-5}
+    for epoch, lr in epochs.items():
+        assert schedule(run, round(100 * epoch), 80_000).lr == pytest.approx(lr, rel=1e-12)
+    assert schedule(run, 1, 80_000).lr == pytest.approx(4e-7)
+    without_warmup = config.build({"steps": 8}, ["--optim.schedule=step", "--optim.lr=1.0", "--optim.warmup=0"])
+    assert [schedule(without_warmup, step, 8).lr for step in range(8)] == [1.0] * 7 + [0.1]
+
+
+def test_the_schedule_is_a_cosine_unless_it_is_set() -> None:
+    """The same bits as before there was a choice, also for a configuration that an earlier version saved."""
+    saved = config.to_dict(config.build(recipes.read("imagenet_base_200")))
+    for name in ("schedule", "step_at", "step_factor"):
+        del saved["optim"][name]
+    run = config.build(saved)
+    for step in range(0, 1001, 7):
+        assert schedule(run, step, 1000).lr == learning_rate(step / 1000, 2.4e-3, 0.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--optim.schedule=step", "--optim.warmup=0.9"],
+            "optim.step_at: expected a fraction from the end of the warm-up, 0.9,",
+        ),
+        (
+            ["--optim.schedule=step", "--optim.min_lr=1e-5"],
+            "optim.min_lr: only for optim.schedule cosine, leave it out",
+        ),
+        (["--optim.step_at=0.5"], "optim.step_at: only for optim.schedule step, leave it out with cosine"),
+        (["--optim.step_factor=0.5"], "optim.step_factor: only for optim.schedule step, leave it out with cosine"),
+        (
+            ["--optim.schedule=step", "--optim.step_factor=2"],
+            r"optim.step_factor: expected a number in \[0, 1\], got 2",
+        ),
+        (["--optim.schedule=step", "--optim.step_at=1.5"], "optim.step_at: .* to 1, got 1.5"),
+    ],
+)
+def test_what_a_schedule_does_not_use_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.build({"steps": 8}, settings)
 
 
 def test_schedule_of_the_papers_run() -> None:

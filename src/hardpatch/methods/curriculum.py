@@ -1,4 +1,4 @@
-"""Easy to hard: the share of the masked patches that is mined, over the training (paper, Sec. 3.4)."""
+"""Easy to hard: the share of the masked patches that is mined, over the training (paper, Sec. 3.4, Algorithm S1)."""
 
 
 def linear_alpha(progress: float, start: float = 0.0, end: float = 0.5) -> float:

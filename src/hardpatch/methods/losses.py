@@ -28,7 +28,7 @@ def smooth_l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def unit_vector_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance between unit vectors, the loss for feature targets (paper, Sec. 4.1).
+    """Squared distance between unit vectors, the loss for feature targets (paper, Eq. 3 and Sec. 4.1).
 
     ``[B, M, D]`` and ``[B, M, D]`` -> ``[B, M]``. It is ``sum((p / |p| - t / |t|)^2)``, between 0 and 4: twice
     :func:`cosine_loss`.

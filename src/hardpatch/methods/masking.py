@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from hardpatch.choices import MaskName
-from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, inverse_block_mask
+from hardpatch.methods.block_masks import ATTEMPTS, draw_blocks, grid_mask, grow, inverse_block_mask
+
+HINT_SHARE = 0.1
+"""Share of hints of AttMask-Hint, in its authors' code."""
 
 
 def masked_count(patches: int, mask_ratio: float) -> int:
@@ -26,6 +29,26 @@ def masked_count(patches: int, mask_ratio: float) -> int:
     if visible == 0 or visible == patches:
         raise ValueError(f"mask_ratio: {mask_ratio} of {patches} patches leaves {visible} visible")
     return patches - visible
+
+
+def chosen_count(strategy: MaskName, patches: int, mask_ratio: float) -> int:
+    """Count the patches that a strategy chooses: :func:`masked_count`; ``int(N * ratio)`` for ``attention_hint``.
+
+    These are 59 and 58 of 196 at 0.3. The second is how the authors of AttMask round; see :func:`hint_count`.
+
+    Raises:
+        ValueError: from :func:`masked_count`.
+    """
+    masked = masked_count(patches, mask_ratio)
+    return max(1, int(patches * mask_ratio)) if strategy == "attention_hint" else masked
+
+
+def hint_count(strategy: MaskName, chosen: int) -> int:
+    """Count those of the ``chosen`` patches that stay visible as hints: a tenth for ``attention_hint``, else none.
+
+    5 of 58, so that 53 are masked, as in the authors' code.
+    """
+    return int(chosen * HINT_SHARE) if strategy == "attention_hint" else 0
 
 
 def noise_count(strategy: MaskName, patches: int) -> int:
@@ -43,6 +66,8 @@ def draw_mask(
     attention: Tensor | None = None,
 ) -> Tensor:
     """Mask exactly ``masked`` patches of every image: the mined ones, and the rest as the strategy draws them.
+
+    ``attention_hint`` alone masks fewer: of the ``masked`` patches that it chooses, :func:`hint_count` are revealed.
 
     Args:
         strategy: a name of :data:`STRATEGIES`.
@@ -76,14 +101,14 @@ def random_mask(noise: Tensor, masked: int, mined: Tensor | None = None) -> Tens
 
 
 def block_mask(noise: Tensor, masked: int, grid: tuple[int, int], mined: Tensor | None = None) -> Tensor:
-    """Mask BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and further patches up to ``masked``.
+    """Mask BEiT's blocks (:func:`~hardpatch.methods.block_masks.draw_blocks`), and grow them to ``masked`` patches.
 
-    BEiT itself masks *at most* that many. As in DINOv3, the missing patches are drawn at random. The first N numbers of
-    ``noise [B, N + 4 * attempts]`` draw these, the others draw the blocks.
+    BEiT itself masks *at most* that many. The first N numbers of ``noise [B, N + 4 * attempts]`` decide where blocks
+    grow (:func:`~hardpatch.methods.block_masks.grow`), the others draw them.
     """
     patches = grid[0] * grid[1]
     blocks = draw_blocks(noise[:, patches:], masked, grid, mined)
-    return random_mask(noise[:, :patches], masked, blocks.mask)
+    return grow(noise[:, :patches], blocks.mask, masked, grid)
 
 
 def attention_high_mask(attention: Tensor | None, masked: int, mined: Tensor | None = None) -> Tensor:
@@ -111,19 +136,19 @@ def attention_low_mask(attention: Tensor | None, masked: int, mined: Tensor | No
 
 
 def attention_hint_mask(
-    noise: Tensor, attention: Tensor | None, masked: int, mined: Tensor | None = None, *, share: float = 0.1
+    noise: Tensor, attention: Tensor | None, chosen: int, mined: Tensor | None = None, *, share: float = HINT_SHARE
 ) -> Tensor:
-    """Mask the patches with the highest attention, except for a few that stay visible as hints: AttMask-Hint.
+    """Mask the patches with the highest attention, but reveal a few of them as hints: AttMask-Hint.
 
-    Let n patches not be mined, and m of them be masked. Of the ``int(share * n)`` patches with the highest attention,
-    ``int(share * m)`` stay visible, drawn at random, but at most N - M. The patches with the next highest attention are
-    masked in their place. (The authors' code masks fewer patches instead; the default share is theirs.)
+    Of the ``chosen`` patches, ``int(share * chosen)`` are revealed, and no others are masked in their place. They are
+    drawn from the ``int(share * N)`` most attended patches, of those that are chosen and not mined.
 
     Args:
         noise: ``[B, N]``, uniform in [0, 1).
         attention: ``[B, N]``, as for :func:`attention_high_mask`.
-        masked: M, the mined patches included.
-        mined: patches that are already masked, at most M of an image; None for none.
+        chosen: number of patches before the hints are revealed, the mined ones included.
+        mined: patches that are already masked, at most ``chosen`` of an image; None for none. They are not revealed: an
+            image whose chosen patches are nearly all mined has fewer hints.
         share: share of hints, in [0, 1].
 
     Raises:
@@ -131,11 +156,10 @@ def attention_hint_mask(
     """
     attention, patches = _require_attention(attention), noise.shape[1]
     mined = torch.zeros_like(noise, dtype=torch.bool) if mined is None else mined
-    mined_counts = mined.sum(dim=1, keepdim=True)
-    most_attended = _rank(attention.masked_fill(mined, -float("inf"))) < (share * (patches - mined_counts)).floor()
-    hint_counts = (share * (masked - mined_counts)).floor().clamp(max=patches - masked)
-    hints = _rank(noise.masked_fill(~most_attended, -1.0)) < hint_counts
-    return attention_high_mask(attention.masked_fill(hints, -float("inf")), masked, mined)
+    drawn = chosen - mined.sum(dim=1, keepdim=True)
+    most_attended = _rank(attention.masked_fill(mined, -float("inf"))) < drawn.clamp(max=int(share * patches))
+    revealed = _rank(noise.masked_fill(~most_attended, -1.0)) < drawn.clamp(max=int(share * chosen))
+    return attention_high_mask(attention, chosen, mined) & ~revealed
 
 
 def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None = None) -> Tensor:
@@ -144,7 +168,8 @@ def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None
     Args:
         noise: ``[B, N]``, uniform in [0, 1), independent of the noise that drew ``mask``.
         mask: ``[B, N]``, with the same number of masked patches in every image.
-        share: share of the V visible patches, in [0, 1]: ``int(V * share)`` are drawn. 0.25 in the UM-MAE paper.
+        share: share of the V visible patches, in [0, 1]: all but ``int(V * (1 - share))`` are drawn. 0.25 in the UM-MAE
+            paper: 13 of 49, and 36 stay.
         masked: M; None counts them in the mask, which waits for the device.
 
     Returns:
@@ -157,7 +182,8 @@ def secondary_mask(noise: Tensor, mask: Tensor, share: float, masked: int | None
         raise ValueError(f"share: expected a number in [0, 1], got {share}")
     if masked is None:
         masked = int(mask[0].sum())
-    return _mark_highest(noise.masked_fill(mask, -1.0), int((mask.shape[1] - masked) * share))
+    visible = mask.shape[1] - masked
+    return _mark_highest(noise.masked_fill(mask, -1.0), visible - int(visible * (1.0 - share)))
 
 
 def subsample_masked(masked: Tensor, noise: Tensor, share: float) -> Tensor:

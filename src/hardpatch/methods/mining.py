@@ -11,7 +11,14 @@ from torch import Tensor
 
 from hardpatch.choices import MaskName, MiningName
 from hardpatch.methods.curriculum import mined_count
-from hardpatch.methods.masking import draw_mask, masked_count, noise_count, secondary_mask, subsample_masked
+from hardpatch.methods.masking import (
+    chosen_count,
+    draw_mask,
+    hint_count,
+    noise_count,
+    secondary_mask,
+    subsample_masked,
+)
 from hardpatch.patches import PatchIndices, to_indices
 
 
@@ -62,8 +69,13 @@ class Masking:
 
     def counts(self, mask_ratio: float, alpha: float) -> tuple[int, int]:
         """Count the masked units of each image, and the mined ones among them."""
-        masked = masked_count(self.units[0] * self.units[1], mask_ratio)
+        chosen = self._chosen(mask_ratio)
+        masked = chosen - hint_count(self.strategy, chosen)
         return masked, mined_count(masked, alpha)
+
+    def _chosen(self, mask_ratio: float) -> int:
+        """Count the units that the strategy chooses, before it reveals hints."""
+        return chosen_count(self.strategy, self.units[0] * self.units[1], mask_ratio)
 
     def mine_mask(
         self,
@@ -89,20 +101,20 @@ class Masking:
             ValueError: if patches are to be mined without a difficulty, or from
                 :func:`~hardpatch.methods.masking.draw_mask`.
         """
-        masked, mined = self.counts(mask_ratio, alpha)
+        chosen, (masked, mined) = self._chosen(mask_ratio), self.counts(mask_ratio, alpha)
         difficulty, attention = (
             None if values is None else pool_units(values, self.grid, self.unit) for values in (difficulty, attention)
         )  # [B, units]
         hardest = hardest_patches(difficulty, mined, self.mining) if mined else None
-        mask = self._draw(noise, masked, hardest, attention)  # bool [B, N]
+        mask = self._draw(noise, chosen, hardest, attention)  # bool [B, N]
         indices = self._to_indices(mask, masked * self.unit**2, noise)
         if hardest is None:
             return MinedMask(indices)
-        drawn = self._draw(noise, masked, None, attention) if compare else None
+        drawn = self._draw(noise, chosen, None, attention) if compare else None
         return MinedMask(indices, spread_units(hardest, self.grid, self.unit), drawn)
 
-    def _draw(self, noise: Tensor, masked: int, hardest: Tensor | None, attention: Tensor | None) -> Tensor:
-        units = draw_mask(self.strategy, noise, masked, grid=self.units, mined=hardest, attention=attention)
+    def _draw(self, noise: Tensor, chosen: int, hardest: Tensor | None, attention: Tensor | None) -> Tensor:
+        units = draw_mask(self.strategy, noise, chosen, grid=self.units, mined=hardest, attention=attention)
         return spread_units(units, self.grid, self.unit)
 
     def _to_indices(self, mask: Tensor, masked: int, noise: Tensor) -> PatchIndices:
@@ -148,7 +160,7 @@ def hard_patches(
     Args:
         difficulty: predicted reconstruction loss ``[B, N]``.
         noise: uniform in [0, 1), ``[B, noise_count(strategy, N)]``.
-        masked: number of masked patches of each image.
+        masked: number of masked patches of each image, before ``attention_hint`` reveals hints.
         mined: number of them that are chosen by difficulty: ``int(masked * alpha)``.
         mining: ``hard`` takes the highest predicted losses (argmax), ``easy`` the lowest (argmin).
         strategy: draws the other masked patches, at random in the paper.

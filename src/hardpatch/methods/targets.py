@@ -1,4 +1,4 @@
-"""Targets of the reconstruction, without gradient (paper, Sec. 3.2 and Table 1).
+"""Targets of the reconstruction, without gradient (paper, Sec. 3.2 and 4.1, Table 1).
 
 Hosts compute pixel targets themselves, by :func:`pixels`. Targets from another network are computed by a
 :class:`Target`: :class:`TeacherFeatures`, :class:`FrozenFeatures` or :class:`VisualTokens`.

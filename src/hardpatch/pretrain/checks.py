@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from hardpatch.errors import UserError
 from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.sections import OptimConfig, RunConfig
 
 
 def check(run: RunConfig) -> None:
@@ -17,6 +17,7 @@ def check(run: RunConfig) -> None:
     _check_ranges(run)
     _check_data(run)
     _check_training(run)
+    _check_schedule(run.optim)
     _check_method(run)
     _check_fast(run)
     if (run.knn.train is None) != (run.knn.val is None):
@@ -142,6 +143,23 @@ def _check_training(run: RunConfig) -> None:
     if (run.epochs is None) == (run.steps is None):
         count = "neither" if run.epochs is None else "both"
         raise UserError(f"epochs, steps: expected one of the two, got {count}")
+
+
+def _check_schedule(optim: OptimConfig) -> None:
+    """Check the learning rate after the warm-up, and that its schedule uses what is set."""
+    if optim.schedule == "cosine":
+        for name in ("step_at", "step_factor"):
+            if getattr(optim, name) != getattr(OptimConfig(), name):
+                raise UserError(f"optim.{name}: only for optim.schedule step, leave it out with cosine")
+        return
+    if optim.min_lr:
+        raise UserError(f"optim.min_lr: only for optim.schedule cosine, leave it out with step, got {optim.min_lr}")
+    if not optim.warmup <= optim.step_at <= 1.0:
+        raise UserError(
+            f"optim.step_at: expected a fraction from the end of the warm-up, {optim.warmup}, to 1, got {optim.step_at}"
+        )
+    if not 0.0 <= optim.step_factor <= 1.0:
+        raise UserError(f"optim.step_factor: expected a number in [0, 1], got {optim.step_factor}")
 
 
 def _check_method(run: RunConfig) -> None:

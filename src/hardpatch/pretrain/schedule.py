@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hardpatch.methods.curriculum import linear_alpha
 from hardpatch.methods.teacher import cosine_momentum, linear_momentum
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.schedules import half_cosine, learning_rate
+from hardpatch.schedules import half_cosine, learning_rate, step_decay
 
 
 class Schedule(NamedTuple):
@@ -42,10 +42,18 @@ def schedule(run: RunConfig, step: int, total: int) -> Schedule:
     spread = method.mask_ratio_spread
     return Schedule(
         progress=progress,
-        lr=learning_rate(progress, run.peak_lr, optim.min_lr, optim.warmup),
+        lr=scheduled_lr(run, progress),
         weight_decay=half_cosine(progress, optim.weight_decay, last_decay),
         alpha=linear_alpha(progress, method.alpha_start, method.alpha_end) if run.has_predictor else 0.0,
         # one ratio for the whole batch, so that all images have the same number of masked patches
         mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),
         momentum=momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
     )
+
+
+def scheduled_lr(run: RunConfig, progress: float) -> float:
+    """Return the learning rate at ``progress`` in [0, 1], after ``optim.schedule``."""
+    optim = run.optim
+    if optim.schedule == "step":
+        return step_decay(progress, run.peak_lr, optim.warmup, optim.step_at, optim.step_factor)
+    return learning_rate(progress, run.peak_lr, optim.min_lr, optim.warmup)

@@ -116,9 +116,9 @@ class MethodConfig:
     mask_unit: int | None = None
     """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch size."""
     secondary_ratio: float = 0.0
-    """Fraction of the visible patches that host mae replaces by mask tokens (UM-MAE: 0.25)."""
+    """Fraction of the visible patches, rounded up, that host mae replaces by mask tokens (UM-MAE: 0.25)."""
     predicting_loss: PredictingLossName | Literal["none"] = "relative"
-    """Predicting loss: relative (Eq. 5), absolute (Eq. 4), absolute_standardized (reference code), none is the host."""
+    """Predicting loss: relative (Eq. 5-7), absolute (Eq. 4), absolute_standardized (HPM's code), none is the host."""
     mining: MiningName = "hard"
     """Patches that are mined: hard are those with the highest predicted loss, easy those with the lowest."""
     alpha_start: float = 0.0
@@ -190,8 +190,14 @@ class OptimConfig:
     """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
     lr: float | None = None
     """Peak learning rate; null is optim.base_lr * batch_size / 256."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Learning rate after the warm-up: half a cosine to optim.min_lr, or one step down at optim.step_at (SimMIM)."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of schedule cosine."""
+    step_at: float = 0.875
+    """Fraction of the training after which schedule step lowers the learning rate (SimMIM: 700 of 800 epochs)."""
+    step_factor: float = 0.1
+    """Factor by which schedule step lowers the learning rate."""
     warmup: float = 0.05
     """Fraction of the training in which the learning rate rises linearly."""
     weight_decay: float = 0.05
