@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +12,68 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from hardpatch.study import table as output
+from hardpatch.study.page import write_page
 from hardpatch.study.picture import draw
+from hardpatch.study.plan import Plan, Study
 from hardpatch.study.rows import StudyRow, Table
-from hardpatch.study.table import MeanStd, RowResult, collect
+from hardpatch.study.table import RowResult, collect
+from hardpatch.study.values import MeanStd
+from tests.study.small import study_of
 
 TABLE = Table(
     "tableX",
-    "Two rows",
+    "Four rows",
     (
-        StudyRow("plain", {"method.alpha_end": 0.0}, {"finetune": 82.2}),
-        StudyRow("mined | hard", {}, {"finetune": 82.95}, default=True),
-        StudyRow("not available", {"method.frozen": "dino"}),
+        StudyRow("plain", paper={"finetune": 82.2}),
+        StudyRow("mined | hard", paper={"finetune": 83.0, "finetune_large": 84.5}, default=True),
+        StudyRow("DINO", paper={"finetune": 83.6}, cited=True),
+        StudyRow("faster", settings={"method.frozen": "dino"}),
     ),
-    "From a README.",
+    ("finetune", "finetune_large"),
+    note="A slip of the print.",
 )
-HEADER = {
-    "scale": "micro",
-    "scale_about": "small",
-    "seeds": 3,
-    "data": "d",
-    "train": "t",
-    "val": "v",
-    "command": "hardpatch study tableX",
-}
+PLAN = Plan(
+    [],
+    {
+        ("tableX", "plain", False): "mae",
+        ("tableX", "mined | hard", False): "hpm",
+        ("tableX", "mined | hard", True): "hpm-large",
+        ("tableX", "faster", False): "fast",
+    },
+    {("tableX", "DINO"): "the paper's figure, cited"},
+)
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Three seeds of the first row, one of the second, none of the third."""
+def study(tmp_path: Path) -> Study:
+    """Three seeds of the first row, one of the second, none of its larger encoder, two of the last."""
     results: dict[str, list[dict[str, float]]] = {
-        "plain": [{"knn": 0.5, "linear": 0.75}, {"knn": 0.6, "linear": 0.75}, {"knn": 0.7, "linear": 0.75}],
-        "mined_hard": [{"knn": 0.25}],
+        "mae": [{"knn": 0.5, "finetune": 0.75}, {"knn": 0.6, "finetune": 0.75}, {"knn": 0.7, "finetune": 0.75}],
+        "hpm": [{"knn": 0.25}],
+        "hpm-large": [{"finetune": 0.8}, {"finetune": 0.9}, {"finetune": 1.0}],
+        "fast": [{"speedup": 1.5}, {"speedup": 1.7}],
     }
-    for key, seeds in results.items():
+    for name, seeds in results.items():
         for seed, metrics in enumerate(seeds):
-            folder = tmp_path / key / f"seed_{seed}"
+            folder = tmp_path / "runs" / name / f"seed_{seed}"
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
-    return tmp_path
+            (folder / "measurements.json").write_text(json.dumps({"metrics": metrics}))
+    (tmp_path / "tableX").mkdir()
+    return replace(study_of(), tables=(TABLE,), out=tmp_path, seeds=3)
 
 
-def collected(out: Path) -> list[RowResult]:
-    return collect(TABLE, out, 3, {"not_available": "it needs --dino_weights FILE"})
+def collected(study: Study) -> list[RowResult]:
+    return collect(study, TABLE, PLAN, {"fast": "it diverged"})
 
 
 def test_mean_and_standard_deviation_by_hand() -> None:
     metric = MeanStd((0.5, 0.6, 0.7))
     assert metric.mean == pytest.approx(0.6)
     assert metric.std == pytest.approx(0.1)  # (0.01 + 0 + 0.01) / (3 - 1)
+    assert metric.standard_error == pytest.approx(0.1 / math.sqrt(3))
     assert str(metric) == "60.00 ± 10.00"
     assert str(MeanStd((0.1234,))) == "12.34"
+    assert str(MeanStd((1.5, 1.7), factor=1.0)) == "1.60 ± 0.14"
     assert MeanStd((0.1234,)).std is None
 
 
@@ -75,32 +88,37 @@ def test_mean_and_standard_deviation_by_their_definition(values: list[float]) ->
     )
 
 
-def test_missing_seeds_have_a_reason(out: Path) -> None:
-    first, second, third = collected(out)
-    assert first.missing == ""
-    assert second.missing == "1 of 3 seeds: pending"
-    assert third.missing == "not run: it needs --dino_weights FILE"
-    assert set(first.ours) == {"knn", "linear"}
-    assert third.ours == {}
+def test_missing_seeds_have_a_reason(study: Study) -> None:
+    plain, mined, cited, fast = collected(study)
+    assert plain.missing == ""
+    assert mined.missing == "1 of 3 seeds: pending"
+    assert cited.missing == "not run: the paper's figure, cited"
+    assert fast.missing == "2 of 3 seeds: it diverged"
+    assert set(plain.ours) == {"knn", "finetune"}
+    assert set(mined.ours) == {"knn", "finetune_large"}
+    assert mined.ours["finetune_large"].mean == pytest.approx(0.9)
+    assert cited.ours == {}
 
 
-def test_markdown(out: Path) -> None:
-    text = output.markdown(TABLE, collected(out), HEADER).splitlines()
-    rows = [line for line in text if line.startswith("|")]
-    assert rows == [
-        "|  | k-NN | linear probe | paper's fine-tuning |",
-        "| --- | ---: | ---: | ---: |",
-        "| plain | 60.00 ± 10.00 | 75.00 ± 0.00 | 82.2 |",
-        r"| **mined \| hard** (1 of 3 seeds: pending) | 25.00 |  | 82.95 |",
-        "| not available (not run: it needs --dino_weights FILE) |  |  |  |",
+def test_markdown(study: Study) -> None:
+    text = output.markdown(study, TABLE, collected(study))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[:6] == [
+        "|  | speedup | fine-tune | fine-tune, width 48 | k-NN | paper: fine-tune | paper: fine-tune, ViT-L |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| plain |  | 75.00 ± 0.00 |  | 60.00 ± 10.00 | 82.2 |  |",
+        r"| **mined \| hard** (1 of 3 seeds: pending) |  |  | 90.00 ± 10.00 | 25.00 | 83.0 | 84.5 |",
+        "| DINO (not run: the paper's figure, cited) |  |  |  |  | 83.6 |  |",
+        "| faster (2 of 3 seeds: it diverged) | 1.60 ± 0.14 |  |  |  |  |  |",
     ]
-    assert any("From a README." in line for line in text)
-    assert any("over 3 seeds" in line for line in text)
+    assert "A slip of the print." in text
+    assert "over 3 seeds" in text
+    assert "-35.00: one seed" in text
 
 
-def test_json(out: Path) -> None:
-    content: dict[str, Any] = json.loads(json.dumps(output.as_json(TABLE, collected(out), HEADER), allow_nan=False))
-    plain, mined, missing = content["rows"]
+def test_json(study: Study) -> None:
+    content: dict[str, Any] = json.loads(json.dumps(output.as_json(study, TABLE, collected(study)), allow_nan=False))
+    plain, mined, cited, _ = content["rows"]
     assert plain["ours"]["knn"] == {
         "mean": pytest.approx(0.6),
         "std": pytest.approx(0.1),
@@ -109,25 +127,28 @@ def test_json(out: Path) -> None:
     }
     assert mined["ours"]["knn"]["std"] is None
     assert mined["default"]
-    assert plain["paper_per_cent"] == {"finetune": 82.2}
-    assert missing["ours"] == {}
-    assert missing["missing"].startswith("not run")
+    assert mined["runs"] == ["hpm", "hpm-large"]
+    assert plain["paper_percent"] == {"finetune": 82.2}
+    assert cited["cited"]
+    assert cited["missing"].startswith("not run")
 
 
-def test_writing_leaves_no_partial_files(out: Path) -> None:
-    output.write(out, TABLE, collected(out), HEADER)
-    assert "hardpatch study tableX" in (out / "README.md").read_text()
-    assert not list(out.glob(".*"))
+def test_writing_leaves_no_partial_files(study: Study) -> None:
+    output.write(study, TABLE, collected(study))
+    write_page(study, [(TABLE, collected(study))])
+    assert "## Four rows" in (study.out / "README.md").read_text()
+    assert not list(study.out.rglob(".*"))
 
 
-def test_picture(out: Path) -> None:
-    path = draw(out, TABLE, collected(out), HEADER)
-    assert path == out / "table.png"
+def test_picture(study: Study) -> None:
+    path = draw(study, TABLE, collected(study))
+    assert path == study.out / "tableX" / "table.png"
     height, width, _ = imread(path).shape
-    assert width > 1000  # three panels
-    assert 250 < height < 500
-    assert not list(out.glob(".*"))
+    assert width > 1000
+    assert 250 < height < 600
+    assert not list(study.out.rglob(".*"))
 
 
 def test_no_picture_without_results(tmp_path: Path) -> None:
-    assert draw(tmp_path, TABLE, collect(TABLE, tmp_path, 1, {}), HEADER) is None
+    study = replace(study_of(), tables=(TABLE,), out=tmp_path)
+    assert draw(study, TABLE, collect(study, TABLE, PLAN, {})) is None
