@@ -83,6 +83,7 @@ BEIT = {
 # iBOT's paper, script and the arguments of its ViT-B/16.
 IBOT = {
     "method.host": "ibot",
+    "model.positions": "learned",
     "method.mask": "block",
     "method.mask_ratio": 0.3,
     "method.mask_ratio_spread": 0.2,

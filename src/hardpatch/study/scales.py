@@ -21,6 +21,8 @@ class Scale:
     """Names of its encoder and of its larger encoder."""
     recipes: Mapping[str, Mapping[float, str]]
     """Recipes by host and length (a multiple of 200 effective epochs); hosts without one take that of mae."""
+    large_recipes: Mapping[str, Mapping[float, str]] = field(default_factory=dict)
+    """Recipes of the larger encoder, likewise; hosts without one take the recipe of the other encoder."""
     settings: Settings = field(default_factory=dict)
     hosts: Mapping[str, Settings] = field(default_factory=dict)
     """Further settings by host."""
@@ -143,8 +145,9 @@ SCALES = {
             "beit": {1: "hpm_beit_imagenet_base_200", 4: "hpm_beit_imagenet_base_800"},
             "ibot": {1: "hpm_ibot_imagenet_base_50", 8: "hpm_ibot_imagenet_base_400"},
         },
+        large_recipes={"mae": {1: "imagenet_large_200", 4: "imagenet_large_800"}},
         large={"model.size": "large"},
-        large_hosts={"mae": {"optim.warmup": 0.2}, "beit": {"model.layer_scale": 1e-5}},
+        large_hosts={"beit": {"model.layer_scale": 1e-5}},
         always=(),
         stand_in=False,
         linear="paper",
@@ -297,6 +300,7 @@ def configure(
     row_settings = {**table.base, **row.settings}
     host = row_settings.get("method.host", "mae")
     by_length = scale.recipes.get(host, scale.recipes["mae"])
+    by_length = scale.large_recipes.get(host, by_length) if large else by_length
     recipe_length = row.length if row.length in by_length else min(by_length)
     values = recipes.read(by_length[recipe_length])
     if {"steps", "epochs"} & set(scale.settings):
