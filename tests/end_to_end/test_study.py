@@ -30,8 +30,8 @@ def study(table: str, out: Path, *options: object) -> int:
     return main(["study", table, *MICRO, "--out", str(out), *map(str, options)])
 
 
-def read_table(out: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((out / "table.json").read_text())
+def read_table(out: Path, table: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / table / "table.json").read_text())
     return content
 
 
@@ -39,98 +39,142 @@ def measurements(out: Path) -> dict[str, Any]:
     """Measurements of each run, without the facts that differ between calls."""
     return {
         str(path.relative_to(out)): json.loads(path.read_text())["details"]
-        for path in sorted(out.glob("*/seed_*/result.json"))
+        for path in sorted(out.glob("runs/*/seed_*/measurements.json"))
     }
 
 
-def test_table2_on_the_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_tables_share_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
-    assert study("table2", out, "--json", str(tmp_path / "result.json")) == 0
-    table = rows.read("table2")
-    content = read_table(out)
+    assert study("table3", out, "--json", str(tmp_path / "result.json")) == 0
+    assert "table3: 6 rows, 4 runs, 4 of them to do" in capsys.readouterr().out
+    content = read_table(out, "table3")
     assert json.loads((tmp_path / "result.json").read_text()) == content
-    assert [row["name"] for row in content["rows"]] == [row.name for row in table.rows]
+    assert [row["name"] for row in content["rows"]] == [row.name for row in rows.read("table3").rows]
     for row in content["rows"]:
         assert row["missing"] is None
         assert set(row["ours"]) == {"knn", "linear", "finetune"}
         assert 0.1 < row["ours"]["linear"]["mean"] < 1.0  # ten classes
-    text = (out / "table.md").read_text()
-    assert "**hard, easy to hard (alpha 0 to 0.5)**" in text
+    assert content["rows"][0]["ours"] == content["rows"][3]["ours"]  # one run, in two rows
+    text = (out / "table3" / "table.md").read_text()
+    assert "**operation: argmax (alpha 0 to 0.5)**" in text
     assert "| 82.95 |" in text
-    assert imread(out / "table.png").shape[1] > 1000
-    assert "hardpatch study table2 --scale micro" in (out / "README.md").read_text()
+    assert imread(out / "table3" / "table.png").shape[1] > 1000
+    assert "hardpatch study table4 --scale micro" in (out / "README.md").read_text()
 
-    # A second call skips the runs that are done. A trained run without a result is measured and not trained again.
-    default = out / next(row.key for row in table.rows if row.default) / "seed_0"
-    before, weights = measurements(out), default / "checkpoints" / "step_00000020" / "model.safetensors"
-    (default / "result.json").unlink()
+    # Another table in the same folder trains what is not trained yet: MAE and the absolute loss.
+    before = measurements(out)
+    assert study("table4", out) == 0
+    assert "table4: 3 rows, 3 runs, 2 of them to do" in capsys.readouterr().out
+    after = measurements(out)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 2
+
+    # A trained run without a measurement is measured and not trained again.
+    default = out / "runs" / "hpm" / "seed_0"
+    weights = default / "checkpoints" / "step_00000020" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
-    capsys.readouterr()
-    assert study("table2", out) == 0
-    assert "7 runs, 1 of them to do" in capsys.readouterr().out
-    assert measurements(out) == before
+    result = json.loads((default / "measurements.json").read_text())
+    del result["details"]["knn"], result["metrics"]["knn"]
+    (default / "measurements.json").write_text(json.dumps(result))
+    assert study("table3", out) == 0
+    assert "4 runs, 1 of them to do" in capsys.readouterr().out
+    assert measurements(out) == after
     assert weights.stat().st_mtime_ns == trained
     assert main(["info", str(default)]) == 0
 
 
-def test_every_host_of_table_b(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_host(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
-    assert study("tableB", out, "--data", images, "--val", val, "--steps", "4") == 0
+    options = ("--data", images, "--val", val, "--steps", "4", "--measures", "knn")
+    assert study("hosts", out, *options) == 0
     assert (out / "trained_tokenizer" / "tokenizer.safetensors").is_file()
-    lines = read_table(out)["rows"]
-    assert len(lines) == 8
-    assert all(set(line["ours"]) == {"knn", "linear", "finetune"} for line in lines)
-    assert "9 runs, 9 of them to do" in capsys.readouterr().out
+    lines = read_table(out, "hosts")["rows"]
+    assert len(lines) == 9
+    assert all(set(line["ours"]) == {"knn"} for line in lines)
+    assert "9 rows, 10 runs, 10 of them to do" in capsys.readouterr().out
     # Another study can use the tokenizer of this one.
     other = tmp_path / "other"
     tokenizer = ("--tokenizer", out / "trained_tokenizer")
-    assert study("tableB", other, "--data", images, "--val", val, "--steps", "4", *tokenizer) == 0
-    assert measurements(other) == measurements(out)
+    assert study("tableB", other, *options, *tokenizer) == 0
+    shared = measurements(other)
+    assert shared == {name: value for name, value in measurements(out).items() if name in shared}
+    assert len(shared) == 4
     assert not (other / "trained_tokenizer").exists()
 
 
 def test_rows_that_cannot_be_run_are_in_the_table_with_a_reason(
     images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert study("table1", tmp_path, "--data", images, "--val", val, "--steps", "2") == 0
-    assert "DINO features: with learned masks: not run, it needs --dino_weights FILE" in capsys.readouterr().out
-    lines = read_table(tmp_path)["rows"]
+    options = ("--data", images, "--val", val, "--steps", "2", "--measures", "knn")
+    assert study("table1", tmp_path, *options) == 0
+    printed = capsys.readouterr().out
+    assert "DINO features + predicting loss + learned masks: not run, it needs --dino_weights FILE" in printed
+    lines = read_table(tmp_path, "table1")["rows"]
     missing = {line["name"]: line["missing"] for line in lines if line["missing"]}
     assert len(missing) == 6
-    assert missing["CLIP features: without predictor"] == "not run: it needs --clip_weights FILE"
-    assert (
-        "| CLIP features: without predictor (not run: it needs --clip_weights FILE) |"
-        in (tmp_path / "table.md").read_text()
-    )
+    assert missing["CLIP features"] == "not run: it needs --clip_weights FILE"
+    text = (tmp_path / "table1" / "table.md").read_text()
+    assert "| CLIP features (not run: it needs --clip_weights FILE) |" in text
+    # a network that was trained under labels stands in for them, in rows that say so
+    stand_in = [line for line in lines if not line["in_the_paper"]]
+    assert [set(line["ours"]) for line in stand_in] == [{"knn"}] * 3
+    assert (tmp_path / "supervised_teacher" / "measurements.json").is_file()
+
+
+def test_rows_from_scratch_and_with_the_larger_encoder(images: Path, val: Path, tmp_path: Path) -> None:
+    options = ("--data", images, "--val", val, "--steps", "1", "--measures", "finetune")
+    assert study("table6", tmp_path, *options, "--tokenizer", tokenizer_of(images, tmp_path)) == 0
+    content = {line["name"]: line for line in read_table(tmp_path, "table6")["rows"]}
+    assert set(content["scratch"]["ours"]) == {"finetune", "finetune_large"}
+    assert set(content["SimMIM, 800 epochs"]["ours"]) == {"finetune"}
+    assert content["DINO, 1600 epochs"]["missing"].startswith("not run: the paper's figure, cited")
+    assert content["HPM, 800 epochs"]["runs"] == ["hpm-length_4", "hpm-large-length_4"]
+    assert "| fine-tune | fine-tune, width 48 |" in (tmp_path / "table6" / "table.md").read_text()
+
+
+def tokenizer_of(images: Path, folder: Path) -> Path:
+    """Train visual tokens for a step."""
+    out = folder / "tokens"
+    options = "--steps 1 --batch_size 2 --image_size 32 --patch_size 4 --vocabulary 32 --width 16 --workers 0"
+    assert main(["tokenizer", "--data", str(images), "--out", str(out), *options.split()]) == 0
+    return out
 
 
 def test_supervised_rows_of_table_d(images: Path, val: Path, tmp_path: Path) -> None:
     assert study("tableD", tmp_path, "--data", images, "--val", val, "--steps", "4", "--seeds", "2") == 0
-    for line in read_table(tmp_path)["rows"]:
+    for line in read_table(tmp_path, "tableD")["rows"]:
         assert set(line["ours"]) == {"supervised", "whole"}
         assert line["ours"]["whole"]["seeds"] == 2
-    assert len(list(tmp_path.glob("predictor/seed_*/checkpoints"))) == 2
+    assert len(list(tmp_path.glob("runs/hpm/seed_*/checkpoints"))) == 2
+
+
+def test_speedup_of_table_s4(images: Path, val: Path, tmp_path: Path) -> None:
+    options = ("--data", images, "--val", val, "--steps", "1", "--measures", "knn", "--seeds", "2")
+    assert study("tableS4", tmp_path, *options) == 0
+    content = {line["name"]: line["ours"] for line in read_table(tmp_path, "tableS4")["rows"]}
+    assert all(ours["speedup"]["seeds"] == 1 for ours in content.values())
+    assert content["12 blocks"]["speedup"]["mean"] < content["1 block"]["speedup"]["mean"]
 
 
 def test_a_row_that_diverges_is_reported(
     images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert study("table3", tmp_path, "--data", images, "--val", val, "--optim.lr", "1e30", "--optim.clip", "null") == 1
-    assert "none (MAE), seed 0: failed: " in capsys.readouterr().err
-    lines = read_table(tmp_path)["rows"]
+    assert study("table4", tmp_path, "--data", images, "--val", val, "--optim.lr", "1e30", "--optim.clip", "null") == 1
+    assert "mae, seed 0: failed: " in capsys.readouterr().err
+    lines = read_table(tmp_path, "table4")["rows"]
     assert all(line["missing"].startswith("not run: ") for line in lines)
     assert "NaN" in lines[0]["missing"]
 
 
 def test_runs_in_parallel_give_the_same_results(images: Path, val: Path, tmp_path: Path) -> None:
     options = ("--data", images, "--val", val, "--steps", "4")
-    assert study("table3", tmp_path / "one", *options) == 0
-    assert study("table3", tmp_path / "two", *options, "--jobs", "2") == 0
+    assert study("table4", tmp_path / "one", *options) == 0
+    assert study("table4", tmp_path / "two", *options, "--jobs", "2") == 0
     assert measurements(tmp_path / "one") == measurements(tmp_path / "two")
-    assert len(measurements(tmp_path / "one")) == 4
+    assert len(measurements(tmp_path / "one")) == 3
 
 
-COMMAND = [sys.executable, "-m", "hardpatch", "study", "table3", *MICRO, "--train.checkpoint_steps", "5"]
+COMMAND = [sys.executable, "-m", "hardpatch", "study", "table4", *MICRO, "--train.checkpoint_steps", "5"]
 
 
 def start(images: Path, val: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
@@ -172,30 +216,30 @@ def test_a_study_stopped_in_its_second_row_resumes_to_the_same_results(
     kind: signal.Signals, images: Path, val: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
-    second = out / rows.read("table3").rows[1].key / "seed_0"
+    second = out / "runs" / "hpm-predicting_loss_absolute" / "seed_0"
     process = start(images, val, out)
     wait_for(process, lambda: count_lines(second / "metrics.jsonl") >= 8)
     process.send_signal(kind)
     output, errors = process.communicate(timeout=60)
-    assert not (second / "result.json").exists()
+    assert not (second / "measurements.json").exists()
     assert len(measurements(out)) == 1
     if kind == signal.SIGKILL:
         assert process.returncode == -kind
     else:
         assert process.returncode == 128 + kind, errors
-        assert "To resume, run: hardpatch study table3 --scale micro" in output
-        assert [bool(line["ours"]) for line in read_table(out)["rows"]] == [True, False, False, False]
-        assert read_table(out)["rows"][1]["missing"] == "not run: pending"
+        assert "To resume, run: hardpatch study table4 --scale micro" in output
+        assert [bool(line["ours"]) for line in read_table(out, "table4")["rows"]] == [True, False, False]
+        assert read_table(out, "table4")["rows"][1]["missing"] == "not run: pending"
     process = start(images, val, out)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "4 runs, 3 of them to do" in output
+    assert "3 runs, 2 of them to do" in output
     assert measurements(out) == measurements(uninterrupted)
 
 
 def test_a_signal_stops_all_parallel_runs(images: Path, val: Path, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    folders = [out / row.key / "seed_0" for row in rows.read("table3").rows[:2]]
+    folders = [out / "runs" / name / "seed_0" for name in ("mae", "hpm-predicting_loss_absolute")]
     process = start(images, val, out, "--jobs", "2", "--steps", "3000")
     wait_for(process, lambda: all(count_lines(folder / "metrics.jsonl") >= 3 for folder in folders))
     process.send_signal(signal.SIGTERM)
@@ -206,53 +250,3 @@ def test_a_signal_stops_all_parallel_runs(images: Path, val: Path, uninterrupted
         steps = count_lines(folder / "metrics.jsonl")
         assert (folder / "checkpoints" / f"step_{steps:08d}").is_dir()
     assert "Traceback" not in errors
-
-
-def test_plan_by_hand(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "study"
-    options = ("--data", images, "--val", val, "--seeds", "2", "--epochs", "48", "--batch_size", "36")
-    speed = ("--images_per_second", "2")
-    assert main(["study", "plan", "table4", *MICRO, *map(str, options), *speed, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert not out.exists()
-    # 30 images, 48 epochs, 36 a step: 40 steps, 1,440 images; twice; at 2 a second that is 0.4 hours.
-    assert [line.split()[-4:] for line in printed if line.startswith("HPM  ")] == [["2", "2,880", "2", "0.40"]]
-    longer = next(line for line in printed if line.startswith("HPM, 4 times"))
-    assert longer.split()[-4:] == ["2", "11,520", "2", "1.60"]
-    # lengths 1, 1, 8, 4, 8, 4
-    assert printed[-1].startswith("12 runs, 74,880 images, 10.40 hours")
-    assert "fine-tuning (36 images)" in printed[-1]  # 12 runs, a tenth of an epoch of 30 images
-
-
-def test_plan_measures_the_speed(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--data", str(images), "--val", str(val), "--out", str(tmp_path / "study")]
-    assert main(["study", "plan", "tableD", *MICRO, *options]) == 0
-    printed = capsys.readouterr().out
-    assert "?" not in printed
-    assert "5 runs, 3,200 images" in printed
-    assert "fine-tuning (0 images)" in printed  # these rows are supervised themselves
-    assert not (tmp_path / "study").exists()
-
-
-def test_mistakes_are_one_line(images: Path, val: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
-    out = tmp_path / "study"
-    options = ("--data", images, "--val", val, "--steps", "2")
-    assert study("tableS4", out, *options) == 0
-    line = fails("study", "tableS4", *MICRO, *options, "--out", out, "--optim.lr", "0.5")
-    assert "--out: " in line
-    assert "optim.lr was None, now 0.5" in line
-    line = fails("study", "table3", *MICRO, *options, "--out", out)
-    assert "has table tableS4, now table3; choose another --out" in line
-    line = fails("study", "tableS4", *MICRO, "--data", images, "--val", images, "--steps", "2", "--out", out)
-    assert f"has val {val}, now {images}" in line
-    assert "did you mean 'table3'" in fails("study", "tabel3", *MICRO, "--out", out)
-    assert "--out: expected a folder" in fails("study", "table3", *MICRO)
-    assert "--data and --val: scale tiny has no images of its own" in fails(
-        "study", "table3", "--out", tmp_path / "new"
-    )
-    assert "--val: " in fails("study", "table3", *MICRO, "--val", tmp_path / "none", "--out", tmp_path / "new")
-    assert "label" in fails("study", "table3", *MICRO, "--val", val / "class_0", "--out", tmp_path / "new")
-    assert "--optim.lrr" in fails("study", "table3", *MICRO, "--optim.lrr", "1", "--out", tmp_path / "new")
-    assert "--json: hardpatch study plan only prints" in fails("study", "plan", "table3", *MICRO, "--json", out)
-    assert "--images_per_second" in fails("study", "table3", *MICRO, "--images_per_second", "5", "--out", out)
-    assert not (tmp_path / "new").exists()

@@ -150,9 +150,7 @@ def test_lengths_of_the_paper(table: str, row: str, large: bool, epochs: float, 
 
     chosen = next(candidate for candidate in rows.read(table).rows if candidate.name == row)
     overrides = {"method.tokenizer": "t"} if "BEiT" in row else {}
-    run = configure(
-        rows.read(table), chosen, SCALES["paper"], large=large, data="images", overrides=overrides
-    )
+    run = configure(rows.read(table), chosen, SCALES["paper"], large=large, data="images", overrides=overrides)
     assert run.epochs == pytest.approx(epochs)
     assert run.optim.warmup * epochs == pytest.approx(warmup_epochs)
     assert run.model.size == ("large" if large else "base")

@@ -90,7 +90,14 @@ def test_speedup_is_measured_once() -> None:
 def test_methods_of_others_are_cited_and_not_run() -> None:
     plan = plan_of("table6", "table7")
     cited = [row for (_, row), reason in plan.reasons.items() if "cited" in reason]
-    assert cited == ["MoCo v3, 600 epochs", "DINO, 1600 epochs", "BootMAE, 800 epochs", "supervised", "MoCo v3", "SemMAE"]
+    assert cited == [
+        "MoCo v3, 600 epochs",
+        "DINO, 1600 epochs",
+        "BootMAE, 800 epochs",
+        "supervised",
+        "MoCo v3",
+        "SemMAE",
+    ]
 
 
 def test_larger_encoders_are_run_where_the_paper_has_a_figure() -> None:

@@ -103,5 +103,3 @@ def test_unknown_names_are_refused() -> None:
         rows.read("table22")
     with pytest.raises(UserError, match="unknown argument"):
         configured("--no_such", "1", row=StudyRow("row"))
-
-
