@@ -78,15 +78,15 @@ def dino_knn_classifier(train: Features, val: Features, k: int, classes: int) ->
 
 def test_figures_are_those_of_dino() -> None:
     torch.manual_seed(0)
-    centers = torch.randn(12, 16)
-    labels = torch.arange(600) % 12
-    sets = [Features(centers[labels] + 2.5 * torch.randn(600, 16), labels, [], labels) for _ in range(2)]
-    train, val = sets[0], sets[1]
-    val = val._replace(features=val.features[:300], labels=val.labels[:300])
-    result = knn_accuracy(train, val, classes=12)
+    centers, sets = torch.randn(6, 64), []
+    for shares, images in ((torch.rand(6), 600), (torch.ones(6), 300)):  # classes of the neighbors of uneven size
+        labels = torch.multinomial(shares, images, replacement=True)
+        sets.append(Features(centers[labels] + 4 * torch.randn(images, 64), labels, [], labels))
+    train, val = sets
+    result = knn_accuracy(train, val, classes=6)
     assert [row.k for row in result.rows] == [10, 20, 100, 200]
     for row in result.rows:
-        top1, top5 = dino_knn_classifier(train, val, row.k, 12)
+        top1, top5 = dino_knn_classifier(train, val, row.k, 6)
         assert row.top1 == pytest.approx(top1)
         if row.k > 10:  # of 10 neighbors fewer than five classes may have votes; DINO fills up with any others
             assert row.top5 == pytest.approx(top5)
@@ -95,7 +95,7 @@ def test_figures_are_those_of_dino() -> None:
     assert result.top1 == max(row.top1 for row in result.rows)
     values = result.to_dict()
     assert values["dino"] == {"k": 20, "top1": result.rows[1].top1, "top5": result.rows[1].top5}
-    other = knn_accuracy(train, val, classes=12, ks=[10, 100])
+    other = knn_accuracy(train, val, classes=6, ks=[10, 100])
     assert other.dino is None
     assert other.to_dict()["dino"] is None
 

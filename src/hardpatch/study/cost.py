@@ -10,6 +10,7 @@ import torch
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import TrainingError, UserError
+from hardpatch.finetune.settings import SCRATCH
 from hardpatch.models.tokenizer import FILE
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.run import train
@@ -17,7 +18,7 @@ from hardpatch.pretrain.sections import MethodConfig, RunConfig
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, initial_tokenizer
 from hardpatch.pretrain.tokenizer_run import write_tokenizer
 from hardpatch.study.plan import PREDICTOR, TOKENIZER, Study, Task, finetune_settings, plan, tokenizer_settings
-from hardpatch.study.table_d import TableDJob
+from hardpatch.study.table_d import supervised_job
 from hardpatch.train.device import start_fabric
 from hardpatch.train.loop import fit
 from hardpatch.train.progress import Silent
@@ -113,8 +114,9 @@ def measure_speed(study: Study, task: Task) -> tuple[float | None, str]:
                 train(run, folder / "run", progress=stopwatch, pictures=False)
             else:
                 predictor = initial_model(replace(run, method=MethodConfig()))
-                fabric = start_fabric(run.train.device, run.train.precision, "train.")
-                fit(TableDJob(run, folder, study.val, task.row.keep, predictor, fabric), stopwatch)
+                settings = changed(finetune_settings(study, run), {**SCRATCH, "steps": WARM_UP + MEASURED})
+                settings = replace(settings, warmup_epochs=0.0, batch_size=run.batch_size)
+                fit(supervised_job(run, settings, folder, study.train, study.val, task.row.keep, predictor), stopwatch)
         except (UserError, TrainingError) as error:
             return None, str(error)
     return MEASURED * run.batch_size / stopwatch.seconds, ""

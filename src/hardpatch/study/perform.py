@@ -12,7 +12,7 @@ from hardpatch.study.plan import PREDICTOR, RESULT, TOKENIZER, Study, Task, fine
 from hardpatch.study.rows import METRICS
 from hardpatch.train.device import use_device
 from hardpatch.train.progress import Progress
-from hardpatch.train.settings import to_dict
+from hardpatch.train.settings import changed, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +146,7 @@ def _train_tokenizer(study: Study, task: Task, progress: Progress) -> None:
 
 def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
     """Train the supervised ViT of Table D; resumes."""
+    from hardpatch.finetune.settings import SCRATCH
     from hardpatch.interchange.load import load
     from hardpatch.study.table_d import train_supervised
 
@@ -158,7 +159,10 @@ def _train_supervised(study: Study, task: Task, progress: Progress) -> dict[str,
         predictor = load(pretrained, "teacher")
     task.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(task.folder / "config.yaml", f"# {study.command}\n{config.to_yaml(task.run)}")
-    result = train_supervised(task.run, task.folder, study.val, task.row.keep, predictor, progress)
+    settings = changed(finetune_settings(study, task.run), SCRATCH)
+    result = train_supervised(
+        task.run, settings, task.folder, study.train, study.val, task.row.keep, predictor, progress
+    )
     if result.signal:
         raise Stopped(result.signal)
     return {key: {"top1": accuracy} for key, accuracy in result.accuracies.items()}
