@@ -120,23 +120,18 @@ def jobs(encoder: Path) -> dict[str, Job]:
 
     def finetune(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         images = str(root / "labeled")
-        settings: dict[str, Any] = {"warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.finetune(str(encoder), images, images, folder, **options, **LOOP, **settings)
+        settings = {**LOOP, "warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.finetune(str(encoder), images, images, folder, **options, **settings)
 
     def linear(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        images, more = str(root / "labeled"), {"warmup_epochs": 0.1, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.train_linear_probe(str(encoder), images, images, folder, **options, **LOOP, **more)
+        images, settings = str(root / "labeled"), {**LOOP, "warmup_epochs": 0.1, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.train_linear_probe(str(encoder), images, images, folder, **options, **settings)
 
     def segment(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         pairs = str(root / "pairs")
-        settings: dict[str, Any] = {
-            "crop": (32, 32),
-            "short_side": 32,
-            "channels": 8,
-            "warmup_steps": 1,
-            "max_bad_fraction": max_bad_fraction,
-        }
-        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **LOOP, **settings)
+        sizes: dict[str, Any] = {"crop": (32, 32), "short_side": 32, "channels": 8, "warmup_steps": 1}
+        settings = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **settings)
 
     def detect(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         images, annotations = str(root / "coco"), str(root / "coco.json")
@@ -145,8 +140,8 @@ def jobs(encoder: Path) -> dict[str, Job]:
         return hardpatch.detect(str(encoder), images, annotations, images, annotations, folder, **options, **settings)
 
     def tokenizer(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        sizes = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16}
-        settings: dict[str, Any] = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16}
+        settings = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
         return hardpatch.train_tokenizer(str(root / "labeled"), folder, **options, **settings)
 
     def table_d(
@@ -159,8 +154,8 @@ def jobs(encoder: Path) -> dict[str, Job]:
     ) -> Any:
         images = str(root / "labeled")
         run = config.build(recipes.read("demo"), ["--model.width=32", "--model.depth=2", "--model.heads=2"])
-        more = {"warmup_epochs": 0.1, "val_every": None, "max_bad_fraction": max_bad_fraction}
-        settings = changed(PRESETS["paper"], {**SCRATCH, **LOOP, **more})
+        more = {**LOOP, "warmup_epochs": 0.1, "val_every": None, "max_bad_fraction": max_bad_fraction}
+        settings = changed(PRESETS["paper"], SCRATCH | more)
         return train_supervised(run, settings, folder, images, images, "random", None, progress or Silent())
 
     return {
