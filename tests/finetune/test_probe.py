@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.finetune import model as network
 from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.run import train_linear_probe
 from hardpatch.finetune.settings import PROBES, FinetuneSettings, check
 from hardpatch.finetune.trainer import FinetuneJob
 from hardpatch.models.encoder import Encoder
+from hardpatch.pretrain.run import pretrain
 from hardpatch.train.device import start_fabric
 from hardpatch.train.settings import changed
+from tests.end_to_end.conftest import write_images
 
 IMAGENET = 1_281_167
 IMAGES = 40
@@ -52,6 +56,19 @@ def test_settings_are_those_of_table_s3() -> None:
     assert (run.crop_scale, run.crop_ratio, run.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     assert not any((run.mixup, run.cutmix, run.smoothing, run.drop_path, run.randaugment, run.erase))
     check(run, IMAGENET)
+
+
+def test_a_rate_that_is_too_low_for_the_set_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_images(tmp_path / "images", each=5)
+    small: dict[str, Any] = {"model.width": 32, "model.depth": 1, "model.heads": 2, "data.workers": 0}
+    pretrain("demo", data=str(images), out=tmp_path / "run", steps=1, batch_size=4, **small)
+    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress: job.save() or 0)
+    settings: dict[str, Any] = {"epochs": 100.0, "batch_size": 4, "workers": 0, "device": "cpu"}
+    for base_lr, said in ((1e-3, ["--base_lr 128"]), (100.0, [])):
+        out = tmp_path / str(base_lr)
+        train_linear_probe(tmp_path / "run", images, images, out, base_lr=base_lr, **settings)
+        lines = [line for line in (out / "log.txt").read_text().splitlines() if "learning rate times steps" in line]
+        assert [line.rpartition("with ")[2] for line in lines] == said  # 500 * 256 / (100 epochs of 10 images)
 
 
 def test_learning_rates_by_hand(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ In Python, `hardpatch.load_classifier("{folder}")` loads the network.
 """
 
 
+PROBE_PATH = 0.016 * 31278
+"""Peak learning rate times steps of the linear probe of Table S3 on ImageNet; with far less, little is learned."""
+
 LARGE_DEPTH = 24
 """Blocks of ViT-L, and the least for which a run says that the paper's ViT-L trains for 50 epochs."""
 
@@ -199,6 +202,10 @@ def _train(
         log.info("%s: %s", name, summarize(source))
     if len(train) < settings.batch_size:
         log.warning("%d images are fewer than a batch of %d; see --batch_size", len(train), settings.batch_size)
+    path = settings.peak_lr * job.total
+    if settings.frozen and settings.optimizer == "sgd" and path < PROBE_PATH / 10 and newest is None:
+        text = "learning rate times steps is %.2g, %.0f in the paper's probe on ImageNet; the same with --base_lr %.3g"
+        log.warning(text, path, PROBE_PATH, PROBE_PATH / path * settings.peak_lr * 256 / settings.batch_size)
     large = len(job.model.encoder.blocks) >= LARGE_DEPTH and not settings.frozen
     if large and settings.epochs == PRESETS["paper"].epochs and newest is None:
         log.warning("the paper fine-tunes ViT-L for 50 epochs, this run has 100; see --preset paper_large")
