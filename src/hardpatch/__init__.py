@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
-    from hardpatch.finetune.run import finetune, load_classifier
+    from hardpatch.finetune.run import finetune, load_classifier, train_linear_probe
     from hardpatch.interchange.export import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
@@ -41,6 +41,7 @@ __all__ = [
     "pretrain",
     "score",
     "segment",
+    "train_linear_probe",
     "train_tokenizer",
 ]
 
@@ -55,6 +56,7 @@ _HOME = {
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
     "score": "evaluate.difficulty",
+    "train_linear_probe": "finetune.run",
     "train_tokenizer": "pretrain.tokenizer_run",
     "HPM": "methods.hpm",
     "MAE": "methods.mae",

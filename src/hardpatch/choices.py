@@ -31,6 +31,12 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 WeightsName = Literal["student", "teacher", "random"]
 """Which weights of a run to use: the student, its moving average, or the random initialization."""
 
+PoolName = Literal["mean", "class"]
+"""Which token stands for an image: the mean of the patch tokens, or the class token."""
+
+OptimizerName = Literal["adamw", "sgd"]
+"""Optimizers of a training on labels."""
+
 SIZES: dict[SizeName, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},

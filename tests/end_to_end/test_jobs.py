@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 import hardpatch
 from hardpatch.cli import main
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.study.rows import read
-from hardpatch.study.scales import SCALES, configure
+from hardpatch.finetune.settings import PRESETS, SCRATCH
+from hardpatch.pretrain import config, recipes
 from hardpatch.study.table_d import train_supervised
 from hardpatch.train import checkpoint
 from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.settings import changed
 from tests.end_to_end.conftest import SMALL, write_images
 
 STEPS = 6
@@ -98,7 +99,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def jobs(encoder: Path) -> dict[str, Job]:
-    """Return the six jobs, by name."""
+    """Return the seven jobs, by name."""
 
     def pretrain(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         settings: dict[str, Any] = {
@@ -119,19 +120,18 @@ def jobs(encoder: Path) -> dict[str, Job]:
 
     def finetune(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         images = str(root / "labeled")
-        settings: dict[str, Any] = {"warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
-        return hardpatch.finetune(str(encoder), images, images, folder, **options, **LOOP, **settings)
+        settings = {**LOOP, "warmup_epochs": 0.1, "ema": 0.9, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.finetune(str(encoder), images, images, folder, **options, **settings)
+
+    def linear(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
+        images, settings = str(root / "labeled"), {**LOOP, "warmup_epochs": 0.1, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.train_linear_probe(str(encoder), images, images, folder, **options, **settings)
 
     def segment(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         pairs = str(root / "pairs")
-        settings: dict[str, Any] = {
-            "crop": (32, 32),
-            "short_side": 32,
-            "channels": 8,
-            "warmup_steps": 1,
-            "max_bad_fraction": max_bad_fraction,
-        }
-        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **LOOP, **settings)
+        sizes: dict[str, Any] = {"crop": (32, 32), "short_side": 32, "channels": 8, "warmup_steps": 1}
+        settings = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        return hardpatch.segment(str(encoder), pairs, pairs, folder, classes="2", **options, **settings)
 
     def detect(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
         images, annotations = str(root / "coco"), str(root / "coco.json")
@@ -140,8 +140,8 @@ def jobs(encoder: Path) -> dict[str, Job]:
         return hardpatch.detect(str(encoder), images, annotations, images, annotations, folder, **options, **settings)
 
     def tokenizer(folder: Path, root: Path, *, max_bad_fraction: float = 0.0, **options: Any) -> Any:
-        sizes = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16}
-        settings: dict[str, Any] = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
+        sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "vocabulary": 16, "width": 16}
+        settings = {**LOOP, **sizes, "max_bad_fraction": max_bad_fraction}
         return hardpatch.train_tokenizer(str(root / "labeled"), folder, **options, **settings)
 
     def table_d(
@@ -152,16 +152,16 @@ def jobs(encoder: Path) -> dict[str, Job]:
         progress: Progress | None = None,
         max_bad_fraction: float = 0.0,
     ) -> Any:
-        table, images = read("tableD"), str(root / "labeled")
-        row = next(row for row in table.rows if row.keep == "random")
-        loop = ["--steps", str(STEPS), "--batch_size", "4", "--train.log_every", "1", "--train.checkpoint_steps", "2"]
-        loop += ["--data.workers", "0", "--data.max_bad_fraction", str(max_bad_fraction)]
-        run = configure(table, row, SCALES["micro"], data=images, settings=loop)
-        return train_supervised(run, folder, images, "random", None, progress or Silent())
+        images = str(root / "labeled")
+        run = config.build(recipes.read("demo"), ["--model.width=32", "--model.depth=2", "--model.heads=2"])
+        more = {**LOOP, "warmup_epochs": 0.1, "val_every": None, "max_bad_fraction": max_bad_fraction}
+        settings = changed(PRESETS["paper"], SCRATCH | more)
+        return train_supervised(run, settings, folder, images, images, "random", None, progress or Silent())
 
     return {
         "pretrain": pretrain,
         "finetune": finetune,
+        "linear": linear,
         "segment": segment,
         "detect": detect,
         "tokenizer": tokenizer,
@@ -169,7 +169,7 @@ def jobs(encoder: Path) -> dict[str, Job]:
     }
 
 
-NAMES = ("pretrain", "finetune", "segment", "detect", "tokenizer", "table_d")
+NAMES = ("pretrain", "finetune", "linear", "segment", "detect", "tokenizer", "table_d")
 
 
 def newest(folder: Path) -> Path:
@@ -210,16 +210,17 @@ def test_a_killed_job_resumes_to_the_same_bits(name: str, jobs: dict[str, Job], 
 def test_divergence_leaves_the_last_good_checkpoint(
     name: str, jobs: dict[str, Job], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = torch.optim.AdamW.step, []
+    optimizer: Any = torch.optim.SGD if name == "linear" else torch.optim.AdamW
+    step, calls = optimizer.step, []
 
-    def poisoned(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+    def poisoned(self: torch.optim.Optimizer, *arguments: Any, **options: Any) -> Any:
         result = step(self, *arguments, **options)
         calls.append(1)
         if len(calls) == 4:  # the loss of this step was finite, its update is not
             self.param_groups[0]["params"][0].data.fill_(float("nan"))
         return result
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+    monkeypatch.setattr(optimizer, "step", poisoned)
     with pytest.raises(TrainingError, match=r"NaN or infinite .*nothing of that was saved"):
         jobs[name](tmp_path / "run", data)
     saved = newest(tmp_path / "run")

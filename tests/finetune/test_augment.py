@@ -119,7 +119,8 @@ def test_rand_augment_is_that_of_timm() -> None:
     from PIL import Image
     from timm.data.auto_augment import rand_augment_transform
 
-    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": (128, 128, 128), "magnitude_max": 9.99})
+    hparams = {"img_mean": (128, 128, 128), "magnitude_max": 9.99, "interpolation": Image.Resampling.BICUBIC}
+    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", hparams)
     for seed in range(40):
         rng = np.random.default_rng(seed)
         crop = transform()(picture(), np.random.default_rng(seed))

@@ -7,7 +7,7 @@ import yaml
 
 from hardpatch.cli.finetune import finetune
 from hardpatch.errors import UserError
-from hardpatch.finetune.settings import PRESETS, FinetuneSettings, check
+from hardpatch.finetune.settings import PRESETS, SCRATCH, FinetuneSettings, check
 from hardpatch.train.settings import changed, to_dict, to_yaml
 
 PAPER = PRESETS["paper"]
@@ -30,6 +30,19 @@ def test_presets() -> None:
         check(preset, IMAGES)
     assert changed(PAPER, {"weights": "random"}).decay_per_layer == 1.0
     assert changed(PAPER, {"weights": "random", "layer_decay": 0.9}).decay_per_layer == 0.9
+
+
+def test_settings_are_those_of_table_s2() -> None:
+    for name, epochs in {"paper": 100, "paper_large": 50}.items():
+        run = PRESETS[name]
+        assert (run.optimizer, run.base_lr, run.weight_decay, run.betas) == ("adamw", 5e-4, 0.05, (0.9, 0.999))
+        assert (run.decay_per_layer, run.batch_size, run.warmup_epochs, run.epochs) == (0.8, 1024, 5, epochs)
+        assert (run.randaugment, run.randaugment_std, run.smoothing) == (9, 0.5, 0.1)
+        assert (run.mixup, run.cutmix, run.drop_path, run.frozen) == (0.8, 1.0, 0.1, False)
+        assert run.total_steps(IMAGES) == round(epochs * IMAGES / 1024)
+    scratch = changed(PAPER, SCRATCH)  # "without another tuning": Section A.1
+    assert (scratch.weights, scratch.decay_per_layer, scratch.peak_lr) == ("random", 0.8, 2e-3)
+    assert changed(PAPER, {"weights": "random"}).decay_per_layer == 1.0
 
 
 def test_peak_learning_rate() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,45 @@ def test_accuracy_equals_that_of_plain_loops(
     assert [row.k for row in result.rows] == sorted({min(k, images) for k in ks})
     for row in result.rows:
         assert (row.top1, row.top5) == pytest.approx(accuracy_by_loops(train, val, row.k, temperature))
+
+
+def dino_knn_classifier(train: Features, val: Features, k: int, classes: int) -> tuple[float, float]:
+    """DINO's rule, one query at a time: normalize, take the k largest products, add exp(product / 0.07) by class."""
+    correct = [0, 0]
+    for query, label in zip(val.features, val.labels.tolist(), strict=True):
+        products = F.normalize(train.features, dim=1) @ F.normalize(query, dim=0)
+        nearest = products.argsort(descending=True)[:k]
+        scores = torch.zeros(classes)
+        for index in nearest.tolist():
+            scores[train.labels[index]] += math.exp(products[index] / 0.07)
+        ranking = scores.argsort(descending=True).tolist()
+        correct[0] += ranking[0] == label
+        correct[1] += label in ranking[:5]
+    return correct[0] / len(val.labels), correct[1] / len(val.labels)
+
+
+def test_figures_are_those_of_dino() -> None:
+    torch.manual_seed(0)
+    centers, sets = torch.randn(6, 64), []
+    for shares, images in ((torch.rand(6), 600), (torch.ones(6), 300)):  # classes of the neighbors of uneven size
+        labels = torch.multinomial(shares, images, replacement=True)
+        sets.append(Features(centers[labels] + 4 * torch.randn(images, 64), labels, [], labels))
+    train, val = sets
+    result = knn_accuracy(train, val, classes=6)
+    assert [row.k for row in result.rows] == [10, 20, 100, 200]
+    for row in result.rows:
+        top1, top5 = dino_knn_classifier(train, val, row.k, 6)
+        assert row.top1 == pytest.approx(top1)
+        if row.k > 10:  # of 10 neighbors fewer than five classes may have votes; DINO fills up with any others
+            assert row.top5 == pytest.approx(top5)
+    assert len({row.top1 for row in result.rows}) == 4  # each k is another rule
+    assert result.dino == result.rows[1]
+    assert result.top1 == max(row.top1 for row in result.rows)
+    values = result.to_dict()
+    assert values["dino"] == {"k": 20, "top1": result.rows[1].top1, "top5": result.rows[1].top5}
+    other = knn_accuracy(train, val, classes=6, ks=[10, 100])
+    assert other.dino is None
+    assert other.to_dict()["dino"] is None
 
 
 def test_a_near_neighbor_outvotes_two_far_ones() -> None:

@@ -10,23 +10,25 @@ import torch
 from PIL import Image
 
 from hardpatch.data.sources import open_source
+from hardpatch.errors import UserError
+from hardpatch.finetune.settings import PRESETS, SCRATCH, FinetuneSettings
 from hardpatch.methods.hpm import HPM
+from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.study import rows
 from hardpatch.study.rows import Keep
-from hardpatch.study.scales import SCALES, configure
-from hardpatch.study.table_d import TableDJob, dropped_patches, train_supervised
+from hardpatch.study.table_d import TableDResult, dropped_patches, supervised_job, train_supervised
 from hardpatch.train import checkpoint
-from hardpatch.train.device import start_fabric
 from hardpatch.train.progress import Silent
+from hardpatch.train.settings import changed
+
+RECIPE = changed(PRESETS["paper"], SCRATCH)
+"""The paper's: its fine-tuning settings, from random weights."""
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two classes that differ in the place of a bright patch of 8 x 8 pixels; all else is dark noise."""
-    folder = tmp_path_factory.mktemp("labeled")
-    rng = np.random.default_rng(0)
+def write_classes(folder: Path, seed: int) -> str:
+    """Write two classes that differ in the place of a bright patch of 8 x 8 pixels; all else is dark noise."""
+    rng = np.random.default_rng(seed)
     for label in range(2):
         (folder / str(label)).mkdir()
         for number in range(24):
@@ -36,11 +38,29 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def settings(images: str, *more: str) -> RunConfig:
-    row = next(row for row in rows.read("tableD").rows if row.keep == "random")
-    common = ["--data.flip", "0", "--data.crop_scale", "[1,1]", "--data.crop_ratio", "[1,1]", "--optim.lr", "2e-3"]
-    common += ["--train.device", "cpu"]
-    return configure(rows.read("tableD"), row, SCALES["micro"], data=images, settings=[*common, *more])
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_classes(tmp_path_factory.mktemp("labeled"), 0)
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_classes(tmp_path_factory.mktemp("val"), 1)
+
+
+@pytest.fixture(scope="module")
+def run() -> RunConfig:
+    """Return the settings of a small encoder for images of 32 x 32 pixels in patches of 4."""
+    sizes = ["--model.width=32", "--model.depth=2", "--model.heads=2", "--model.decoder_width=16"]
+    return config.build(recipes.read("demo"), [*sizes, "--data.image_size=32", "--model.patch_size=4"])
+
+
+def plain(**more: Any) -> FinetuneSettings:
+    """Return settings without augmentation, to learn a few images quickly."""
+    off = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0, "randaugment": 0.0, "erase": 0.0}
+    off |= {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "drop_path": 0.0, "layer_decay": 1.0}
+    common = {"steps": 80, "batch_size": 32, "lr": 2e-3, "warmup_epochs": 5.0, "val_every": None, "workers": 0}
+    return changed(RECIPE, {**off, **common, "device": "cpu", **more})
 
 
 def test_dropped_patches() -> None:
@@ -79,26 +99,28 @@ def brightness(run: RunConfig) -> HPM:
 
 
 @pytest.mark.parametrize("keep", ["hardest", "all"])
-def test_classes_are_learned_if_the_patches_that_differ_are_seen(images: str, keep: Keep, tmp_path: Path) -> None:
-    run = settings(images, "--steps", "80")
-    accuracies, signal = train_supervised(run, tmp_path, images, keep, brightness(run), Silent())
+def test_classes_are_learned_if_the_patches_that_differ_are_seen(
+    run: RunConfig, images: str, val: str, keep: Keep, tmp_path: Path
+) -> None:
+    accuracies, signal = train_supervised(run, plain(), tmp_path, images, val, keep, brightness(run), Silent())
     assert signal == 0
     assert accuracies["supervised"] > 0.95
     if keep == "all":
         assert accuracies["supervised"] == accuracies["whole"]
 
 
-def test_classes_are_not_learned_if_the_patches_that_differ_are_dropped(images: str, tmp_path: Path) -> None:
+def test_classes_are_not_learned_if_the_patches_that_differ_are_dropped(
+    run: RunConfig, images: str, val: str, tmp_path: Path
+) -> None:
     # If brightness chose the dropped patches, the positions of the others would give the class away. Here the upper
     # half, in which the bright patches are, is always dropped.
-    run = settings(images, "--steps", "80", "--seed", "1")
-
     class UpperHalf(HPM):
         def predict_loss(self, images: torch.Tensor) -> torch.Tensor:
             return torch.arange(64.0).flip(0).expand(len(images), -1)
 
     predictor = UpperHalf(initial_model(run).host, None)
-    accuracies, _ = train_supervised(run, tmp_path, images, "easiest", predictor, Silent())
+    settings = plain(seed=1)
+    accuracies, _ = train_supervised(run, settings, tmp_path, images, val, "easiest", predictor, Silent())
     assert 0.2 < accuracies["supervised"] < 0.8
 
 
@@ -114,11 +136,13 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_ends_the_same(images: str, tmp_path: Path) -> None:
-    run = settings(images, "--steps", "12", "--train.checkpoint_minutes", "0")
+def test_an_interrupted_run_of_the_whole_recipe_ends_the_same(run: RunConfig, images: str, tmp_path: Path) -> None:
+    short = {"steps": 12, "batch_size": 8, "warmup_epochs": 0.1, "checkpoint_minutes": 0.0, "val_every": None}
+    settings = changed(RECIPE, {**short, "workers": 0, "device": "cpu"})
 
-    def train(folder: str, progress: Silent) -> dict[str, float]:
-        return train_supervised(run, tmp_path / folder, images, "random", None, progress).accuracies
+    def train(folder: str, progress: Silent) -> TableDResult:
+        predictor = brightness(run)
+        return train_supervised(run, settings, tmp_path / folder, images, images, "hardest", predictor, progress)
 
     def last(folder: str) -> Path:
         saved = checkpoint.newest(tmp_path / folder)
@@ -135,10 +159,52 @@ def test_an_interrupted_run_ends_the_same(images: str, tmp_path: Path) -> None:
         assert (last("killed") / file).read_bytes() == (last("whole") / file).read_bytes()
 
 
-def test_statistics_of_the_images(images: str, tmp_path: Path) -> None:
-    run = settings(images, "--steps", "1")
+def test_statistics_of_the_images(run: RunConfig, images: str, tmp_path: Path) -> None:
     run = replace(run, data=replace(run.data, mean="computed", std="computed"))
-    job = TableDJob(run, tmp_path, images, "all", None, start_fabric("cpu", "fp32", "train."))
+    job = supervised_job(run, plain(), tmp_path, images, images, "all", None)
     source = open_source(images)
     pixels: Any = np.stack([source.image(i, 3) for i in range(len(source))]) / 255
-    assert job.plain.mean.tolist() == pytest.approx(pixels.mean(axis=(0, 1, 2)).tolist(), abs=1e-3)
+    assert job.model.mean.tolist() == pytest.approx(pixels.mean(axis=(0, 1, 2)).tolist(), abs=1e-3)
+
+
+def test_training_is_the_recipe_of_fine_tuning(run: RunConfig, images: str, tmp_path: Path) -> None:
+    job = supervised_job(run, changed(RECIPE, {"device": "cpu"}), tmp_path, images, images, "random", None)
+    assert job.total == round(100 * 48 / 1024)
+    assert job.run.peak_lr == pytest.approx(2e-3)
+    scales = sorted({group["lr_scale"] for group in job.state.optimizer.param_groups})
+    assert scales == pytest.approx([0.8**3, 0.8**2, 0.8, 1.0])  # two blocks, below and above
+    assert (job.mixer.smoothing, job.mixer._mix is None) == (0.1, False)
+    initial = initial_model(run).host.encoder.state_dict()
+    state = job.model.encoder.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in initial.items() if name in state)
+
+
+def test_patches_are_chosen_in_the_mixed_image(run: RunConfig, images: str, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Recorder(HPM):
+        def predict_loss(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return torch.rand(len(images), 64)
+
+    other = replace(run, data=replace(run.data, mean=[0.1, 0.2, 0.3], std=[0.5, 0.4, 0.3]))
+    predictor = Recorder(initial_model(run).host, None, mean=other.data.mean, std=other.data.std)  # type: ignore[arg-type]
+    settings = plain(batch_size=8, cutmix=1.0, erase=1.0)
+    job = supervised_job(run, settings, tmp_path, images, images, "easiest", predictor)
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    job.model.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    batches = job.batches()
+    job.train_step(next(batches))
+    batches.close()
+    (mixed, mask), (judged,) = shown[0], seen
+    pixels = mixed * job.model.std.view(-1, 1, 1) + job.model.mean.view(-1, 1, 1)
+    torch.testing.assert_close(judged, (pixels - predictor.mean.view(-1, 1, 1)) / predictor.std.view(-1, 1, 1))
+    assert mask.sum(dim=1).tolist() == [32] * 8
+
+
+def test_a_predictor_must_fit(run: RunConfig, images: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="predictor: expected a model of losses of 8 x 8 patches, got none"):
+        supervised_job(run, plain(), tmp_path, images, images, "hardest", None)
+    coarse = config.build(config.to_dict(run), ["--model.patch_size=8"])
+    with pytest.raises(UserError, match="got one of 4 x 4 patches"):
+        supervised_job(run, plain(), tmp_path, images, images, "hardest", initial_model(coarse))

@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"no such verb{did_you_mean(verb, list(VERBS)) or '; see hardpatch --help'}")
-        if verb not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            return _refuse_processes(verb)
+        if verb not in DISTRIBUTED and refuses_processes(verb):
+            return 2
         return getattr(import_module(f"hardpatch.cli.{VERBS[verb]}"), verb)(rest)
     except UserError as error:
         print(f"hardpatch {verb}: {error}", file=sys.stderr)
@@ -95,12 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _refuse_processes(verb: str) -> int:
-    """Print, in the first process only, that a verb runs in one process; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
+def refuses_processes(verb: str) -> bool:
+    """Return whether there are several processes, and print, in the first only, that a verb runs in one."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and os.environ.get("RANK", "0") == "0":
         print(
             f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {os.environ['WORLD_SIZE']}; this verb runs "
             "in one process only, start it without torchrun",
             file=sys.stderr,
         )
-    return 2
+    return several

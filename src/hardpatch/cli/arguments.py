@@ -12,8 +12,8 @@ from hardpatch.errors import UserError
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports mistakes as a UserError of one line."""
 
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(prog=f"hardpatch {verb}", description=description, allow_abbrev=False)
+    def __init__(self, verb: str, description: str = "", *, add_help: bool = True) -> None:
+        super().__init__(prog=f"hardpatch {verb}", description=description, add_help=add_help, allow_abbrev=False)
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
         """Parse a command line whose positional arguments may stand anywhere."""

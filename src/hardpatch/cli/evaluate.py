@@ -19,7 +19,8 @@ def knn(arguments: list[str]) -> int:
         nargs="+",
         default=[10, 20, 100, 200],
         metavar="K",
-        help="numbers of neighbors; the best is reported (default: 10 20 100 200)",
+        help="numbers of neighbors; the best on --val is reported as in HPM, and k = 20 as in DINO beside it "
+        "(default: 10 20 100 200)",
     )
     parser.add_argument(
         "--temperature", type=float, default=0.07, metavar="X", help="temperature of the votes (default: %(default)s)"
@@ -32,23 +33,40 @@ def knn(arguments: list[str]) -> int:
 
     def line(result: Any) -> str:
         each = "  ".join(f"k={row.k} {row.top1:.2%}" for row in result.rows)
-        return f"k-NN top-1 {result.top1:.2%} (best k {result.best_k}; {each})"
+        picked = f"best k {result.best_k}" + (", picked on --val" if len(result.rows) > 1 else "")
+        dino = f"; k 20 as in DINO {result.dino.top1:.2%}" if result.dino is not None else ""
+        return f"k-NN top-1 {result.top1:.2%} ({picked}{dino}; {each})"
 
     return _evaluate(options, measure, line, ks=options.k, temperature=options.temperature)
 
 
 def linear(arguments: list[str]) -> int:
     """Run ``hardpatch linear`` and return the exit code."""
+    options, rest = _with_protocol(Parser("linear", add_help=False)).parse_known_args(arguments)
+    if options.protocol == "paper":
+        from hardpatch.cli import refuses_processes
+        from hardpatch.cli.finetune import paper_probe
+
+        return 2 if refuses_processes("linear --protocol paper") else paper_probe(rest)
+    return _quick_probe(arguments)
+
+
+def _quick_probe(arguments: list[str]) -> int:
     from hardpatch.measure.linear import BASE_LRS
 
     parser = _parser(
-        "linear", "Train linear probes on frozen features with several learning rates at once, and report the best."
+        "linear",
+        "Train linear probes on frozen features with several learning rates at once, and report the best. The features "
+        "are computed once, without augmentation, and the best rate is picked on --val: quick, but not the protocol of "
+        "the paper. That is --protocol paper, a training in a folder of its own with other options: "
+        "hardpatch linear --protocol paper --help.",
     )
+    _with_protocol(parser)
     parser.add_argument(
         "--optimizer",
         choices=("sgd", "lars"),
         default="sgd",
-        help="sgd as in MoCo v3 or lars as in MAE (default: %(default)s)",
+        help="sgd as in HPM and MoCo v3, or lars as in MAE (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs", type=at_least_one, default=90, metavar="N", help="epochs of the probe (default: %(default)s)"
@@ -81,20 +99,33 @@ def linear(arguments: list[str]) -> int:
 
     from hardpatch.evaluate.probes import linear as measure
 
-    def line(result: Any) -> str:
-        each = "  ".join(f"{row.base_lr:g} {row.top1:.2%}" for row in result.rows)
-        return f"linear top-1 {result.top1:.2%}, top-5 {result.top5:.2%} (best base_lr {result.best_lr:g}; {each})"
-
     return _evaluate(
         options,
         measure,
-        line,
+        _probe_line,
         base_lrs=base_lrs,
         optimizer=options.optimizer,
         epochs=options.epochs,
         probe_batch_size=options.probe_batch_size,
         seed=options.seed,
     )
+
+
+def _probe_line(result: Any) -> str:
+    each = "  ".join(f"{row.base_lr:g} {row.top1:.2%}" for row in result.rows)
+    picked = f"best base_lr {result.best_lr:g}" + (", picked on --val" if len(result.rows) > 1 else "")
+    return f"linear top-1 {result.top1:.2%}, top-5 {result.top5:.2%} ({picked}; {each})"
+
+
+def _with_protocol(parser: Parser) -> Parser:
+    parser.add_argument(
+        "--protocol",
+        choices=("quick", "paper"),
+        default="quick",
+        help="quick: one pass over the images, best of several learning rates on --val; paper: 100 epochs of random "
+        "crops, one learning rate (default: %(default)s)",
+    )
+    return parser
 
 
 def _parser(verb: str, description: str) -> Parser:

@@ -1,16 +1,46 @@
-"""The verb finetune."""
+"""The verb finetune, and the protocol paper of the verb linear: trainings of a classifier in a run folder."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
-from hardpatch.finetune.settings import PRESETS
+from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings
+
+if TYPE_CHECKING:
+    from hardpatch.finetune.run import FinetuneResult
 
 
 def finetune(arguments: list[str]) -> int:
     """Run ``hardpatch finetune`` and return the exit code."""
-    parser = training_parser("finetune", "Train the encoder of RUN and a linear layer on labeled images.", PRESETS)
+    from hardpatch.finetune.run import finetune as train
+
+    return _train(
+        "finetune", "Train the encoder of RUN and a linear layer on labeled images.", PRESETS, train, arguments
+    )
+
+
+def paper_probe(arguments: list[str]) -> int:
+    """Run ``hardpatch linear --protocol paper``, its arguments without the protocol, and return the exit code."""
+    from hardpatch.finetune.run import train_linear_probe as train
+
+    about = (
+        "Train a linear layer on the frozen features of random crops, as the paper does (Table S3). One learning rate, "
+        "not chosen on --val."
+    )
+    return _train("linear --protocol paper", about, PROBES, train, arguments)
+
+
+def _train(
+    verb: str,
+    description: str,
+    presets: Mapping[str, FinetuneSettings],
+    train: "Callable[..., FinetuneResult]",
+    arguments: list[str],
+) -> int:
+    parser = training_parser(verb, description, presets)
     options = parser.parse_args(arguments)
 
-    from hardpatch.finetune.run import finetune as train
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import TrainingProgress
 
@@ -21,20 +51,18 @@ def finetune(arguments: list[str]) -> int:
         options.train,
         options.val,
         options.out,
-        preset=options.preset,
         resume=options.resume,
         progress=progress,
-        arguments=["finetune", *arguments],
-        **given_settings(options, PRESETS),
+        arguments=[*verb.split(), *arguments],
+        **({"preset": options.preset} if len(presets) > 1 else {}),
+        **given_settings(options, presets),
     )
     if not result.finished:
-        return stopped("finetune", result.step, result.total, result.folder, result.signal)
+        return stopped(verb, result.step, result.total, result.folder, result.signal)
     if options.json is not None:
         write_json(options.json, result.result)
     print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
-    print(
-        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch "
-        f"(best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})"
-    )
+    best = f" (best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})" if verb == "finetune" else ""
+    print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
     return 0

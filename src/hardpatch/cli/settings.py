@@ -26,11 +26,12 @@ def training_parser(
     parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, .safetensors file or reference checkpoint")
     parser.add_argument("--train", metavar="PATH", help="data to train on")
     parser.add_argument("--val", metavar="PATH", help="data to evaluate on")
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help=f"defaults of the settings: {', '.join(presets)} (default: {next(iter(presets))})",
-    )
+    if len(presets) > 1:
+        parser.add_argument(
+            "--preset",
+            metavar="NAME",
+            help=f"defaults of the settings: {', '.join(presets)} (default: {next(iter(presets))})",
+        )
     add_settings(parser, presets)
     return parser
 

@@ -29,8 +29,7 @@ def evaluate(arguments: list[str]) -> int:
         raise UserError(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from None
     results: list[tuple[suites.Measurement, dict[str, float] | str]] = []
     for measurement in suite:
-        trains = measurement.verb in suites.TRAINING_VERBS
-        folder = out / measurement.key
+        trains, folder = measurement.trains, out / measurement.key
         file = folder / "result.json" if trains else out / f"{measurement.key}.json"
         if not file.is_file():
             output = ["--out", str(folder)] if trains else ["--json", str(file)]

@@ -97,12 +97,14 @@ class FinetuneTransform(TrainTransform):
 
 @cache
 def _rand_augment(magnitude: float, deviation: float, fill: Sequence[int]) -> Any:
+    from PIL.Image import Resampling
     from timm.data.auto_augment import RandAugment as Policy
     from timm.data.auto_augment import rand_augment_choices, rand_augment_ops
 
     hparams = {
         "magnitude_std": deviation,
         "magnitude_max": STRONGEST,
+        "interpolation": Resampling.BICUBIC,  # as MAE and HPM; timm would take bilinear or bicubic at random
         "img_mean": fill[0] if len(fill) == 1 else tuple(fill),
     }
     names = rand_augment_choices("", increasing=True)

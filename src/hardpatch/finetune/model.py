@@ -1,10 +1,11 @@
-"""Network of fine-tuning: a pre-trained encoder with a linear layer on top, both trained on labels."""
+"""Network of fine-tuning: a pre-trained encoder with a linear layer on top, trained on labels."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hardpatch.choices import PoolName
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.pixels import normalize
@@ -12,6 +13,10 @@ from hardpatch.models.positions import resample_positions
 
 HEAD_STD = 2e-5
 """Standard deviation of the head's first weights (MAE): so small that its first gradients do not harm the encoder."""
+PROBE_STD, PROBE_EPS = 0.01, 1e-6
+"""Standard deviation of a linear probe's first weights, and eps of its batch norm, as in the code of MAE and HPM."""
+FROZEN_BATCH = 256
+"""Images that a frozen encoder sees at once. The batch norm sees the features of the whole batch all the same."""
 
 
 class Classifier(nn.Module):
@@ -20,12 +25,17 @@ class Classifier(nn.Module):
     A new norm after the mean replaces the encoder's last norm. The positions are trained, too, as in the reference
     implementations, where they are a parameter that pre-training keeps fixed.
 
+    With ``frozen`` it is a linear probe (App. A.1): the encoder, its last norm included, stays as it is and in eval
+    mode, and the new norm is a batch norm without parameters.
+
     Args:
         encoder: is changed and becomes part of this network.
         classes: number of classes.
         mean, std: of each channel for pixels in [0, 1], by which images are normalized.
         image_size: (height, width) of the images in pixels; None is that of the encoder. Positions are interpolated.
         drop_path: drop path of the last block; it rises linearly from 0 in the first block.
+        frozen: train the linear layer only.
+        pool: ``mean`` of the patch tokens, or the ``class`` token.
 
     Raises:
         ValueError: if the patch size does not divide the image.
@@ -43,30 +53,70 @@ class Classifier(nn.Module):
         std: Sequence[float],
         image_size: tuple[int, int] | None = None,
         drop_path: float = 0.0,
+        frozen: bool = False,
+        pool: PoolName = "mean",
     ) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(True)
+        self.encoder, self.frozen, self.pool = encoder.requires_grad_(not frozen), frozen, pool
         encoder.mask_token = None
+        grid = encoder.grid if image_size is None else patch_grid(image_size, encoder.patch_size)
+        self.fc_norm: nn.LayerNorm | nn.BatchNorm1d
+        if frozen:
+            self.fc_norm = nn.BatchNorm1d(encoder.width, eps=PROBE_EPS, affine=False)
+        else:
+            self._unfreeze(grid, drop_path)
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=PROBE_STD if frozen else HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.train()
+
+    def _unfreeze(self, grid: tuple[int, int], drop_path: float) -> None:
+        """Prepare the encoder for training: no last norm, drop path, and positions of ``grid`` that are trained."""
+        encoder = self.encoder
         encoder.norm = nn.Identity()  # type: ignore[assignment]
         depth = len(encoder.blocks)
         for number, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
             block.drop_path = drop_path * number / max(depth - 1, 1)
-        grid = encoder.grid if image_size is None else patch_grid(image_size, encoder.patch_size)
         if encoder.positions is not None:
             positions = resample_positions(encoder.positions.detach(), encoder.grid, grid).clone()
             del encoder.positions  # a buffer cannot be overwritten by a parameter
             encoder.positions, encoder.grid = nn.Parameter(positions), grid
-        self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
-        self.head = nn.Linear(encoder.width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
-        nn.init.zeros_(self.head.bias)
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify normalized images ``[B, C, H, W]``: scores ``[B, classes]``."""
-        return self.head(self.fc_norm(self.encoder(images)[:, 1:].mean(dim=1)))
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set the mode of the network; a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Classify normalized images.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            mask: bool ``[B, N]``, True = dropped, as many in every image; None shows all patches.
+
+        Returns:
+            Scores ``[B, classes]``.
+        """
+        return self.head(self.fc_norm(self.features(images, mask)))
+
+    def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode normalized images ``[B, C, H, W]`` as one vector each, ``[B, D]``; arguments as in :meth:`forward`."""
+        if not self.frozen:
+            return self._pooled(images, mask)
+        parts = images.split(FROZEN_BATCH)
+        masks = [None] * len(parts) if mask is None else mask.split(FROZEN_BATCH)
+        with torch.no_grad():
+            return torch.cat([self._pooled(part, hidden) for part, hidden in zip(parts, masks, strict=True)])
+
+    def _pooled(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = self.encoder(images, mask)
+        return tokens[:, 1:].mean(dim=1) if self.pool == "mean" else tokens[:, 0]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize pixels, uint8 ``[B, C, H, W]``, to the network's input, float32."""

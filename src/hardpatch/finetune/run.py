@@ -1,10 +1,10 @@
-"""Fine-tuning: a pre-trained encoder and a linear layer trained together on labels (the paper's Table S2)."""
+"""Fine-tuning and linear probing: a linear layer trained on labels, with the encoder (Table S2) or without (S3)."""
 
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.model import Classifier
-from hardpatch.finetune.settings import PRESETS, FinetuneSettings, check
+from hardpatch.finetune.scratch import describe, random_encoder
+from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings, check
 from hardpatch.finetune.trainer import KIND, FinetuneJob
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.load import weights_file
 from hardpatch.measure.features import align_labels
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import unshare_relative_bias
+from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
@@ -40,7 +42,7 @@ REQUIRED = {
     "train": "labeled images to learn from",
     "val": "labeled images to evaluate on",
 }
-README = """# A network fine-tuned with hardpatch
+README = """# A classifier trained with hardpatch
 
 Made by `{command}`.
 
@@ -56,15 +58,25 @@ Made by `{command}`.
 
 If it was interrupted, run this to resume:
 
-    hardpatch finetune --resume --out {folder}
+    hardpatch VERB --resume --out {folder}
 
 In Python, `hardpatch.load_classifier("{folder}")` loads the network.
 """
 
 
+PROBE_PATH = 0.016 * 31278
+"""Peak learning rate times steps of the linear probe of Table S3 on ImageNet; with far less, little is learned."""
+
+LARGE_DEPTH = 24
+"""Blocks of ViT-L, and the least for which a run says that the paper's ViT-L trains for 50 epochs."""
+
+
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Result of :func:`finetune`. Accuracies are shares in [0, 1], NaN if it was interrupted."""
+    """Result of :func:`finetune` and :func:`train_linear_probe`.
+
+    Accuracies are shares in [0, 1], NaN if it was interrupted.
+    """
 
     folder: Path
     checkpoint: Path
@@ -98,7 +110,7 @@ class LoadedClassifier(NamedTuple):
 
 
 def finetune(
-    run: str | Path | None = None,
+    run: str | Path | RunConfig | None = None,
     train: str | Path | None = None,
     val: str | Path | None = None,
     out: str | Path | None = None,
@@ -114,7 +126,8 @@ def finetune(
     Training ends early, with a checkpoint, on SIGINT or SIGTERM.
 
     Args:
-        run: the encoder: run folder, weights file, reference checkpoint or timm's weights.
+        run: the encoder: run folder, weights file, reference checkpoint or timm's weights. Or settings of a
+            pre-training run: its encoder is trained from random weights, in the images that the settings name.
         train: labeled images to learn from: one folder for each class, or Parquet files with labels.
         val: labeled images to evaluate on. Their classes are those of ``train`` by name.
         out: folder of the run.
@@ -129,12 +142,44 @@ def finetune(
             cannot be decoded.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    inputs = {"run": run, "train": train, "val": val}
+    scratch = run if isinstance(run, RunConfig) else None
+    if scratch is not None:
+        settings = {name: value for name, value in settings.items() if name != "weights"}
+        settings |= {} if resume else {"weights": "random"}  # a resumed run has them
+    inputs = {"run": run if scratch is None else describe(scratch), "train": train, "val": val}
     folder_run = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
-    return _finetune(folder_run, progress or Silent(), list(arguments))
+    return _train("finetune", folder_run, progress or Silent(), list(arguments), scratch)
 
 
-def _finetune(folder_run: FolderRun[FinetuneSettings], progress: Progress, arguments: list[str]) -> FinetuneResult:
+def train_linear_probe(
+    run: str | Path | None = None,
+    train: str | Path | None = None,
+    val: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    arguments: Sequence[str] = (),
+    **settings: Any,
+) -> FinetuneResult:
+    """Train a linear layer on the frozen features of random crops: ``hardpatch linear --protocol paper``.
+
+    The settings are those of Table S3 (:data:`~hardpatch.finetune.settings.PROBES`). Unlike
+    :func:`hardpatch.measure.linear.linear_probe` it encodes every crop anew, and has one learning rate that is not
+    chosen on ``val``. Arguments and errors are those of :func:`finetune`, except that ``run`` must have weights.
+    """
+    inputs = {"run": run, "train": train, "val": val}
+    folder_run = open_run("linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED)
+    return _train("linear", folder_run, progress or Silent(), list(arguments))
+
+
+def _train(
+    verb: str,
+    folder_run: FolderRun[FinetuneSettings],
+    progress: Progress,
+    arguments: list[str],
+    scratch: RunConfig | None = None,
+) -> FinetuneResult:
     started = time.monotonic()
     folder, settings, inputs = folder_run.folder, folder_run.settings, folder_run.inputs
     train, val = _open("--train", inputs["train"]), _open("--val", inputs["val"])
@@ -145,25 +190,37 @@ def _finetune(folder_run: FolderRun[FinetuneSettings], progress: Progress, argum
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
     # A resumed run does not read the encoder that it started from, which may be gone or trained further.
-    model = _initial(folder_run, len(classes)) if newest is None else load_classifier(newest).model
+    if newest is not None:
+        model = load_classifier(newest).model
+    else:
+        model = initial_classifier(settings, scratch or inputs["run"], train, len(classes))
     job = FinetuneJob(settings, folder, train, val, classes, val_labels, model, fabric)
     if newest is not None:
         job.restore(newest)
-    folder_run.write("finetune", arguments, README)
+    folder_run.write(verb, arguments, README.replace("VERB", verb))
     log_to(folder / "log.txt")
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
     if len(train) < settings.batch_size:
-        log.warning("%d images are fewer than a batch of %d; see --preset", len(train), settings.batch_size)
+        log.warning("%d images are fewer than a batch of %d; see --batch_size", len(train), settings.batch_size)
+    path = settings.peak_lr * job.total
+    if settings.frozen and settings.optimizer == "sgd" and path < PROBE_PATH / 10 and newest is None:
+        text = "learning rate times steps is %.2g, %.0f in the paper's probe on ImageNet; the same with --base_lr %.3g"
+        log.warning(text, path, PROBE_PATH, PROBE_PATH / path * settings.peak_lr * 256 / settings.batch_size)
+    large = len(job.model.encoder.blocks) >= LARGE_DEPTH and not settings.frozen
+    if large and settings.epochs == PRESETS["paper"].epochs and newest is None:
+        log.warning("the paper fine-tunes ViT-L for 50 epochs, this run has 100; see --preset paper_large")
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
         return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(job, folder_run, saved, time.monotonic() - started)
+    return _finish(verb, job, folder_run, saved, time.monotonic() - started)
 
 
-def _finish(job: FinetuneJob, folder_run: FolderRun[FinetuneSettings], saved: Path, seconds: float) -> FinetuneResult:
+def _finish(
+    verb: str, job: FinetuneJob, folder_run: FolderRun[FinetuneSettings], saved: Path, seconds: float
+) -> FinetuneResult:
     """Write result.json and the pictures."""
     folder, classes, inputs = job.folder, job.classes, folder_run.inputs
     if job.evaluation is None:  # a finished run is evaluated again when it is resumed
@@ -174,7 +231,7 @@ def _finish(job: FinetuneJob, folder_run: FolderRun[FinetuneSettings], saved: Pa
     best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"])
     result = write_result(
         folder,
-        "finetune",
+        verb,
         run=inputs["run"],
         data={"train": inputs["train"], "val": inputs["val"]},
         images={"train": job.images, "val": evaluation.images},
@@ -210,8 +267,8 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     ``model(model.normalize(images))`` classifies images, uint8 ``[B, C, H, W]``: scores ``[B, classes]``.
 
     Args:
-        path: a run folder of :func:`finetune` (its newest checkpoint), a checkpoint's folder, or its
-            ``model.safetensors``. If the run has a moving average of its weights, the average is loaded.
+        path: a run folder of :func:`finetune` or :func:`train_linear_probe` (its newest checkpoint), a checkpoint's
+            folder, or its ``model.safetensors``. If the run has a moving average of its weights, the average is loaded.
 
     Raises:
         UserError: if there is no such file, or it holds another kind of network.
@@ -229,25 +286,46 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
         mean=metadata["mean"],
         std=metadata["std"],
         drop_path=metadata["finetune"]["drop_path"],
+        frozen=metadata["finetune"].get("frozen", False),
+        pool=metadata["finetune"].get("pool", "mean"),
     )
     model.load_state_dict(weights)
     return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
 
 
-def _initial(folder_run: FolderRun[FinetuneSettings], classes: int) -> Classifier:
+def initial_classifier(
+    settings: FinetuneSettings, run: str | Path | RunConfig, train: Source, classes: int
+) -> Classifier:
     """Build the network that a run starts from.
+
+    Args:
+        settings: of the run.
+        run: weights of the encoder, or the settings of a pre-training run, whose encoder starts from random weights.
+        train: images, for the channel statistics that such settings may ask for.
+        classes: number of classes.
 
     Raises:
         UserError: if the weights cannot be loaded or the image size does not fit.
     """
-    settings = folder_run.settings
-    encoder, mean, std = load_backbone(folder_run.inputs["run"], settings.weights, seed=settings.seed)
+    if isinstance(run, RunConfig):
+        encoder, mean, std = random_encoder(replace(run, seed=settings.seed), train)
+    else:
+        encoder, mean, std = load_backbone(run, settings.weights, seed=settings.seed)
     unshare_relative_bias(encoder)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
-            return Classifier(encoder, classes, mean=mean, std=std, image_size=size, drop_path=settings.drop_path)
+            return Classifier(
+                encoder,
+                classes,
+                mean=mean,
+                std=std,
+                image_size=size,
+                drop_path=settings.drop_path,
+                frozen=settings.frozen,
+                pool=settings.pool,
+            )
         except ValueError as error:
             raise UserError(f"--image_size: {error}") from None
 

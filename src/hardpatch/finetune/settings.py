@@ -1,10 +1,11 @@
-"""Settings of fine-tuning and their presets.
+"""Settings of fine-tuning and of the trained linear probe, and their presets.
 
 This module does not import torch, so that the command line responds at once.
 """
 
 from dataclasses import dataclass
 
+from hardpatch.choices import OptimizerName, PoolName
 from hardpatch.errors import UserError
 from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
 
@@ -23,7 +24,12 @@ class FinetuneSettings(TrainingSettings):
     lr: float | None = setting(None, "peak learning rate, in place of base_lr")
     min_lr: float = setting(1e-6, "learning rate at the end")
     warmup_epochs: float = setting(5.0, "epochs over which the learning rate rises from 0")
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas")
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas; the first is the momentum of sgd")
+    optimizer: OptimizerName = setting("adamw", "optimizer")
+    frozen: bool = setting(
+        False, "train a linear layer on batch-normalized features only; the encoder stays as it is, in eval mode"
+    )
+    pool: PoolName = setting("mean", "what the linear layer sees: the mean of the patch tokens, or the class token")
     image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training")
     smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes")
     mixup: float = setting(0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two")
@@ -77,12 +83,43 @@ PRESETS: dict[str, FinetuneSettings] = {
         val_every=10.0,
     ),
     "paper": FinetuneSettings(),
+    "paper_large": FinetuneSettings(epochs=50.0),
 }
-"""``small`` for about 10,000 to 100,000 small images, ``tiny`` for a few thousand, ``paper`` for ImageNet.
+"""``small`` for about 10,000 to 100,000 small images, ``tiny`` for a few thousand.
 
-The first two are this project's choice. With batches of 1,024 small sets give too few steps, and the paper's
-augmentation is too strong for small networks.
+These two are this project's choice. With batches of 1,024 small sets give too few steps, and the paper's augmentation
+is too strong for small networks. ``paper`` and ``paper_large`` are Table S2: ImageNet with ViT-B and with ViT-L.
 """
+
+PROBES: dict[str, FinetuneSettings] = {
+    "paper": FinetuneSettings(
+        frozen=True,
+        optimizer="sgd",
+        epochs=100.0,
+        batch_size=4096,
+        base_lr=1e-3,
+        min_lr=0.0,
+        warmup_epochs=10.0,
+        weight_decay=0.0,
+        drop_path=0.0,
+        smoothing=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        mix_prob=0.0,
+        randaugment=0.0,
+        erase=0.0,
+        val_every=None,
+    )
+}
+"""The trained linear probe: Table S3, and Section A.1 for what it leaves out (mixup, CutMix, drop path).
+
+The table says RandomResizedCrop only. Its scale (0.08 to 1), the flip and the final learning rate of 0 are those of the
+linear-probe code of MAE and of HPM. That code clips a crop that does not fit to the image; here another is drawn.
+"""
+
+SCRATCH = {"weights": "random", "layer_decay": 0.8}
+"""Supervised training from random weights, beside the preset ``paper``: the paper takes over its fine-tuning settings,
+layer decay included (Section A.1). Without these, random weights have a layer decay of 1, which suits them better."""
 
 
 def check(run: FinetuneSettings, images: int) -> None:
@@ -111,6 +148,9 @@ def check(run: FinetuneSettings, images: int) -> None:
     expect(run, "image_size", "pixels, 1 or more", run.image_size is None or run.image_size >= 1)
     expect(run, "ema", "a number in (0, 1)", run.ema is None or 0 < run.ema < 1)
     expect(run, "lr", "a number above 0", run.lr is None or run.lr > 0)
+    if run.frozen:
+        expect(run, "batch_size", "2 or more, to normalize features over the batch", run.batch_size >= 2)
+        expect(run, "accumulation_steps", "1: a frozen encoder needs little memory", run.accumulation_steps == 1)
     if (run.mixup or run.cutmix) and run.batch_size % 2:
         raise UserError(
             f"--batch_size: mixup and CutMix pair the images of a batch, expected an even number, got "

@@ -1,6 +1,6 @@
-"""Fine-tuning as a job of the training loop."""
+"""Fine-tuning and the linear probe as a job of the training loop."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -29,6 +29,10 @@ from hardpatch.train.optimizer import layer_decay_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
 from hardpatch.train.state import TrainingState
 
+DropPatches = Callable[[Tensor, Tensor, int], Tensor | None]
+"""Chooses patches that the classifier does not see, from normalized images ``[B, C, H, W]``, their indices in the data
+set ``[B]`` and the step: bool ``[B, N]``, True = dropped, or None for no patch."""
+
 KIND = "classifier"
 """``kind`` in the metadata of checkpoints, which a pre-training run does not have."""
 
@@ -45,7 +49,7 @@ class FinetuneJob:
             :func:`~hardpatch.measure.features.align_labels`.
         model: network to start from.
         fabric: device and precision.
-
+        drop_patches: chooses patches that are dropped, in training and evaluation; None drops none.
     """
 
     advice = "a lower --base_lr, --clip 1, or --precision fp32 (bf16 rather than fp16)"
@@ -60,10 +64,11 @@ class FinetuneJob:
         val_labels: Tensor,
         model: Classifier,
         fabric: Fabric,
+        drop_patches: DropPatches | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.val, self.classes = run, folder, train, val, classes
         self.model = model.to(fabric.device).train()
-        self.val_labels, self.fabric = val_labels.to(fabric.device), fabric
+        self.val_labels, self.fabric, self.drop_patches = val_labels.to(fabric.device), fabric, drop_patches
         self.image_size = _size(run, model)
         self.images, self.batch_size = len(train), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
@@ -72,13 +77,10 @@ class FinetuneJob:
             from timm.utils.model_ema import ModelEmaV3
 
             self.average = ModelEmaV3(self.model, decay=run.ema, use_warmup=True)
-        groups = layer_decay_groups(self.model, run.weight_decay, run.decay_per_layer)
-        # The fused step unscales float16 gradients by itself, after they should have been clipped.
-        fused = fabric.device.type != "mps" and run.precision != "fp16"
-        adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.betas, fused=fused)
-        self.network, self.optimizer = fabric.setup(self.model, adamw)
+        optimizer = _optimizer(run, self.model, fabric)
+        self.network, self.optimizer = fabric.setup(self.model, optimizer)
         averaged = None if self.average is None else self.average.module
-        self.state = TrainingState(fabric, self.model, adamw, averaged)
+        self.state = TrainingState(fabric, self.model, optimizer, averaged)
         self.mixer = Mixer(
             len(classes),
             mixup=run.mixup,
@@ -133,8 +135,9 @@ class FinetuneJob:
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
         count = run.accumulation_steps
-        for part, target in zip(images.chunk(count), targets.chunk(count), strict=True):
-            loss = F.cross_entropy(self.network(part).float(), target)
+        parts = (images.chunk(count), batch.indices.to(device, non_blocking=True).chunk(count), targets.chunk(count))
+        for part, indices, target in zip(*parts, strict=True):
+            loss = F.cross_entropy(self.network(part, self._dropped(part, indices)).float(), target)
             self.fabric.backward(loss / count)
             self._loss_sum += loss.detach() / count
         set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
@@ -177,8 +180,10 @@ class FinetuneJob:
             pin_memory=device.type == "cuda",
         ):
             labels = self.val_labels[batch.labels.to(device, non_blocking=True)]
+            images = model.normalize(batch.images.to(device, non_blocking=True))
+            dropped = self._dropped(images, batch.indices.to(device, non_blocking=True))
             with self.fabric.autocast():
-                scores = model(model.normalize(batch.images.to(device, non_blocking=True))).float()
+                scores = model(images, dropped).float()
             likeliest = scores.topk(min(5, count), dim=1).indices
             cells = labels * count + likeliest[:, 0]
             confusion.scatter_add_(0, cells, torch.ones_like(cells))
@@ -223,9 +228,22 @@ class FinetuneJob:
             )
         self.step = self.state.restore(saved)
 
+    def _dropped(self, images: Tensor, indices: Tensor) -> Tensor | None:
+        return None if self.drop_patches is None else self.drop_patches(images, indices, self.step)
+
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
         return learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
+
+
+def _optimizer(run: FinetuneSettings, model: Classifier, fabric: Fabric) -> torch.optim.Optimizer:
+    """Build the optimizer of the parameters that are trained."""
+    groups = layer_decay_groups(model, run.weight_decay, run.decay_per_layer)
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=run.betas[0])
+    # The fused step unscales float16 gradients by itself, after they should have been clipped.
+    fused = fabric.device.type != "mps" and run.precision != "fp16"
+    return torch.optim.AdamW(groups, lr=0.0, betas=run.betas, fused=fused)
 
 
 def _size(run: FinetuneSettings, model: Classifier) -> tuple[int, int]:

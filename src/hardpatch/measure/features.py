@@ -1,17 +1,18 @@
 """Frozen features of labeled images, the input of k-NN and the linear probe."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hardpatch.choices import PoolName
 from hardpatch.data.batch import Batch
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 
-Pool = Literal["mean", "class"]
+Pool = PoolName
 ProgressCallback = Callable[[int, int | None], None]
 """Called with the amounts done and in total (None where the total is unknown)."""
 

@@ -1,7 +1,8 @@
-"""Linear probe on frozen features, with many learning rates trained at once.
+"""Quick linear probe on frozen features, with many learning rates trained at once.
 
-As in MAE (He et al., 2022, Appendix A.1) and HPM (Table S3): batch normalization without parameters, then one linear
-layer. The features are computed only once, so unlike in those papers there is no augmentation.
+As in MAE (He et al., 2022, Appendix A.1) and HPM: batch normalization without parameters, then one linear layer. Unlike
+in those papers the features are computed only once, so there is no augmentation, and the best of several learning rates
+is chosen on the validation images. :func:`hardpatch.finetune.run.train_linear_probe` is the protocol of HPM's Table S3.
 """
 
 from collections.abc import Sequence
@@ -129,7 +130,7 @@ def linear_probe(
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> LinearResult:
-    """Train one linear head for each learning rate, all on the same batches (paper, Table S3).
+    """Train one linear head for each learning rate, all on the same batches.
 
     The rate is ``base_lr * batch_size / 256`` with linear warmup and half-cosine decay; the momentum is 0.9.
 
@@ -139,7 +140,7 @@ def linear_probe(
         classes: the number of classes.
         generator: on the CPU, for the first weights and the order of the images.
         base_lrs: the learning rates to try, for 256 images per step.
-        optimizer: ``"sgd"`` as in MoCo v3, suited to sets of any size; ``"lars"`` as in MAE, which with
+        optimizer: ``"sgd"`` as in HPM and MoCo v3, suited to sets of any size; ``"lars"`` as in MAE, which with
             ``base_lrs=[0.1]`` suits large sets only: its steps are too small for a few thousand images.
         epochs: passes over the training set.
         warmup_epochs: of those; None is a ninth (10 of 90).

@@ -32,7 +32,8 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
 """Columns of the table by verb, and the keys that lead to each value in the verb's JSON."""
 
 TRAINING_VERBS = ("finetune", "detect", "segment")
-"""Verbs that train in a folder of their own, with ``result.json``; the others write the file that --json names."""
+"""Verbs that train in a folder of their own, with ``result.json``; the others write the file that --json names, except
+for linear with the protocol paper."""
 
 ON_OR_OFF = ("photometric", "reduce_zero_label")
 """Options that can be on without being on the command line; ``false`` becomes ``--no-OPTION``."""
@@ -45,6 +46,12 @@ class Measurement:
     name: str
     verb: str
     arguments: tuple[str, ...]
+
+    @property
+    def trains(self) -> bool:
+        """True if it trains in a folder of its own."""
+        paper = ("--protocol", "paper")
+        return self.verb in TRAINING_VERBS or paper in zip(self.arguments, self.arguments[1:], strict=False)
 
     @property
     def key(self) -> str:

@@ -1,6 +1,7 @@
 """Training loop that all jobs share: logging, checkpoints, evaluation, signals and divergence.
 
-The jobs are pre-training, fine-tuning, segmentation, detection, the tokenizer and the paper's Table D.
+The jobs are pre-training, fine-tuning (also of a linear layer alone, and of the paper's Table D), segmentation,
+detection and the tokenizer.
 """
 
 import logging

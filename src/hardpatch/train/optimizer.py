@@ -46,7 +46,7 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     """Group parameters by layer, with and without weight decay (Bao et al. 2022, BEiT).
 
     The learning rate of a group is to be multiplied by its ``lr_scale``, ``layer_decay ** (depth + 1 - layer)``, which
-    is 1 for the head. Vectors, positions and the class token have no weight decay.
+    is 1 for the head. Vectors, positions and the class token have no weight decay. Frozen parameters are in no group.
 
     Args:
         model: network around an ``encoder``, such as :class:`~hardpatch.finetune.model.Classifier`.
@@ -58,6 +58,8 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     depth = len(encoder.blocks)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         layer = layer_of(name, depth)
         decays = parameter.ndim > 1 and name not in ("encoder.cls_token", "encoder.positions")
         group = groups.setdefault(
