@@ -14,7 +14,7 @@ def tasks(plan: Plan) -> dict[str, Task]:
 def test_rows_with_the_same_settings_share_a_run_in_all_tables() -> None:
     plan = plan_of("table1", "table2", "table3", "table4", "tableS4", weights={})
     default = {key for key, name in plan.runs.items() if name == "hpm"}
-    assert {table for table, _, _ in default} == {"table1", "table2", "table3", "table4"}
+    assert {table for table, _, _ in default} == {"table1", "table2", "table3", "table4", "tableS4"}
     assert plan.runs["table1", "RGB (MAE)", False] == plan.runs["table4", "none (MAE)", False] == "mae"
     assert plan.runs["table1", "RGB + predicting loss", False] == "hpm-alpha_end_0"
     assert plan.runs["table2", "gamma 0.75, random (alpha 0)", False] == "hpm-alpha_end_0"
@@ -109,5 +109,5 @@ def test_larger_encoders_are_run_where_the_paper_has_a_figure() -> None:
 
 def test_downstream_columns_without_data_have_a_reason() -> None:
     plan = plan_of("table7", segment=None, measures=("segment_160k",))
-    assert plan.reasons["table7", "HPM"] == "segment_160k needs --segment_train and --segment_val"
+    assert plan.reasons["table7", "HPM"] == "segment_160k needs --segment_train, --segment_val"
     assert not plan.stages

@@ -16,8 +16,8 @@ from hardpatch.study.page import write_page
 from hardpatch.study.picture import draw
 from hardpatch.study.plan import Plan, Study
 from hardpatch.study.rows import StudyRow, Table
-from hardpatch.study.table import RowResult, collect
-from hardpatch.study.values import MeanStd
+from hardpatch.study.table import collect
+from hardpatch.study.values import MeanStd, RowResult
 from tests.study.small import study_of
 
 TABLE = Table(

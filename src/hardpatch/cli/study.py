@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from hardpatch.study.plan import Study
     from hardpatch.study.rows import Measure, Table
 
-DETECT = ("detect_train", "detect_annotations", "detect_val", "detect_val_annotations")
-SEGMENT = ("segment_train", "segment_val")
-
 
 def study(arguments: list[str]) -> int:
     """Run ``hardpatch study`` or ``hardpatch study plan`` and return the exit code."""
@@ -95,10 +92,24 @@ def _parser() -> Parser:
         help="measurements to make, of knn, linear, finetune, detect, segment, segment_160k (default: columns of the "
         "table, and k-NN and linear probe below scale paper; scale cpu leaves out fine-tuning)",
     )
-    for name in DETECT:
+    _add_inputs(parser)
+    parser.add_argument(
+        "--images_per_second",
+        type=float,
+        metavar="X",
+        help="with plan: training speed (default: measured)",
+    )
+    return parser
+
+
+def _add_inputs(parser: Parser) -> None:
+    """Add the arguments that name what some rows and columns need."""
+    from hardpatch.study.plan import DETECT_ARGUMENTS, SEGMENT_ARGUMENTS
+
+    for name in DETECT_ARGUMENTS:
         kind = "annotations in COCO's layout" if name.endswith("annotations") else "folder of images"
         parser.add_argument(f"--{name}", metavar="PATH", help=f"for AP of Table 5: {kind}")
-    for name in SEGMENT:
+    for name in SEGMENT_ARGUMENTS:
         parser.add_argument(f"--{name}", metavar="DIR", help="for mIoU of Tables 5 and 7: images and label maps")
     parser.add_argument(
         "--segment_classes",
@@ -117,17 +128,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="visual tokens for BEiT's rows (default: trained on --data)"
     )
-    parser.add_argument(
-        "--images_per_second",
-        type=float,
-        metavar="X",
-        help="with plan: training speed (default: measured)",
-    )
-    return parser
 
 
 def _study(options: argparse.Namespace, settings: list[str], arguments: list[str]) -> "Study":
-    from hardpatch.study.plan import Study
+    from hardpatch.study.plan import DETECT_ARGUMENTS, SEGMENT_ARGUMENTS, Study
     from hardpatch.study.scales import SCALES
 
     scale = SCALES[options.scale]
@@ -149,8 +153,8 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
         jobs=options.jobs,
         settings=tuple(settings),
         measures=_measures(options.measures),
-        detect=_all_or_none(options, DETECT),
-        segment=_all_or_none(options, SEGMENT),
+        detect=_all_or_none(options, DETECT_ARGUMENTS),
+        segment=_all_or_none(options, SEGMENT_ARGUMENTS),
         segment_classes=options.segment_classes,
         reduce_zero_label=options.segment_reduce_zero_label,
         weights=weights,

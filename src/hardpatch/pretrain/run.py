@@ -150,15 +150,6 @@ def train(
     return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
 
 
-def initialize(run: RunConfig, folder: Path) -> None:
-    """Write a run folder whose checkpoint, of step 0, has the random weights that a training would start from."""
-    check(run)
-    run_folder.check_new(folder)
-    job = _job(run, folder, open_source(run.data.path), None)
-    run_folder.write(folder, run, ["pretrain", "--out", str(folder)])
-    job.save()
-
-
 def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
     if run.optim.accumulation_steps == "auto":
         count, device = job.learner.accumulation_steps, job.learner.fabric.device

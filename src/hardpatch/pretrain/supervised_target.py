@@ -28,9 +28,7 @@ def supervised_teacher(weights: str | None, grid: tuple[int, int], channels: int
     """
     argument = "--method.frozen_weights"
     if weights is None:
-        raise UserError(
-            f"{argument}: expected a run folder of hardpatch finetune for --method.frozen {NAME}, got none"
-        )
+        raise UserError(f"{argument}: expected a run folder of hardpatch finetune for --method.frozen {NAME}, got none")
     path = Path(weights)
     newest = checkpoint.newest(path) if path.is_dir() else None
     file = path if newest is None else newest / checkpoint.WEIGHTS

@@ -7,7 +7,7 @@ from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.folder import check_resume
-from hardpatch.study.plan import Plan, Study
+from hardpatch.study.plan import DETECT_ARGUMENTS, SEGMENT_ARGUMENTS, Plan, Study
 
 FACTS = "study.json"
 """File in the study's folder with what all of its runs have in common."""
@@ -44,16 +44,12 @@ def check(study: Study, plan: Plan) -> None:
 def _check_downstream(study: Study) -> None:
     """Refuse folders and files of downstream tasks that do not exist."""
     named = {
-        "--detect_train": study.detect and study.detect[0],
-        "--detect_annotations": study.detect and study.detect[1],
-        "--detect_val": study.detect and study.detect[2],
-        "--detect_val_annotations": study.detect and study.detect[3],
-        "--segment_train": study.segment and study.segment[0],
-        "--segment_val": study.segment and study.segment[1],
+        **dict(zip(DETECT_ARGUMENTS, study.detect or (), strict=False)),
+        **dict(zip(SEGMENT_ARGUMENTS, study.segment or (), strict=False)),
     }
     for argument, path in named.items():
-        if path is not None and not Path(path).exists():
-            raise UserError(f"{argument}: expected a file or folder, {path} does not exist")
+        if not Path(path).exists():
+            raise UserError(f"--{argument}: expected a file or folder, {path} does not exist")
 
 
 def _check_folder(study: Study) -> None:

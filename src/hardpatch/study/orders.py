@@ -3,14 +3,10 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from hardpatch.study.rows import METRICS, Table
-from hardpatch.study.values import MeanStd
-
-if TYPE_CHECKING:
-    from hardpatch.study.plan import Study
-    from hardpatch.study.table import RowResult
+from hardpatch.study.values import MeanStd, RowResult
 
 ERRORS = 2.0
 """A difference counts from this many standard errors on."""
@@ -35,12 +31,12 @@ class Pair(NamedTuple):
     difference: float
     """Points by which ours differ, above 0 if in the paper's order."""
     standard_error: float | None
-    """Of our difference, in points; None with a single seed."""
+    """Standard error of our difference, in points; None with a single seed."""
     verdict: Verdict
-    """Whether we see the same order, the other, or no difference of two standard errors."""
+    """The order that we see: the same, the other, or no difference of two standard errors."""
 
 
-def pairs(table: Table, results: "Sequence[RowResult]") -> list[Pair]:
+def pairs(table: Table, results: Sequence[RowResult]) -> list[Pair]:
     """Compare all pairs of a group of rows (all rows, in a table without groups) in each column that we measured."""
     found = []
     for first, second in itertools.combinations(results, 2):
@@ -62,10 +58,10 @@ def pairs(table: Table, results: "Sequence[RowResult]") -> list[Pair]:
     return found
 
 
-def markdown(study: "Study", table: Table, results: "Sequence[RowResult]", level: str) -> list[str]:
+def markdown(table: Table, results: Sequence[RowResult], level: str, *, seeds: int) -> list[str]:
     """Format the pairs as a table; no lines with one seed, or if the paper orders none that we measured."""
     found = pairs(table, results)
-    if not found or study.seeds == 1:
+    if not found or seeds == 1:
         return []
     keys = list(dict.fromkeys(pair.metric for pair in found))
     titles = ["higher in the paper", "lower in the paper", "paper", *(METRICS[key].title for key in keys)]

@@ -7,7 +7,8 @@ from hardpatch.files import write_text_atomically
 from hardpatch.study.plan import Study
 from hardpatch.study.rows import Table
 from hardpatch.study.scales import SCALES
-from hardpatch.study.table import RowResult, markdown
+from hardpatch.study.table import markdown
+from hardpatch.study.values import RowResult
 
 PAGE = """# Study at scale {scale}
 

@@ -12,6 +12,7 @@ from hardpatch.pretrain import config
 from hardpatch.study.plan import Study, Task
 from hardpatch.study.rows import METRICS, Measure
 from hardpatch.study.trainings import Stopped, classifier, detection, half, pretraining, segmentation, tokenizer
+from hardpatch.study.trainings import linear_probe as train_on_crops
 from hardpatch.train.device import use_device
 from hardpatch.train.progress import Progress
 
@@ -111,7 +112,7 @@ def _linear(study: Study, task: Task, progress: Progress) -> Measured:
     from hardpatch.study.scales import SCALES
 
     if SCALES[study.scale].linear == "paper":
-        result = classifier(study, task, progress, frozen=True)
+        result = train_on_crops(study, task, progress)
         return {"linear": result["top1"]}, result
     features = _features(study, task)
     result = linear_probe(

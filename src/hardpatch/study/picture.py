@@ -9,8 +9,8 @@ from hardpatch.figures import FAINT, INK, LINES
 from hardpatch.files import atomic_path
 from hardpatch.study.plan import Study, metric_title
 from hardpatch.study.rows import METRICS, Table
-from hardpatch.study.table import RowResult, columns
-from hardpatch.study.values import MeanStd
+from hardpatch.study.table import columns
+from hardpatch.study.values import MeanStd, RowResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

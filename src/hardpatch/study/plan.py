@@ -18,10 +18,16 @@ RESULT = "measurements.json"
 WEIGHTS_ARGUMENTS = {"dino": "--dino_weights", "clip": "--clip_weights"}
 """The argument that names the weights of each frozen network; a study downloads nothing."""
 
-DATA_ARGUMENTS: dict[Measure, str] = {
-    "detect": "--detect_train, --detect_annotations, --detect_val and --detect_val_annotations",
-    "segment": "--segment_train and --segment_val",
-    "segment_160k": "--segment_train and --segment_val",
+DETECT_ARGUMENTS = ("detect_train", "detect_annotations", "detect_val", "detect_val_annotations")
+"""Arguments that name the images of detection, in the order of :attr:`Study.detect`."""
+
+SEGMENT_ARGUMENTS = ("segment_train", "segment_val")
+"""Arguments that name the images of segmentation."""
+
+DATA_ARGUMENTS: dict[Measure, tuple[str, ...]] = {
+    "detect": DETECT_ARGUMENTS,
+    "segment": SEGMENT_ARGUMENTS,
+    "segment_160k": SEGMENT_ARGUMENTS,
 }
 """The arguments that name the images of each downstream task."""
 
@@ -192,7 +198,7 @@ def not_measured(study: Study, measure: Measure) -> str:
         return f"scale {study.scale} leaves out {measure}; it needs --measures {measure}"
     data = {"detect": study.detect, "segment": study.segment, "segment_160k": study.segment}
     if measure in data and data[measure] is None:
-        return f"{measure} needs {DATA_ARGUMENTS[measure]}"
+        return f"{measure} needs {', '.join(f'--{name}' for name in DATA_ARGUMENTS[measure])}"
     return ""
 
 

@@ -29,7 +29,7 @@ class Metric(NamedTuple):
     large: bool = False
     """True for a column of the scale's larger encoder."""
     factor: float = 100.0
-    """What our value is multiplied by to be shown: fractions become percent."""
+    """Factor by which our value is shown: fractions become percent."""
 
 
 METRICS: dict[str, Metric] = {

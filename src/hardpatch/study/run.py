@@ -14,6 +14,7 @@ from hardpatch.study.picture import draw
 from hardpatch.study.plan import Plan, Study, Task, metric_title, plan
 from hardpatch.study.processes import perform_all, stop_on_signal
 from hardpatch.study.rows import METRICS, Table
+from hardpatch.study.values import RowResult
 
 
 def run_study(study: Study) -> int:
@@ -77,7 +78,7 @@ def _summary(study: Study, task: Task) -> str:
     return f"{task.name}: {', '.join(values) or 'done'} ({minutes:.1f} min)"
 
 
-def _write(study: Study, planned: Plan, failures: Mapping[str, str]) -> list[tuple[Table, list[output.RowResult]]]:
+def _write(study: Study, planned: Plan, failures: Mapping[str, str]) -> list[tuple[Table, list[RowResult]]]:
     """Write the tables and the page, and return the rows of each table."""
     results = [(table, output.collect(study, table, planned, failures)) for table in study.tables]
     for table, rows in results:

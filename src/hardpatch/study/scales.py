@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.rows import Measure, StudyRow, Table
-
-Settings = Mapping[str, Any]
-"""Values by dotted name, as in ``{"optim.warmup": 0.1}``."""
+from hardpatch.study.scale_settings import BEIT, CPU, IBOT, MICRO_DETECT, MICRO_SEGMENT, SIMMIM, Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity
 class Scale:
     """Recipes by host, and the settings that differ from them."""
 
@@ -60,81 +59,6 @@ class Scale:
     """Default labeled images to evaluate on, likewise."""
 
 
-# Settings of the hosts that hold at any image size. Those that depend on it follow in each scale.
-SIMMIM: Settings = {
-    "model.positions": "relative",
-    "model.layer_scale": 0.1,
-    "method.mask_ratio": 0.6,
-    "optim.betas": [0.9, 0.999],
-}
-BEIT: Settings = {
-    "model.positions": "relative",
-    "model.layer_scale": 0.1,
-    "method.mask": "block",
-    "method.mask_ratio": 0.4,
-    "optim.betas": [0.9, 0.98],
-    "optim.clip": 3.0,
-}
-IBOT: Settings = {
-    "model.positions": "learned",
-    "method.mask": "block",
-    "method.mask_ratio": 0.3,
-    "method.mask_ratio_spread": 0.2,
-    "method.momentum_start": 0.996,
-    "method.momentum_end": 1.0,
-    "method.momentum_warmup": 1.0,
-    "method.momentum_schedule": "cosine",
-    "data.crop_scale": [0.32, 1.0],
-    "ibot.teacher_temperature_warmup": 0.1,
-    "ibot.frozen_last_layer": 0.01,
-    "optim.weight_decay": 0.04,
-    "optim.weight_decay_end": 0.4,
-    "optim.betas": [0.9, 0.999],
-    "optim.warmup": 0.1,
-    "optim.clip": 3.0,
-}
-
-# Model, optimizer and length of scale cpu; docs/results.md says how they were found.
-CPU: Settings = {
-    "data.workers": 0,
-    "data.in_memory": "host",
-    "model.width": 128,
-    "model.depth": 4,
-    "model.heads": 4,
-    "model.decoder_width": 64,
-    "model.decoder_depth": 2,
-    "model.decoder_heads": 4,
-    "method.momentum_start": 0.95,
-    "method.momentum_end": 0.995,
-    "optim.lr": 1e-3,
-    "steps": 800,
-    "batch_size": 64,
-}
-MICRO_DETECT: Settings = {
-    "preset": "hpm",
-    "epochs": None,
-    "steps": 2,
-    "batch_size": 2,
-    "image_size": 64,
-    "window": 4,
-    "global_blocks": 2,
-    "channels": 8,
-    "head_width": 16,
-    "rois": 8,
-    "anchor_scale": 4.0,
-    "jitter": (0.8, 1.25),
-}
-MICRO_SEGMENT: Settings = {
-    "preset": "hpm",
-    "steps": 2,
-    "batch_size": 2,
-    "warmup_steps": 1,
-    "short_side": 32,
-    "crop": (32, 32),
-    "stride": (16, 16),
-    "channels": 8,
-}
-
 SCALES = {
     "paper": Scale(
         about="ViT-B/16 and ViT-L/16 on ImageNet-1K with the paper's settings, 200 effective epochs unless a row says",
@@ -153,7 +77,7 @@ SCALES = {
         linear="paper",
         finetune={"preset": "paper"},
         finetune_large={"epochs": 50.0},
-        supervised={"preset": "paper"},
+        supervised={"preset": "paper", "layer_decay": 0.8},  # "simply follow the fine-tuning setting" (Section D)
         detect={"preset": "hpm"},
         segment={"preset": "hpm", "steps": 80_000},
         # the architecture of DALL-E's encoder, whose weights --tokenizer also takes
@@ -192,12 +116,12 @@ SCALES = {
         },
     ),
     "cpu": Scale(
-        about="4 blocks of width 128, 64 patches, decoders of 2 blocks of width 64, 51,200 images; for two cores",
-        encoders=("width 128", "width 192"),
+        about="4 blocks of width 96, 64 patches, decoders of 2 blocks of width 48, 51,200 images; minutes a run on a core",
+        encoders=("width 96", "width 144"),
         recipes={"mae": {1: "tiny_imagenet_small"}},
         settings=CPU,
         host_lengths={"ibot": 0.25},
-        large={"model.width": 192, "model.heads": 6},
+        large={"model.width": 144, "model.heads": 6},
         optional=("finetune", "detect", "segment", "segment_160k"),
         not_run={
             "tableS4: 8 blocks": "scale cpu has decoders of 2 blocks",
@@ -297,11 +221,25 @@ def configure(
     Raises:
         UserError: for settings that do not exist or cannot be combined.
     """
-    row_settings = {**table.base, **row.settings}
+    row_settings = {**table.base, **row.settings, **(overrides or {})}
     host = row_settings.get("method.host", "mae")
+    run, recipe_length = _host_run(scale, host, row.length, data, tuple(settings), large=large)
+    if row.decoder_width != 1.0:
+        row_settings["model.decoder_width"] = round(run.model.decoder_width * row.decoder_width)
+    length = row.length / recipe_length * scale.host_lengths.get(host, 1.0)
+    if length != 1.0:
+        row_settings |= _resized(run, length)
+    return config.build(merged(config.to_dict(run), row_settings)) if row_settings else run
+
+
+@lru_cache
+def _host_run(
+    scale: Scale, host: str, length: float, data: str | None, settings: tuple[str, ...], *, large: bool
+) -> tuple[RunConfig, float]:
+    """Return HPM over a host with the scale's and the user's settings, and the length of the recipe it is from."""
     by_length = scale.recipes.get(host, scale.recipes["mae"])
     by_length = scale.large_recipes.get(host, by_length) if large else by_length
-    recipe_length = row.length if row.length in by_length else min(by_length)
+    recipe_length = length if length in by_length else min(by_length)
     values = recipes.read(by_length[recipe_length])
     if {"steps", "epochs"} & set(scale.settings):
         values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
@@ -312,14 +250,7 @@ def configure(
         scale.hosts.get(host, {}),
         {**scale.large, **scale.large_hosts.get(host, {})} if large else {},
     )
-    run = config.build(values, settings)
-    values = merged(config.to_dict(run), row_settings, overrides or {})
-    if row.decoder_width != 1.0:
-        values = merged(values, {"model.decoder_width": round(run.model.decoder_width * row.decoder_width)})
-    length = row.length / recipe_length * scale.host_lengths.get(host, 1.0)
-    if length != 1.0:
-        values = merged(values, _resized(run, length))
-    return config.build(values)
+    return config.build(values, settings), recipe_length
 
 
 def _resized(run: RunConfig, length: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hardpatch import __version__
@@ -10,20 +9,7 @@ from hardpatch.files import write_text_atomically
 from hardpatch.study import orders
 from hardpatch.study.plan import RESULT, Plan, Study, metric_title, not_measured
 from hardpatch.study.rows import METRICS, StudyRow, Table
-from hardpatch.study.values import MeanStd
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """The measurements of a row."""
-
-    row: StudyRow
-    ours: Mapping[str, MeanStd]
-    """Our values, by key of :data:`~hardpatch.study.rows.METRICS`."""
-    missing: str
-    """Reason why seeds are missing, in one line; empty if none is."""
-    runs: tuple[str, ...] = ()
-    """Folders of its runs, without the seed."""
+from hardpatch.study.values import MeanStd, RowResult
 
 
 def collect(study: Study, table: Table, plan: Plan, failures: Mapping[str, str]) -> list[RowResult]:
@@ -104,7 +90,7 @@ def markdown(study: Study, table: Table, results: Sequence[RowResult], level: st
     text += ["", *(f"| {' | '.join(cells)} |" for cells in (titles, ["---", *["---:"] * (len(titles) - 1)], *rows)), ""]
     if table.note:
         text += [table.note.strip(), ""]
-    return "\n".join([*text, *orders.markdown(study, table, results, level + "#")])
+    return "\n".join([*text, *orders.markdown(table, results, level + "#", seeds=study.seeds)])
 
 
 def _figure(table: Table, value: float) -> str:

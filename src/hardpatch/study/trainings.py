@@ -5,7 +5,8 @@ from typing import Any
 
 from hardpatch.errors import UserError
 from hardpatch.study.plan import RESULT, Study, Task
-from hardpatch.study.scales import SCALES, Settings
+from hardpatch.study.scale_settings import Settings
+from hardpatch.study.scales import SCALES
 from hardpatch.train.progress import Progress
 from hardpatch.train.settings import changed, to_dict
 
@@ -51,40 +52,52 @@ def tokenizer(study: Study, task: Task, progress: Progress) -> None:
         raise Stopped(result.signal)
 
 
-def classifier(
-    study: Study, task: Task, progress: Progress, *, random: bool = False, frozen: bool = False
-) -> dict[str, Any]:
-    """Fine-tune as ``hardpatch finetune`` does, or train a linear probe on crops (Table S3); return its result.
+def classifier(study: Study, task: Task, progress: Progress, *, random: bool = False) -> dict[str, Any]:
+    """Fine-tune as ``hardpatch finetune`` does, or train from random weights; return its result.
 
     Args:
         study: the study, with the labeled images.
         task: the run.
         progress: shows steps and metrics.
         random: start from random weights, with the scale's settings for that.
-        frozen: train the linear layer only, as in Table S3.
     """
     from hardpatch.finetune.run import finetune
-    from hardpatch.pretrain.run import initialize
 
-    start = task.folder
-    if random:
-        start = task.folder / "untrained"
-        if not _started(start):
-            initialize(task.run, start)
-    folder = task.folder / ("linear" if frozen else "finetune")
+    folder = task.folder / "finetune"
     result = finetune(
-        str(start),
+        task.run if random else str(task.folder),
         study.train,
         study.val,
         folder,
         resume=_started(folder),
         progress=progress,
         arguments=["study", *study.arguments],
-        **to_dict(classifier_settings(study, task, random=random, frozen=frozen)),
+        **to_dict(classifier_settings(study, task, random=random)),
     )
     if not result.finished:
         raise Stopped(result.signal)
     return {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
+
+
+def linear_probe(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
+    """Train the linear probe of Table S3 as ``hardpatch linear --protocol paper`` does; return its result."""
+    from hardpatch.finetune.run import train_linear_probe
+    from hardpatch.finetune.settings import PROBES
+
+    folder = task.folder / "linear"
+    result = train_linear_probe(
+        str(task.folder),
+        study.train,
+        study.val,
+        folder,
+        resume=_started(folder),
+        progress=progress,
+        arguments=["study", *study.arguments],
+        **to_dict(_settings(PROBES, {"preset": "paper"}, task)),
+    )
+    if not result.finished:
+        raise Stopped(result.signal)
+    return {"top1": result.top1, "top5": result.top5}
 
 
 def detection(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
@@ -92,10 +105,14 @@ def detection(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
     from hardpatch.detect.run import detect
 
     assert study.detect is not None
+    train, annotations, val, val_annotations = study.detect
     folder = task.folder / "detect"
     result = detect(
         str(task.folder),
-        *study.detect,
+        train,
+        annotations,
+        val,
+        val_annotations,
         folder,
         resume=_started(folder),
         progress=progress,
@@ -112,10 +129,12 @@ def segmentation(study: Study, task: Task, progress: Progress, *, twice_as_long:
     from hardpatch.segment.run import segment
 
     assert study.segment is not None
+    train, val = study.segment
     folder = task.folder / ("segment_160k" if twice_as_long else "segment")
     result = segment(
         str(task.folder),
-        *study.segment,
+        train,
+        val,
         folder,
         classes=study.segment_classes,
         reduce_zero_label=study.reduce_zero_label,
@@ -156,17 +175,14 @@ def tokenizer_settings(study: Study, task: Task) -> Any:
     return _settings(PRESETS, {"preset": "small", **SCALES[study.scale].tokenizer}, task)
 
 
-def classifier_settings(study: Study, task: Task, *, random: bool = False, frozen: bool = False) -> Any:
+def classifier_settings(study: Study, task: Task, *, random: bool = False) -> Any:
     """Return the settings that train a classifier; see :func:`classifier`."""
     from hardpatch.finetune.settings import PRESETS
 
     scale = SCALES[study.scale]
-    if frozen:
-        return _settings(PRESETS, {"preset": "linear"}, task)
-    values = dict(scale.supervised if random else scale.finetune)
     if random:
-        values["weights"] = "random"
-    return _settings(PRESETS, {**values, **(scale.finetune_large if task.large else {})}, task)
+        return _settings(PRESETS, {**scale.supervised, "weights": "random"}, task)
+    return _settings(PRESETS, {**scale.finetune, **(scale.finetune_large if task.large else {})}, task)
 
 
 def detect_settings(study: Study, task: Task) -> Any:

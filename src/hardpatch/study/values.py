@@ -1,8 +1,11 @@
-"""A value over several seeds."""
+"""The values of a row over several seeds."""
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from hardpatch.study.rows import StudyRow
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class MeanStd:
     values: tuple[float, ...]
     """One value for each seed: a fraction, or a ratio."""
     factor: float = 100.0
-    """What the values are multiplied by to be shown."""
+    """Factor by which the values are shown."""
 
     @property
     def mean(self) -> float:
@@ -33,3 +36,16 @@ class MeanStd:
         """Format with two decimals."""
         spread = "" if self.std is None else f" ± {self.factor * self.std:.2f}"
         return f"{self.factor * self.mean:.2f}{spread}"
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """The measurements of a row."""
+
+    row: StudyRow
+    ours: Mapping[str, MeanStd]
+    """Our values, by key of :data:`~hardpatch.study.rows.METRICS`."""
+    missing: str
+    """Reason why seeds are missing, in one line; empty if none is."""
+    runs: tuple[str, ...] = ()
+    """Folders of its runs, without the seed."""
