@@ -44,4 +44,4 @@ def run_name(row: StudyRow, run: RunConfig, reference: RunConfig, *, large: bool
 
 def _text(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+    return re.sub(r"[^a-z0-9.-]+", "_", text.lower()).strip("_")

@@ -36,7 +36,7 @@ IBOT: Settings = {
     "optim.weight_decay": 0.04,
     "optim.weight_decay_end": 0.4,
     "optim.betas": [0.9, 0.999],
-    "optim.warmup": 0.1,
+    "optim.warmup": 0.05,  # 10 of 200 effective epochs
     "optim.clip": 3.0,
 }
 

@@ -116,7 +116,7 @@ SCALES = {
         },
     ),
     "cpu": Scale(
-        about="4 blocks of width 96, 64 patches, decoders of 2 blocks of width 48, 51,200 images; minutes a run on a core",
+        about="4 blocks of width 96, 64 patches, decoders of 2 blocks of width 48, 51,200 images; for a laptop",
         encoders=("width 96", "width 144"),
         recipes={"mae": {1: "tiny_imagenet_small"}},
         settings=CPU,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -143,14 +142,16 @@ class Stopwatch:
     def _tokenizer_step(self, task: Task) -> float:
         """Return seconds per image of a step that trains visual tokens."""
         settings = tokenizer_settings(self.study, task)
-        tokenizer: Any = initial_tokenizer(settings)
-        images = torch.rand(BATCH // 4, settings.channels, settings.image_size, settings.image_size)
+        fabric = start_fabric(settings.device, settings.precision, "--")
+        tokenizer = initial_tokenizer(settings).to(fabric.device).train()
+        images = torch.rand(BATCH // 4, 3, settings.image_size, settings.image_size, device=fabric.device)
 
         def step() -> None:
-            scores = tokenizer.encode(images)
-            tokenizer.decode(scores.softmax(dim=1)).mean().backward()
+            with fabric.autocast():
+                loss = tokenizer(images).images.mean()
+            loss.backward()
 
-        return _seconds(step, torch.device("cpu")) / len(images)
+        return _seconds(step, fabric.device) / len(images)
 
     def _with_loading(self, seconds: float, run: RunConfig) -> float:
         """Return seconds per image with decoding and cropping, which share the cores with a step on a CPU."""
