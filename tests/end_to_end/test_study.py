@@ -59,7 +59,7 @@ def test_two_tables_share_their_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "**operation: argmax (alpha 0 to 0.5)**" in text
     assert "| 82.95 |" in text
     assert imread(out / "table3" / "table.png").shape[1] > 1000
-    assert "hardpatch study table4 --scale micro" in (out / "README.md").read_text()
+    assert "hardpatch study table3 --scale micro" in (out / "README.md").read_text()
 
     # Another table in the same folder trains what is not trained yet: MAE and the absolute loss.
     before = measurements(out)
@@ -68,6 +68,8 @@ def test_two_tables_share_their_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     after = measurements(out)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
+    headings = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings == [f"## {rows.read(name).title}" for name in ("table3", "table4")]
 
     # A trained run without a measurement is measured and not trained again.
     default = out / "runs" / "hpm" / "seed_0"

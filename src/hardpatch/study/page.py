@@ -1,11 +1,12 @@
 """The page of a study: its facts and all of its tables."""
 
+import re
 from collections.abc import Sequence
 
 from hardpatch import __version__
 from hardpatch.files import write_text_atomically
 from hardpatch.study.plan import Study
-from hardpatch.study.rows import Table
+from hardpatch.study.rows import Table, names
 from hardpatch.study.scales import SCALES
 from hardpatch.study.table import markdown
 from hardpatch.study.values import RowResult
@@ -37,7 +38,7 @@ the row is evaluated on, as is common practice.
 
 
 def write_page(study: Study, results: Sequence[tuple[Table, Sequence[RowResult]]]) -> None:
-    """Write ``README.md`` with these tables."""
+    """Write ``README.md`` with these tables, and with those that other calls have left in the folder."""
     scale = SCALES[study.scale]
     facts = PAGE.format(
         scale=study.scale,
@@ -49,5 +50,10 @@ def write_page(study: Study, results: Sequence[tuple[Table, Sequence[RowResult]]
         train=study.train,
         val=study.val,
     )
-    text = [markdown(study, table, rows, "##") for table, rows in results]
+    texts = {table.name: markdown(study, table, rows, "##") for table, rows in results}
+    for name in names():
+        path = study.out / name / "table.md"
+        if name not in texts and path.is_file():
+            texts[name] = re.sub("^#", "##", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = [texts[name] for name in names() if name in texts]
     write_text_atomically(study.out / "README.md", facts + "\n".join(text))
