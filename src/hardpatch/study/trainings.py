@@ -1,5 +1,6 @@
 """The trainings of a study, each as its verb does it, in a folder of the run; all resume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,7 @@ def tokenizer(study: Study, task: Task, progress: Progress) -> None:
     """Train BEiT's visual tokens as ``hardpatch tokenizer`` does."""
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
 
-    out = study.trained_tokenizer
-    result = train_tokenizer(
-        study.data,
-        out,
-        resume=_started(out),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(tokenizer_settings(study, task)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
+    _resume(train_tokenizer, study, study.trained_tokenizer, progress, tokenizer_settings(study, task), study.data)
 
 
 def classifier(study: Study, task: Task, progress: Progress, *, random: bool = False) -> dict[str, Any]:
@@ -63,19 +54,9 @@ def classifier(study: Study, task: Task, progress: Progress, *, random: bool = F
     """
     from hardpatch.finetune.run import finetune
 
-    folder = task.folder / "finetune"
-    result = finetune(
-        task.run if random else str(task.folder),
-        study.train,
-        study.val,
-        folder,
-        resume=_started(folder),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(classifier_settings(study, task, random=random)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
+    settings = classifier_settings(study, task, random=random)
+    inputs = (task.run if random else str(task.folder), study.train, study.val)
+    result = _resume(finetune, study, task.folder / "finetune", progress, settings, *inputs)
     return {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
 
 
@@ -84,19 +65,8 @@ def linear_probe(study: Study, task: Task, progress: Progress) -> dict[str, Any]
     from hardpatch.finetune.run import train_linear_probe
     from hardpatch.finetune.settings import PROBES
 
-    folder = task.folder / "linear"
-    result = train_linear_probe(
-        str(task.folder),
-        study.train,
-        study.val,
-        folder,
-        resume=_started(folder),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(_settings(PROBES, {"preset": "paper"}, task)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
+    settings, inputs = _settings(PROBES, {"preset": "paper"}, task), (str(task.folder), study.train, study.val)
+    result = _resume(train_linear_probe, study, task.folder / "linear", progress, settings, *inputs)
     return {"top1": result.top1, "top5": result.top5}
 
 
@@ -105,23 +75,8 @@ def detection(study: Study, task: Task, progress: Progress) -> dict[str, Any]:
     from hardpatch.detect.run import detect
 
     assert study.detect is not None
-    train, annotations, val, val_annotations = study.detect
-    folder = task.folder / "detect"
-    result = detect(
-        str(task.folder),
-        train,
-        annotations,
-        val,
-        val_annotations,
-        folder,
-        resume=_started(folder),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(detect_settings(study, task)),
-    )
-    if not result.finished:
-        raise Stopped(result.signal)
-    return result.result
+    settings, inputs = detect_settings(study, task), (str(task.folder), *study.detect)
+    return _resume(detect, study, task.folder / "detect", progress, settings, *inputs).result
 
 
 def segmentation(study: Study, task: Task, progress: Progress, *, twice_as_long: bool = False) -> dict[str, Any]:
@@ -129,23 +84,26 @@ def segmentation(study: Study, task: Task, progress: Progress, *, twice_as_long:
     from hardpatch.segment.run import segment
 
     assert study.segment is not None
-    train, val = study.segment
     folder = task.folder / ("segment_160k" if twice_as_long else "segment")
-    result = segment(
-        str(task.folder),
-        train,
-        val,
-        folder,
-        classes=study.segment_classes,
-        reduce_zero_label=study.reduce_zero_label,
-        resume=_started(folder),
-        progress=progress,
-        arguments=["study", *study.arguments],
-        **to_dict(segment_settings(study, task, twice_as_long=twice_as_long)),
-    )
+    settings, inputs = segment_settings(study, task, twice_as_long=twice_as_long), (str(task.folder), *study.segment)
+    labels = {"classes": study.segment_classes, "reduce_zero_label": study.reduce_zero_label or None}
+    return _resume(segment, study, folder, progress, settings, *inputs, **labels).result
+
+
+def _resume(
+    verb: Callable[..., Any], study: Study, folder: Path, progress: Progress, settings: Any, *inputs: Any, **more: Any
+) -> Any:
+    """Call a verb with its inputs and settings, to its end, from what its folder has; return its result.
+
+    Raises:
+        Stopped: if a signal stopped it; it can be resumed.
+    """
+    values = {**more, **to_dict(settings)}
+    arguments = ["study", *study.arguments]
+    result = verb(*inputs, folder, resume=_started(folder), progress=progress, arguments=arguments, **values)
     if not result.finished:
         raise Stopped(result.signal)
-    return result.result
+    return result
 
 
 def half(study: Study, task: Task, progress: Progress) -> dict[str, float]:
