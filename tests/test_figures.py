@@ -160,9 +160,11 @@ def test_no_text_overlaps_another_or_leaves_the_figure(rows: list[ScoreRow]) -> 
 
 
 def test_titles_name_the_masked_share_and_the_number_of_masks() -> None:
-    figure = score_figure(row(16, 16), draws=1)
+    shown = row(16, 16)
+    assert shown.mask is not None
+    figure = score_figure(shown, draws=1)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    percent = round(100 * float(row(16, 16).mask.mean()))
+    percent = round(100 * float(shown.mask.mean()))
     assert titles[2:] == [f"hardest {percent} % masked", "reconstruction", "true loss, 1 random mask"]
     assert len(score_figure(row(), draws=2).axes) == 7  # five pictures and two bars
 
