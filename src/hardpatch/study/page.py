@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hardpatch import __version__
 from hardpatch.files import write_text_atomically
 from hardpatch.study.plan import Study
-from hardpatch.study.rows import Table, names
+from hardpatch.study.rows import Table, names, order
 from hardpatch.study.scales import SCALES
 from hardpatch.study.table import markdown
 from hardpatch.study.values import RowResult
@@ -55,5 +55,5 @@ def write_page(study: Study, results: Sequence[tuple[Table, Sequence[RowResult]]
         path = study.out / name / "table.md"
         if name not in texts and path.is_file():
             texts[name] = re.sub("^#", "##", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    text = [texts[name] for name in names() if name in texts]
+    text = [texts[name] for name in sorted(texts, key=order)]
     write_text_atomically(study.out / "README.md", facts + "\n".join(text))

@@ -100,9 +100,15 @@ class Table:
 
 
 def names() -> list[str]:
-    """Return the names of all tables, the paper's first."""
-    tables = (path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml"))
-    return sorted(tables, key=lambda name: (not name.startswith("table"), name))
+    """Return the names of all tables, in their order."""
+    return sorted(
+        (path.name.removesuffix(".yaml") for path in FOLDER.iterdir() if path.name.endswith(".yaml")), key=order
+    )
+
+
+def order(name: str) -> tuple[bool, str]:
+    """Return the key by which names of tables are sorted: the paper's first."""
+    return not name.startswith("table"), name
 
 
 def read(name: str) -> Table:

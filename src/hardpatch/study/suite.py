@@ -35,7 +35,7 @@ TRAINING_VERBS = ("finetune", "detect", "segment")
 """Verbs that train in a folder of their own, with ``result.json``; the others write the file that --json names, except
 for linear with the protocol paper."""
 
-ON_OR_OFF = ("photometric", "reduce_zero_label")
+ON_OR_OFF = ("photometric", "reduce_zero_label", "relative_positions", "layer_scale", "train_positions")
 """Options that can be on without being on the command line; ``false`` becomes ``--no-OPTION``."""
 
 

@@ -58,8 +58,6 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     depth = len(encoder.blocks)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
         layer = layer_of(name, depth)
         decays = parameter.ndim > 1 and name not in ("encoder.cls_token", "encoder.positions")
         group = groups.setdefault(
@@ -70,8 +68,9 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
                 "weight_decay": weight_decay if decays else 0.0,
             },
         )
-        group["params"].append(parameter)
-    return list(groups.values())
+        if parameter.requires_grad:  # a frozen one keeps the order of the groups, in which a norm is summed
+            group["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def layer_of(name: str, depth: int) -> int:
