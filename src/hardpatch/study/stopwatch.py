@@ -60,6 +60,7 @@ class Stopwatch:
         self.study = study
         self._threads = max(1, torch.get_num_threads() // study.jobs)
         self._forward: dict[str, float] = {}
+        self._loaded: dict[str, float] = {}
 
     def training_speed(self, task: Task) -> float:
         """Return the images per second of a run's training, loading included.
@@ -162,11 +163,9 @@ class Stopwatch:
         return max(seconds, loading / max(1, resolve_workers(run.data.workers)))
 
     def _loading(self, run: RunConfig) -> float:
-        """Return seconds per image of decoding and cropping on one core."""
-        return self._loading_seconds(run)
-
-    def _loading_seconds(self, run: RunConfig) -> float:
-        if not hasattr(self, "_loaded"):
+        """Return seconds per image of decoding and cropping on one core; hosts with several crops take longer."""
+        kind = repr((run.data, run.image_size, run.ibot if run.method.host == "ibot" else None))
+        if kind not in self._loaded:
             source: Source = open_source(self.study.data)
             some = min(len(source), 256)
             batches = train_batches(
@@ -175,9 +174,9 @@ class Stopwatch:
             start, images = time.perf_counter(), 0
             while time.perf_counter() - start < SECONDS / 2:
                 images += len(next(batches).images)
-            self._loaded = (time.perf_counter() - start) / images
+            self._loaded[kind] = (time.perf_counter() - start) / images
             batches.close()
-        return self._loaded
+        return self._loaded[kind]
 
     @cached_property
     def _knn(self) -> float:
