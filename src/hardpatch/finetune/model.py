@@ -9,7 +9,7 @@ from hardpatch.choices import PoolName
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.pixels import normalize
-from hardpatch.models.positions import resample_positions
+from hardpatch.models.transfer import train_positions
 
 HEAD_STD = 2e-5
 """Standard deviation of the head's first weights (MAE): so small that its first gradients do not harm the encoder."""
@@ -81,10 +81,7 @@ class Classifier(nn.Module):
         for number, block in enumerate(encoder.blocks):
             assert isinstance(block, Block)
             block.drop_path = drop_path * number / max(depth - 1, 1)
-        if encoder.positions is not None:
-            positions = resample_positions(encoder.positions.detach(), encoder.grid, grid).clone()
-            del encoder.positions  # a buffer cannot be overwritten by a parameter
-            encoder.positions, encoder.grid = nn.Parameter(positions), grid
+        train_positions(encoder, grid)
 
     def train(self, mode: bool = True) -> "Classifier":
         """Set the mode of the network; a frozen encoder stays in eval mode."""
