@@ -6,7 +6,15 @@ from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write
 
 
 def difficulty_arguments(parser: Parser) -> None:
-    """Add --mask_ratio, --draws, --predict and --normalize_pixels."""
+    """Add RUN, IMAGES, --masks, --mask_ratio, --draws, --predict and --normalize_pixels."""
+    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
+    parser.add_argument(
+        "--masks",
+        metavar="DIR",
+        type=Path,
+        help="object masks with the file stems of the images, to measure the area under the ROC curve",
+    )
     parser.add_argument("--mask_ratio", type=float, metavar="R", help="fraction of masked patches (default: the run's)")
     parser.add_argument(
         "--draws",
@@ -44,15 +52,7 @@ def score(arguments: list[str]) -> int:
         "Show and measure predicted difficulty and true loss of every patch of images (the paper's Fig. 2). "
         "A run without loss predictor, as a plain MAE, has the true loss only.",
     )
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for pictures and scores.parquet")
-    parser.add_argument(
-        "--masks",
-        metavar="DIR",
-        type=Path,
-        help="object masks with the file stems of the images, to measure the area under the ROC curve",
-    )
     difficulty_arguments(parser)
     parser.add_argument(
         "--pictures",

@@ -39,15 +39,7 @@ def study_gallery(arguments: list[str]) -> int:
 def _parser(figure: str) -> Parser:
     panels = "image, true loss, predicted loss, hardest patches masked" if figure == "fig2" else "image, predicted loss"
     parser = Parser(f"study {figure}", f"Draw a figure of the paper as a gallery of a run: {panels}. Red is high.")
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder for the gallery")
-    parser.add_argument(
-        "--masks",
-        metavar="DIR",
-        type=Path,
-        help="object masks with the file stems of the images, to measure the area under the ROC curve",
-    )
     if figure == "fig2":
         parser.add_argument(
             "--predictor",
