@@ -34,6 +34,9 @@ WeightsName = Literal["student", "teacher", "random"]
 PoolName = Literal["mean", "class"]
 """Which token stands for an image: the mean of the patch tokens, or the class token."""
 
+PagesName = Literal["error", "first", "all", "channels"]
+"""Files of several pages or frames: refuse them, read the first, read each as an image, or read pages as channels."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 

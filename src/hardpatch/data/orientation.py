@@ -1,0 +1,56 @@
+"""EXIF orientation: photographs are stored as the sensor saw them, and turned upright when they are shown."""
+
+from typing import Any
+
+from hardpatch.data.reading import Pixels
+
+TAG = 274
+"""Number of the orientation in EXIF and in TIFF."""
+SEARCHED = 1 << 18
+"""Bytes at the start of a JPEG in which EXIF is looked for; it is one of the first segments, of at most 64 KiB each."""
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn ``[H, W, C]`` as the orientation says, 1 to 8; other values are no orientation, as in Pillow."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) after :func:`upright`."""
+    return (size[1], size[0]) if orientation in (5, 6, 7, 8) else size
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Orientation of a JPEG, 1 if it has none. Only files with EXIF are parsed."""
+    start = data.find(b"Exif\0\0", 0, SEARCHED)
+    return 1 if start < 0 else _orientation(_exif(data[start : start + (1 << 16)]))
+
+
+def file_orientation(file: Any) -> int:
+    """Orientation of an open Pillow image, 1 if it has none."""
+    try:
+        return _orientation(file.getexif())
+    except Exception:  # broken EXIF raises nearly anything, and says nothing about the pixels
+        return 1
+
+
+def _exif(block: bytes) -> Any:
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+    except Exception:  # as above
+        return {}
+    return exif
+
+
+def _orientation(exif: Any) -> int:
+    value = exif.get(TAG, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

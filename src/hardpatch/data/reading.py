@@ -1,0 +1,150 @@
+"""How image files become pixels: channels, type, range, pages. One setting for every verb that uses a model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hardpatch.choices import PagesName
+from hardpatch.errors import UserError
+
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit: above it a broken header is likelier than an image, and decoding takes minutes and all memory."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in gray (ITU-R 601)."""
+DTYPES = ("uint8", "uint16", "int16", "uint32", "float32")
+"""Types in which pixels are kept until they are on the device."""
+
+Pixels = npt.NDArray[Any]
+"""Pixels ``[H, W, C]`` of one of :data:`DTYPES`."""
+
+
+class UndecodableImage(Exception):  # noqa: N818 (a state, as in FileNotFound)
+    """An image that cannot be decoded. The message is the reason; a source puts the name of the image in front."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become pixels.
+
+    Pixels of `dtype` are kept as they are stored, and the model takes ``(pixels - low) / (high - low)``, cut off at 0
+    and 1. Pixels of another type are brought to this scale by the range of their own type.
+    """
+
+    channels: int | tuple[int, ...] = 3
+    """Number of channels, or which channels of the files, counted from 0."""
+    dtype: str = "uint8"
+    """One of :data:`DTYPES`."""
+    low: tuple[float, ...] = (0.0,)
+    """Value that the model sees as 0: one for all channels, or one for each."""
+    high: tuple[float, ...] = (255.0,)
+    """Value that the model sees as 1, likewise."""
+    pages: PagesName = "error"
+    """What to do with a file of several pages."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB color, 0 to 255, behind transparent pixels."""
+    max_pixels: int = MAX_PIXELS
+    """Height times width above which an image is refused."""
+
+    @property
+    def number(self) -> int:
+        """Number of channels of the pixels."""
+        return self.channels if isinstance(self.channels, int) else len(self.channels)
+
+    @property
+    def bounds(self) -> tuple[Pixels, Pixels]:
+        """`low` and `high` as float32 arrays of one number or one for each channel."""
+        return np.array(self.low, np.float32), np.array(self.high, np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the metadata of weights hold them."""
+        channels = self.channels if isinstance(self.channels, int) else list(self.channels)
+        lists = {"low": list(self.low), "high": list(self.high), "background": list(self.background)}
+        return {**self.__dict__, "channels": channels, **lists}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Reading":
+        """Return the reading of :meth:`to_dict`."""
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **tuples})
+
+
+RGB, GRAY = Reading(3), Reading(1)
+"""8-bit photographs, in color and gray."""
+
+
+def check_channels(channels: int | tuple[int, ...]) -> None:
+    """Raise UserError unless this is a number of channels, or indices of channels."""
+    values = (channels,) if isinstance(channels, int) else channels
+    least = 1 if isinstance(channels, int) else 0
+    if not values or min(values) < least or len(set(values)) < len(values):
+        raise UserError(
+            f"data.channels: expected a number of channels or different indices from 0 on, got {channels!r}"
+        )
+
+
+def type_range(dtype: str | np.dtype[Any]) -> tuple[float, float]:
+    """Least and greatest value of an integer type; 0 and 1 for floating point."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return 0.0, 1.0
+    limits = np.iinfo(kind)
+    return float(limits.min), float(limits.max)
+
+
+def to_unit(pixels: Pixels, reading: Reading) -> npt.NDArray[np.float32]:
+    """Scale ``[H, W, C]`` of the reading's type to float32 in [0, 1]."""
+    low, high = reading.bounds
+    return ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
+
+
+def from_unit(values: npt.NDArray[np.float32], reading: Reading) -> Pixels:
+    """Return pixels of the reading's type for float32 ``[H, W, C]`` in [0, 1]."""
+    low, high = reading.bounds
+    return as_type(values * (high - low) + low, reading.dtype)
+
+
+def as_type(values: npt.NDArray[np.floating[Any]], dtype: str) -> Pixels:
+    """Round and clip to an integer type; floating point stays."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return values.astype(kind)
+    limits = np.iinfo(kind)
+    return values.astype(np.float64).round().clip(limits.min, limits.max).astype(kind)
+
+
+def arranged(pixels: Pixels, reading: Reading) -> Pixels:
+    """Bring decoded ``[H, W, C]`` to the channels and the type of the reading, writable and contiguous.
+
+    Gray is repeated for RGB, and RGB becomes gray by the luma weights of ITU-R 601.
+
+    Raises UndecodableImage if the channels are others.
+    """
+    return np.ascontiguousarray(_with_dtype(_with_channels(pixels, reading.channels), reading))
+
+
+def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
+    found = pixels.shape[2]
+    if not isinstance(channels, int):
+        if max(channels) >= found:
+            raise UndecodableImage(f"{found} channels; data.channels asks for index {max(channels)}, counted from 0")
+        return pixels[:, :, list(channels)]
+    if found == channels:
+        return pixels
+    if (found, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if (found, channels) == (3, 1):
+        return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
+    raise UndecodableImage(
+        f"{found} channels; expected {channels}: set data.channels to {found}, or to the indices of those to use, as in "
+        "[2, 1, 0]"
+    )
+
+
+def _with_dtype(pixels: Pixels, reading: Reading) -> Pixels:
+    if pixels.dtype == reading.dtype:
+        return pixels
+    low, high = type_range(pixels.dtype)
+    return from_unit(((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32), reading)
