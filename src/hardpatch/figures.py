@@ -115,15 +115,15 @@ class ScoreRow(NamedTuple):
     true_loss_caption: str = ""
 
 
-def score_figure(row: ScoreRow, *, draws: int, where: str = "") -> "Figure":
+def score_figure(row: ScoreRow, *, draws: int, where: str = "", shown: str = "") -> "Figure":
     """Draw one image: picture, predicted difficulty, hardest patches masked, reconstruction, true loss (paper, Fig. 2).
 
     See :func:`contact_sheet` for the arguments.
     """
-    return contact_sheet([row], draws=draws, where=where)
+    return contact_sheet([row], draws=draws, where=where, shown=shown)
 
 
-def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "Figure":
+def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", shown: str = "") -> "Figure":
     """Draw several images below each other, each as in :func:`score_figure`.
 
     Every heat map has its own scale, which the color bar beside it shows.
@@ -132,13 +132,14 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "") -> "
         rows: the images; all have the same shape.
         draws: number of random masks over which the true loss is averaged.
         where: appended to the title of the predicted difficulty.
+        shown: appended to the title of the picture.
 
     Raises:
         ValueError: if there is no row.
     """
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
-    titles = {"picture": "picture"}
+    titles = {"picture": f"picture{shown}"}
     if rows[0].mask is not None:
         percent = round(100 * float(rows[0].mask.mean()))
         titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}

@@ -47,7 +47,7 @@ def run_of(*settings: str) -> RunConfig:
 
 
 def learner_of(run: RunConfig) -> Learner:
-    channels = run.data.channels
+    channels = run.data.channel_count
     fabric = Fabric(accelerator="cpu", devices=1)
     target, _ = target_of(run, fabric.device)
     return Learner(run, initial_model(run, [0.5] * channels, [0.2] * channels), fabric, 4, target, images=4)

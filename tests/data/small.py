@@ -22,7 +22,7 @@ from hardpatch.errors import UserError
 
 # torch warns if a machine has fewer cores than a loader has workers, as a test machine may
 MANY_WORKERS = "ignore:This DataLoader will create"
-NOT_AN_IMAGE = "not a JPEG, PNG, WebP, TIFF or BMP file"
+NOT_AN_IMAGE = "not a JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF file"
 
 TRAIN = TrainTransform((16, 16))
 EVAL = EvalTransform((16, 16))
@@ -76,7 +76,7 @@ def make_folder(root: Path, n: int, broken: tuple[int, ...] = (), labeled: bool 
 
 def values(source: Source) -> list[int]:
     """Read the gray level of each image of :func:`png`."""
-    return [int(source.image(i, 3)[0, 0, 0]) for i in range(len(source))]
+    return [int(source.image(i)[0, 0, 0]) for i in range(len(source))]
 
 
 def names(source: Source) -> list[str]:

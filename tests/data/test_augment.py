@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from torchvision.transforms import functional  # type: ignore[import-untyped]
 from hardpatch.data.augment import EvalTransform, TrainTransform
 from hardpatch.data.crop import crop_box, resize
 from hardpatch.data.decode import Jpeg, open_image
+from hardpatch.data.reading import Reading
 
 RATIO = (3 / 4, 4 / 3)
 
@@ -37,7 +39,7 @@ def test_crop_equals_the_box_resized_by_pillow(photograph: np.ndarray) -> None:
 def test_train_transform_returns_uint8_channels_first(channels: int, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, channels), dtype=np.uint8)
-    out = TrainTransform((32, 48), channels)(image, rng)
+    out = TrainTransform((32, 48), Reading(channels))(image, rng)
     assert out.dtype == torch.uint8
     assert out.shape == (channels, 32, 48)
 
@@ -112,10 +114,12 @@ def test_shrunken_crop_shows_its_box(photograph: np.ndarray, margin: float, size
     assert shrunken > 5
 
 
-def test_jpeg_that_only_pillow_reads_is_not_shrunken(photograph: np.ndarray) -> None:
-    image = jpeg(photograph)
-    at = image.data.index(b"\xff\xda")
-    odd = Jpeg(image.data[:at] + b"\x00\x00" + image.data[at:], image.shape)
+def test_jpeg_that_only_pillow_reads_is_not_shrunken(photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*arguments: object, **settings: object) -> None:
+        raise ValueError("Unsupported color conversion request")
+
+    odd = jpeg(photograph)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", unsupported)
     transform = TrainTransform((32, 32), shrink_on_decode=2.0)
     crop = transform.crop(odd, np.random.default_rng(0))
     whole = transform.crop(odd.pixels(), np.random.default_rng(0))
@@ -126,7 +130,10 @@ def test_jpeg_that_only_pillow_reads_is_not_shrunken(photograph: np.ndarray) -> 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_train_transform_jitters_the_crop(photograph: np.ndarray, channels: int) -> None:
     image = photograph[:, :, :channels]
-    plain, jittered = TrainTransform((32, 32), channels), TrainTransform((32, 32), channels, color_jitter=0.4)
+    plain, jittered = (
+        TrainTransform((32, 32), Reading(channels)),
+        TrainTransform((32, 32), Reading(channels), color_jitter=0.4),
+    )
     bright = []
     for seed in range(200):
         before = plain(image, np.random.default_rng(seed)).permute(1, 2, 0).numpy()
@@ -175,6 +182,6 @@ def test_eval_transform_keeps_the_aspect_ratio() -> None:
 def test_eval_transform_always_fills_the_output(
     shape: tuple[int, int], size: tuple[int, int], crop_fraction: float
 ) -> None:
-    out = EvalTransform(size, 3, crop_fraction)(np.full((*shape, 3), 77, np.uint8))
+    out = EvalTransform(size, crop_fraction=crop_fraction)(np.full((*shape, 3), 77, np.uint8))
     assert out.shape == (3, *size)
     assert (out == 77).all()

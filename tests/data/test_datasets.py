@@ -11,6 +11,7 @@ from hardpatch.data.augment import TrainTransform
 from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.data.crop import resize
 from hardpatch.data.loader import eval_batches, train_batches
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from tests.data.small import EVAL, MANY_WORKERS, NOT_AN_IMAGE, TRAIN, assert_same, make_folder, take
@@ -34,7 +35,7 @@ def test_crops_of_an_image_are_in_one_batch(source: Source) -> None:
         assert three.flipped is not None
         assert len(three.boxes.unique(dim=0)) > 8
         for k, (top, left, h, w) in enumerate((three.boxes * torch.tensor([20, 24, 20, 24])).round().int().tolist()):
-            image = source.image(int(three.indices[k] % CROP_OFFSET), 3)[top : top + h, left : left + w]
+            image = source.image(int(three.indices[k] % CROP_OFFSET))[top : top + h, left : left + w]
             expected = resize(image, (16, 16))
             expected = expected[:, ::-1] if three.flipped[k] else expected
             assert np.array_equal(three.images[k].permute(1, 2, 0).numpy(), expected)
@@ -56,9 +57,9 @@ def test_every_image_has_the_same_number_of_crops(source: Source) -> None:
 def test_image_is_decoded_once_for_all_crops(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
-    def image(i: int, channels: int) -> np.ndarray:
+    def image(i: int, reading: Reading) -> np.ndarray:
         decoded.append(i)
-        return original(i, channels)
+        return original(i, reading)
 
     original = source.image
     monkeypatch.setattr(source, "image", image)
@@ -83,7 +84,7 @@ def test_undecodable_image_is_replaced_by_the_next(tmp_path: Path) -> None:
     shown = (0, 1, 4, 4, 4, 5, 6, 0)
     assert sorted(batch.indices.tolist()) == list(range(8))
     for k, index in enumerate(batch.indices.tolist()):
-        expected = torch.from_numpy(source.image(shown[index], 3)).permute(2, 0, 1)
+        expected = torch.from_numpy(source.image(shown[index])).permute(2, 0, 1)
         assert torch.equal(batch.images[k], expected), f"image {index} should show {shown[index]}"
     assert sorted(batch.bad) == [f"{source.name(i)}: {NOT_AN_IMAGE}" for i in (2, 3, 7)]
 
@@ -113,7 +114,7 @@ def test_evaluation_leaves_out_undecodable_images_and_has_no_empty_batch(tmp_pat
     assert all(len(batch.images) == len(batch.indices) == len(batch.labels) > 0 for batch in batches)
     for batch, missing in zip(batches, [(0, 1, 2), (4, 6, 7), (8,), (12, 13)], strict=True):
         assert sorted(batch.bad) == [f"{source.name(i)}: {NOT_AN_IMAGE}" for i in missing]
-    assert torch.equal(batches[3].images[1], EVAL(source.image(11, 3)))
+    assert torch.equal(batches[3].images[1], EVAL(source.image(11)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

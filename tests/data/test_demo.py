@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 
 from hardpatch.data import demo
 from hardpatch.data.demo import DemoSource, demo_source
+from hardpatch.data.reading import GRAY as GRAYSCALE
 
 
 @pytest.fixture(scope="module", params=["train", "test"])
@@ -15,7 +16,7 @@ def half(request: pytest.FixtureRequest) -> DemoSource:
 
 
 def images_of(source: DemoSource) -> np.ndarray:
-    return np.stack([source.image(i, 3) for i in range(len(source))])
+    return np.stack([source.image(i) for i in range(len(source))])
 
 
 def masks_of(source: DemoSource) -> np.ndarray:
@@ -30,9 +31,9 @@ def test_sizes_and_types(half: DemoSource) -> None:
     assert len(half) == demo.IMAGES[half.split]
     assert half.classes == tuple("0123456789")
     assert half.skipped == ()
-    assert half.image(3, 3).shape == (32, 32, 3)
-    assert half.image(3, 1).shape == (32, 32, 1)
-    assert half.image(3, 1).dtype == np.uint8
+    assert half.image(3).shape == (32, 32, 3)
+    assert half.image(3, GRAYSCALE).shape == (32, 32, 1)
+    assert half.image(3, GRAYSCALE).dtype == np.uint8
     assert half.name(3) == f"demo:{half.split}/00003"
 
 
@@ -117,9 +118,9 @@ def test_built_once_and_reproducible() -> None:
 
 def test_image_is_a_copy() -> None:
     source = demo_source("test")
-    before = source.image(0, 3)
-    source.image(0, 3)[:] = 0
-    assert np.array_equal(source.image(0, 3), before)
+    before = source.image(0)
+    source.image(0)[:] = 0
+    assert np.array_equal(source.image(0), before)
 
 
 def test_files_of_other_packages_are_read_without_importing_them() -> None:

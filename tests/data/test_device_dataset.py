@@ -45,7 +45,7 @@ def test_crop_shows_its_box(source: Source) -> None:
     for k, box in enumerate((batch.boxes.double() * torch.tensor([20, 24, 20, 24])).tolist()):
         top, left, h, w = map(round, box)
         assert [top, left, h, w] == pytest.approx(box, abs=1e-4)
-        image = torch.from_numpy(source.image(int(batch.indices[k]), 3)[top : top + h, left : left + w].copy())
+        image = torch.from_numpy(source.image(int(batch.indices[k]))[top : top + h, left : left + w].copy())
         part = image.permute(2, 0, 1)[None]
         expected = F.interpolate(part.float(), (12, 14), mode="bicubic", antialias=True, align_corners=False)[0]
         expected = expected.round().clamp(0, 255)
@@ -132,7 +132,7 @@ def test_images_of_several_sizes_are_stored_as_squares(tmp_path: Path, photograp
             assert batch.boxes is not None
             assert batch.flipped is not None
             for k, index in enumerate(batch.indices.tolist()):
-                image = source.image(index, 3)
+                image = source.image(index)
                 size = np.array(image.shape[:2] * 2)
                 box = batch.boxes[k].double().numpy() * size
                 top, left, h, w = map(round, box)

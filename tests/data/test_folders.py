@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.data.decode import UndecodableImage
 from hardpatch.data.folders import FileSource
+from hardpatch.data.reading import GRAY as GRAYSCALE
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import open_source
-from hardpatch.errors import UserError
 from tests.data.small import names, png, values, write_png
 
 
@@ -108,16 +108,16 @@ def test_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     gone.unlink()
     with pytest.raises(UndecodableImage, match=r"a\.png: image file is truncated"):
-        source.image(0, 3)
+        source.image(0)
     with pytest.raises(UndecodableImage, match=r"b\.png: No such file"):
-        source.image(1, 3)
+        source.image(1)
 
 
 def test_channels(tmp_path: Path) -> None:
     source = open_source(write_png(tmp_path / "a.png", 8))
-    assert source.image(0, 1).shape == (6, 5, 1)
-    with pytest.raises(UserError, match=r"data\.channels"):
-        source.image(0, 13)
+    assert source.image(0, GRAYSCALE).shape == (6, 5, 1)
+    with pytest.raises(UndecodableImage, match=r"a\.png: 3 channels; expected 13: set data\.channels to 3"):
+        source.image(0, Reading(13))
 
 
 def test_real_folder_with_gray_files_among_the_colored(shared: Path) -> None:
@@ -126,6 +126,6 @@ def test_real_folder_with_gray_files_among_the_colored(shared: Path) -> None:
     assert source.classes is not None
     assert len(source.classes) == 100
     for i in range(len(source)):
-        pixels = source.image(i, 3)
+        pixels = source.image(i)
         assert max(pixels.shape) <= 128
         assert pixels.shape[2] == 3

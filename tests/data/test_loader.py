@@ -7,6 +7,7 @@ import torch
 from hardpatch.data.augment import EvalTransform, TrainTransform
 from hardpatch.data.crop import resize
 from hardpatch.data.loader import eval_batches, prefetch_factor, train_batches
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from tests.data.small import EVAL, MANY_WORKERS, TRAIN, assert_same, make_folder, take
@@ -36,7 +37,7 @@ def test_crop_shows_its_box_and_flip(source: Source) -> None:
     assert 0 < batch.flipped.sum() < 22
     in_pixels = (batch.boxes.double() * torch.tensor([20, 24, 20, 24])).round().int().tolist()
     for k, (top, left, h, w) in enumerate(in_pixels):
-        image = source.image(int(batch.indices[k]), 3)[top : top + h, left : left + w]
+        image = source.image(int(batch.indices[k]))[top : top + h, left : left + w]
         expected = resize(image, (12, 14))
         expected = expected[:, ::-1] if batch.flipped[k] else expected
         assert np.array_equal(batch.images[k].permute(1, 2, 0).numpy(), expected)
@@ -44,7 +45,7 @@ def test_crop_shows_its_box_and_flip(source: Source) -> None:
 
 def test_gray_and_unlabeled(tmp_path: Path) -> None:
     source = make_folder(tmp_path, 4, labeled=False)
-    (batch,) = take(train_batches(source, TrainTransform((8, 12), channels=1), batch_size=4, seed=0), 1)
+    (batch,) = take(train_batches(source, TrainTransform((8, 12), reading=Reading(1)), batch_size=4, seed=0), 1)
     assert batch.images.shape == (4, 1, 8, 12)
     assert batch.labels.tolist() == [-1] * 4
 
@@ -117,7 +118,7 @@ def test_evaluation_is_every_image_once_in_order(source: Source, workers: int) -
     assert [len(batch.images) for batch in batches] == [8, 8, 6]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(22))
     assert torch.cat([batch.labels for batch in batches]).tolist() == [source.label(i) for i in range(22)]
-    assert torch.equal(batches[1].images[2], EVAL(source.image(10, 3)))
+    assert torch.equal(batches[1].images[2], EVAL(source.image(10)))
     assert batches[0].boxes is batches[0].flipped is None
 
 
@@ -134,9 +135,9 @@ def test_arguments_are_checked_before_anything_runs(source: Source) -> None:
     with pytest.raises(UserError, match="seed: expected 0 or more, got -1"):
         train_batches(source, TRAIN, batch_size=4, seed=-1)
     with pytest.raises(UserError, match=r"data\.channels"):
-        train_batches(source, TrainTransform((16, 16), channels=13), batch_size=4, seed=0)
+        train_batches(source, TrainTransform((16, 16), reading=Reading(0)), batch_size=4, seed=0)
     with pytest.raises(UserError, match=r"data\.channels"):
-        eval_batches(source, EvalTransform((16, 16), channels=2), batch_size=4)
+        eval_batches(source, EvalTransform((16, 16), reading=Reading((1, 1))), batch_size=4)
     with pytest.raises(UserError, match="batch_size"):
         eval_batches(source, EVAL, batch_size=0)
 

@@ -12,6 +12,7 @@ from hardpatch.data.augment import MultiCropTransform
 from hardpatch.data.batch import Batch
 from hardpatch.data.crop import crop_box, resize
 from hardpatch.data.loader import train_batches
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source, open_source
 from tests.data.small import MANY_WORKERS, assert_same, make_folder, take
 
@@ -38,7 +39,9 @@ def draws(image: np.ndarray, transform: MultiCropTransform, n: int) -> Generator
 def test_sizes(channels: int, color: bool, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, channels), dtype=np.uint8)
-    large, small = MultiCropTransform((32, 48), (12, 8), local_crops=5, channels=channels, color=color)(image, rng)
+    large, small = MultiCropTransform((32, 48), (12, 8), local_crops=5, reading=Reading(channels), color=color)(
+        image, rng
+    )
     assert large.shape == (2, channels, 32, 48)
     assert small.shape == (5, channels, 12, 8)
     assert large.dtype == small.dtype == torch.uint8
@@ -145,7 +148,9 @@ def test_probability_of_blur() -> None:
 
 
 def test_gray_images_are_solarized_and_blurred_too() -> None:
-    transform = MultiCropTransform((8, 8), (8, 8), 1, channels=1, global_scale=(1, 1), local_scale=(1, 1), ratio=(1, 1))
+    transform = MultiCropTransform(
+        (8, 8), (8, 8), 1, reading=Reading(1), global_scale=(1, 1), local_scale=(1, 1), ratio=(1, 1)
+    )
     solarized = []
     for _, second, _ in draws(np.full((8, 8, 1), 250, np.uint8), transform, 500):
         assert second.shape == (1, 8, 8)
@@ -180,7 +185,7 @@ def test_batches_are_ordered_view_by_view(source: Source) -> None:
         large, small = batch.images.unflatten(0, (2, 4)), local_of(batch).unflatten(0, (3, 4))
         for k, index in enumerate(batch.indices.tolist()):
             rng = np.random.default_rng((7, position // 11, index))
-            expected = SMALL(source.image(index, 3), rng)
+            expected = SMALL(source.image(index), rng)
             assert torch.equal(large[:, k], expected[0])
             assert torch.equal(small[:, k], expected[1])
             position += 1
@@ -209,7 +214,7 @@ def test_ranks_share_each_batch(source: Source) -> None:
 
 
 def test_gray_batches(tmp_path: Path) -> None:
-    transform = MultiCropTransform((8, 12), (4, 4), local_crops=2, channels=1)
+    transform = MultiCropTransform((8, 12), (4, 4), local_crops=2, reading=Reading(1))
     (batch,) = take(train_batches(make_folder(tmp_path, 4), transform, batch_size=4, seed=0), 1)
     assert batch.images.shape == (8, 1, 8, 12)
     assert local_of(batch).shape == (8, 1, 4, 4)
@@ -226,7 +231,7 @@ def test_undecodable_image_is_replaced_by_the_next(tmp_path: Path) -> None:
     source = make_folder(tmp_path, 4, broken=(1,), labeled=False)
     (batch,) = take(train_batches(source, SMALL, batch_size=4, seed=0), 1)
     k = batch.indices.tolist().index(1)
-    expected, _ = SMALL(source.image(2, 3), np.random.default_rng((0, 0, 1)))
+    expected, _ = SMALL(source.image(2), np.random.default_rng((0, 0, 1)))
     assert torch.equal(batch.images.unflatten(0, (2, 4))[:, k], expected)
     assert len(batch.bad) == 1
 

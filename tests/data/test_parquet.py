@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hardpatch.data import parquet
-from hardpatch.data.decode import UndecodableImage
 from hardpatch.data.parquet import ParquetSource
+from hardpatch.data.reading import UndecodableImage
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from tests.data.small import one_line, png, values, write_parquet
@@ -25,7 +25,7 @@ def test_parquet_in_the_hugging_face_layout(tmp_path: Path, residency: str) -> N
     assert [source.label(i) for i in range(4)] == [0, 1, 2, 0]
     assert source.name(5) == f"{path} row 5 (5.png)"
     order = np.random.default_rng(0).integers(11, size=40)
-    assert [int(source.image(int(i), 1)[0, 0, 0]) for i in order] == order.tolist()
+    assert [int(source.image(int(i))[0, 0, 0]) for i in order] == order.tolist()
 
 
 def test_folder_of_parquet_files_in_sorted_order(tmp_path: Path, residency: str) -> None:
@@ -64,9 +64,9 @@ def test_missing_labels_bytes_and_names(tmp_path: Path) -> None:
     assert [source.label(i) for i in range(3)] == [None, 2, 0]
     assert source.classes == ("0", "1", "2"), "two names cannot stand for three labels"
     with pytest.raises(UndecodableImage, match=r"a\.parquet row 1 \(1\.png\): no bytes"):
-        source.image(1, 3)
+        source.image(1)
     with pytest.raises(UndecodableImage, match=r"a\.parquet row 2 \(2\.png\): not a JPEG"):
-        source.image(2, 3)
+        source.image(2)
 
 
 def test_column_may_be_called_img(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_index_out_of_range(tmp_path: Path) -> None:
     source = open_source(write_parquet(tmp_path / "a.parquet", [png(0)]))
     for i in (-1, 1):
         with pytest.raises(IndexError):
-            source.image(i, 3)
+            source.image(i)
 
 
 def test_pickled_source_has_no_images(tmp_path: Path) -> None:
@@ -123,6 +123,6 @@ def test_real_parquet(shared: Path) -> None:
     assert len(source) == 10_000
     assert source.classes is not None
     assert source.classes[:3] == ("airplane", "automobile", "bird")
-    assert source.image(9_999, 3).shape == (32, 32, 3)
+    assert source.image(9_999).shape == (32, 32, 3)
     labels = [source.label(i) for i in range(10_000)]
     assert [labels.count(k) for k in range(10)] == [1000] * 10

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.data.decode import EXTENSIONS
 from hardpatch.data.demo import DemoSource
+from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.sources import Subset, open_images, open_source
 from hardpatch.errors import UserError
 from tests.data.small import names, one_line, png, values, write_parquet, write_png
@@ -73,7 +73,7 @@ def test_missing_path(tmp_path: Path) -> None:
 
 
 def test_folder_without_images_lists_the_extensions(tmp_path: Path) -> None:
-    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    (tmp_path / "a.xyz").write_bytes(b"GIF89a")
     with pytest.raises(UserError) as error:
         open_source(tmp_path)
     for extension in (*EXTENSIONS, "*.parquet"):

@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.reading import RGB as RGB_READING
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, resolve_statistics
 from hardpatch.errors import UserError
 
@@ -23,7 +24,7 @@ class ArraySource:
     def name(self, i: int) -> str:
         return f"array {i}"
 
-    def image(self, i: int, channels: int) -> np.ndarray:
+    def image(self, i: int, reading: Reading = RGB_READING) -> np.ndarray:
         array = self.arrays[i]
         if array is None:
             raise UndecodableImage(f"array {i}: broken")
@@ -38,34 +39,34 @@ class ArraySource:
 
 def test_statistics_equal_numpy() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    mean, std = channel_statistics(ArraySource([*pixels[:10], None, *pixels[10:]]), 3, seed=0)
+    mean, std = channel_statistics(ArraySource([*pixels[:10], None, *pixels[10:]]), Reading(3), seed=0)
     assert mean == pytest.approx(pixels.mean((0, 1, 2)) / 255)
     assert std == pytest.approx(pixels.std((0, 1, 2)) / 255)
 
 
 def test_large_and_small_images_have_the_same_weight() -> None:
     source = ArraySource([np.zeros((2, 2, 1), np.uint8), np.full((90, 90, 1), 255, np.uint8)])
-    mean, std = channel_statistics(source, 1, seed=0)
+    mean, std = channel_statistics(source, Reading(1), seed=0)
     assert mean == pytest.approx((0.5,))
     assert std == pytest.approx((0.5,))
 
 
 def test_sample_depends_on_the_seed() -> None:
     source = ArraySource([np.full((2, 2, 1), k, np.uint8) for k in range(200)])
-    first = channel_statistics(source, 1, seed=0, at_most=10)
-    assert first == channel_statistics(source, 1, seed=0, at_most=10)
-    assert first != channel_statistics(source, 1, seed=1, at_most=10)
+    first = channel_statistics(source, Reading(1), seed=0, at_most=10)
+    assert first == channel_statistics(source, Reading(1), seed=0, at_most=10)
+    assert first != channel_statistics(source, Reading(1), seed=1, at_most=10)
 
 
 def test_deviation_of_a_single_color_is_not_zero() -> None:
-    mean, std = channel_statistics(ArraySource([np.full((4, 4, 3), 255, np.uint8)]), 3, 0)
+    mean, std = channel_statistics(ArraySource([np.full((4, 4, 3), 255, np.uint8)]), Reading(3), 0)
     assert mean == (1.0, 1.0, 1.0)
     assert min(std) > 0
 
 
 def test_source_without_decodable_images() -> None:
     with pytest.raises(UserError, match=r"data\.mean: none of 2 images"):
-        channel_statistics(ArraySource([None, None]), 3, 0)
+        channel_statistics(ArraySource([None, None]), Reading(3), 0)
 
 
 def test_values_and_names_of_statistics() -> None:

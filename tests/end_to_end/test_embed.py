@@ -32,7 +32,7 @@ def test_embed(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     source = open_images([str(tmp_path / "mixed")])
     assert [row["path"] for row in table] == [source.name(i) for i in range(1, 6)]  # aa.jpg comes first
     model = hardpatch.load(run)
-    pixels = eval_transform(model)(source.image(3, 3)).unsqueeze(0)
+    pixels = eval_transform(model, source)(source.image(3)).unsqueeze(0)
     with torch.no_grad():
         expected = model.encode(model.normalize(pixels))[0, 1:].mean(dim=0)
     np.testing.assert_allclose(table[2]["embedding"], expected.numpy(), rtol=1e-4, atol=1e-5)

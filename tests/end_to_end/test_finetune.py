@@ -110,7 +110,7 @@ def test_images_become_a_classifier(
     assert classes == ("class_0", "class_1")
     source, correct = open_source(images), 0
     for k in range(len(source)):
-        pixels = EvalTransform(size)(source.image(k, 3))[None]
+        pixels = EvalTransform(size)(source.image(k))[None]
         correct += int(model(model.normalize(pixels)).argmax()) == source.label(k)
     assert result["top1"] == correct / 30
 
@@ -134,7 +134,7 @@ def test_the_moving_average_is_loaded_and_evaluated(tuned: Path) -> None:
     assert averaged.keys() == student.keys()
     assert not torch.equal(averaged["head.weight"], student["head.weight"])
     source = open_source(read_values(tuned)["val"])
-    pixels = torch.stack([EvalTransform(size)(source.image(k, 3)) for k in range(len(source))])
+    pixels = torch.stack([EvalTransform(size)(source.image(k)) for k in range(len(source))])
     predicted = model(model.normalize(pixels)).argmax(dim=1).tolist()
     assert read_result(tuned)["top1"] == sum(predicted[k] == source.label(k) for k in range(30)) / 30
 

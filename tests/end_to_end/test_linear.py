@@ -53,7 +53,7 @@ def test_images_become_a_probe(run: Path, images: Path, tmp_path: Path, capsys: 
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     source, correct = open_source(images), 0
     for k in range(len(source)):
-        pixels = EvalTransform(size)(source.image(k, 3))[None]
+        pixels = EvalTransform(size)(source.image(k))[None]
         correct += int(model(model.normalize(pixels)).argmax()) == source.label(k)
     assert result["top1"] == correct / 30
     assert main(["linear", "--protocol", "paper", "--resume", "--out", str(out)]) == 0  # nothing is left to do

@@ -84,7 +84,7 @@ def test_order_labels_and_sizes(
     for k, i in enumerate(readable):
         assert after.label(k) == before.label(i)
         assert before.name(i) in after.name(k)
-        old, new = before.image(i, 3), after.image(k, 3)
+        old, new = before.image(i), after.image(k)
         if min(old.shape[:2]) <= 40:
             assert after.encoded(k) == before.encoded(i), "an image that is small enough is copied unchanged"
         else:

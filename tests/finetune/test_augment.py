@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardpatch.data.augment import TrainTransform
+from hardpatch.data.reading import Reading
 from hardpatch.finetune.augment import FinetuneTransform, Mixer, seeded
 
 
@@ -25,7 +26,7 @@ def picture(channels: int = 3) -> np.ndarray:
 
 def transform(channels: int = 3, magnitude: float = 0.0, erase: float = 0.0) -> FinetuneTransform:
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return FinetuneTransform((24, 32), channels, mean=mean, std=std, magnitude=magnitude, erase=erase)
+    return FinetuneTransform((24, 32), Reading(channels), mean=mean, std=std, magnitude=magnitude, erase=erase)
 
 
 def test_label_smoothing_by_hand() -> None:
@@ -102,7 +103,7 @@ def test_seeds_leave_the_global_generators_alone() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_depends_on_the_generator_alone(channels: int) -> None:
     augment = transform(channels, magnitude=9.0, erase=0.5)
-    plain = TrainTransform((24, 32), channels)
+    plain = TrainTransform((24, 32), Reading(channels))
     changed = 0
     for seed in range(200):
         out = augment(picture(channels), np.random.default_rng(seed))

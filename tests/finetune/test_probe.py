@@ -12,6 +12,7 @@ from torch import nn
 
 from hardpatch.data.augment import TrainTransform
 from hardpatch.data.loader import train_batches
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.finetune import model as network
@@ -135,7 +136,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     layer = copy.deepcopy(job.model.head)
     norm = nn.BatchNorm1d(32, affine=False, eps=1e-6)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
-    transform = TrainTransform((16, 24), 3, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    transform = TrainTransform((16, 24), Reading(3), (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     plain = train_batches(job.source, transform, batch_size=8, seed=0, start=0, workers=0, pin_memory=False)
     batches = job.batches()
     for step in range(job.total):

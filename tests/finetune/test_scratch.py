@@ -34,7 +34,7 @@ def settings(*more: str) -> RunConfig:
 def test_the_encoder_is_the_start_of_pre_training(images: Path) -> None:
     run = settings("--seed=3")
     model = initial_model(run)
-    encoder, mean, std = random_encoder(run, open_source(images))
+    encoder, mean, std, _ = random_encoder(run, open_source(images))
     expected = model.host.encoder.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
     assert (mean, std) == (tuple(model.mean.tolist()), tuple(model.std.tolist()))

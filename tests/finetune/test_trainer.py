@@ -50,7 +50,7 @@ def test_evaluation_step_by_step(tmp_path: Path) -> None:
     torch.nn.init.normal_(job.model.head.weight)
     metrics = job.evaluate()
     model = job.model.eval()
-    pixels = torch.stack([EvalTransform((16, 24))(job.source.image(k, 3)) for k in range(IMAGES)])
+    pixels = torch.stack([EvalTransform((16, 24))(job.source.image(k)) for k in range(IMAGES)])
     labels = torch.tensor([job.source.label(k) for k in range(IMAGES)])
     scores = model(model.normalize(pixels))
     ranks = (scores > scores.gather(1, labels[:, None])).sum(dim=1)

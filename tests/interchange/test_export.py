@@ -17,6 +17,7 @@ from torch.testing import assert_close
 import hardpatch
 from hardpatch.choices import SIZES
 from hardpatch.data.demo import demo_source
+from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.interchange import export
 from hardpatch.interchange.backbone import load_backbone
@@ -47,7 +48,9 @@ def features(model: Any, images: Tensor) -> Tensor:
 def example_images(size: tuple[int, int], channels: int = 3) -> Tensor:
     """Return a random image and one of the embedded set."""
     torch.manual_seed(0)
-    pixels = torch.from_numpy(demo_source("test").image(7, channels)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = (
+        torch.from_numpy(demo_source("test").image(7, Reading(channels))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    )
     return torch.cat([torch.randn(1, channels, *size), F.interpolate(pixels, size=size, mode="bicubic")])
 
 
@@ -183,7 +186,7 @@ def test_the_image_processor_normalizes_as_the_run_does(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", data={"image_size": 32})
     export_hugging_face(run, tmp_path / "vit")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "vit")
-    pixels = demo_source("test").image(3, 3)
+    pixels = demo_source("test").image(3)
     processed = torch.as_tensor(np.asarray(processor(pixels, return_tensors="pt")["pixel_values"]))
     normalized = hardpatch.load(run).normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     assert_close(processed, normalized, rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ from hardpatch.methods import targets
 from hardpatch.methods.hpm import HPM, StudentOutput
 from hardpatch.methods.losses import pixel_loss
 from hardpatch.methods.teacher import TeacherOutput
+from hardpatch.models.pixels import register_normalization
 from hardpatch.patches import PatchIndices, patchify, to_indices
 
 
@@ -28,7 +29,7 @@ class BrightnessModel(nn.Module):
         super().__init__()
         self.host = self
         self.sign, self.has_predictor = sign, has_predictor
-        self.mean, self.std = torch.zeros(3), torch.ones(3)
+        register_normalization(self, [0.0] * 3, [1.0] * 3)
         self.masks: list[Tensor] = []
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hardpatch.data.batch import Batch
+from hardpatch.data.reading import RGB as RGB_READING
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.measure.features import align_labels, extract
@@ -78,8 +80,8 @@ class Labels:
     def name(self, i: int) -> str:
         return str(i)
 
-    def image(self, i: int, channels: int) -> np.ndarray:
-        return np.zeros((2, 2, channels), dtype=np.uint8)
+    def image(self, i: int, reading: Reading = RGB_READING) -> np.ndarray:
+        return np.zeros((2, 2, reading.number), dtype=np.uint8)
 
     def encoded(self, i: int) -> None:
         return None

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hardpatch.data.reading import RGB as RGB_READING
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source, open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.difficulty import Predict
@@ -52,8 +54,8 @@ class First:
     def name(self, i: int) -> str:
         return self.source.name(i)
 
-    def image(self, i: int, channels: int) -> np.ndarray:
-        return self.source.image(i, channels)
+    def image(self, i: int, reading: Reading = RGB_READING) -> np.ndarray:
+        return self.source.image(i, reading)
 
     def encoded(self, i: int) -> bytes | None:
         return self.source.encoded(i)

@@ -37,7 +37,7 @@ def load(folder: Path) -> DiscreteVAE:
 def pixels(name: str, indices: Sequence[int]) -> torch.Tensor:
     """Images of the embedded set, uint8 ``[B, 3, H, W]``."""
     source = open_source(name)
-    return torch.stack([torch.from_numpy(source.image(i, 3)).permute(2, 0, 1) for i in indices])
+    return torch.stack([torch.from_numpy(source.image(i)).permute(2, 0, 1) for i in indices])
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_written_tokenizer_loads_with_equal_tokens(tmp_path: Path) -> None:
 def test_the_picture_shows_originals_above_reconstructions(trained: TokenizerResult) -> None:
     source = open_source("demo:test")
     picture = np.array(reconstructions(load(trained.folder), source, 32, device=CPU))
-    first = source.image(0, 3).repeat(4, axis=0).repeat(4, axis=1)
+    first = source.image(0).repeat(4, axis=0).repeat(4, axis=1)
     original, reconstruction = picture[:128, :128], picture[128:, :128]
     assert np.array_equal(original, first)
     assert 0 < np.abs(reconstruction.astype(float) - first).mean() < 64

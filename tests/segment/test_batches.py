@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.segment.batches import (
     SegmentationTransform,
@@ -84,7 +85,9 @@ def test_batches_resume_where_they_stopped(folder: Path) -> None:
     transform = SegmentationTransform((16, 16), 24)
 
     def tensors(start: int, count: int, workers: int = 0) -> list[torch.Tensor]:
-        loader = segmentation_batches(pairs, transform, batch_size=4, channels=3, seed=3, start=start, workers=workers)
+        loader = segmentation_batches(
+            pairs, transform, batch_size=4, reading=Reading(3), seed=3, start=start, workers=workers
+        )
         batches = [next(loader) for _ in range(count)]
         loader.close()
         assert batches[0].images.shape == (4, 3, 16, 16)
@@ -103,14 +106,16 @@ def test_a_broken_file_is_named_and_another_pair_takes_its_place(folder: Path, p
     broken.write_bytes(broken.read_bytes()[:60])
     pairs = open_segmentation(folder, "train", THREE)
     transform = SegmentationTransform((24, 32), 24, scale=(1, 1), cat_max_ratio=1, flip=0, photometric=False)
-    batches = segmentation_batches(pairs, transform, batch_size=3, channels=3, seed=0)
+    batches = segmentation_batches(pairs, transform, batch_size=3, reading=Reading(3), seed=0)
     batch = next(batches)
     batches.close()
     (bad,) = batch.bad
     assert bad.startswith(f"{broken}: ")
     maps = sorted(labels.tolist() for labels in batch.labels)
     assert maps == sorted([blocks(0).tolist(), blocks(2).tolist(), blocks(2).tolist()])
-    assert [(pair.bad.startswith(f"{broken}: "), len(pair.image) > 0) for pair in evaluation_pairs(pairs, 24, 3)] == [
+    assert [
+        (pair.bad.startswith(f"{broken}: "), len(pair.image) > 0) for pair in evaluation_pairs(pairs, 24, Reading(3))
+    ] == [
         (False, True),
         (True, False),
         (False, True),
@@ -123,12 +128,12 @@ def test_no_file_can_be_decoded(folder: Path) -> None:
     for image in pairs.images:
         image.write_bytes(image.read_bytes()[:60])
     with pytest.raises(UserError, match=r"none of the 3 images can be decoded; the last was .*train_\d\.png: "):
-        next(segmentation_batches(pairs, SegmentationTransform((8, 8), 24), batch_size=2, channels=3, seed=0))
+        next(segmentation_batches(pairs, SegmentationTransform((8, 8), 24), batch_size=2, reading=Reading(3), seed=0))
 
 
 def test_whole_images_at_another_scale(folder: Path) -> None:
     pairs = open_segmentation(folder, "val", THREE)
-    evaluated = list(evaluation_pairs(pairs, 12, 3))
+    evaluated = list(evaluation_pairs(pairs, 12, Reading(3)))
     assert [pair.image.shape for pair in evaluated] == [(3, 12, 16)] * 2
     assert [pair.labels.shape for pair in evaluated] == [(24, 32)] * 2
     assert evaluated[1].labels.tolist() == blocks(1).tolist()

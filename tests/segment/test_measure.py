@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.measure import Confusion, Inference, evaluate, measures, predict_logits, window_starts
@@ -119,7 +120,7 @@ def test_images_are_compared_at_the_size_of_their_labels(pairs: SegmentationSet)
     model.eval()
     confusion = Confusion(3, CPU)
     for i in range(5):
-        pixels = torch.from_numpy(pairs.image(i, 3)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(pairs.image(i, Reading(3))).permute(2, 0, 1)[None]
         large = F.interpolate(pixels, (48, 64), mode="bicubic", antialias=True)
         logits = model(model.normalize(large)).main.detach()
         classes = F.interpolate(logits, (24, 32), mode="bilinear").argmax(dim=1)[0]

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from hardpatch.data.reading import Reading
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.models.encoder import Encoder
 from hardpatch.segment.batches import LabeledBatch
@@ -163,10 +164,10 @@ def test_gray_images_and_pictures(pairs: SegmentationSet, tmp_path: Path) -> Non
     assert job.evaluation is not None
     assert job.evaluation.maps.keys() == {0, 1, 2, 3, 4}
     (tmp_path / "run" / "pictures").mkdir()
-    pictures = write_pictures(tmp_path / "run", job.evaluation, pairs, channels=1)
+    pictures = write_pictures(tmp_path / "run", job.evaluation, pairs, reading=Reading(1))
     assert [path.name for path in pictures] == ["curves.png", "predictions.png"]
     assert all(path.stat().st_size > 5000 for path in pictures)
-    without_maps = write_pictures(tmp_path / "run", job.evaluation._replace(maps={}), pairs, channels=1)
+    without_maps = write_pictures(tmp_path / "run", job.evaluation._replace(maps={}), pairs, reading=Reading(1))
     assert [path.name for path in without_maps] == ["curves.png"]
 
 

@@ -163,7 +163,7 @@ def test_statistics_of_the_images(run: RunConfig, images: str, tmp_path: Path) -
     run = replace(run, data=replace(run.data, mean="computed", std="computed"))
     job = supervised_job(run, plain(), tmp_path, images, images, "all", None)
     source = open_source(images)
-    pixels: Any = np.stack([source.image(i, 3) for i in range(len(source))]) / 255
+    pixels: Any = np.stack([source.image(i) for i in range(len(source))]) / 255
     assert job.model.mean.tolist() == pytest.approx(pixels.mean(axis=(0, 1, 2)).tolist(), abs=1e-3)
 
 

@@ -6,18 +6,18 @@ clipping, fused except for the literal algorithm. Masks and weights are each con
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardpatch.bench.literal import LiteralLearner
 from hardpatch.bench.other_libraries import OTHER_LIBRARIES
 from hardpatch.data.batch import Batch
 from hardpatch.data.statistics import ChannelStatistics, resolve_statistics
 from hardpatch.errors import UserError, did_you_mean
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import Normalized, normalize, register_normalization
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.micro_batch import synthetic_batch
@@ -128,12 +128,14 @@ def _other_library(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> C
     groups = parameter_groups(network, run.optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=middle_schedule(run).lr, betas=run.optim.betas, fused=True)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    mean, std = (torch.tensor(values, device=fabric.device) for values in _statistics(run))
+    statistics = nn.Module()
+    register_normalization(statistics, *_statistics(run))
+    statistics.to(fabric.device)
 
     def step() -> None:
         pixels = batch.images.to(fabric.device, non_blocking=True)
         with fabric.autocast():
-            loss = network(normalize(pixels, mean, std))
+            loss = network(normalize(pixels, cast(Normalized, statistics)))
         loss.backward()
         if run.optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, run.optim.clip)
@@ -145,5 +147,5 @@ def _other_library(name: str, run: RunConfig, fabric: Fabric, batch: Batch) -> C
 
 def _statistics(run: RunConfig) -> ChannelStatistics:
     """Mean and standard deviation of each channel; those of uniform noise if they were to be computed."""
-    channels = run.data.channels
-    return resolve_statistics(run.data.mean, run.data.std, lambda: ([0.5] * channels, [0.29] * channels))
+    channels = run.data.channel_count
+    return resolve_statistics(run.data.mean, run.data.std, lambda: ([0.5] * channels, [0.29] * channels), channels == 3)

@@ -12,11 +12,12 @@ import torch
 from hardpatch.bench.timing import Quartiles, RoundCallback, quartiles, synchronize
 from hardpatch.data.augment import TrainTransform
 from hardpatch.data.batch import Batch
-from hardpatch.data.crop import crop_box, crop_pixels
-from hardpatch.data.decode import Jpeg, UndecodableImage, decode, open_image
+from hardpatch.data.crop import crop_box, crop_pixels, torch_type
+from hardpatch.data.decode import Jpeg, decode, open_image
 from hardpatch.data.device_dataset import MAX_MEMORY_SHARE, DeviceDataset, free_memory
 from hardpatch.data.loader import train_batches
 from hardpatch.data.memory import InMemorySource, available_memory
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import cores
 from hardpatch.errors import UserError
@@ -113,7 +114,7 @@ def measure_loading(
     total = len(workers) + 3
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    samples = _decode_samples(sample, transform.channels)
+    samples = _decode_samples(sample, transform.reading)
     stages = _stages(sample, samples, transform, seconds)
     torch.set_num_threads(threads)
     progress(1, total)
@@ -122,9 +123,9 @@ def measure_loading(
         loader[count] = _rate(train_batches(sample, transform, batch_size=batch_size, seed=0, workers=count), seconds)
         progress(done, total)
     best = _best(loader)
-    bytes_per_image = samples.size[0] * samples.size[1] * transform.channels
+    bytes_per_image = samples.size[0] * samples.size[1] * transform.reading.number
     held_images = min(len(sample), max(1, int(HELD_BYTES / bytes_per_image)))
-    held = InMemorySource(Subset(sample, range(held_images)), transform.channels)
+    held = InMemorySource(Subset(sample, range(held_images)), transform.reading)
     host = _rate(train_batches(held, transform, batch_size=batch_size, seed=0, workers=best), seconds)
     progress(total - 1, total)
     device_set = DeviceDataset(held, transform, device)
@@ -172,14 +173,14 @@ class _Samples(NamedTuple):
     """mean height and width in pixels"""
 
 
-def _decode_samples(source: Source, channels: int) -> _Samples:
+def _decode_samples(source: Source, reading: Reading) -> _Samples:
     files: list[bytes] = []
     pixels: list[np.ndarray] = []
     count = min(len(source), FILES)
     for i in range(count):
         try:
             data = source.encoded(i)
-            pixels.append(source.image(i, channels))
+            pixels.append(source.image(i, reading))
         except UndecodableImage:
             continue
         files += [data] if data is not None else []
@@ -192,7 +193,7 @@ def _decode_samples(source: Source, channels: int) -> _Samples:
 def _stages(source: Source, samples: _Samples, transform: TrainTransform, seconds: float) -> dict[str, Quartiles]:
     """Images per second of each stage on this core."""
     files, pixels, _ = samples
-    buffer = torch.empty(transform.channels, *transform.image_size, dtype=torch.uint8)
+    buffer = torch.empty(transform.reading.number, *transform.image_size, dtype=torch_type(transform.reading))
 
     def generator(k: int) -> np.random.Generator:
         return np.random.default_rng((0, 0, k))
@@ -201,20 +202,20 @@ def _stages(source: Source, samples: _Samples, transform: TrainTransform, second
         source.encoded(k % len(source))
 
     def decode_for_crop(k: int) -> None:
-        image = open_image(files[k % len(files)], transform.channels)
+        image = open_image(files[k % len(files)], transform.reading)
         box = crop_box(image.shape[0], image.shape[1], transform.scale, transform.ratio, generator(k))
         if isinstance(image, Jpeg):
             crop_pixels(image, box, transform.image_size, transform.shrink_on_decode)
 
     def all_stages(k: int) -> None:
         data = source.encoded(k % len(source))
-        image = pixels[k % len(pixels)] if data is None else open_image(data, transform.channels)
+        image = pixels[k % len(pixels)] if data is None else open_image(data, transform.reading)
         buffer.copy_(transform.crop(image, generator(k)).pixels)
 
     stages: dict[str, Callable[[int], object]] = {}
     if files:
         stages[READ] = read
-        stages[DECODE] = lambda k: decode(files[k % len(files)], transform.channels)
+        stages[DECODE] = lambda k: decode(files[k % len(files)], transform.reading)
         if transform.shrink_on_decode is not None:
             stages[DECODE_FOR_CROP] = decode_for_crop
     stages[RESIZE] = lambda k: transform.crop(pixels[k % len(pixels)], generator(k))

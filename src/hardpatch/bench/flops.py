@@ -71,7 +71,7 @@ def step_flops(run: RunConfig, *, literal: bool = False, mined: bool = True) -> 
 def _step_shape(run: RunConfig) -> StepShape:
     method, model, masking = run.method, run.model, run.masking
     width, depth = run.encoder_shape["width"], run.encoder_shape["depth"]
-    patch_values = model.patch_size**2 * run.data.channels
+    patch_values = model.patch_size**2 * run.data.channel_count
     return StepShape(
         width=width,
         depth=depth,

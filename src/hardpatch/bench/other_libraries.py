@@ -30,7 +30,7 @@ def transformers_mae(run: RunConfig, image_size: int) -> nn.Module:
         intermediate_size=4 * shape.width,
         image_size=image_size,
         patch_size=run.model.patch_size,
-        num_channels=run.data.channels,
+        num_channels=run.data.channel_count,
         decoder_hidden_size=run.model.decoder_width,
         decoder_num_hidden_layers=run.model.decoder_depth,
         decoder_num_attention_heads=run.model.decoder_heads,
@@ -59,7 +59,7 @@ def lightly_mae(run: RunConfig, image_size: int) -> nn.Module:
         from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
 
-    shape, model, channels = EncoderShape(**run.encoder_shape), run.model, run.data.channels
+    shape, model, channels = EncoderShape(**run.encoder_shape), run.model, run.data.channel_count
 
     class LightlyMAE(nn.Module):
         def __init__(self) -> None:

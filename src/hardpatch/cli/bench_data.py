@@ -17,6 +17,7 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.bench.data_loading import measure_loading
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
+    from hardpatch.data.reading import Reading
     from hardpatch.data.sources import open_source
     from hardpatch.data.workers import cores
     from hardpatch.train.device import use_device
@@ -31,7 +32,7 @@ def bench_data(arguments: list[str]) -> int:
         raise UserError(f"--data: {error}") from None
     transform = TrainTransform(
         (options.image_size, options.image_size),
-        options.channels,
+        Reading(options.channels),
         tuple(options.crop_scale),
         shrink_on_decode=options.shrink_on_decode,
     )

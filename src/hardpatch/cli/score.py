@@ -61,6 +61,13 @@ def score(arguments: list[str]) -> int:
         metavar="N",
         help="images that get a picture; all get numbers (default: %(default)s)",
     )
+    parser.add_argument(
+        "--show",
+        type=int,
+        nargs="+",
+        metavar="C",
+        help="one or three channels that pictures show, counted from 0 (default: all, of more than 3 the first three)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)

@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 
-from hardpatch.data.decode import Header, check_pixels
-from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage, arranged
+from hardpatch.data.header import Header, check_pixels, finite, kept_type
+from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 FEW = 64
 """An axis of at most this length may be that of the channels."""
@@ -43,26 +43,6 @@ def channel_axis(shape: tuple[int, ...]) -> int | None:
     if len(shape) != 3 or min(shape[0], shape[2]) > FEW:
         raise UndecodableImage(f"array of shape {list(shape)}; expected [H, W], [H, W, C] or [C, H, W]")
     return 0 if shape[0] < shape[2] else 2
-
-
-def finite(pixels: Pixels, reading: Reading) -> Pixels:
-    """Replace what is not a number by the lower end of the reading's range, and infinity by its ends."""
-    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
-        return pixels
-    low, high = min(reading.low), max(reading.high)
-    return np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
-
-
-def kept_type(dtype: np.dtype[np.generic]) -> str:
-    """Return the type of :data:`~hardpatch.data.reading.DTYPES` that holds the values of a type.
-
-    Raises UndecodableImage if there is none.
-    """
-    names = {"int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
-    name = names.get(dtype.name, dtype.name)
-    if name not in DTYPES:
-        raise UndecodableImage(f"pixels of type {dtype.name}; expected one of {', '.join(DTYPES)}")
-    return name
 
 
 def _shape_and_type(data: bytes) -> tuple[tuple[int, ...], str]:

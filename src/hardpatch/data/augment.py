@@ -1,4 +1,4 @@
-"""Transforms from decoded images to uint8 crops. The model normalizes them on the device.
+"""Transforms from decoded images to crops of the same type. The model normalizes them on the device.
 
 All randomness comes from the generator that is passed in, so a crop does not depend on the process that makes it.
 """
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from hardpatch.data.color import MULTI_CROP_COLORS, ColorTransform
-from hardpatch.data.crop import Image, crop_box, crop_pixels, resize
+from hardpatch.data.crop import Image, crop_box, crop_pixels, resize, torch_type
 from hardpatch.data.decode import Jpeg
+from hardpatch.data.reading import RGB, Reading
 
 GLOBAL_CROPS = 2
 """Global views of an image in multi-crop."""
@@ -20,7 +21,7 @@ GLOBAL_CROPS = 2
 class Crop(NamedTuple):
     """A crop, and which part of the image it shows."""
 
-    pixels: torch.Tensor  # uint8 [C, h, w]
+    pixels: torch.Tensor  # [C, h, w]
     box: tuple[float, float, float, float]  # top, left, height, width: shares of the image's height and width
     flipped: bool
 
@@ -38,7 +39,7 @@ class TrainTransform:
     """
 
     image_size: tuple[int, int]
-    channels: int = 3
+    reading: Reading = RGB
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -46,7 +47,7 @@ class TrainTransform:
     shrink_on_decode: float | None = None
 
     def __call__(self, image: Image | Jpeg, rng: np.random.Generator) -> torch.Tensor:
-        """Turn uint8 [H, W, C], or a JPEG, into a crop uint8 [C, h, w]."""
+        """Turn [H, W, C], or a JPEG, into a crop [C, h, w] of the same type."""
         return self.crop(image, rng).pixels
 
     def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
@@ -54,7 +55,7 @@ class TrainTransform:
         strength = self.color_jitter
         color = ColorTransform(jitter=1.0, strength=(strength, strength, strength, 0.0)) if strength else None
         return _random_crop(
-            image, self.image_size, self.scale, self.ratio, self.flip, color, rng, self.shrink_on_decode
+            image, self.image_size, self.scale, self.ratio, self.flip, color, rng, self.reading, self.shrink_on_decode
         )
 
 
@@ -70,7 +71,7 @@ class MultiCropTransform:
     image_size: tuple[int, int]
     local_size: tuple[int, int] = (96, 96)
     local_crops: int = 10
-    channels: int = 3
+    reading: Reading = RGB
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -78,15 +79,15 @@ class MultiCropTransform:
     color: bool = True
 
     def __call__(self, image: Image, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn uint8 [H, W, C] into global views uint8 [2, C, H, W] and local views uint8 [local_crops, C, h, w]."""
+        """Turn [H, W, C] into global views [2, C, H, W] and local views [local_crops, C, h, w]."""
         first, second, local = MULTI_CROP_COLORS if self.color else (None, None, None)
 
         def view(size: tuple[int, int], scale: tuple[float, float], color: ColorTransform | None) -> torch.Tensor:
-            return _random_crop(image, size, scale, self.ratio, self.flip, color, rng).pixels
+            return _random_crop(image, size, scale, self.ratio, self.flip, color, rng, self.reading).pixels
 
         global_views = [view(self.image_size, self.global_scale, color) for color in (first, second)]
         local_views = [view(self.local_size, self.local_scale, local) for _ in range(self.local_crops)]
-        no_views = torch.empty((0, self.channels, *self.local_size), dtype=torch.uint8)
+        no_views = torch.empty((0, self.reading.number, *self.local_size), dtype=torch_type(self.reading))
         return torch.stack(global_views), torch.stack(local_views) if local_views else no_views
 
 
@@ -95,11 +96,11 @@ class EvalTransform:
     """Resize so that the image covers image_size / crop_fraction, then crop the center to image_size."""
 
     image_size: tuple[int, int]
-    channels: int = 3
+    reading: Reading = RGB
     crop_fraction: float = 1.0
 
     def __call__(self, image: Image) -> torch.Tensor:
-        """Turn uint8 [H, W, C] into uint8 [C, h, w]."""
+        """Turn [H, W, C] into [C, h, w] of the same type."""
         height, width = image.shape[:2]
         h, w = self.image_size
         zoom = max(h / height, w / width) / self.crop_fraction
@@ -118,15 +119,16 @@ def _random_crop(
     flip: float,
     color: ColorTransform | None,
     rng: np.random.Generator,
+    reading: Reading,
     shrink_on_decode: float | None = None,
 ) -> Crop:
-    """Crop, flip and recolor an image, uint8 [H, W, C] or a JPEG."""
+    """Crop, flip and recolor an image, [H, W, C] or a JPEG."""
     box = crop_box(image.shape[0], image.shape[1], scale, ratio, rng)
     cropped, shares = crop_pixels(image, box, size, shrink_on_decode)
     pixels = resize(cropped, size)
     flipped = rng.random() < flip
     if color is not None:
-        pixels = color(pixels, rng)
+        pixels = color(pixels, rng, reading)
     # one pass in NumPy flips and moves the channels first; torch's flip and copy take twice as long
     planes = np.ascontiguousarray((pixels[:, ::-1] if flipped else pixels).transpose(2, 0, 1))
     return Crop(torch.from_numpy(planes), shares, flipped)

@@ -1,4 +1,4 @@
-"""A batch of uint8 images, and its way to the device."""
+"""A batch of images in the type of their pixels, and its way to the device."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
     image that is shown, which is another one than `indices` say where a file could not be decoded.
     """
 
-    images: torch.Tensor  # uint8 [B, C, H, W], or [2 * B, C, H, W]
+    images: torch.Tensor  # [B, C, H, W], or [2 * B, C, H, W]
     indices: torch.Tensor  # int64 [B], of the images in the source; see `crop_indices`
     labels: torch.Tensor  # int64 [B], -1 = none
     bad: list[str]  # "name: reason" of each file that could not be decoded
-    local: torch.Tensor | None = None  # uint8 [L * B, C, h, w]
+    local: torch.Tensor | None = None  # [L * B, C, h, w]
     boxes: torch.Tensor | None = None  # float32 [B, 4]: top, left, height, width as shares of the image's height, width
     flipped: torch.Tensor | None = None  # bool [B]
 

@@ -1,11 +1,15 @@
-"""Color augmentation of uint8 images: jitter, gray, blur and solarization."""
+"""Color augmentation: jitter, gray, blur and solarization."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from hardpatch.data.crop import Image
+from hardpatch.data.reading import LUMA, RGB, Reading, from_unit, to_unit
 
+Values = npt.NDArray[np.float32]
+"""Pixels [H, W, C] in [0, 1]."""
 BLUR_SIGMA = (0.1, 2.0)
 """Range of the standard deviation of the blur in pixels."""
 
@@ -16,7 +20,8 @@ class ColorTransform:
 
     `strength` is that of the jitter: brightness, contrast and saturation are multiplied by a factor in 1 +- strength,
     the hue is turned by up to +- strength of a circle; the four come in random order. The blur is Gaussian with a
-    standard deviation between 0.1 and 2 pixels. Images of one channel have no saturation or hue and are gray already.
+    standard deviation between 0.1 and 2 pixels. Images that are not RGB have no saturation or hue, and stay as they are
+    where others turn gray.
 
     Raises ValueError for a probability or a strength outside [0, 1], and a hue beyond 0.5.
     """
@@ -37,8 +42,14 @@ class ColorTransform:
                 f"got {self.strength}"
             )
 
-    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Change the colors of uint8 [H, W, C], C being 1 or 3; the shape stays."""
+    def __call__(self, image: Image, rng: np.random.Generator, reading: Reading = RGB) -> Image:
+        """Change the colors of [H, W, C]; shape and type stay."""
+        if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+            return self._photograph(image, rng)
+        return from_unit(self._deep(to_unit(image, reading), rng), reading)
+
+    def _photograph(self, image: Image, rng: np.random.Generator) -> Image:
+        """Change the colors of uint8 [H, W, C], C being 1 or 3."""
         from PIL import Image as Pillow
         from PIL import ImageFilter
         from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
@@ -65,6 +76,48 @@ class ColorTransform:
         if rng.random() < self.solarize:
             picture = functional.solarize(picture, threshold=128)
         return np.array(picture).reshape(image.shape)
+
+    def _deep(self, values: Values, rng: np.random.Generator) -> Values:
+        """Change the colors of float32 [H, W, C] in [0, 1], as :meth:`_photograph` does within rounding.
+
+        Only RGB has saturation and hue. The mean gray of other images, for the contrast, is that of all channels.
+        """
+        from scipy.ndimage import gaussian_filter
+        from skimage.color import hsv2rgb, rgb2hsv
+
+        colored = values.shape[2] == 3
+
+        def gray(image: Values) -> Values:
+            return (image @ np.array(LUMA, np.float32))[..., None] if colored else image
+
+        def brighter(image: Values, factor: float) -> Values:
+            return image * factor
+
+        def contrasted(image: Values, factor: float) -> Values:
+            return np.asarray(gray(image).mean() * (1 - factor) + image * factor, np.float32)
+
+        def saturated(image: Values, factor: float) -> Values:
+            return gray(image) * (1 - factor) + image * factor
+
+        def turned(image: Values, amount: float) -> Values:
+            hsv = rgb2hsv(image)
+            hsv[..., 0] = (hsv[..., 0] + amount) % 1
+            return np.asarray(hsv2rgb(hsv), np.float32)
+
+        if rng.random() < self.jitter:
+            brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * self.strength
+            steps = ((brighter, 1 + brightness), (contrasted, 1 + contrast), (saturated, 1 + saturation), (turned, hue))
+            for k in rng.permutation(4):
+                if self.strength[k] and (colored or k < 2):
+                    adjust, amount = steps[k]
+                    values = adjust(values, float(amount)).clip(0, 1)
+        if rng.random() < self.gray and colored:
+            values = np.repeat(gray(values), 3, axis=2)
+        if rng.random() < self.blur:
+            values = gaussian_filter(values, rng.uniform(*BLUR_SIGMA), axes=(0, 1))
+        if rng.random() < self.solarize:
+            values = np.where(values >= 0.5, 1 - values, values)
+        return values
 
 
 MULTI_CROP_COLORS = (

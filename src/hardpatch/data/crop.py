@@ -3,14 +3,14 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from hardpatch.data.decode import Jpeg
+from hardpatch.data.reading import Pixels, Reading, as_type
 
-Image = npt.NDArray[np.uint8]
-"""Pixels, uint8 [H, W, C]."""
+Image = Pixels
+"""Pixels [H, W, C]."""
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
@@ -60,14 +60,14 @@ def crop_pixels(
     """Decode the pixels of a box.
 
     Args:
-        image: uint8 [H, W, C], or a JPEG that is decoded here.
+        image: [H, W, C], or a JPEG that is decoded here.
         box: in pixels of the whole image.
         size: (height, width) to which the crop will be resized.
         shrink_on_decode: least size of the decoded crop, as a multiple of `size`; None decodes in full. See
             :class:`~hardpatch.data.augment.TrainTransform`.
 
     Returns:
-        uint8 [h, w, C], and the box that is shown as shares of the image: top, left, height, width.
+        [h, w, C], and the box that is shown as shares of the image: top, left, height, width.
     """
     full_height, full_width = image.shape[:2]
     top, left, height, width = box
@@ -97,10 +97,21 @@ def shrink_factor(height: int, width: int, size: tuple[int, int], margin: float)
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Resize uint8 [H, W, C] to uint8 [h, w, C], bicubic with antialiasing; equal to Pillow within rounding."""
+    """Resize [H, W, C] to [h, w, C] of the same type, bicubic with antialiasing; equal to Pillow within rounding."""
     if image.shape[:2] == size:
         return image
+    if image.dtype != np.uint8:
+        # in float32, with sums of at most 24 bits; uint32 beyond those is rounded
+        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))[None]
+        values = F.interpolate(planes, size, mode="bicubic", antialias=True, align_corners=False)[0]
+        return as_type(values.permute(1, 2, 0).numpy(), str(image.dtype))
     # torch's uint8 kernel is fastest on channels-last pixels, which decoded images are
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def torch_type(reading: Reading) -> torch.dtype:
+    """Return the type of a batch of these pixels."""
+    dtype: torch.dtype = getattr(torch, reading.dtype)
+    return dtype

@@ -16,7 +16,9 @@ from torch.utils.data import Dataset
 
 from hardpatch.data.augment import GLOBAL_CROPS, Crop, EvalTransform, MultiCropTransform, TrainTransform
 from hardpatch.data.batch import Batch, crop_indices
-from hardpatch.data.decode import UndecodableImage, named_errors, open_image
+from hardpatch.data.crop import torch_type
+from hardpatch.data.decode import named_errors, open_image
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import Source
 
 T = TypeVar("T")
@@ -34,7 +36,7 @@ class CropDataset(Dataset[Batch]):
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
         n = len(samples)
-        images = _empty(self.transform.channels, self.transform.image_size, self.crops, n)
+        images = _empty(self.transform.reading, self.transform.image_size, self.crops, n)
         labels = torch.full((n,), -1)
         boxes = np.zeros((self.crops, n, 4), dtype=np.float32)
         flipped = np.zeros((self.crops, n), dtype=np.bool_)
@@ -60,13 +62,13 @@ class CropDataset(Dataset[Batch]):
         """Crop the image `shown` with the random numbers of the image `index`."""
         rng = np.random.default_rng((self.seed, epoch, index))
         if self.crops > 1:  # decoded once for all crops, so not at the scale of one of them
-            image = self.source.image(shown, self.transform.channels)
+            image = self.source.image(shown, self.transform.reading)
             return [self.transform.crop(image, rng) for _ in range(self.crops)]
         data = self.source.encoded(shown)
         if data is None:
-            return [self.transform.crop(self.source.image(shown, self.transform.channels), rng)]
+            return [self.transform.crop(self.source.image(shown, self.transform.reading), rng)]
         with named_errors(self.source.name, shown):
-            return [self.transform.crop(open_image(data, self.transform.channels), rng)]
+            return [self.transform.crop(open_image(data, self.transform.reading), rng)]
 
 
 class MultiCropDataset(Dataset[Batch]):
@@ -77,8 +79,8 @@ class MultiCropDataset(Dataset[Batch]):
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> Batch:
         n, transform = len(samples), self.transform
-        global_views = _empty(transform.channels, transform.image_size, GLOBAL_CROPS, n)
-        local_views = _empty(transform.channels, transform.local_size, transform.local_crops, n)
+        global_views = _empty(transform.reading, transform.image_size, GLOBAL_CROPS, n)
+        local_views = _empty(transform.reading, transform.local_size, transform.local_crops, n)
         labels = torch.full((n,), -1)
         bad: dict[str, None] = {}
         for k, (epoch, index) in enumerate(samples.tolist()):
@@ -97,7 +99,7 @@ class MultiCropDataset(Dataset[Batch]):
     def _views(self, epoch: int, index: int, shown: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the views of the image `shown` with the random numbers of the image `index`."""
         rng = np.random.default_rng((self.seed, epoch, index))
-        return self.transform(self.source.image(shown, self.transform.channels), rng)
+        return self.transform(self.source.image(shown, self.transform.reading), rng)
 
 
 class EvaluationDataset(Dataset[Batch]):
@@ -107,12 +109,12 @@ class EvaluationDataset(Dataset[Batch]):
         self.source, self.transform = source, transform
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> Batch:
-        images = _empty(self.transform.channels, self.transform.image_size, len(indices))
+        images = _empty(self.transform.reading, self.transform.image_size, len(indices))
         good: list[int] = []
         bad: list[str] = []
         for index in indices.tolist():
             try:
-                images[len(good)] = self.transform(self.source.image(index, self.transform.channels))
+                images[len(good)] = self.transform(self.source.image(index, self.transform.reading))
             except UndecodableImage as error:
                 bad.append(str(error))
             else:
@@ -141,8 +143,8 @@ def _no_images(bad: dict[str, None]) -> Batch:
     return Batch(none, none, none, list(bad))
 
 
-def _empty(channels: int, size: tuple[int, int], *leading: int) -> torch.Tensor:
-    return torch.empty((*leading, channels, *size), dtype=torch.uint8)
+def _empty(reading: Reading, size: tuple[int, int], *leading: int) -> torch.Tensor:
+    return torch.empty((*leading, reading.number, *size), dtype=torch_type(reading))
 
 
 def _label(source: Source, index: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import check_channels
+from hardpatch.data.reading import RGB, Pixels, Reading, arranged
 from hardpatch.errors import UserError
 
 SIZE = 32
@@ -67,12 +67,9 @@ class DemoSource:
         """Name of image i in messages."""
         return f"demo:{self.split}/{i:05d}"
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Return a copy of image i, uint8 [32, 32, channels]."""
-        check_channels(channels)
-        if channels == 3:
-            return self._images[i].copy()
-        return (self._images[i] @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)[:, :, None]
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Return a copy of image i, [32, 32, channels]."""
+        return arranged(self._images[i].copy(), reading)
 
     def encoded(self, i: int) -> None:
         """Return None: the images are pixels."""

@@ -56,13 +56,13 @@ def crop(images: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) 
     the two directions, and differs from that by one gray level at some pixels.
 
     Args:
-        images: uint8 ``[B, H, C, W]``: rows before channels, so that both matrix products read memory in order.
+        images: ``[B, H, C, W]`` of any type: rows before channels, so that both matrix products read memory in order.
         boxes: top, left, height and width in pixels, not necessarily whole ones, ``[B, 4]``.
         flipped: bool ``[B]``.
         size: (height, width) of the crops.
 
     Returns:
-        uint8 ``[B, C, h, w]``.
+        ``[B, C, h, w]`` of the same type.
     """
     batch, height, channels, width = images.shape
     rows = resize_weights(boxes[:, 0], boxes[:, 2], height, size[0])
@@ -70,8 +70,11 @@ def crop(images: Tensor, boxes: Tensor, flipped: Tensor, size: tuple[int, int]) 
     columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
     pixels = images.view(batch, height * channels, width).float()
     pixels = torch.bmm(pixels, columns.transpose(1, 2))
-    pixels = torch.bmm(rows, pixels.view(batch, height, channels * size[1])).round_().clamp_(0, 255)
-    return pixels.byte().view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
+    pixels = torch.bmm(rows, pixels.view(batch, height, channels * size[1]))
+    if not images.dtype.is_floating_point:
+        limits = torch.iinfo(images.dtype)
+        pixels = pixels.round_().clamp_(limits.min, limits.max)
+    return pixels.to(images.dtype).view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
 
 
 def resize_weights(start: Tensor, length: Tensor, inputs: int, outputs: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hardpatch.data.augment import TrainTransform
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.batch import CROP_OFFSET, Batch, crop_indices
-from hardpatch.data.crop import resize
+from hardpatch.data.crop import resize, torch_type
 from hardpatch.data.device_crop import BOX_NUMBERS, crop, crop_boxes
 from hardpatch.data.memory import available_memory, image_sizes, run_in_threads
 from hardpatch.data.order import TrainingOrder, images_per_batch
@@ -36,7 +36,7 @@ log = logging.getLogger("hardpatch")
 
 
 class DeviceDataset:
-    """All images of a source on a device, as uint8.
+    """All images of a source on a device, in the type of the reading.
 
     Images of one size are stored unchanged. If sizes differ, each image is resized to a square of `side` pixels (None:
     :func:`default_side`); the crops are still drawn by the image's own height and width.
@@ -49,7 +49,7 @@ class DeviceDataset:
         self, source: Source, transform: TrainTransform, device: torch.device, side: int | None = None
     ) -> None:
         self.transform, self.device = transform, device
-        sizes, self.broken = image_sizes(source, transform.channels, None)
+        sizes, self.broken = image_sizes(source, transform.reading, None)
         height, width = self._stored_size(sizes, side)
         self._check_memory(len(source), height, width)
         self.images = self._decode(source, height, width)
@@ -72,7 +72,9 @@ class DeviceDataset:
         return side, side
 
     def _check_memory(self, n: int, height: int, width: int) -> None:
-        needed, free = n * height * width * self.transform.channels, free_memory(self.device)
+        reading = self.transform.reading
+        needed = n * height * width * reading.number * np.dtype(reading.dtype).itemsize
+        free = free_memory(self.device)
         if free is not None and needed > MAX_MEMORY_SHARE * free:
             raise UserError(
                 f"data.in_memory: {n} images of {height} x {width} take {needed / 1e9:.1f} GB, and "
@@ -82,14 +84,16 @@ class DeviceDataset:
         log.info("decoding %d images of %d x %d for %s, %.2f GB", n, height, width, self.device, needed / 1e9)
 
     def _decode(self, source: Source, height: int, width: int) -> Tensor:
-        """Decode all images to the device, uint8 ``[n, height, C, width]`` as :func:`crop` takes them."""
-        n, channels = len(source), self.transform.channels
-        images = torch.empty(n, height, channels, width, dtype=torch.uint8, device=self.device)
+        """Decode all images to the device, ``[n, height, C, width]`` as :func:`crop` takes them."""
+        n, reading = len(source), self.transform.reading
+        dtype = torch_type(reading)
+        images = torch.empty(n, height, reading.number, width, dtype=dtype, device=self.device)
         for start in range(0, n, STAGING_IMAGES):
-            staged = np.zeros((min(STAGING_IMAGES, n - start), height, channels, width), dtype=np.uint8)
+            count = min(STAGING_IMAGES, n - start)
+            staged = np.zeros((count, height, reading.number, width), dtype=reading.dtype)
 
             def decode(i: int, start: int = start, staged: np.ndarray = staged) -> None:
-                staged[i - start] = resize(source.image(i, channels), (height, width)).transpose(0, 2, 1)
+                staged[i - start] = resize(source.image(i, reading), (height, width)).transpose(0, 2, 1)
 
             good = [i for i in range(start, start + len(staged)) if i not in self.broken]
             run_in_threads(decode, good, self.broken)
@@ -131,7 +135,7 @@ class DeviceDataset:
             seed: of the run.
 
         Returns:
-            Crops uint8 ``[B, C, h, w]``, boxes as shares of the image float32 ``[B, 4]``, and flips bool ``[B]``.
+            Crops ``[B, C, h, w]``, boxes as shares of the image float32 ``[B, 4]``, and flips bool ``[B]``.
         """
         transform = self.transform
         keys = (indices // CROP_OFFSET << 56) + (epochs << 32) + indices % CROP_OFFSET  # crop, epoch and image

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.arrays import kept_type
-from hardpatch.data.decode import Header, check_pixels, chosen_page
+from hardpatch.data.header import Header, check_pixels, chosen_page, kept_type
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 
@@ -20,7 +19,7 @@ def decode_dicom(data: bytes, reading: Reading, page: int | None = None) -> Pixe
     frames = _frames(dataset)
     number = chosen_page(frames, page, reading)
     try:
-        from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array  # type: ignore[import-not-found]
+        from pydicom.pixels import apply_color_lut, apply_rescale, pixel_array
 
         values = pixel_array(dataset, index=number)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -46,9 +45,7 @@ def _read(data: bytes) -> Any:
     try:
         import pydicom
     except ImportError:
-        raise UndecodableImage(
-            "a DICOM file, which needs a further package: pip install 'hardpatch[dicom]'"
-        ) from None
+        raise UndecodableImage("a DICOM file, which needs a further package: pip install 'hardpatch[dicom]'") from None
     try:
         dataset = pydicom.dcmread(io.BytesIO(data))
         _ = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import EXTENSIONS, UndecodableImage, decode, named_errors
+from hardpatch.data.decode import decode, named_errors
+from hardpatch.data.formats import EXTENSIONS
+from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 
@@ -41,11 +43,11 @@ class FileSource:
         start = self._ends[i - 1] if i else 0
         return os.path.join(self._root, os.fsdecode(self._paths[start : self._ends[i]]))
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Decode image i to uint8 [H, W, channels]."""
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Decode image i to [H, W, channels]."""
         data = self.encoded(i)
         with named_errors(self.name, i):
-            return decode(data, channels)
+            return decode(data, reading)
 
     def encoded(self, i: int) -> bytes:
         """Read the file of image i."""

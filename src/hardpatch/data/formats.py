@@ -44,7 +44,11 @@ def pillow_formats() -> tuple[str, ...]:
     from PIL import Image, features
 
     names = [name for name in FORMATS if name not in ("AVIF", "JPEG2000", "WEBP")]
-    names += [name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")) if features.check(feature)]
+    names += [
+        name
+        for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp"))
+        if features.check(feature)
+    ]
     if has_extra("HEIF"):
         import pillow_heif
 

@@ -11,14 +11,15 @@ import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hardpatch.data.augment import EvalTransform, MultiCropTransform, TrainTransform
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.batch import Batch
 from hardpatch.data.datasets import CropDataset, EvaluationDataset, MultiCropDataset
-from hardpatch.data.decode import check_channels
 from hardpatch.data.order import EvaluationOrder, TrainingOrder, images_per_batch
+from hardpatch.data.reading import check_channels
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
@@ -67,7 +68,7 @@ def train_batches(
     images = images_per_batch(batch_size, crops, world_size)
     if seed < 0:
         raise UserError(f"seed: expected 0 or more, got {seed}")
-    check_channels(transform.channels)
+    check_channels(transform.reading.channels)
     dataset: Dataset[Batch]
     if isinstance(transform, TrainTransform):
         dataset = CropDataset(source, transform, seed, crops)
@@ -76,7 +77,9 @@ def train_batches(
     else:
         dataset = MultiCropDataset(source, transform, seed)
     order = TrainingOrder(len(source), images, seed, start, rank, world_size)
-    prefetch = prefetch_factor(batch_size // world_size * transform.channels * math.prod(transform.image_size), workers)
+    reading = transform.reading
+    pixel_bytes = reading.number * np.dtype(reading.dtype).itemsize * math.prod(transform.image_size)
+    prefetch = prefetch_factor(batch_size // world_size * pixel_bytes, workers)
     return _nonempty(batch_loader(dataset, order, workers, pin_memory, prefetch), len(source))
 
 
@@ -89,7 +92,7 @@ def eval_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}")
-    check_channels(transform.channels)
+    check_channels(transform.reading.channels)
     order = EvaluationOrder(len(source), batch_size)
     return _without_empty(batch_loader(EvaluationDataset(source, transform), order, workers, pin_memory), len(source))
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import UndecodableImage, check_channels, image_size, named_errors
+from hardpatch.data.decode import image_size, named_errors
+from hardpatch.data.reading import Pixels, Reading, UndecodableImage, check_channels
 from hardpatch.data.sources import Source
 from hardpatch.data.workers import cores
 from hardpatch.errors import UserError
@@ -34,21 +35,22 @@ class InMemorySource:
     Raises UserError, before anything is decoded, if the pixels do not fit into the free memory.
     """
 
-    def __init__(self, source: Source, channels: int) -> None:
-        check_channels(channels)
-        self.source, self.channels = source, channels
+    def __init__(self, source: Source, reading: Reading) -> None:
+        check_channels(reading.channels)
+        self.source, self.reading = source, reading
         self.classes, self.skipped = source.classes, source.skipped
-        self._sizes, self._broken = image_sizes(source, channels, available_memory())
-        self._ends = np.cumsum(self._sizes.prod(1) * channels)
+        self._sizes, self._broken = image_sizes(source, reading, available_memory())
+        self._ends = np.cumsum(self._sizes.prod(1) * reading.number)
         # Anonymous and shared: /dev/shm, which torch would use, is small in containers.
-        pixels = np.frombuffer(mmap.mmap(-1, max(1, int(self._ends[-1]))), np.uint8)
-        log.info("decoding %d images into memory, %.2f GB", len(source), self._ends[-1] / 1e9)
+        dtype = np.dtype(reading.dtype)
+        pixels = np.frombuffer(mmap.mmap(-1, dtype.itemsize * max(1, int(self._ends[-1]))), dtype)
+        log.info("decoding %d images into memory, %.2f GB", len(source), pixels.nbytes / 1e9)
 
         def decode(i: int) -> None:
-            self._view(pixels, i)[:] = source.image(i, channels)
+            self._view(pixels, i)[:] = source.image(i, reading)
 
         run_in_threads(decode, [i for i in range(len(source)) if i not in self._broken], self._broken)
-        self._pixels: npt.NDArray[np.uint8] | None = pixels
+        self._pixels: Pixels | None = pixels
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
@@ -60,12 +62,13 @@ class InMemorySource:
         """Name of image i in the other source."""
         return self.source.name(i)
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Return a view of image i, uint8 [H, W, channels]; another number of channels is decoded on demand."""
+    def image(self, i: int, reading: Reading | None = None) -> Pixels:
+        """Return a view of image i, [H, W, channels]; another reading than that of the set is decoded on demand."""
         if i in self._broken:
             raise UndecodableImage(self._broken[i])
-        if self._pixels is None or channels != self.channels:
-            return self.source.image(i, channels)
+        reading = reading or self.reading
+        if self._pixels is None or reading != self.reading:
+            return self.source.image(i, reading)
         return self._view(self._pixels, i)
 
     def encoded(self, i: int) -> bytes | None:
@@ -76,18 +79,19 @@ class InMemorySource:
         """Index of the class of image i; None if it is unlabeled."""
         return self.source.label(i)
 
-    def _view(self, pixels: npt.NDArray[np.uint8], i: int) -> npt.NDArray[np.uint8]:
+    def _view(self, pixels: Pixels, i: int) -> Pixels:
         height, width = self._sizes[i]
         end = int(self._ends[i])
-        return pixels[end - height * width * self.channels : end].reshape(height, width, self.channels)
+        channels = self.reading.number
+        return pixels[end - height * width * channels : end].reshape(height, width, channels)
 
 
-def image_sizes(source: Source, channels: int, limit: int | None) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
+def image_sizes(source: Source, reading: Reading, limit: int | None) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     """Read the size of every image from its header.
 
     Args:
         source: the images.
-        channels: of the pixels whose memory is limited.
+        reading: of the pixels whose memory is limited.
         limit: bytes that the pixels of all images may take; None is no limit.
 
     Returns:
@@ -96,23 +100,23 @@ def image_sizes(source: Source, channels: int, limit: int | None) -> tuple[npt.N
     Raises:
         UserError: if the pixels take more than the limit. A random sample is enough where that shows it.
     """
-    n = len(source)
+    n, bytes_per_pixel = len(source), reading.number * np.dtype(reading.dtype).itemsize
     sizes = np.zeros((n, 2), dtype=np.int64)
     broken: dict[int, str] = {}
 
     def measure(i: int) -> None:
         data = source.encoded(i)
         if data is None:
-            sizes[i] = source.image(i, channels).shape[:2]
+            sizes[i] = source.image(i, reading).shape[:2]
             return
         with named_errors(source.name, i):
-            sizes[i] = image_size(data)
+            sizes[i] = image_size(data, reading)
 
     sample = np.sort(np.random.default_rng(0).permutation(n)[:SAMPLE])
     for indices in (sample, np.setdiff1d(np.arange(n), sample)):
         run_in_threads(measure, indices.tolist(), broken)
         measured = len(sample) if indices is sample else n
-        needed = int(sizes.prod(1).sum() * channels * n / measured)
+        needed = int(sizes.prod(1).sum() * bytes_per_pixel * n / measured)
         if limit is not None and needed > limit:
             raise UserError(
                 f"data.in_memory: {n} images take {needed / 1e9:.1f} GB as pixels and {limit / 1e9:.1f} GB are free; "

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import UndecodableImage, decode, named_errors
+from hardpatch.data.decode import decode, named_errors
+from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class ParquetSource:
         path = None if paths is None else paths[row].as_py()
         return f"{self._paths[file]} row {row_in_file}" + (f" ({path})" if path else "")
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Decode image i to uint8 [H, W, channels]."""
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Decode image i to [H, W, channels]."""
         data = self.encoded(i)
         with named_errors(self.name, i):
-            return decode(data, channels)
+            return decode(data, reading)
 
     def encoded(self, i: int) -> bytes:
         """Return the bytes stored for image i."""

@@ -1,7 +1,7 @@
 """How image files become pixels: channels, type, range, pages. One setting for every verb that uses a model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,15 @@ class Reading:
         """Number of channels of the pixels."""
         return self.channels if isinstance(self.channels, int) else len(self.channels)
 
+    def with_channels(self, channels: int | tuple[int, ...]) -> "Reading":
+        """Return this reading of other channels."""
+        return replace(self, channels=channels)
+
+    @property
+    def ranged(self) -> bool:
+        """True if bytes are not simply divided by 255."""
+        return self.dtype == "uint8" and (self.low, self.high) != ((0.0,), (255.0,))
+
     @property
     def bounds(self) -> tuple[Pixels, Pixels]:
         """`low` and `high` as float32 arrays of one number or one for each channel."""
@@ -69,6 +78,12 @@ class Reading:
         """Return the reading of :meth:`to_dict`."""
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **tuples})
+
+
+def read_reading(metadata: Mapping[str, Any]) -> Reading:
+    """Return the reading in the metadata of weights; 8 bits where they have none, as earlier versions wrote them."""
+    values = metadata.get("reading")
+    return Reading(len(metadata["mean"])) if values is None else Reading.from_dict(values)
 
 
 RGB, GRAY = Reading(3), Reading(1)
@@ -98,6 +113,13 @@ def to_unit(pixels: Pixels, reading: Reading) -> npt.NDArray[np.float32]:
     """Scale ``[H, W, C]`` of the reading's type to float32 in [0, 1]."""
     low, high = reading.bounds
     return ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
+
+
+def to_bytes(pixels: Pixels, reading: Reading) -> npt.NDArray[np.uint8]:
+    """Return pixels ``[H, W, C]`` in 8 bits, to be shown."""
+    if pixels.dtype == np.uint8 and not reading.ranged:
+        return pixels
+    return (to_unit(pixels, reading) * 255).round().astype(np.uint8)
 
 
 def from_unit(values: npt.NDArray[np.float32], reading: Reading) -> Pixels:
@@ -138,8 +160,8 @@ def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
     if (found, channels) == (3, 1):
         return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
     raise UndecodableImage(
-        f"{found} channels; expected {channels}: set data.channels to {found}, or to the indices of those to use, as in "
-        "[2, 1, 0]"
+        f"{found} channels; expected {channels}: set data.channels to {found}, or to the indices of those to use, as "
+        "in [2, 1, 0]"
     )
 
 

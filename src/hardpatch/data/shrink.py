@@ -1,5 +1,6 @@
 """Shrinking a data set once, so that every run reads and decodes less."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,8 +13,9 @@ from torch.utils.data import Dataset
 
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.crop import resize, shrink_factor
-from hardpatch.data.decode import Jpeg, UndecodableImage, named_errors, open_image
+from hardpatch.data.decode import Jpeg, named_errors, open_image, read_header
 from hardpatch.data.loader import batch_loader
+from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
@@ -40,8 +42,9 @@ def shrink(
     """Write smaller images of a source as Parquet files in the Hugging Face layout.
 
     The columns are `image` {bytes, path} and, for a labeled source, `label`. The order is that of the source. An image
-    whose shorter side is at most `side` keeps its file; the others become JPEGs of quality 95. The folder `out` appears
-    when all of it is written.
+    whose shorter side is at most `side` keeps its file, unless it is stored turned. The others become JPEGs of quality
+    95, upright; those of more than 8 bits or of other channels than gray and RGB become TIFFs, without loss but for the
+    resizing. What is transparent becomes white. The folder `out` appears when all of it is written.
 
     Args:
         source: the images; class names are kept.
@@ -76,8 +79,8 @@ def shrink(
     return written, bad
 
 
-def shrink_image(image: npt.NDArray[np.uint8] | Jpeg, side: int) -> npt.NDArray[np.uint8]:
-    """Resize to uint8 [H, W, C] with a shorter side of at most `side` pixels, keeping the aspect ratio."""
+def shrink_image(image: Pixels | Jpeg, side: int) -> Pixels:
+    """Resize to [H, W, C] of the same type with a shorter side of at most `side` pixels, keeping the aspect ratio."""
     height, width = image.shape[:2]
     zoom = side / min(height, width)
     size = (max(1, round(height * zoom)), max(1, round(width * zoom))) if zoom < 1 else (height, width)
@@ -90,7 +93,23 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode as a JPEG of quality 95 with chroma subsampling 4:2:0."""
     import simplejpeg
 
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorsubsampling="420")
+    gray = pixels.shape[2] == 1
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), QUALITY, "GRAY" if gray else "RGB", "Gray" if gray else "420"
+    )
+
+
+def encode(pixels: Pixels) -> bytes:
+    """Encode 8-bit gray and RGB as a JPEG, and all others as a TIFF."""
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        return encode_jpeg(pixels)
+    from tifffile import imwrite
+
+    file = io.BytesIO()
+    kind = "rgb" if pixels.shape[2] == 3 else "minisblack"
+    planes = pixels if pixels.shape[2] > 1 else pixels[:, :, 0]
+    imwrite(file, planes, photometric=kind, planarconfig="contig" if planes.ndim == 3 else None, compression="zlib")
+    return file.getvalue()
 
 
 class _ShrinkingDataset(Dataset[list[bytes | str]]):
@@ -109,13 +128,14 @@ class _ShrinkingDataset(Dataset[list[bytes | str]]):
         try:
             data = self.source.encoded(i)
             if data is None:
-                return encode_jpeg(shrink_image(self.source.image(i, 3), self.side))
+                return encode(shrink_image(self.source.image(i, RGB), self.side))
             with named_errors(self.source.name, i):
-                image = open_image(data)
+                header = read_header(data)
+                image = open_image(data, Reading(header.channels, header.dtype))
                 pixels = shrink_image(image, self.side)
         except UndecodableImage as error:
             return str(error)
-        return data if pixels.shape == image.shape else encode_jpeg(pixels)
+        return data if pixels.shape == image.shape and header.orientation == 1 else encode(pixels)
 
 
 def _shrunken(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from hardpatch.data.decode import EXTENSIONS
 from hardpatch.data.folders import FileSource, class_names, list_images
+from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.parquet import ParquetSource
+from hardpatch.data.reading import RGB, Pixels, Reading
 from hardpatch.errors import UserError
 
 
@@ -34,8 +34,8 @@ class Source(Protocol):
     def name(self, i: int) -> str:
         """Name of image i in messages: the path of the file, or the Parquet file, the row and the stored path."""
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Decode image i to uint8 [H, W, channels]. Raises UndecodableImage with the name and the reason."""
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Decode image i to [H, W, channels]. Raises UndecodableImage with the name and the reason."""
 
     def encoded(self, i: int) -> bytes | None:
         """Read the encoded file of image i; None if the source holds pixels. Raises UndecodableImage, too."""
@@ -106,10 +106,10 @@ class ConcatSource:
         source, k = self._locate(i)
         return source.name(k)
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Decode image i to uint8 [H, W, channels]."""
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Decode image i to [H, W, channels]."""
         source, k = self._locate(i)
-        return source.image(k, channels)
+        return source.image(k, reading)
 
     def encoded(self, i: int) -> bytes | None:
         """Read the encoded file of image i; None if its source holds pixels."""
@@ -141,9 +141,9 @@ class Subset:
         """Name of image i in the other source."""
         return self.source.name(self.indices[i])
 
-    def image(self, i: int, channels: int) -> npt.NDArray[np.uint8]:
-        """Decode image i to uint8 [H, W, channels]."""
-        return self.source.image(self.indices[i], channels)
+    def image(self, i: int, reading: Reading = RGB) -> Pixels:
+        """Decode image i to [H, W, channels]."""
+        return self.source.image(self.indices[i], reading)
 
     def encoded(self, i: int) -> bytes | None:
         """Read the encoded file of image i; None if the other source holds pixels."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.reading import Reading, UndecodableImage, to_unit
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def channel_statistics(
-    source: Source, channels: int, seed: int, at_most: int = 2000
+    source: Source, reading: Reading, seed: int, at_most: int = 2000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, for pixels in [0, 1], over at most `at_most` images drawn at random.
 
@@ -22,14 +22,18 @@ def channel_statistics(
     decoded are skipped. Raises UserError if none is left.
     """
     indices = np.random.default_rng(seed).permutation(len(source))[:at_most]
+    channels = reading.number
     mean, square, count = np.zeros(channels), np.zeros(channels), 0
     for i in indices:
         try:
-            pixels = source.image(int(i), channels).reshape(-1, channels)
+            pixels = source.image(int(i), reading)
         except UndecodableImage:
             continue
-        mean += pixels.mean(0) / 255
-        square += np.einsum("pc,pc->c", pixels, pixels, dtype=np.float64) / len(pixels) / 255**2
+        plain = reading.dtype == "uint8" and not reading.ranged  # needs no copy in float32
+        values = (pixels if plain else to_unit(pixels, reading)).reshape(-1, channels)
+        unit = 255 if plain else 1
+        mean += values.mean(0, dtype=np.float64) / unit
+        square += np.einsum("pc,pc->c", values, values, dtype=np.float64) / len(values) / unit**2
         count += 1
     if not count:
         raise UserError(
@@ -37,7 +41,8 @@ def channel_statistics(
         )
     mean, square = mean / count, square / count
     # at least one gray level: with images of a single color the model would divide by zero
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=1 / 255)
+    least = 1 / 255 if reading.dtype == "uint8" else 1e-6
+    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=least)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -52,14 +57,21 @@ def resolve_statistics(
     mean: str | Sequence[float],
     std: str | Sequence[float],
     compute: Callable[[], tuple[Sequence[float], Sequence[float]]],
+    photographs: bool = True,
 ) -> ChannelStatistics:
     """Return the statistics that the settings ``data.mean`` and ``data.std`` stand for.
 
     Args:
-        mean: ``imagenet``, ``computed``, or the values of each channel.
+        mean: ``auto``, ``imagenet``, ``computed``, or the values of each channel.
         std: likewise.
         compute: returns mean and standard deviation of the images; called only if a setting is ``computed``.
+        photographs: the images are 8-bit RGB, for which ``auto`` is ``imagenet``; else it is ``computed``.
+
+    Raises:
+        UserError: for ImageNet's statistics and other images than RGB.
     """
+    automatic = "imagenet" if photographs else "computed"
+    mean, std = (automatic if values == "auto" else values for values in (mean, std))
     computed = compute() if "computed" in (mean, std) else ((), ())
     named: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "imagenet": (IMAGENET_MEAN, IMAGENET_STD),

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.arrays import finite, kept_type
-from hardpatch.data.decode import Header, check_pixels, chosen_page, open_with_pillow, over_background, pixels_of
+from hardpatch.data.header import Header, check_pixels, chosen_page, finite, kept_type, over_background
 from hardpatch.data.orientation import TAG, file_orientation, upright, upright_size
+from hardpatch.data.pillow import open_with_pillow, pixels_of
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 PALETTE, RGB_COLORS, CMYK = 3, 2, 5
@@ -99,8 +99,8 @@ def _page(data: bytes, file: Any, number: int, reading: Reading) -> Pixels:
             return _with_pillow(data, number, reading)
         codec = getattr(page.compression, "name", page.compression)
         raise UndecodableImage(
-            f"TIFF of {page.samplesperpixel} channels of {page.bitspersample} bits with {codec} compression, which needs "
-            "a further package: pip install 'hardpatch[tiff]'"
+            f"TIFF of {page.samplesperpixel} channels of {page.bitspersample} bits with {codec} compression, which "
+            "needs a further package: pip install 'hardpatch[tiff]'"
         ) from None
     if page.axes.startswith("S"):  # planar
         values = np.moveaxis(values, 0, -1)
@@ -117,12 +117,12 @@ def _page(data: bytes, file: Any, number: int, reading: Reading) -> Pixels:
 
 
 def _for_pillow(page: Any) -> bool:
-    """True for 8-bit pictures with a meaning for each sample, which Pillow converts and decompresses."""
+    """Return True for 8-bit pictures with a meaning for each sample, which Pillow converts and decompresses."""
     return not _raw(page) and page.bitspersample <= 8 and int(page.sampleformat or 1) == 1
 
 
 def _raw(page: Any) -> bool:
-    """True if the samples of a pixel are channels of any kind, more than its colors and transparency."""
+    """Return True if the samples of a pixel are channels of any kind, more than its colors and transparency."""
     colors = {RGB_COLORS: 3, CMYK: 4, 6: 3, 8: 3}.get(int(page.photometric or 0), 1)
     return bool(page.samplesperpixel - _alpha(page) != colors)
 

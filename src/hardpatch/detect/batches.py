@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hardpatch.data.bad_files import nothing_decodable
-from hardpatch.data.decode import UndecodableImage
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import EvaluationOrder
+from hardpatch.data.reading import RGB, Reading, UndecodableImage
 from hardpatch.detect.data import CocoSet, Image, mask_tools, object_mask, read_image
 
 Boxes = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ class ScaleJitter:
         out.
 
         Args:
-            image: uint8 ``[H, W, C]``.
+            image: ``[H, W, C]``.
             boxes: float32 ``[n, 4]``.
             labels: int64 ``[n]``.
             masks: uint8 ``[n, H, W]``.
@@ -108,9 +108,12 @@ def scaled_size(size: tuple[int, ...], long_side: float) -> tuple[int, int]:
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 ``[C, H, W]`` to (height, width) ``size`` with antialiasing."""
+    """Resize ``[C, H, W]`` to (height, width) ``size`` with antialiasing, in its own type."""
     if tuple(image.shape[1:]) == size:
         return image
+    if image.dtype != torch.uint8:
+        values = F.interpolate(image.float()[None], size, mode="bilinear", antialias=True)[0]
+        return values if image.is_floating_point() else values.round_().to(image.dtype)
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
@@ -140,7 +143,7 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    channels: int = 3,
+    reading: Reading = RGB,
     start: int = 0,
     workers: int = 0,
 ) -> Generator[DetectionBatch, None, None]:
@@ -155,7 +158,7 @@ def training_batches(
         transform: flips, resizes and crops.
         batch_size: images in a batch.
         seed: of order and transform.
-        channels: of the images, 1 or 3.
+        reading: channels, type and range of the images.
         start: number of the first batch.
         workers: processes that decode; 0 decodes in this one.
 
@@ -163,7 +166,7 @@ def training_batches(
         UserError: if no image can be used.
     """
     mask_tools()  # fails here rather than in a worker
-    dataset = _TrainingDataset(coco, str(folder), transform, channels, seed)
+    dataset = _TrainingDataset(coco, str(folder), transform, reading, seed)
     for batch in batch_loader(dataset, _TrainingOrder(len(coco.images), batch_size, seed, start), workers):
         if not batch.samples:
             raise nothing_decodable(len(coco.images), batch.bad)
@@ -176,7 +179,7 @@ def evaluation_batches(
     size: int,
     *,
     batch_size: int,
-    channels: int = 3,
+    reading: Reading = RGB,
     workers: int = 0,
 ) -> Iterator[DetectionBatch]:
     """Load every image once, in order, without targets; images that cannot be used are left out.
@@ -186,20 +189,20 @@ def evaluation_batches(
         folder: folder of the images.
         size: pixels of the longer side, to which each image is resized.
         batch_size: images in a batch.
-        channels: of the images, 1 or 3.
+        reading: channels, type and range of the images.
         workers: processes that decode; 0 decodes in this one.
     """
     mask_tools()
-    dataset = _EvaluationDataset(coco, str(folder), size, channels)
+    dataset = _EvaluationDataset(coco, str(folder), size, reading)
     yield from batch_loader(dataset, EvaluationOrder(len(coco.images), batch_size), workers)
 
 
 class _TrainingDataset(Dataset[DetectionBatch]):
     """Whole training batches by the (epoch, index) of their samples; empty if no image can be used."""
 
-    def __init__(self, coco: CocoSet, folder: str, transform: ScaleJitter, channels: int, seed: int) -> None:
+    def __init__(self, coco: CocoSet, folder: str, transform: ScaleJitter, reading: Reading, seed: int) -> None:
         self.images, self.labels = coco.images, coco.labels
-        self.folder, self.transform, self.channels, self.seed = folder, transform, channels, seed
+        self.folder, self.transform, self.reading, self.seed = folder, transform, reading, seed
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> DetectionBatch:
         samples, bad = [], dict[str, None]()
@@ -216,7 +219,7 @@ class _TrainingDataset(Dataset[DetectionBatch]):
         for offset in range(len(self.images)):
             i = (index + offset) % len(self.images)
             try:
-                return i, read_image(self.images[i], self.folder, self.channels)
+                return i, read_image(self.images[i], self.folder, self.reading)
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
@@ -235,14 +238,14 @@ class _TrainingDataset(Dataset[DetectionBatch]):
 class _EvaluationDataset(Dataset[DetectionBatch]):
     """Whole batches by the indices of their images; images that cannot be used are left out."""
 
-    def __init__(self, coco: CocoSet, folder: str, size: int, channels: int) -> None:
-        self.images, self.folder, self.size, self.channels = coco.images, folder, size, channels
+    def __init__(self, coco: CocoSet, folder: str, size: int, reading: Reading) -> None:
+        self.images, self.folder, self.size, self.reading = coco.images, folder, size, reading
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> DetectionBatch:
         samples, bad = [], []
         for index in indices.tolist():
             try:
-                pixels = read_image(self.images[index], self.folder, self.channels)
+                pixels = read_image(self.images[index], self.folder, self.reading)
             except UndecodableImage as error:
                 bad.append(str(error))
                 continue

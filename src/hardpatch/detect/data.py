@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import UndecodableImage, decode
+from hardpatch.data.decode import decode
+from hardpatch.data.reading import RGB, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 Image = npt.NDArray[np.uint8]
@@ -182,7 +183,7 @@ def decode_mask(encoded: Mapping[str, Any]) -> Image:
         return mask_tools().decode(encoded)
 
 
-def read_image(image: CocoImage, folder: str | os.PathLike[str], channels: int = 3) -> Image:
+def read_image(image: CocoImage, folder: str | os.PathLike[str], reading: Reading = RGB) -> Image:
     """Read an image from its folder: uint8 ``[H, W, C]``.
 
     Raises:
@@ -190,7 +191,7 @@ def read_image(image: CocoImage, folder: str | os.PathLike[str], channels: int =
     """
     path = Path(folder) / image.file
     try:
-        pixels = decode(path.read_bytes(), channels)
+        pixels = decode(path.read_bytes(), reading)
     except OSError as error:
         raise UndecodableImage(f"{path}: {error.strerror}") from None
     except UndecodableImage as error:

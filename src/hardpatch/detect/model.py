@@ -26,9 +26,10 @@ from torchvision.models.detection.rpn import RPNHead  # type: ignore[import-unty
 from torchvision.ops import MultiScaleRoIAlign  # type: ignore[import-untyped]
 from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyped]
 
+from hardpatch.data.reading import Reading
 from hardpatch.detect.vitdet import ChannelNorm, ViTDet
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import normalize, register_normalization
 
 LEVELS = ("p2", "p3", "p4", "p5")
 """Levels of the pyramid from which regions are pooled, with strides of 4, 8, 16 and 32 px for patches of 16 px."""
@@ -45,16 +46,19 @@ class Canvas(nn.Module):
         size: side of the canvas in pixels.
         mean: of each channel, for pixels in [0, 1].
         std: standard deviation likewise.
+        reading: channels, type and range of the pixels; None is 8 bits.
     """
 
+    reading: Reading
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], reading: Reading | None = None) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        register_normalization(self, mean, std, reading)
 
     def forward(
         self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -72,7 +76,7 @@ class Canvas(nn.Module):
         for canvas, image, (height, width) in zip(batch, images, sizes, strict=True):
             if height > self.size or width > self.size:
                 raise ValueError(f"images: expected at most {self.size}x{self.size} pixels, got {height}x{width}")
-            canvas[:, :height, :width] = normalize(image, self.mean, self.std)
+            canvas[:, :height, :width] = normalize(image, self)
         return ImageList(batch, sizes), targets
 
     def postprocess(
@@ -86,6 +90,7 @@ def mask_rcnn(
     encoder: Encoder,
     mean: Sequence[float],
     std: Sequence[float],
+    reading: Reading | None = None,
     *,
     classes: int,
     image_size: int = 1024,
@@ -107,7 +112,8 @@ def mask_rcnn(
     Args:
         encoder: the encoder; its patch size is a multiple of 4.
         mean: of each channel, in the encoder's normalization.
-        std: standard deviation likewise.
+        std: likewise.
+        reading: of the pixels; None is 8 bits.
         classes: number of classes, without the background.
         image_size: side of the canvas in pixels, a multiple of four patches.
         window: side of a window in patches.
@@ -115,8 +121,7 @@ def mask_rcnn(
         channels: of the pyramid and of the heads' convolutions.
         head_width: of the box head's linear layer.
         rois: boxes per image on which the heads are trained.
-        anchor_scale: side of the anchors, relative to the stride of their map; with 8 and patches of 16 px, anchors
-            have 32 to 512 px.
+        anchor_scale: side of the anchors over the stride of their map; 8 with patches of 16 px gives 32 to 512 px.
         relative_positions: add decomposed relative positions to every block of the encoder.
         sampling_ratio: points of RoIAlign along each side of a cell; 0 adapts them to the size of the box.
         autocast: precision of encoder and pyramid, None for float32.
@@ -139,7 +144,7 @@ def mask_rcnn(
         box_batch_size_per_image=rois,
         **_heads(channels, head_width, classes + 1, strides, sampling_ratio),
     )
-    model.transform = Canvas(image_size, mean, std)
+    model.transform = Canvas(image_size, mean, std, reading)
     return model
 
 

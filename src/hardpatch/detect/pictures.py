@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from hardpatch.data.reading import RGB, Reading, to_bytes
 from hardpatch.detect.data import CocoSet, decode_mask, object_mask, read_image
 from hardpatch.figures import to_rgb
 
@@ -33,7 +34,7 @@ class DrawnObject(NamedTuple):
 
 
 def detection_sheet(
-    coco: CocoSet, folder: str | Path, results: Sequence[Mapping[str, Any]], number: int = 8, channels: int = 3
+    coco: CocoSet, folder: str | Path, results: Sequence[Mapping[str, Any]], number: int = 8, reading: Reading = RGB
 ) -> Image.Image:
     """Draw annotated objects and detections side by side, one image in a row.
 
@@ -42,12 +43,12 @@ def detection_sheet(
         folder: folder of the images.
         results: COCO results; those with a score of :data:`SCORE` or more are drawn.
         number: images to draw, evenly spread over the set.
-        channels: of the images, 1 or 3.
+        reading: channels, type and range of the images.
     """
     indices = sorted({round(k * (len(coco.images) - 1) / max(number - 1, 1)) for k in range(number)})
     rows = []
     for image in (coco.images[index] for index in indices):
-        pixels = to_rgb(read_image(image, folder, channels))
+        pixels = to_rgb(to_bytes(read_image(image, folder, reading), reading))
         annotated = [
             DrawnObject(obj.category, obj.box, object_mask(obj, image.height, image.width), None)
             for obj in image.objects

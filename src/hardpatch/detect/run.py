@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.curves import training_curves
+from hardpatch.data.reading import read_reading
 from hardpatch.detect.data import CocoSet, check_images, mask_tools, read_coco
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
@@ -211,7 +212,7 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
     )
     curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
     sheet = folder / "pictures" / "detections.png"
-    detection_sheet(job.evaluated_set, job.val[1], detections, channels=job.channels).save(sheet)
+    detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(sheet)
     return DetectResult(folder, saved, job.step, job.total, precision, detections, (curves, sheet), result=result)
 
 
@@ -254,7 +255,7 @@ def _metadata(saved: Path) -> dict[str, Any]:
 def _backbone(metadata: Mapping[str, Any]) -> Backbone:
     """Build the encoder that a checkpoint describes, with new weights."""
     encoder = build_encoder(metadata["encoder"])
-    return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]))
+    return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]), read_reading(metadata))
 
 
 def _read(argument: str, path: str, folder_argument: str, folder: str) -> CocoSet:

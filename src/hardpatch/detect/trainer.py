@@ -59,6 +59,7 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
                 backbone.encoder,
                 backbone.mean,
                 backbone.std,
+                backbone.reading,
                 classes=classes,
                 autocast=autocast,
                 global_blocks=min(run.global_blocks, len(backbone.encoder.blocks)),
@@ -107,7 +108,7 @@ class DetectJob:
         fabric: Fabric,
     ) -> None:
         self.run, self.folder, self.train, self.val, self.fabric = run, folder, train, val, fabric
-        self.encoder, self.channels = backbone.encoder, backbone.encoder.channels
+        self.encoder, self.reading = backbone.encoder, backbone.reading
         categories = train[0].categories
         self.model = build(backbone, run, len(categories), autocast_dtype(fabric)).to(fabric.device).train()
         self.images, self.batch_size = len(train[0].images), run.batch_size
@@ -123,6 +124,7 @@ class DetectJob:
             "encoder": encoder_settings(backbone.encoder),
             "mean": list(backbone.mean),
             "std": list(backbone.std),
+            "reading": backbone.reading.to_dict(),
             "categories": list(categories.items()),
             "steps": self.total,
             "images": self.images,
@@ -145,7 +147,7 @@ class DetectJob:
             ScaleJitter(run.image_size, run.jitter, run.flip),
             batch_size=run.batch_size,
             seed=run.seed,
-            channels=self.channels,
+            reading=self.reading,
             start=self.step,
             workers=loader_workers(run.workers),
         )
@@ -193,7 +195,7 @@ class DetectJob:
             folder,
             self.run.image_size,
             batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
-            channels=self.channels,
+            reading=self.reading,
             workers=loader_workers(self.run.workers),
         )
         results, indices, bad = detect(self.model.eval(), batches, coco)

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.sources import open_images
+from hardpatch.data.pages import with_pages
+from hardpatch.data.sources import Source, open_images
 from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
@@ -84,6 +85,7 @@ def score(
     draws: int = 10,
     predict: Predict | None = None,
     pictures: int = 32,
+    show: Sequence[int] | None = None,
     seed: int = 0,
     normalize_pixels: bool = False,
     batch_size: int = 32,
@@ -103,6 +105,7 @@ def score(
         draws: number of random masks over which the true loss is averaged.
         predict: prediction to use as the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
         pictures: number of images with a picture; all images have numbers.
+        show: channels in the pictures, one or three counted from 0; None is all, or the first three.
         seed: of the random masks.
         normalize_pixels: for reference checkpoints, which do not say: the targets were normalized patch by patch.
         batch_size: images per forward pass.
@@ -113,8 +116,7 @@ def score(
     """
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
-    source = open_images([images] if isinstance(images, str) else list(images))
-    log.info("IMAGES: %s", summarize(source))
+    source = _open(images, models.student)
     result = scoring.score(
         models.student,
         models.teacher,
@@ -127,6 +129,7 @@ def score(
         predict=models.masking.predict,
         seed=seed,
         pictures=pictures,
+        show=show,
         batch_size=batch_size,
         workers=resolve_workers(workers),
         device=used_device,
@@ -134,3 +137,10 @@ def score(
     )
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(result.bad)
     return result
+
+
+def _open(images: str | Sequence[str], model: HPM) -> Source:
+    """Open the images as the model reads them."""
+    source = with_pages(open_images([images] if isinstance(images, str) else list(images)), model.reading)
+    log.info("IMAGES: %s", summarize(source))
+    return source

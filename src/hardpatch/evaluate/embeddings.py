@@ -61,7 +61,9 @@ def write_embeddings(
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
     written = 0
     bad: list[str] = []
-    batches = eval_batches(source, eval_transform(model), batch_size=batch_size, workers=resolve_workers(workers))
+    batches = eval_batches(
+        source, eval_transform(model, source), batch_size=batch_size, workers=resolve_workers(workers)
+    )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) as partial, pq.ParquetWriter(partial, schema) as file:

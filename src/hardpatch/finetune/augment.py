@@ -19,6 +19,7 @@ from torch import Tensor
 from hardpatch.data.augment import Crop, TrainTransform
 from hardpatch.data.crop import Image
 from hardpatch.data.decode import Jpeg
+from hardpatch.data.reading import from_unit, to_unit
 
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 """Ranges of the erased share of an image, and of height over width of the rectangle (Zhong et al. 2020)."""
@@ -47,7 +48,7 @@ class FinetuneTransform(TrainTransform):
 
     Args:
         mean, std: of each channel for pixels in [0, 1], by which the images are normalized later. The noise of random
-            erasing has this mean and standard deviation. It is clipped at black and white, since pixels are bytes here.
+            erasing has this mean and standard deviation, and stays between black and white.
         magnitude: mean magnitude of RandAugment, 0 to 10, 0 is off.
         magnitude_std: standard deviation of the magnitude; the two are timm's ``rand-m..-mstd..-inc1``.
         erase: probability that a rectangle becomes noise.
@@ -60,7 +61,7 @@ class FinetuneTransform(TrainTransform):
     erase: float = 0.0
 
     def crop(self, image: Image | Jpeg, rng: np.random.Generator) -> Crop:
-        """Crop and augment an image, uint8 ``[H, W, C]``: uint8 ``[C, h, w]`` and the box of the crop."""
+        """Crop and augment an image ``[H, W, C]``: ``[C, h, w]`` of its type, and the box of the crop."""
         crop = super().crop(image, rng)
         pixels = crop.pixels
         if self.magnitude:
@@ -70,6 +71,8 @@ class FinetuneTransform(TrainTransform):
     def _augmented(self, pixels: Tensor, seed: int) -> Tensor:
         from PIL import Image as Pillow
 
+        if pixels.dtype != torch.uint8 or len(pixels) not in (1, 3):
+            return self._deeply_augmented(pixels, seed)
         gray = len(pixels) == 1
         picture = Pillow.fromarray(pixels[0].numpy() if gray else pixels.permute(1, 2, 0).numpy())
         fill = tuple(round(255 * value) for value in self.mean)
@@ -77,6 +80,14 @@ class FinetuneTransform(TrainTransform):
         with seeded(seed):
             augmented = np.array(augment(picture))
         return torch.from_numpy(augmented.reshape(*augmented.shape[:2], -1)).permute(2, 0, 1)
+
+    def _deeply_augmented(self, pixels: Tensor, seed: int) -> Tensor:
+        """Augment what Pillow has no pictures for: the channels one by one, with the same operations, in 16 bits."""
+        from hardpatch.finetune.deep_augment import rand_augment
+
+        values = to_unit(pixels.permute(1, 2, 0).numpy(), self.reading)
+        augmented = rand_augment(values, self.magnitude, self.magnitude_std, self.mean, np.random.default_rng(seed))
+        return torch.from_numpy(from_unit(augmented, self.reading)).permute(2, 0, 1)
 
     def _erased(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         channels, height, width = pixels.shape
@@ -88,9 +99,10 @@ class FinetuneTransform(TrainTransform):
             if 0 < h < height and 0 < w < width:
                 top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
                 mean, std = (np.reshape(values, (channels, 1, 1)) for values in (self.mean, self.std))
-                noise = 255 * (mean + std * rng.standard_normal((channels, h, w)))
+                noise = (mean + std * rng.standard_normal((channels, h, w))).clip(0, 1)
+                values = from_unit(noise.transpose(1, 2, 0).astype(np.float32), self.reading)
                 pixels = pixels.clone()
-                pixels[:, top : top + h, left : left + w] = torch.from_numpy(noise.round().clip(0, 255)).byte()
+                pixels[:, top : top + h, left : left + w] = torch.from_numpy(values.transpose(2, 0, 1).copy())
                 break
         return pixels
 

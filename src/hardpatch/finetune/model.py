@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hardpatch.choices import PoolName
+from hardpatch.data.reading import Reading
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import normalize, register_normalization
 from hardpatch.models.transfer import train_positions
 
 HEAD_STD = 2e-5
@@ -32,6 +33,7 @@ class Classifier(nn.Module):
         encoder: is changed and becomes part of this network.
         classes: number of classes.
         mean, std: of each channel for pixels in [0, 1], by which images are normalized.
+        reading: channels, type and range of the pixels; None is 8 bits.
         image_size: (height, width) of the images in pixels; None is that of the encoder. Positions are interpolated.
         drop_path: drop path of the last block; it rises linearly from 0 in the first block.
         frozen: train the linear layer only.
@@ -41,8 +43,11 @@ class Classifier(nn.Module):
         ValueError: if the patch size does not divide the image.
     """
 
+    reading: Reading
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class Classifier(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        reading: Reading | None = None,
         image_size: tuple[int, int] | None = None,
         drop_path: float = 0.0,
         frozen: bool = False,
@@ -69,8 +75,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(encoder.width, classes)
         nn.init.trunc_normal_(self.head.weight, std=PROBE_STD if frozen else HEAD_STD)
         nn.init.zeros_(self.head.bias)
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        register_normalization(self, mean, std, reading)
         self.train()
 
     def _unfreeze(self, grid: tuple[int, int], drop_path: float) -> None:
@@ -117,4 +122,4 @@ class Classifier(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize pixels, uint8 ``[B, C, H, W]``, to the network's input, float32."""
-        return normalize(images, self.mean, self.std)
+        return normalize(images, self)

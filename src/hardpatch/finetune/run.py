@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.curves import training_curves
+from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
@@ -285,6 +286,7 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
         len(metadata["classes"]),
         mean=metadata["mean"],
         std=metadata["std"],
+        reading=read_reading(metadata),
         drop_path=metadata["finetune"]["drop_path"],
         frozen=metadata["finetune"].get("frozen", False),
         pool=metadata["finetune"].get("pool", "mean"),
@@ -308,9 +310,9 @@ def initial_classifier(
         UserError: if the weights cannot be loaded or the image size does not fit.
     """
     if isinstance(run, RunConfig):
-        encoder, mean, std = random_encoder(replace(run, seed=settings.seed), train)
+        encoder, mean, std, reading = random_encoder(replace(run, seed=settings.seed), train)
     else:
-        encoder, mean, std = load_backbone(run, settings.weights, seed=settings.seed)
+        encoder, mean, std, reading = load_backbone(run, settings.weights, seed=settings.seed)
     unshare_relative_bias(encoder)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
@@ -321,6 +323,7 @@ def initial_classifier(
                 classes,
                 mean=mean,
                 std=std,
+                reading=reading,
                 image_size=size,
                 drop_path=settings.drop_path,
                 frozen=settings.frozen,

@@ -1,9 +1,9 @@
 """Encoders with random weights, for supervised training from scratch (Table 6 and supplement, Section D)."""
 
 from hardpatch.data.sources import Source
-from hardpatch.data.statistics import channel_statistics, resolve_statistics
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain.images import resolve
 from hardpatch.pretrain.sections import RunConfig
 
 
@@ -14,12 +14,9 @@ def random_encoder(run: RunConfig, train: Source) -> Backbone:
         run: settings of the run; only the encoder's, the data's and the seed matter.
         train: images from which channel statistics are computed if the settings say so.
     """
-
-    def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return channel_statistics(train, run.data.channels, run.seed)
-
-    model = initial_model(run, *resolve_statistics(run.data.mean, run.data.std, compute))
-    return Backbone(model.host.encoder, tuple(model.mean.tolist()), tuple(model.std.tolist()))
+    images = resolve(run, train)
+    model = initial_model(run, images.mean, images.std, reading=images.reading)
+    return Backbone(model.host.encoder, tuple(model.mean.tolist()), tuple(model.std.tolist()), model.reading)
 
 
 def describe(run: RunConfig) -> str:

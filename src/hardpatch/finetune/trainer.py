@@ -108,7 +108,7 @@ class FinetuneJob:
         run, model = self.run, self.model
         transform = FinetuneTransform(
             self.image_size,
-            len(model.mean),
+            model.reading,
             run.crop_scale,
             run.crop_ratio,
             run.flip,
@@ -168,7 +168,7 @@ class FinetuneJob:
         """
         model, size, count = self.evaluated_model.eval(), self.image_size, len(self.classes)
         device = self.fabric.device
-        transform = EvalTransform(size, len(model.mean), 0.875 if min(size) >= LARGE_IMAGE else 1.0)
+        transform = EvalTransform(size, model.reading, 0.875 if min(size) >= LARGE_IMAGE else 1.0)
         confusion = torch.zeros(count * count, dtype=torch.int64, device=device)
         sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         bad: list[str] = []
@@ -208,6 +208,7 @@ class FinetuneJob:
             "image_size": list(self.image_size),
             "mean": self.model.mean.tolist(),
             "std": self.model.std.tolist(),
+            "reading": self.model.reading.to_dict(),
             "steps": self.total,
             "images": self.images,
         }

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hardpatch.choices import WeightsName
+from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import load, read_metadata, weights_file
@@ -54,6 +55,8 @@ class Backbone(NamedTuple):
     """of each channel, for pixels in [0, 1]"""
     std: tuple[float, ...]
     """likewise"""
+    reading: Reading = RGB
+    """channels, type and range of its pixels"""
 
 
 def load_backbone(
@@ -127,7 +130,9 @@ def _read_backbone(file: Path, weights: Literal["student", "teacher"], drop_path
         )
     other = None if encoder.channels == 3 else [0.5] * encoder.channels
     mean, std = metadata.get("mean", other or IMAGENET_MEAN), metadata.get("std", other or IMAGENET_STD)
-    return Backbone(encoder, tuple(mean), tuple(std))
+    own = metadata.get("reading")
+    reading = Reading(encoder.channels) if own is None else Reading.from_dict(own)
+    return Backbone(encoder, tuple(mean), tuple(std), reading)
 
 
 def _from_model(model: HPM, drop_path: float) -> Backbone:
@@ -138,7 +143,8 @@ def _from_model(model: HPM, drop_path: float) -> Backbone:
     for number, block in enumerate(encoder.blocks):
         assert isinstance(block, Block)
         block.drop_path = drop_path * number / max(depth - 1, 1)
-    return Backbone(encoder.requires_grad_(True).train(), tuple(model.mean.tolist()), tuple(model.std.tolist()))
+    encoder = encoder.requires_grad_(True).train()
+    return Backbone(encoder, tuple(model.mean.tolist()), tuple(model.std.tolist()), model.reading)
 
 
 def _timm_names(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:

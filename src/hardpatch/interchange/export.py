@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hardpatch.data.demo import demo_source
+from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.interchange import to_hugging_face
@@ -103,10 +104,11 @@ def export_timm(
     if out.suffix != ".safetensors":
         raise UserError(f"--out: expected a file that ends in .safetensors, got {out}")
     check_new(out)
-    encoder, mean, std = _backbone(run, weights, heads)
+    encoder, mean, std, reading = _backbone(run, weights, heads)
     name, arguments = timm_arguments(encoder, mean, std)
     settings = encoder_settings(encoder)
     metadata = {key: settings[key] for key in ("image_size", "heads")} | {"mean": mean, "std": std}
+    metadata["reading"] = reading.to_dict()
 
     def outputs(path: Path, images: Tensor) -> Tensor:
         import timm
@@ -153,7 +155,7 @@ def export_hugging_face(
     own_outputs: Callable[[Tensor], Tensor]
     exported_outputs: Callable[[Path, Tensor], Tensor]
     if form == "vit":
-        encoder, mean, std = _backbone(run, weights, heads)
+        encoder, mean, std, _ = _backbone(run, weights, heads)
         config, state = to_hugging_face.vit(encoder)
         own_outputs, exported_outputs = encoder, _vit_outputs
         code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
@@ -204,7 +206,7 @@ def _difference(
     real = None
     if encoder.channels in (1, 3):
         source = demo_source("test")
-        pixels = np.stack([source.image(i, encoder.channels) for i in range(REAL_IMAGES)])
+        pixels = np.stack([source.image(i, Reading(encoder.channels)) for i in range(REAL_IMAGES)])
         real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         real = F.interpolate(real, size=_size(encoder), mode="bicubic", antialias=True)
     images = noise if real is None else torch.cat([noise, real])
@@ -262,8 +264,8 @@ def _mask(encoder: Encoder, ratio: float) -> Tensor:
 
 
 def _backbone(run: str | Path, weights: Literal["student", "teacher"], heads: int | None) -> Backbone:
-    encoder, mean, std = load_backbone(run, weights, heads=heads)
-    return Backbone(encoder.eval().requires_grad_(False), _rounded(mean), _rounded(std))
+    encoder, mean, std, reading = load_backbone(run, weights, heads=heads)
+    return Backbone(encoder.eval().requires_grad_(False), _rounded(mean), _rounded(std), reading)
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.choices import WeightsName
+from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
@@ -64,7 +65,7 @@ def load(
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
         settings = read_settings(metadata, path)
-        model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"])
+        model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"], read_reading(metadata))
         if weights != "random":
             state = checkpoint.with_prefix(load_file(path), f"{weights}.")
             if not state:

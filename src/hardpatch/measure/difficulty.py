@@ -13,6 +13,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
 from hardpatch.methods.mining import hard_patches
 from hardpatch.methods.targets import Target
+from hardpatch.models.pixels import to_bytes
 from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.randomness import patch_noise
 
@@ -84,7 +85,7 @@ def patch_difficulty(
     Args:
         student: in eval mode, on the device of ``pixels``.
         teacher: likewise; may be the student.
-        pixels: uint8 ``[B, C, H, W]``.
+        pixels: ``[B, C, H, W]`` of the type of the student's reading.
         indices: int64 ``[B]``; with ``seed`` they determine the masks.
         masked: patches in a mask.
         draws: number of masks.
@@ -103,7 +104,9 @@ def patch_difficulty(
     if target is None:
         targets = student.target(images)  # [B, N, ...]
     else:
-        targets = target(pixels, output, all_masked(len(images), student.grid[0] * student.grid[1], images.device))
+        targets = target(
+            to_bytes(pixels, student), output, all_masked(len(images), student.grid[0] * student.grid[1], images.device)
+        )
     losses = losses_over_masks(
         student, images, indices, targets, masked=masked, draws=draws, seed=seed, predict=in_masks
     )

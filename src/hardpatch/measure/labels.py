@@ -1,7 +1,6 @@
 """Features of a training and a validation set with matching labels, for k-NN and the linear probe."""
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +9,9 @@ import torch
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.loader import eval_batches
+from hardpatch.data.pages import with_pages
 from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.survey import adapted
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.cache import FeatureCache
@@ -63,8 +64,8 @@ def labeled_features(
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
-    sources = _open("--train", train), _open("--val", val)
-    classes, mapping = align_labels(*sources)
+    sources = [with_pages(_open(name, path), model.reading) for name, path in (("--train", train), ("--val", val))]
+    classes, mapping = align_labels(sources[0], sources[1])
     stored = None if cache is None else FeatureCache(cache, model)
     total, before = sum(map(len, sources)), 0
     results = []
@@ -92,10 +93,13 @@ def labeled_features(
     return LabeledFeatures(train_features, val_features._replace(labels=mapping[val_features.labels]), classes)
 
 
-def eval_transform(model: HPM) -> EvalTransform:
-    """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none."""
+def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> EvalTransform:
+    """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none.
+
+    Images of another type than the model's are adapted to it, with a warning that begins with `argument`.
+    """
     crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
-    return EvalTransform(model.image_size, len(model.mean), crop_fraction)
+    return EvalTransform(model.image_size, adapted(model.reading, source, argument), crop_fraction)
 
 
 def _read_or_extract(
@@ -111,9 +115,15 @@ def _read_or_extract(
     progress: ProgressCallback,
 ) -> Features:
     """Read the features of one set from the cache, or compute and store them."""
-    transform = eval_transform(model)
+    transform = eval_transform(model, source, str(path))
     autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
-    settings = {**asdict(transform), "image_size": list(transform.image_size), "pool": pool, "dtype": str(autocast)}
+    settings = {
+        "image_size": list(transform.image_size),
+        "crop_fraction": transform.crop_fraction,
+        **transform.reading.to_dict(),
+        "pool": pool,
+        "autocast": str(autocast),
+    }
     description = {} if cache is None else cache.describe(source, path, **settings)
     features = agree_on_cached(None if cache is None else cache.read(description))
     if features is not None:

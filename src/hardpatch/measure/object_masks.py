@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.decode import EXTENSIONS, UndecodableImage, decode
+from hardpatch.data.decode import decode
+from hardpatch.data.formats import EXTENSIONS
+from hardpatch.data.reading import GRAY, UndecodableImage
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
 
@@ -39,11 +41,11 @@ def mask_reader(source: Source, folder: Path | None, size: tuple[int, int]) -> M
 
         def read(index: int) -> np.ndarray:
             try:
-                return decode(paths[index].read_bytes(), channels=1)[..., 0] > 0
+                return decode(paths[index].read_bytes(), GRAY)[..., 0] > 0
             except (OSError, UndecodableImage) as error:
                 raise UserError(f"masks: expected a readable picture, got {paths[index]}: {error}") from None
 
-    transform = EvalTransform(size, channels=1)
+    transform = EvalTransform(size, GRAY)
     return lambda index: transform(read(index)[..., None].astype(np.uint8) * 255)[0].numpy() > 127
 
 

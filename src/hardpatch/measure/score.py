@@ -1,6 +1,6 @@
 """Predicted difficulty, if the model has a loss predictor, next to the true loss, image by image (paper, Fig. 2)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.data.batch import Batch
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
+from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.measure.difficulty import (
     ImageScore,
@@ -88,6 +89,7 @@ def score(
     predict: Predict = "whole",
     seed: int = 0,
     pictures: int = 32,
+    show: Sequence[int] | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -103,14 +105,14 @@ def score(
         teacher: predicts difficulty; may be the student.
         source: images of any size, resized and center-cropped to the size of the model.
         out: a folder; created if it does not exist.
-        masks: a folder with a picture for each image, of the same file stem, black everywhere but on the object. None
-            takes the masks of the source if it has any (the demo set has).
+        masks: a folder of pictures of the images' stems, black but on the object; None takes the source's own, if any.
         target: reconstruction target if it comes from another network; None uses the student's own.
         mask_ratio: fraction of masked patches: random ones for the true loss, the hardest ones for the reconstruction.
         draws: random masks over which the true loss is averaged.
         predict: source of the predicted difficulty, see :data:`~hardpatch.measure.difficulty.Predict`.
         seed: of the random masks.
         pictures: number of images with a picture; all are in the table.
+        show: one or three channels that pictures show; None is all, or the first three.
         batch_size: images per forward pass.
         workers: processes that decode images.
         device: where the models are.
@@ -122,7 +124,7 @@ def score(
     """
     masked = masked_patches(student, mask_ratio, draws)
     read_mask = mask_reader(source, masks, student.image_size)
-    files = ScoreFiles(out, student, masked, pictures, draws=draws, predict=predict)
+    files = ScoreFiles(out, student, masked, pictures, draws=draws, predict=predict, show=show)
     measure = partial(
         patch_difficulty, student, teacher, masked=masked, draws=draws, seed=seed, predict=predict, target=target
     )
@@ -158,7 +160,7 @@ def scored_batches(
         workers: processes that decode images.
         device: where ``measure`` expects its images.
     """
-    transform = EvalTransform(model.image_size, len(model.mean))
+    transform = EvalTransform(model.image_size, adapted(model.reading, source, "IMAGES"))
     for batch in eval_batches(source, transform, batch_size=batch_size, workers=workers):
         difficulty = measure(batch.images.to(device), batch.indices.to(device))
         yield ScoredBatch(batch, difficulty, _score_images(batch, difficulty, model, source, read_mask))

@@ -12,6 +12,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, write_text_atomically
 from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, PatchDifficulty, Predict, hardest_patches
 from hardpatch.methods.hpm import HPM
+from hardpatch.models.pixels import to_bytes
 
 SHEET_ROWS = 8
 """Images on the contact sheet."""
@@ -62,12 +63,24 @@ class ScoreFiles:
         UserError: if the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, student: HPM, masked: int, limit: int, *, draws: int, predict: Predict) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        student: HPM,
+        masked: int,
+        limit: int,
+        *,
+        draws: int,
+        predict: Predict,
+        show: Sequence[int] | None = None,
+    ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"out: expected a folder that can be written, got {folder}: {error.strerror}") from None
         self.folder, self.student, self.masked, self.limit, self.draws = folder, student, masked, limit, draws
+        self.show = shown_channels(show, student.reading.number)
+        self.shown = "" if self.show is None else f", channels {', '.join(map(str, self.show))}"
         self.suffix = ", masked" if predict == "masked" else ""
         self.scores: list[ImageScore] = []
         self.pictures: list[Path] = []
@@ -80,13 +93,16 @@ class ScoreFiles:
         if count <= 0:
             return
         if difficulty.predicted is None:
-            rows = [self._true_loss_row(*pair) for pair in zip(_images(batch.images[:count]), scores, strict=False)]
+            rows = [
+                self._true_loss_row(*pair)
+                for pair in zip(self._shown(self._images(batch.images[:count])), scores, strict=False)
+            ]
         else:
             hardest = hardest_patches(difficulty.predicted, self.masked)[:count]  # bool [count, N]
             rows = self._rows(batch.images[:count], hardest, scores[:count])
         for index, row in zip(batch.indices.tolist(), rows, strict=False):
             self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
-            figures.score_figure(row, draws=self.draws, where=self.suffix).savefig(self.pictures[-1])
+            figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown).savefig(self.pictures[-1])
         self._sheet += rows[: SHEET_ROWS - len(self._sheet)]
 
     def write_contact_sheet(self) -> Path | None:
@@ -95,7 +111,7 @@ class ScoreFiles:
             return None
         path = self.folder / "contact_sheet.png"
         with atomic_path(path) as partial:
-            figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix).savefig(partial)
+            figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix, shown=self.shown).savefig(partial)
         return path
 
     def write_table(self) -> Path:
@@ -123,6 +139,14 @@ class ScoreFiles:
         """Names of the table's columns; those of the prediction are left out without a predictor."""
         return [name for name in COLUMNS if self.student.has_predictor or name not in OF_PREDICTION]
 
+    def _images(self, pixels: Tensor) -> figures.Image:
+        """Return images ``[B, C, H, W]`` as ``[B, H, W, C]`` of 8 bits."""
+        return to_bytes(pixels, self.student).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _shown(self, images: figures.Image) -> figures.Image:
+        """Return the channels of ``[..., C]`` that pictures show."""
+        return images if self.show is None else images[..., list(self.show)]
+
     def _true_loss_row(self, image: figures.Image, score: ImageScore) -> figures.ScoreRow:
         """Collect what a picture shows without a predictor."""
         caption = _caption({"AUC": score.true_loss_auc})
@@ -131,14 +155,14 @@ class ScoreFiles:
         )
 
     def _rows(self, pixels: Tensor, hardest: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:
-        """Reconstruct the hardest patches of uint8 images ``[B, C, H, W]``, and collect what a picture shows."""
+        """Reconstruct the hardest patches of images ``[B, C, H, W]``, and collect what a picture shows."""
         student, host = self.student, self.student.host
         latent = student.encode(student.normalize(pixels.to(hardest.device)), hardest)
         predictions = student.reconstruct(latent, hardest).float().cpu().numpy()  # [B, M, T]
         mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
         in_pixels = bool(getattr(host, "reconstructs_pixels", False))
         normalized = bool(getattr(host, "normalize_pixels", False))
-        images, masks = _images(pixels), hardest.cpu().numpy()
+        images, masks = self._images(pixels), hardest.cpu().numpy()
         rows = []
         for image, prediction, mask, score in zip(images, predictions, masks, scores, strict=True):
             reconstruction = None
@@ -149,10 +173,10 @@ class ScoreFiles:
             rows.append(
                 figures.ScoreRow(
                     name=score.path,
-                    image=image,
+                    image=self._shown(image),
                     difficulty=score.difficulty,
                     mask=mask,
-                    reconstruction=reconstruction,
+                    reconstruction=None if reconstruction is None else self._shown(reconstruction),
                     true_loss=score.true_loss,
                     grid=student.grid,
                     difficulty_caption=_caption({"rank correlation": score.spearman, "AUC": score.auc}),
@@ -162,9 +186,19 @@ class ScoreFiles:
         return rows
 
 
-def _images(pixels: Tensor) -> figures.Image:
-    """Return uint8 images ``[B, C, H, W]`` as ``[B, H, W, C]``."""
-    return pixels.permute(0, 2, 3, 1).numpy()
+def shown_channels(show: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
+    """Return the channels that pictures show: three as red, green and blue, or one as gray; None if they are all.
+
+    Raises:
+        UserError: if an index is not one of the image's channels.
+    """
+    if show is None:
+        return None if channels in (1, 3) else (0, 1, 2) if channels > 3 else (0,)
+    if len(show) not in (1, 3) or not all(0 <= k < channels for k in show):
+        raise UserError(
+            f"--show: expected one channel or three, from 0 to {channels - 1}, got {', '.join(map(str, show))}"
+        )
+    return tuple(show)
 
 
 def _caption(numbers: dict[str, float | None]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hardpatch.choices import PredictingLossName
+from hardpatch.data.reading import Reading
 from hardpatch.methods.base import Host, Targets, Views
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.methods.losses import PREDICTING_LOSSES
@@ -20,7 +21,7 @@ from hardpatch.methods.mining import Masking, MinedMask
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher, TeacherOutput
 from hardpatch.models.decoder import Decoder
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import normalize, register_normalization
 from hardpatch.patches import PatchIndices, gather, to_indices
 
 
@@ -171,10 +172,14 @@ class HPM(nn.Module):
         predictor: a decoder whose mean output is the predicted loss, or None.
         predicting_loss: ``relative`` (Eq. 5 to 7), ``absolute`` (Eq. 4) or ``absolute_standardized`` (reference code).
         mean, std: statistics of each channel, for pixels in [0, 1].
+        reading: channels, type and range of the pixels; None is 8 bits.
     """
 
+    reading: Reading
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -184,13 +189,13 @@ class HPM(nn.Module):
         predicting_loss: PredictingLossName = "relative",
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
         self.host = host
         self.predictor = predictor
         self.predicting_loss = PREDICTING_LOSSES[predicting_loss]
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        register_normalization(self, mean, std, reading)
 
     def forward(
         self,
@@ -280,8 +285,8 @@ class HPM(nn.Module):
         return self.host.reconstruction_loss(prediction, target)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize uint8 pixels ``[B, C, H, W]`` by the mean and deviation of the data set: float32."""
-        return normalize(images, self.mean, self.std)
+        """Normalize pixels ``[B, C, H, W]`` by the range, the mean and deviation of the data set: float32."""
+        return normalize(images, self)
 
     @property
     def patch_size(self) -> int:

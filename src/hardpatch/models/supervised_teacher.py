@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hardpatch.data.reading import Reading
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import normalize, register_normalization
 
 
 class SupervisedTeacher(nn.Module):
@@ -19,18 +20,28 @@ class SupervisedTeacher(nn.Module):
         norm: of the classifier.
         mean: of the normalization of its pixels, one value for each channel.
         std: likewise.
+        reading: channels, type and range of the pixels; None is 8 bits.
     """
 
+    reading: Reading
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
     width: int
     """Length of a feature vector, T."""
 
-    def __init__(self, encoder: Encoder, norm: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        norm: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        reading: Reading | None = None,
+    ) -> None:
         super().__init__()
         self.encoder, self.norm, self.width = encoder, norm, encoder.width
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        register_normalization(self, mean, std, reading)
         self.eval()
         self.requires_grad_(False)
 
@@ -41,4 +52,4 @@ class SupervisedTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
         """Compute features ``[B, N, T]``, patches row by row, of ``pixels`` (uint8 ``[B, C, H, W]``)."""
-        return self.norm(self.encoder(normalize(pixels, self.mean, self.std))[:, 1:])
+        return self.norm(self.encoder(normalize(pixels, self))[:, 1:])

@@ -1,10 +1,12 @@
 """Build the model, the target network and the crops of a run from its configuration."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from hardpatch.data.augment import MultiCropTransform, TrainTransform
+from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.methods import targets
@@ -20,6 +22,7 @@ def initial_model(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     outputs: int | None = None,
+    reading: Reading | None = None,
 ) -> HPM:
     """Build the student with its initial weights, which depend on the seed only.
 
@@ -29,10 +32,12 @@ def initial_model(
         std: standard deviation, likewise.
         outputs: values to predict per patch if the target comes from another network, see :func:`target_of`; None
             takes the number from the configuration.
+        reading: channels, type and range of the pixels; None is 8 bits.
 
     Raises:
         UserError: if sizes do not fit each other.
     """
+    run = with_channels(run, len(mean))
     model, method = run.model, run.method
     check_masks(run)
     with torch.random.fork_rng(devices=[]):
@@ -40,17 +45,17 @@ def initial_model(
         try:
             host = HOSTS[method.host].build(run, outputs)
             if method.predicting_loss == "none":
-                return HPM(host, None, mean=mean, std=std)
+                return HPM(host, None, mean=mean, std=std, reading=reading)
             predictor = Decoder(
                 width=model.decoder_width,
                 depth=run.fast.predictor_depth or model.decoder_depth - run.fast.trunk(model.decoder_depth),
                 heads=model.decoder_heads,
-                outputs=model.patch_size**2 * run.data.channels,
+                outputs=model.patch_size**2 * run.data.channel_count,
                 cross=run.fast.decoder == "cross",
             )
         except ValueError as error:
             raise UserError(str(error)) from None
-    return HPM(host, predictor, predicting_loss=method.predicting_loss, mean=mean, std=std)
+    return HPM(host, predictor, predicting_loss=method.predicting_loss, mean=mean, std=std, reading=reading)
 
 
 def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | None, int | None]:
@@ -65,13 +70,13 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
     if method.frozen == "hardpatch":
         from hardpatch.pretrain.supervised_target import supervised_teacher
 
-        classifier = supervised_teacher(method.frozen_weights, run.grid, run.data.channels).to(device)
+        classifier = supervised_teacher(method.frozen_weights, run.grid, run.data.channel_count).to(device)
         return targets.FrozenFeatures(classifier), classifier.width
     if method.frozen is not None:
         from hardpatch.models.frozen import frozen_teacher
 
         network = frozen_teacher(
-            method.frozen, weights=method.frozen_weights, grid=run.grid, channels=run.data.channels
+            method.frozen, weights=method.frozen_weights, grid=run.grid, channels=run.data.channel_count
         ).to(device)
         return targets.FrozenFeatures(network), network.width
     if HOSTS[method.host].tokenizer:
@@ -87,12 +92,17 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
     return None, None
 
 
-def crops_of(run: RunConfig) -> TrainTransform:
+def with_channels(run: RunConfig, channels: int) -> RunConfig:
+    """Return the run with the number of channels that its images have."""
+    return run if run.data.channels == channels else replace(run, data=replace(run.data, channels=channels))
+
+
+def crops_of(run: RunConfig, reading: Reading = RGB) -> TrainTransform:
     """Return the transform that draws one random crop of an image."""
     data = run.data
     return TrainTransform(
         run.image_size,
-        data.channels,
+        reading,
         data.crop_scale,
         data.crop_ratio,
         data.flip,
@@ -101,16 +111,16 @@ def crops_of(run: RunConfig) -> TrainTransform:
     )
 
 
-def transform_of(run: RunConfig) -> TrainTransform | MultiCropTransform:
+def transform_of(run: RunConfig, reading: Reading = RGB) -> TrainTransform | MultiCropTransform:
     """Return the transform that draws all crops that the host needs from an image."""
     data, ibot = run.data, run.ibot
     if not HOSTS[run.method.host].multi_crop:
-        return crops_of(run)
+        return crops_of(run, reading)
     return MultiCropTransform(
         run.image_size,
         local_size=(ibot.local_size, ibot.local_size),
         local_crops=ibot.local_crops,
-        channels=data.channels,
+        reading=reading,
         global_scale=data.crop_scale,
         local_scale=ibot.local_scale,
         ratio=data.crop_ratio,

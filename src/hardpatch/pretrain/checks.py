@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from hardpatch.data.reading import check_channels
 from hardpatch.errors import UserError
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import OptimConfig, RunConfig
@@ -112,15 +113,25 @@ def _check_data(run: RunConfig) -> None:
         raise UserError(
             f"data.in_memory: device gives one crop of an image and host {method.host} needs many; use host or no"
         )
-    if data.channels not in (1, 3):
-        raise UserError(f"data.channels: expected 3 (RGB) or 1 (gray), got {data.channels}")
-    for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
-        if isinstance(statistics, Sequence) and not isinstance(statistics, str) and len(statistics) != data.channels:
-            raise UserError(f"{name}: expected {data.channels} numbers, one a channel, got {len(statistics)}")
-        if statistics == "imagenet" and data.channels != 3:
-            raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channels}; use computed")
+    if data.channels != "auto":
+        check_channels(data.channels if isinstance(data.channels, int) else tuple(data.channels))
+    if not all(0 <= value <= 255 for value in data.background):
+        raise UserError(f"data.background: expected red, green and blue from 0 to 255, got {list(data.background)}")
+    if data.max_pixels < 1:
+        raise UserError(f"data.max_pixels: expected 1 or more, got {data.max_pixels}")
     if isinstance(data.workers, int) and data.workers < 0:
         raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
+    if data.channels == "auto":
+        return  # whether statistics fit shows when the images are seen
+    for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
+        if (
+            isinstance(statistics, Sequence)
+            and not isinstance(statistics, str)
+            and len(statistics) != data.channel_count
+        ):
+            raise UserError(f"{name}: expected {data.channel_count} numbers, one a channel, got {len(statistics)}")
+        if statistics == "imagenet" and data.channel_count != 3:
+            raise UserError(f"{name}: ImageNet's statistics are for 3 channels, not {data.channel_count}; use computed")
 
 
 def _check_training(run: RunConfig) -> None:
@@ -180,8 +191,10 @@ def _check_method(run: RunConfig) -> None:
         )
     if not host.tokenizer and method.tokenizer is not None:
         raise UserError(f"method.tokenizer: host {method.host} has no visual tokens; leave it out")
-    if host.tokenizer and run.data.channels != 3:
-        raise UserError(f"data.channels: the tokenizer of host {method.host} reads 3 channels, got {run.data.channels}")
+    if host.tokenizer and run.data.channel_count != 3:
+        raise UserError(
+            f"data.channels: the tokenizer of host {method.host} reads 3 channels, got {run.data.channel_count}"
+        )
     if host.drops_masked and model.positions != "sincos":
         raise UserError(f"model.positions: host {method.host} drops patches and needs sincos, got {model.positions}")
     if not host.drops_masked and method.secondary_ratio:

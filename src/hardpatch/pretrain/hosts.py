@@ -99,7 +99,7 @@ def encoder_settings(run: RunConfig) -> dict[str, Any]:
     return {
         "image_size": run.image_size,
         "patch_size": run.model.patch_size,
-        "channels": run.data.channels,
+        "channels": run.data.channel_count,
         "layer_scale": run.model.layer_scale,
         "drop_path": run.model.drop_path,
         **run.encoder_shape,

@@ -75,7 +75,7 @@ class PretrainJob:
             return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.step, crops=run.data.crops)
         batches = train_batches(
             self.source,
-            transform_of(run),
+            transform_of(run, self.learner.model.reading),
             batch_size=run.batch_size,
             seed=run.seed,
             start=self.step,
@@ -117,6 +117,7 @@ class PretrainJob:
             "encoder": encoder_settings(model.host.encoder),
             "mean": model.mean.tolist(),
             "std": model.std.tolist(),
+            "reading": model.reading.to_dict(),
             "steps": self.total,
             "images": self.images,
             "outputs": self.outputs,

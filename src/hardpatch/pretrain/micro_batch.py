@@ -116,7 +116,7 @@ def synthetic_batch(run: RunConfig, images: int, pixels: Callable[..., Tensor]) 
         images: in the batch.
         pixels: returns uint8 pixels for the sizes of a shape.
     """
-    multi_crop, ibot, channels = HOSTS[run.method.host].multi_crop, run.ibot, run.data.channels
+    multi_crop, ibot, channels = HOSTS[run.method.host].multi_crop, run.ibot, run.data.channel_count
     local = None
     if multi_crop and ibot.local_crops:
         local = pixels(ibot.local_crops * images, channels, ibot.local_size, ibot.local_size)

@@ -11,14 +11,16 @@ import torch
 
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.memory import InMemorySource
+from hardpatch.data.pages import with_pages
+from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import Source, open_source
-from hardpatch.data.statistics import channel_statistics, resolve_statistics
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.pretrain import folder as run_folder
-from hardpatch.pretrain.build import crops_of, initial_model, target_of
+from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.folder import plan
+from hardpatch.pretrain.images import Images, initial_reading, resolve
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
 from hardpatch.pretrain.pictures import write_pictures
@@ -120,9 +122,11 @@ def train(
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     newest = checkpoint.newest(folder)
+    source = with_pages(source, initial_reading(run))
+    images = _images(run, source, newest)
     if run.data.in_memory == "host":
-        source = InMemorySource(source, run.data.channels)
-    job = _job(run, folder, source, newest)
+        source = InMemorySource(source, images.reading)
+    job = _job(run, folder, source, newest, images)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     log.info("--data: %s", summarize(source))
@@ -158,18 +162,18 @@ def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
         )
 
 
-def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None) -> PretrainJob:
+def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, images: Images) -> PretrainJob:
     """Build student, teacher and optimizer, and load the newest checkpoint into them."""
-    mean, std = _statistics(run, source, newest)
+    run = with_channels(run, images.reading.number)
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
     target, outputs = target_of(run, fabric.device)
-    model = initial_model(run, mean, std, outputs)
+    model = initial_model(run, images.mean, images.std, outputs, images.reading)
     if run.train.compile != "no":
         torch.compiler.reset()  # frees what earlier runs of this process compiled
     learner = Learner(run, model, fabric, run.total_steps(len(source)), target, len(source))
     device_dataset = None
     if run.data.in_memory == "device":
-        device_dataset = DeviceDataset(source, crops_of(run), fabric.device, run.data.device_side)
+        device_dataset = DeviceDataset(source, crops_of(run, images.reading), fabric.device, run.data.device_side)
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
@@ -179,14 +183,9 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None) -> P
     return job
 
 
-def _statistics(run: RunConfig, source: Source, newest: Path | None) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel; a resumed run keeps its own."""
-    if newest is not None:
-        metadata = checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
-        return metadata["mean"], metadata["std"]
-
-    def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
-        log.info("computing mean and standard deviation of the images")
-        return channel_statistics(source, run.data.channels, run.seed)
-
-    return resolve_statistics(run.data.mean, run.data.std, compute)
+def _images(run: RunConfig, source: Source, newest: Path | None) -> Images:
+    """Look at the images; a resumed run keeps what it found at its start."""
+    if newest is None:
+        return resolve(run, source)
+    metadata = checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
+    return Images(read_reading(metadata), metadata["mean"], metadata["std"])

@@ -19,6 +19,7 @@ from hardpatch.methods.mining import MinedMask
 from hardpatch.methods.targets import Target
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
+from hardpatch.models.pixels import to_bytes
 from hardpatch.pretrain.compile import begin_step, compile_parts
 from hardpatch.pretrain.hosts import needs_teacher
 from hardpatch.pretrain.schedule import Schedule
@@ -148,7 +149,10 @@ class Learner:
             assert batch.flipped is not None
             corners, flipped = (part.to(device, non_blocking=True) for part in (batch.boxes, batch.flipped))
             boxes = CropBox(samples % CROP_OFFSET, corners, flipped)
-        return Inputs(self.model.normalize(pixels), noise[:, :-1], pixels, Views(local, order), boxes)
+        # networks of other makers see 8 bits
+        return Inputs(
+            self.model.normalize(pixels), noise[:, :-1], to_bytes(pixels, self.model), Views(local, order), boxes
+        )
 
     def _clip(self) -> Tensor | None:
         """Clip the norm of the gradient. Returns the norm before.

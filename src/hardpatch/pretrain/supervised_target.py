@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.models.block import NORM_EPS
 from hardpatch.models.encoder_settings import build_encoder
@@ -47,4 +48,4 @@ def supervised_teacher(weights: str | None, grid: tuple[int, int], channels: int
     encoder.load_state_dict(checkpoint.with_prefix(network, "encoder."))
     norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
     norm.load_state_dict(checkpoint.with_prefix(network, "fc_norm."))
-    return SupervisedTeacher(encoder, norm, metadata["mean"], metadata["std"])
+    return SupervisedTeacher(encoder, norm, metadata["mean"], metadata["std"], read_reading(metadata))

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.crop import Image, resize
-from hardpatch.data.decode import UndecodableImage, check_channels
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import TrainingOrder
+from hardpatch.data.reading import RGB, Reading, UndecodableImage, check_channels, from_unit, to_unit
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10
@@ -33,6 +33,7 @@ class SegmentationTransform:
         flip: probability of a horizontal flip.
         photometric: apply :func:`distort`.
         fill: value of the pixels that pad an image smaller than the crop; their label is ignored.
+        reading: type and range of the pixels.
     """
 
     crop: tuple[int, int]
@@ -41,10 +42,11 @@ class SegmentationTransform:
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     photometric: bool = True
-    fill: tuple[int, ...] = (124, 116, 104)
+    fill: tuple[float, ...] = (124, 116, 104)
+    reading: Reading = RGB
 
     def __call__(self, image: Image, labels: Map, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crop an image and its label map: uint8 ``[H, W, C]`` and ``[H, W]`` to uint8 ``[C, h, w]`` and ``[h, w]``."""
+        """Crop an image and its label map: ``[H, W, C]`` and ``[H, W]`` to ``[C, h, w]`` and ``[h, w]``."""
         size = scaled_size(labels.shape, self.short_side, rng.uniform(*self.scale))
         image, labels = resize(image, size), _resize_map(labels, size)
         box = self._box(labels, rng)
@@ -52,8 +54,8 @@ class SegmentationTransform:
         if rng.random() < self.flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
         if self.photometric:
-            image = distort(np.ascontiguousarray(image), rng)
-        pixels = np.empty((*self.crop, image.shape[2]), dtype=np.uint8)
+            image = distort(np.ascontiguousarray(image), rng, self.reading)
+        pixels = np.empty((*self.crop, image.shape[2]), dtype=image.dtype)
         pixels[:] = self.fill
         classes = np.full(self.crop, IGNORED, dtype=np.uint8)
         height, width = labels.shape
@@ -74,8 +76,8 @@ class SegmentationTransform:
         return box
 
 
-def distort(image: Image, rng: np.random.Generator) -> Image:
-    """Apply the photometric distortion of SSD (Liu et al. 2016) to uint8 ``[H, W, C]``.
+def distort(image: Image, rng: np.random.Generator, reading: Reading = RGB) -> Image:
+    """Apply the photometric distortion of SSD (Liu et al. 2016) to ``[H, W, C]``.
 
     Each change has probability one half: brightness by up to 32 of 255, contrast by a factor in 0.5 to 1.5 (before or
     after the colors), saturation by a factor in the same range, hue by up to a tenth of the circle. Images that are not
@@ -84,22 +86,38 @@ def distort(image: Image, rng: np.random.Generator) -> Image:
     brightness, contrast = rng.uniform(-32, 32), rng.uniform(0.5, 1.5)
     saturation, hue = rng.uniform(0.5, 1.5), rng.uniform(-0.1, 0.1)
     change_brightness, change_contrast, change_saturation, change_hue, contrast_last = rng.random(5) < 0.5
-    pixels = image.astype(np.float32)
+    deep = image.dtype != np.uint8
+    pixels = 255 * to_unit(image, reading) if deep else image.astype(np.float32)
     if change_brightness:
         pixels = (pixels + brightness).clip(0, 255)
     if change_contrast and not contrast_last:
         pixels = (pixels * contrast).clip(0, 255)
     if (change_saturation or change_hue) and image.shape[2] == 3:
-        hsv = np.array(Pillow.fromarray(pixels.round().astype(np.uint8)).convert("HSV"))
-        if change_saturation:
-            hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255).round()
-        if change_hue:
-            hsv[..., 0] += np.uint8(round(hue * 256) % 256)  # wraps around, as the color circle does
-        bands = [Pillow.fromarray(band) for band in np.moveaxis(hsv, 2, 0).copy()]
-        pixels = np.array(Pillow.merge("HSV", bands).convert("RGB")).astype(np.float32)
+        factor, turn = saturation if change_saturation else 1.0, hue if change_hue else 0.0
+        pixels = _deep_hsv(pixels, factor, turn) if deep else _hsv(pixels, factor, turn)
     if change_contrast and contrast_last:
         pixels = (pixels * contrast).clip(0, 255)
-    return pixels.round().astype(np.uint8)
+    return from_unit((pixels / 255).astype(np.float32), reading) if deep else pixels.round().astype(np.uint8)
+
+
+def _hsv(pixels: npt.NDArray[np.float32], saturation: float, hue: float) -> npt.NDArray[np.float32]:
+    """Change saturation and hue of ``[H, W, 3]`` in 0 to 255, with Pillow's steps of 1 / 256."""
+    hsv = np.array(Pillow.fromarray(pixels.round().astype(np.uint8)).convert("HSV"))
+    if saturation != 1:
+        hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255).round()
+    hsv[..., 0] += np.uint8(round(hue * 256) % 256)  # wraps around, as the color circle does
+    bands = [Pillow.fromarray(band) for band in np.moveaxis(hsv, 2, 0).copy()]
+    return np.array(Pillow.merge("HSV", bands).convert("RGB")).astype(np.float32)
+
+
+def _deep_hsv(pixels: npt.NDArray[np.float32], saturation: float, hue: float) -> npt.NDArray[np.float32]:
+    """Likewise, without rounding to 8 bits."""
+    from skimage.color import hsv2rgb, rgb2hsv
+
+    hsv = rgb2hsv(pixels / 255)
+    hsv[..., 0] = (hsv[..., 0] + hue) % 1
+    hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 1)
+    return np.asarray(255 * hsv2rgb(hsv), np.float32)
 
 
 class LabeledBatch(NamedTuple):
@@ -123,7 +141,7 @@ def segmentation_batches(
     transform: SegmentationTransform,
     *,
     batch_size: int,
-    channels: int,
+    reading: Reading,
     seed: int,
     start: int = 0,
     workers: int = 0,
@@ -137,7 +155,7 @@ def segmentation_batches(
         pairs: images and label maps.
         transform: makes a crop.
         batch_size: crops in a batch.
-        channels: of the images, 1 or 3.
+        reading: channels, type and range of the images.
         seed: of order and crops.
         start: number of the first batch.
         workers: processes that decode; 0 decodes in this one.
@@ -146,18 +164,18 @@ def segmentation_batches(
     Raises:
         UserError: if no pair can be decoded.
     """
-    check_channels(channels)
+    check_channels(reading.channels)
     order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
-    for batch in batch_loader(_Crops(pairs, transform, channels, seed), order, workers, pin_memory):
+    for batch in batch_loader(_Crops(pairs, transform, reading, seed), order, workers, pin_memory):
         if not len(batch.images):
             raise nothing_decodable(len(pairs), batch.bad)
         yield batch
 
 
-def evaluation_pairs(pairs: SegmentationSet, short_side: int, channels: int, workers: int = 0) -> Iterator[Pair]:
+def evaluation_pairs(pairs: SegmentationSet, short_side: int, reading: Reading, workers: int = 0) -> Iterator[Pair]:
     """Load every pair once, in order, with the image's shorter side resized to ``short_side`` pixels."""
-    check_channels(channels)
-    yield from batch_loader(_Whole(pairs, short_side, channels), None, workers)
+    check_channels(reading.channels)
+    yield from batch_loader(_Whole(pairs, short_side, reading), None, workers)
 
 
 def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
@@ -169,8 +187,8 @@ def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> t
 class _Crops(Dataset[LabeledBatch]):
     """Whole training batches by the (epoch, index) of their samples."""
 
-    def __init__(self, pairs: SegmentationSet, transform: SegmentationTransform, channels: int, seed: int) -> None:
-        self.pairs, self.transform, self.channels, self.seed = pairs, transform, channels, seed
+    def __init__(self, pairs: SegmentationSet, transform: SegmentationTransform, reading: Reading, seed: int) -> None:
+        self.pairs, self.transform, self.reading, self.seed = pairs, transform, reading, seed
 
     def __getitem__(self, samples: npt.NDArray[np.int64]) -> LabeledBatch:
         crops: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -188,7 +206,7 @@ class _Crops(Dataset[LabeledBatch]):
         for offset in range(len(self.pairs)):
             i = (index + offset) % len(self.pairs)
             try:
-                return self.pairs.image(i, self.channels), self.pairs.label_map(i)
+                return self.pairs.image(i, self.reading), self.pairs.label_map(i)
             except UndecodableImage as error:
                 bad[str(error)] = None
         return None
@@ -197,15 +215,15 @@ class _Crops(Dataset[LabeledBatch]):
 class _Whole(Dataset[Pair]):
     """Whole images with their label maps, one at a time, since they differ in size."""
 
-    def __init__(self, pairs: SegmentationSet, short_side: int, channels: int) -> None:
-        self.pairs, self.short_side, self.channels = pairs, short_side, channels
+    def __init__(self, pairs: SegmentationSet, short_side: int, reading: Reading) -> None:
+        self.pairs, self.short_side, self.reading = pairs, short_side, reading
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> Pair:
         try:
-            image, labels = self.pairs.image(i, self.channels), self.pairs.label_map(i)
+            image, labels = self.pairs.image(i, self.reading), self.pairs.label_map(i)
         except UndecodableImage as error:
             return Pair(torch.empty(0), torch.empty(0), str(error))
         image = resize(image, scaled_size(labels.shape, self.short_side))

@@ -17,7 +17,9 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from hardpatch.data.crop import Image
-from hardpatch.data.decode import EXTENSIONS, FORMATS, UndecodableImage, decode
+from hardpatch.data.decode import decode
+from hardpatch.data.formats import EXTENSIONS, FORMATS
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 Map = npt.NDArray[np.uint8]
@@ -119,10 +121,10 @@ class SegmentationSet:
         rest = [i for i in range(len(self)) if i not in indices]
         return SegmentationSet([self.images[i] for i in rest], [self.label_maps[i] for i in rest], self.labels)
 
-    def image(self, i: int, channels: int) -> Image:
+    def image(self, i: int, reading: Reading) -> Image:
         """Decode image ``i`` to uint8 ``[H, W, channels]``; raises UndecodableImage with its path and the reason."""
         try:
-            return decode(self.images[i].read_bytes(), channels)
+            return decode(self.images[i].read_bytes(), reading)
         except (OSError, UndecodableImage) as error:
             raise UndecodableImage(f"{self.images[i]}: {error}") from None
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hardpatch import __version__
+from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
@@ -40,6 +41,7 @@ def describe(model: UperNet, classes: Sequence[str], inference: Inference) -> di
         "train_positions": trains_positions(model.encoder),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
+        "reading": model.reading.to_dict(),
         "channels": model.channels,
         "blocks": list(model.blocks),
         "classes": list(classes),
@@ -57,6 +59,7 @@ def rebuild(metadata: Mapping[str, Any], **options: float) -> UperNet:
         len(metadata["classes"]),
         mean=metadata["mean"],
         std=metadata["std"],
+        reading=read_reading(metadata),
         channels=metadata["channels"],
         blocks=metadata["blocks"],
         **options,

@@ -193,7 +193,7 @@ def evaluate(
     confusion = Confusion(model.classes, device)
     maps = {}
     bad: list[str] = []
-    for i, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.encoder.channels, workers)):
+    for i, pair in enumerate(evaluation_pairs(pairs, inference.short_side, model.reading, workers)):
         if pair.bad:
             bad.append(pair.bad)
             continue

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hardpatch.data.reading import Reading
 from hardpatch.models.encoder import Encoder
-from hardpatch.models.pixels import normalize
+from hardpatch.models.pixels import normalize, register_normalization
 
 POOLS = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256
@@ -140,6 +141,7 @@ class UperNet(nn.Module):
         classes: number of classes, without ignored ones.
         mean: of each channel in [0, 1] units, by which images are normalized.
         std: of each channel, in the same units.
+        reading: channels, type and range of the pixels; None is 8 bits.
         channels: of :class:`UperNetHead`; the auxiliary head has at most 256.
         blocks: the four blocks, counted from 1, after which maps are taken; None takes :func:`default_blocks`.
         dropout: of both heads.
@@ -148,8 +150,11 @@ class UperNet(nn.Module):
         ValueError: if there are not four such blocks, or mean and std do not have the encoder's channels.
     """
 
+    reading: Reading
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -158,6 +163,7 @@ class UperNet(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        reading: Reading | None = None,
         channels: int = 512,
         blocks: Sequence[int] | None = None,
         dropout: float = 0.1,
@@ -176,7 +182,8 @@ class UperNet(nn.Module):
             )
         if not len(mean) == len(std) == encoder.channels:
             raise ValueError(f"mean, std: expected {encoder.channels} numbers each, got {len(mean)} and {len(std)}")
-        for name, values in (("mean", mean), ("std", std)):
+        register_normalization(self, mean, std, reading)
+        for name, values in (("mean", mean), ("std", std)):  # part of the weights since the first version
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
         self.neck = FeaturePyramid(encoder.width)
         self.head = UperNetHead([encoder.width] * LEVELS, classes, channels, dropout=dropout)
@@ -184,7 +191,7 @@ class UperNet(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize uint8 images ``[B, C, H, W]`` for :meth:`forward`."""
-        return normalize(images, self.mean, self.std)
+        return normalize(images, self)
 
     def forward(self, images: Tensor) -> Logits:
         """Return the logits of both heads; images are normalized, ``[B, C, H, W]`` in multiples of the patch size."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
+from hardpatch.data.reading import Reading, to_bytes
 from hardpatch.figures import INK, to_rgb
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
@@ -71,18 +72,21 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
     return figure
 
 
-def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: SegmentationSet, channels: int) -> list[Path]:
+def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: SegmentationSet, reading: Reading) -> list[Path]:
     """Draw the pictures of a run, and return their paths.
 
     Args:
         folder: of the run; pictures go below ``pictures``.
         evaluation: the predictions to show; without any there are only curves.
         pairs: the set that was evaluated.
-        channels: of the images.
+        reading: channels, type and range of the images.
     """
     pictures = [training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")]
     if evaluation.maps:
-        rows = [(pairs.image(i, channels), pairs.label_map(i), map.numpy()) for i, map in evaluation.maps.items()]
+        rows = [
+            (to_bytes(pairs.image(i, reading), reading), pairs.label_map(i), map.numpy())
+            for i, map in evaluation.maps.items()
+        ]
         pictures.append(folder / "pictures" / "predictions.png")
         label_sheet(rows, pairs.labels.names).savefig(pictures[-1])
     return pictures

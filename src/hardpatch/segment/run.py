@@ -213,7 +213,7 @@ def _finish(
         measures.pixel_accuracy,
         names,
         job.evaluation,
-        tuple(write_pictures(folder, job.evaluation, job.val, job.model.encoder.channels)),
+        tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading)),
         result=result,
     )
 
@@ -237,6 +237,7 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, images: int) -
                 len(labels.names),
                 mean=backbone.mean,
                 std=backbone.std,
+                reading=backbone.reading,
                 channels=settings.channels,
                 blocks=settings.blocks,
                 dropout=settings.dropout,

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.models.pixels import mean_color
 from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
@@ -89,13 +90,14 @@ class SegmentJob:
             cat_max_ratio=run.cat_max_ratio,
             flip=run.flip,
             photometric=run.photometric,
-            fill=tuple(round(255 * value) for value in self.model.mean.flatten().tolist()),
+            fill=mean_color(self.model),
+            reading=self.model.reading,
         )
         return segmentation_batches(
             self.train,
             transform,
             batch_size=run.batch_size,
-            channels=self.model.encoder.channels,
+            reading=self.model.reading,
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),

@@ -18,6 +18,8 @@ from hardpatch.figures import RED_IS_HIGH, heat_map, masked_image, shorten
 from hardpatch.measure.difficulty import ImageScore, PatchDifficulty, hardest_patches, patch_difficulty
 from hardpatch.measure.object_masks import mask_reader
 from hardpatch.measure.score import Measure, ScoredBatch, masked_patches, scored_batches
+from hardpatch.methods.hpm import HPM
+from hardpatch.models.pixels import to_bytes
 from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple, two_decimals
 from hardpatch.study.gallery_result import FIGURES, Gallery, GalleryResult, write_gallery
 from hardpatch.train.device import use_device
@@ -62,7 +64,7 @@ def draw_gallery(gallery: Gallery) -> GalleryResult:
     bad: list[str] = []
     for scored in batches:
         scores += scored.scores
-        tuples += _tuples(scored, panels, masked, has_masks=read_mask is not None)
+        tuples += _tuples(student, scored, panels, masked, has_masks=read_mask is not None)
         bad += scored.batch.bad
     BadFiles(len(shown), gallery.max_bad_fraction, "--max_bad_fraction").update(bad)
     share = masked / (student.grid[0] * student.grid[1])
@@ -127,12 +129,15 @@ def _measure(models: RunModels, other: RunModels | None, masked: int, gallery: G
     return measure
 
 
-def _tuples(scored: ScoredBatch, panels: tuple[str, ...], masked: int, *, has_masks: bool) -> list[GalleryTuple]:
+def _tuples(
+    model: HPM, scored: ScoredBatch, panels: tuple[str, ...], masked: int, *, has_masks: bool
+) -> list[GalleryTuple]:
     """Panels and captions of the images of a batch."""
     batch, difficulty, scores = scored
     hardest = None if difficulty.predicted is None else hardest_patches(difficulty.predicted, masked).cpu().numpy()
     tuples = []
-    for number, (image, score) in enumerate(zip(batch.images.permute(0, 2, 3, 1).numpy(), scores, strict=True)):
+    images = to_bytes(batch.images, model).permute(0, 2, 3, 1).cpu().numpy()
+    for number, (image, score) in enumerate(zip(images, scores, strict=True)):
         grid = (score.rows, score.columns)
         pictures = {"image": image, "true_loss": heat_map(image, score.true_loss, grid, color_map=RED_IS_HIGH)}
         true_loss = [_area(score.true_loss_auc)] if has_masks else []

@@ -132,8 +132,10 @@ class Stopwatch:
         if kind not in self._forward:
             fabric = start_fabric(run.train.device, run.train.precision, "train.")
             plain = replace(run, method=replace(run.method, frozen=None, frozen_weights=None, target="auto"))
-            model = initial_model(plain, [0.5] * run.data.channels, [0.3] * run.data.channels, 16).to(fabric.device)
-            images = torch.randn(16, run.data.channels, *run.image_size, device=fabric.device)
+            model = initial_model(plain, [0.5] * run.data.channel_count, [0.3] * run.data.channel_count, 16).to(
+                fabric.device
+            )
+            images = torch.randn(16, run.data.channel_count, *run.image_size, device=fabric.device)
 
             def step() -> None:
                 with torch.no_grad(), fabric.autocast():

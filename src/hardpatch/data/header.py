@@ -1,0 +1,73 @@
+"""What the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage
+
+
+class Header(NamedTuple):
+    """What the header of a file says, before its pixels are decoded."""
+
+    height: int
+    """of the upright picture"""
+    width: int
+    channels: int
+    """of the picture, without alpha"""
+    dtype: str
+    format: str
+    pages: int = 1
+    orientation: int = 1
+    """EXIF orientation; the picture is stored turned if it is not 1"""
+    transparent: bool = False
+
+
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image of more pixels."""
+    if height * width > max_pixels:
+        raise UndecodableImage(
+            f"{height} x {width} pixels; expected at most {max_pixels:,}, raise data.max_pixels to read it"
+        )
+
+
+def chosen_page(pages: int, page: int | None, reading: Reading) -> int:
+    """Return the page to decode. Raises UndecodableImage where the reading does not say which."""
+    if page is not None:
+        return page
+    if pages > 1 and reading.pages == "error":
+        raise UndecodableImage(
+            f"{pages} pages or frames; set data.pages to first, to all (each is an image) or to channels"
+        )
+    return 0
+
+
+def over_background(colors: Pixels, alpha: Pixels, reading: Reading) -> Pixels:
+    """Composite ``[H, W, 1 or 3]`` with its alpha ``[H, W, 1]``, both of an unsigned type, on the background."""
+    most = int(np.iinfo(colors.dtype).max)
+    red, green, blue = reading.background
+    background = np.array([red, green, blue] if colors.shape[2] == 3 else [0.299 * red + 0.587 * green + 0.114 * blue])
+    behind = (background * (most / 255)).round().astype(np.uint32)
+    opacity = alpha.astype(np.uint32)
+    blended = (colors.astype(np.uint32) * opacity + behind * (most - opacity) + most // 2) // most
+    return blended.astype(colors.dtype)
+
+
+def finite(pixels: Pixels, reading: Reading) -> Pixels:
+    """Replace what is not a number by the lower end of the reading's range, and infinity by its ends."""
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return pixels
+    low, high = min(reading.low), max(reading.high)
+    return np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
+
+
+def kept_type(dtype: np.dtype[np.generic]) -> str:
+    """Return the type of :data:`~hardpatch.data.reading.DTYPES` that holds the values of a type.
+
+    Raises UndecodableImage if there is none.
+    """
+    names = {"int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
+    name = names.get(dtype.name, dtype.name)
+    if name not in DTYPES:
+        raise UndecodableImage(f"pixels of type {dtype.name}; expected one of {', '.join(DTYPES)}")
+    return name

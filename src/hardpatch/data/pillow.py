@@ -1,0 +1,161 @@
+"""Files that Pillow opens, those of more than 8 bits in their full depth."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
+from hardpatch.data.header import Header, check_pixels, chosen_page, over_background
+from hardpatch.data.orientation import file_orientation, upright, upright_size
+from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile
+
+KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF"
+
+
+def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -> Pixels:
+    """Decode as :func:`hardpatch.data.decode.decode` does."""
+    with open_with_pillow(data, reading.max_pixels) as file:
+        frames = getattr(file, "n_frames", 1)
+        if frames > 1 and file.format != "MPO":
+            if page is None and reading.pages == "channels":
+                stacked = []
+                for frame in range(frames):
+                    file.seek(frame)
+                    stacked.append(pixels_of(data, file, reading)[:, :, :1])
+                return arranged(np.concatenate(stacked, axis=2), reading)
+            file.seek(chosen_page(frames, page, reading))
+        turned = 1 if file.format == "HEIF" else file_orientation(file)
+        return arranged(upright(pixels_of(data, file, reading), turned), reading)
+
+
+def pillow_header(data: bytes, max_pixels: int) -> Header:
+    """Read the header of a file that Pillow opens."""
+    with open_with_pillow(data, max_pixels) as file:
+        deep = _deep_png(data) or _deep_pnm(data)
+        gray = deep in (1, 2) if deep else file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
+        orientation = 1 if file.format == "HEIF" else file_orientation(file)
+        height, width = upright_size((file.height, file.width), orientation)
+        dtype = "uint16" if deep or file.mode.startswith("I;16") else _dtype_of(file.mode)
+        transparent = bool(file.has_transparency_data)
+        pages = getattr(file, "n_frames", 1)
+        return Header(height, width, 1 if gray else 3, dtype, file.format or "", pages, orientation, transparent)
+
+
+def _dtype_of(mode: str) -> str:
+    return {"F": "float32", "I": "uint32"}.get(mode, "uint8")
+
+
+def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
+    """Return the pixels of an open image as they are stored, [H, W, C]; transparency is composited."""
+    if _deep_png(data):
+        return _decode_deep_png(data, reading)
+    if _deep_pnm(data):
+        return _decode_deep_pnm(data)
+    mode = file.mode
+    if mode.startswith("I;16"):
+        return np.array(file).astype(np.uint16)[:, :, None]
+    if mode == "I":
+        return np.array(file).astype(np.uint32)[:, :, None]
+    if mode == "F":
+        return np.array(file)[:, :, None]
+    gray = mode in ("1", "L", "LA")
+    if file.has_transparency_data:
+        colors = np.array(file.convert("LA" if gray else "RGBA"))
+        return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
+    # np.array, not np.asarray: torch warns about Pillow's read-only memory
+    pixels = np.array(file.convert("L" if gray else "RGB"))
+    return pixels[:, :, None] if gray else pixels
+
+
+@contextmanager
+def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator[ImageFile]":
+    """Open a file of one of our formats with Pillow. Raises UndecodableImage for whatever is wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        # Pillow warns about size, odd metadata and alpha in palettes; here an image is either decoded or an error.
+        if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
+            Image.MAX_IMAGE_PIXELS = max_pixels  # else it refuses what the user allows
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=pillow_formats()) as file:
+                check_pixels(file.height, file.width, max_pixels)
+                yield file
+    except UndecodableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UndecodableImage(_unknown(data)) from None
+    except Image.DecompressionBombError:
+        raise UndecodableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UndecodableImage(" ".join(reason.split())) from None
+
+
+def _unknown(data: bytes) -> str:
+    """Why Pillow does not know a file."""
+    for name, (_, _, extra) in EXTRAS.items():
+        signature = {"HEIF": data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif"), "JXL": _is_jxl(data)}
+        if signature.get(name) and not has_extra(name):
+            return f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
+    return f"not a {KNOWN} file"
+
+
+def _is_jxl(data: bytes) -> bool:
+    return data[:2] == b"\xff\x0a" or data[4:8] == b"JXL "
+
+
+def _deep_png(data: bytes) -> int:
+    """Return the samples per pixel of a PNG of 16 bits, 0 for any other file; of these Pillow has gray only."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:25] != b"\x10":
+        return 0
+    return {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
+
+
+def _decode_deep_png(data: bytes, reading: Reading) -> Pixels:
+    import torch
+    from torchvision.io import ImageReadMode, decode_png  # type: ignore[import-untyped]
+
+    planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
+    pixels = planes.transpose(1, 2, 0)
+    if pixels.shape[2] in (2, 4):
+        return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading)
+    return pixels
+
+
+def _deep_pnm(data: bytes) -> int:
+    """Return the samples per pixel of a binary PGM or PPM of more than 8 bits, which Pillow rescales; else 0."""
+    if data[:2] not in (b"P5", b"P6"):
+        return 0
+    fields = _pnm_fields(data)
+    return (1 if data[:2] == b"P5" else 3) if fields and fields[2] > 255 else 0
+
+
+def _pnm_fields(data: bytes) -> tuple[int, int, int, int] | None:
+    """Width, height, largest value and start of the pixels."""
+    separator = rb"(?:\s|#[^\n]*\n)+"
+    match = re.match(rb"P[56]" + separator + rb"(\d+)" + separator + rb"(\d+)" + separator + rb"(\d+)\s", data[:4096])
+    if match is None:
+        return None
+    width, height, most = (int(number) for number in match.groups())
+    return width, height, most, match.end()
+
+
+def _decode_deep_pnm(data: bytes) -> Pixels:
+    fields = _pnm_fields(data)
+    assert fields is not None
+    width, height, _, start = fields
+    samples = _deep_pnm(data)
+    if len(data) - start < 2 * width * height * samples:
+        raise UndecodableImage("truncated PNM")
+    values = np.frombuffer(data, ">u2", width * height * samples, start)
+    return values.astype(np.uint16).reshape(height, width, samples)

@@ -1,0 +1,200 @@
+"""A look at the headers of some images: which channels, types and pages a set has, before its pixels are read."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hardpatch.data.decode import named_errors, read_header
+from hardpatch.data.header import Header
+from hardpatch.data.reading import Reading, UndecodableImage, type_range
+from hardpatch.data.sources import Source
+from hardpatch.errors import UserError
+
+SAMPLE = 256
+"""Images whose headers are read."""
+MEASURED = 256
+"""Images, at most, whose pixels are read for the range of values."""
+VALUES = 4096
+"""Pixels of each of those that are looked at."""
+PERCENTILES = (0.1, 99.9)
+"""Percentiles of all values that become 0 and 1."""
+
+log = logging.getLogger("hardpatch")
+
+
+@dataclass
+class Survey:
+    """What the headers of some images say. Each counter has the first example of each value in `examples`."""
+
+    images: int = 0
+    channels: Counter[int] = field(default_factory=Counter)
+    dtypes: Counter[str] = field(default_factory=Counter)
+    pages: Counter[int] = field(default_factory=Counter)
+    turned: int = 0
+    """images that are stored turned, by their EXIF orientation"""
+    transparent: int = 0
+    examples: dict[tuple[str, int | str], str] = field(default_factory=dict)
+    wide: list[int] = field(default_factory=list)
+    """indices of images of more than 8 bits"""
+
+    def add(self, index: int, name: str, header: Header) -> None:
+        """Count an image."""
+        self.images += 1
+        self.channels[header.channels] += 1
+        self.dtypes[header.dtype] += 1
+        self.pages[header.pages] += 1
+        self.turned += header.orientation != 1
+        self.transparent += header.transparent
+        for key in (("channels", header.channels), ("dtype", header.dtype), ("pages", header.pages)):
+            self.examples.setdefault(key, name)
+        if header.dtype != "uint8":
+            self.wide.append(index)
+
+    def describe(self) -> str:
+        """Return one line: channels, types, and what is unusual."""
+        parts = [
+            ", ".join(f"{count} of {channels} channels" for channels, count in self.channels.most_common()),
+            ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.most_common()),
+        ]
+        if set(self.pages) - {1}:
+            parts.append(f"{sum(count for pages, count in self.pages.items() if pages > 1)} of several pages")
+        if self.turned:
+            parts.append(f"{self.turned} stored turned and read upright (EXIF)")
+        if self.transparent:
+            parts.append(f"{self.transparent} with transparency")
+        return "; ".join(parts)
+
+
+def survey(source: Source, at_most: int = SAMPLE) -> Survey:
+    """Read the headers of at most `at_most` images, drawn at random; what cannot be read is not counted."""
+    found = Survey()
+    for i in np.random.default_rng(0).permutation(len(source))[:at_most].tolist():
+        try:
+            found.add(i, source.name(i), header_of(source, i))
+        except UndecodableImage:
+            continue
+    return found
+
+
+def header_of(source: Source, i: int) -> Header:
+    """Read the header of an image. Sources of pixels are 8-bit RGB unless they say otherwise."""
+    own = getattr(source, "header", None)
+    if own is not None:
+        header: Header = own(i)
+        return header
+    data = source.encoded(i)
+    if data is None:
+        height, width = source.image(i).shape[:2]
+        return Header(height, width, 3, "uint8", "pixels")
+    with named_errors(source.name, i):
+        return read_header(data)
+
+
+def resolve_channels(channels: str | int | Sequence[int], found: Survey) -> int | tuple[int, ...]:
+    """Return the channels that the setting ``data.channels`` stands for; gray and RGB together are read as RGB.
+
+    Raises:
+        UserError: for ``auto`` if the images have different numbers of channels.
+    """
+    if isinstance(channels, int):
+        return channels
+    if not isinstance(channels, str):
+        return tuple(channels)
+    counts = set(found.channels)
+    if counts <= {1, 3}:
+        return 3 if 3 in counts or not counts else 1
+    if len(counts) == 1:
+        return counts.pop()
+    named = "; ".join(f"{count} channels as {found.examples['channels', count]}" for count in sorted(counts))
+    raise UserError(
+        f"data.channels: the images have different channels ({named}); set the number that is meant, or the indices of "
+        "those to use"
+    )
+
+
+def resolve_range(
+    setting: str | Sequence[float] | Sequence[Sequence[float]], source: Source, found: Survey, reading: Reading
+) -> Reading:
+    """Return a reading with the type of the images and the range that the setting ``data.range`` stands for.
+
+    Args:
+        setting: ``auto``, ``type``, ``[low, high]``, or such a pair for each channel.
+        source: the images; for ``auto`` the pixels of some that have more than 8 bits are read.
+        found: their survey.
+        reading: how they are read otherwise.
+
+    Raises:
+        UserError: if a range is empty or the number of ranges is not that of the channels.
+    """
+    wide = sorted(set(found.dtypes) - {"uint8"})
+    dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
+    low, high = type_range("uint8" if not wide else dtype)
+    reading = replace(reading, dtype=dtype, low=(low,), high=(high,))
+    if setting == "type" or (setting == "auto" and not wide):
+        return reading
+    if isinstance(setting, str):
+        low, high, least, most = measured_range(source, found.wide[:MEASURED], reading)
+        log.info(
+            "data.range auto: values of %s from %g to %g, of %d images between %g and %g; 0.1 %% each side are cut off",
+            dtype,
+            low,
+            high,
+            len(found.wide[:MEASURED]),
+            least,
+            most,
+        )
+        return replace(reading, low=(low,), high=(high,))
+    pairs = [setting] if not isinstance(setting[0], Sequence) else list(setting)
+    lows, highs = (tuple(float(pair[k]) for pair in pairs if isinstance(pair, Sequence)) for k in (0, 1))
+    if len(pairs) not in (1, reading.number) or not all(a < b for a, b in zip(lows, highs, strict=True)):
+        raise UserError(
+            f"data.range: expected [low, high] with low < high, or such a pair for each of {reading.number} channels, "
+            f"got {setting}"
+        )
+    return replace(reading, low=lows, high=highs)
+
+
+def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> tuple[float, float, float, float]:
+    """Return the percentiles of the values of some images, and the least and the greatest value."""
+    rng = np.random.default_rng(0)
+    values = []
+    for i in indices:
+        try:
+            pixels = source.image(i, reading).reshape(-1, reading.number)
+        except UndecodableImage:
+            continue
+        values.append(pixels[rng.integers(0, len(pixels), min(VALUES, len(pixels)))].astype(np.float64).ravel())
+    if not values:
+        raise UserError("data.range: none of the images that were looked at can be decoded; set low and high")
+    together = np.concatenate(values)
+    low, high = np.percentile(together, PERCENTILES).tolist()
+    return low, high if high > low else low + 1, float(together.min()), float(together.max())
+
+
+def adapted(reading: Reading, source: Source, argument: str) -> Reading:
+    """Return the reading of a model for images that may have another type than those it was trained on.
+
+    What has more bits than the model's images keeps them, and is brought to its scale by the range of the type, with a
+    warning that names the greatest value found.
+    """
+    found = survey(source, SAMPLE // 4)
+    other = sorted(set(found.dtypes) - {reading.dtype, "uint8"})
+    if not other:
+        return reading
+    reading = replace(reading, dtype="float32")
+    for dtype in other:
+        raw = replace(reading, dtype=dtype, low=(0.0,), high=(1.0,))
+        most = measured_range(source, found.wide[:MEASURED], raw)[3]
+        log.warning(
+            "%s: pixels of type %s, up to %g of %g in %d images; the model was trained on others, and they are brought "
+            "to its scale by the range of the type. If the values fill a small part of it, rescale the files",
+            argument,
+            dtype,
+            most,
+            type_range(dtype)[1],
+            len(found.wide[:MEASURED]),
+        )
+    return reading

@@ -1,0 +1,55 @@
+"""How the images of a run are read and normalized: what its settings leave to the images themselves."""
+
+import logging
+from typing import NamedTuple
+
+from hardpatch.data.reading import Reading
+from hardpatch.data.sources import Source
+from hardpatch.data.statistics import channel_statistics, resolve_statistics
+from hardpatch.data.survey import resolve_channels, resolve_range, survey
+from hardpatch.errors import UserError
+from hardpatch.pretrain.sections import RunConfig
+
+log = logging.getLogger("hardpatch")
+
+
+class Images(NamedTuple):
+    """Reading and statistics of the images of a run."""
+
+    reading: Reading
+    mean: list[float]
+    std: list[float]
+
+
+def initial_reading(run: RunConfig) -> Reading:
+    """Return what the settings say before an image is seen."""
+    data = run.data
+    red, green, blue = data.background
+    return Reading(pages=data.pages, background=(red, green, blue), max_pixels=data.max_pixels)
+
+
+def resolve(run: RunConfig, source: Source) -> Images:
+    """Look at the images of a run, and settle channels, type, range, mean and standard deviation.
+
+    Raises:
+        UserError: if a setting does not fit the images.
+    """
+    data = run.data
+    found = survey(source)
+    log.info("--data: %d images looked at: %s", found.images, found.describe())
+    channels = resolve_channels(data.channels, found)
+    reading = resolve_range(data.range, source, found, initial_reading(run).with_channels(channels))
+
+    def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        log.info("computing mean and standard deviation of the images")
+        return channel_statistics(source, reading, run.seed)
+
+    photographs = reading.number == 3 and reading.dtype == "uint8"
+    statistics = resolve_statistics(data.mean, data.std, compute, photographs)
+    for name, setting, values in zip(("mean", "std"), (data.mean, data.std), statistics, strict=True):
+        if len(values) != reading.number:
+            raise UserError(
+                f"data.{name}: expected {reading.number} numbers, one for each channel of the images, got {setting}; "
+                "use computed"
+            )
+    return Images(reading, *statistics)
