@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hardpatch.choices import PagesName
+from hardpatch.data.formats import MAX_PIXELS
 from hardpatch.errors import UserError
 
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: above it a broken header is likelier than an image, and decoding takes minutes and all memory."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601)."""
 DTYPES = ("uint8", "uint16", "int16", "uint32", "float32")

@@ -103,7 +103,7 @@ def score(
         masks: folder of object masks with the same file stems as the images, for the ROC area.
         mask_ratio: share of masked patches; None is that of the run.
         draws: number of random masks over which the true loss is averaged.
-        predict: prediction to use as the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
+        predict: predictions in the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
         pictures: number of images with a picture; all images have numbers.
         show: channels in the pictures, one or three counted from 0; None is all, or the first three.
         seed: of the random masks.
@@ -118,9 +118,7 @@ def score(
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = _open(images, models.student)
     result = scoring.score(
-        models.student,
-        models.teacher,
-        source,
+        *(models.student, models.teacher, source),
         out=Path(out),
         masks=None if masks is None else Path(masks),
         target=models.target,

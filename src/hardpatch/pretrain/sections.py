@@ -20,7 +20,7 @@ from hardpatch.choices import (
     ReconstructionLossName,
     SizeName,
 )
-from hardpatch.data.reading import MAX_PIXELS
+from hardpatch.data.formats import MAX_PIXELS
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
