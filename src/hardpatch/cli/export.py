@@ -30,11 +30,25 @@ def export(arguments: list[str]) -> int:
         )
     if options.json is not None:
         difference = None if written.difference is None else written.difference._asdict()
-        write_json(options.json, {"verb": "export", "run": options.run, **written._asdict(), "difference": difference})
+        write_json(
+            options.json,
+            {
+                "verb": "export",
+                "run": options.run,
+                **written._asdict(),
+                "difference": difference,
+                "reading": written.reading.to_dict(),
+            },
+        )
     height, width = written.image_size
     print(f"{written.path}: written; load it with")
     print(f"  {written.code}")
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
+    if written.reading.dtype != "uint8" or written.reading.ranged:
+        low, high = (
+            ", ".join(f"{value:g}" for value in values) for values in (written.reading.low, written.reading.high)
+        )
+        print(f"pixels: {written.reading.dtype}, (value - {low}) / ({high} - {low}), cut off at 0 and 1: do this first")
     print(f"images: {height} x {width}, pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
     if written.difference is None:
         print("transformers is not installed, so its outputs were not compared with ours")

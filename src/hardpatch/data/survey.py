@@ -117,8 +117,8 @@ def resolve_channels(channels: str | int | Sequence[int], found: Survey) -> int 
 
 def resolve_range(
     setting: str | Sequence[float] | Sequence[Sequence[float]], source: Source, found: Survey, reading: Reading
-) -> Reading:
-    """Return a reading with the type of the images and the range that the setting ``data.range`` stands for.
+) -> tuple[Reading, str]:
+    """Return a reading with the type of the images and the range that the setting ``data.range`` means, and a note.
 
     Args:
         setting: ``auto``, ``type``, ``[low, high]``, or such a pair for each channel.
@@ -134,19 +134,15 @@ def resolve_range(
     low, high = type_range("uint8" if not wide else dtype)
     reading = replace(reading, dtype=dtype, low=(low,), high=(high,))
     if setting == "type" or (setting == "auto" and not wide):
-        return reading
+        return reading, ""
     if isinstance(setting, str):
         low, high, least, most = measured_range(source, found.wide[:MEASURED], reading)
-        log.info(
-            "data.range auto: values of %s from %g to %g, of %d images between %g and %g; 0.1 %% each side are cut off",
-            dtype,
-            low,
-            high,
-            len(found.wide[:MEASURED]),
-            least,
-            most,
+        count = len(found.wide[:MEASURED])
+        note = (
+            f"data.range auto: values of {dtype} from {low:g} to {high:g} become 0 to 1, others are cut off; {count} "
+            f"images have values between {least:g} and {most:g}"
         )
-        return replace(reading, low=(low,), high=(high,))
+        return replace(reading, low=(low,), high=(high,)), note
     pairs = [setting] if not isinstance(setting[0], Sequence) else list(setting)
     lows, highs = (tuple(float(pair[k]) for pair in pairs if isinstance(pair, Sequence)) for k in (0, 1))
     if len(pairs) not in (1, reading.number) or not all(a < b for a, b in zip(lows, highs, strict=True)):
@@ -154,7 +150,7 @@ def resolve_range(
             f"data.range: expected [low, high] with low < high, or such a pair for each of {reading.number} channels, "
             f"got {setting}"
         )
-    return replace(reading, low=lows, high=highs)
+    return replace(reading, low=lows, high=highs), ""
 
 
 def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hardpatch.data.demo import demo_source
-from hardpatch.data.reading import Reading
+from hardpatch.data.reading import RGB, Reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.interchange import to_hugging_face
@@ -59,6 +59,8 @@ class ExportResult(NamedTuple):
     """(height, width) in pixels"""
     difference: OutputDifference | None
     """None if the other library is not installed"""
+    reading: Reading = RGB
+    """type and range of the pixels before that"""
 
 
 def export(
@@ -121,7 +123,7 @@ def export_timm(
         difference = _difference(encoder, encoder, lambda images: outputs(path, images))
     keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     code = f'timm.create_model("{name}", {keywords}, checkpoint_path="{out}")'
-    return ExportResult(out, code, mean, std, _size(encoder), difference)
+    return ExportResult(out, code, mean, std, _size(encoder), difference, reading)
 
 
 def export_hugging_face(
@@ -155,7 +157,7 @@ def export_hugging_face(
     own_outputs: Callable[[Tensor], Tensor]
     exported_outputs: Callable[[Path, Tensor], Tensor]
     if form == "vit":
-        encoder, mean, std, _ = _backbone(run, weights, heads)
+        encoder, mean, std, reading = _backbone(run, weights, heads)
         config, state = to_hugging_face.vit(encoder)
         own_outputs, exported_outputs = encoder, _vit_outputs
         code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
@@ -167,6 +169,7 @@ def export_hugging_face(
         if not isinstance(host, MAE):
             raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
         encoder, mean, std = host.encoder, _rounded(model.mean.tolist()), _rounded(model.std.tolist())
+        reading = model.reading
         ratio, _ = training_masks(run)
         config, state = to_hugging_face.vit_mae(host, ratio)
         mask = _mask(encoder, ratio)
@@ -180,7 +183,7 @@ def export_hugging_face(
         difference = None
         if importlib.util.find_spec("transformers") is not None:
             difference = _difference(encoder, own_outputs, partial(exported_outputs, folder))
-    return ExportResult(out, code, mean, std, _size(encoder), difference)
+    return ExportResult(out, code, mean, std, _size(encoder), difference, reading)
 
 
 def check_new(out: Path) -> None:

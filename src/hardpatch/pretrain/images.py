@@ -1,6 +1,5 @@
 """How the images of a run are read and normalized: what its settings leave to the images themselves."""
 
-import logging
 from typing import NamedTuple
 
 from hardpatch.data.reading import Reading
@@ -10,8 +9,6 @@ from hardpatch.data.survey import resolve_channels, resolve_range, survey
 from hardpatch.errors import UserError
 from hardpatch.pretrain.sections import RunConfig
 
-log = logging.getLogger("hardpatch")
-
 
 class Images(NamedTuple):
     """Reading and statistics of the images of a run."""
@@ -19,6 +16,8 @@ class Images(NamedTuple):
     reading: Reading
     mean: list[float]
     std: list[float]
+    notes: tuple[str, ...] = ()
+    """what was found and decided, a line each"""
 
 
 def initial_reading(run: RunConfig) -> Reading:
@@ -36,12 +35,13 @@ def resolve(run: RunConfig, source: Source) -> Images:
     """
     data = run.data
     found = survey(source)
-    log.info("--data: %d images looked at: %s", found.images, found.describe())
+    notes = [f"--data: {found.images} images looked at: {found.describe()}"]
     channels = resolve_channels(data.channels, found)
-    reading = resolve_range(data.range, source, found, initial_reading(run).with_channels(channels))
+    reading, note = resolve_range(data.range, source, found, initial_reading(run).with_channels(channels))
+    notes += [note] if note else []
 
     def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
-        log.info("computing mean and standard deviation of the images")
+        notes.append("mean and standard deviation are computed on the images")
         return channel_statistics(source, reading, run.seed)
 
     photographs = reading.number == 3 and reading.dtype == "uint8"
@@ -52,4 +52,4 @@ def resolve(run: RunConfig, source: Source) -> Images:
                 f"data.{name}: expected {reading.number} numbers, one for each channel of the images, got {setting}; "
                 "use computed"
             )
-    return Images(reading, *statistics)
+    return Images(reading, *statistics, tuple(notes))

@@ -130,6 +130,8 @@ def train(
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     log.info("--data: %s", summarize(source))
+    for note in images.notes:
+        log.info("%s", note)
     _log_micro_batches(run, job)
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
