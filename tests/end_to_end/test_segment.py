@@ -19,7 +19,8 @@ from PIL import Image
 import hardpatch
 from hardpatch.choices import WeightsName
 from hardpatch.cli import main
-from hardpatch.segment.data import find_labels, open_segmentation
+from hardpatch.segment.data import open_segmentation
+from hardpatch.segment.labels import find_labels
 from hardpatch.segment.measure import evaluate
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
@@ -162,8 +163,8 @@ def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Pat
     )
     assert "--classes: expected a number" in fails("segment", encoder, "--train", tmp_path, *good[4:])
     assert "--val: expected images/" in fails("segment", encoder, "--train", data, "--val", encoder, *end)
-    assert "has the value 2 in" in fails(*good, "--classes", 2, "--ignore", 7, 255)
-    assert "has the value 7 in 64 pixels" in fails(*good, "--classes", 3)
+    assert "have the value 2 in" in fails(*good, "--classes", 2, "--ignore", 7, 255)
+    assert "have the value 7 in 512 pixels" in fails(*good, "--classes", 3)
     assert "--crop: expected multiples of the patch size 4, got 10 10" in fails(*good, "--crop", 10)
     assert "--stepps" in fails(*good, "--stepps", 10)
     assert "did you mean '--steps'?" in fails(*good, "--stepps", 10)
@@ -174,9 +175,9 @@ def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Pat
     Image.fromarray(np.full((24, 32), 200, dtype=np.uint8)).save(label)
     assert f"--val: {label} has the value 200 in 768 pixels; expected the 3 classes 0 to 2" in fails(*good)
     Image.fromarray(np.zeros((12, 32), dtype=np.uint8)).save(label)
-    assert "must have the same size" in fails(*good)
+    assert "1 of 3 label maps have another size than their image" in fails(*good)
     label.unlink()
-    assert f"val_1.png has no label map: expected {label}" in fails(*good)
+    assert f"1 of 3 images have no label map: {data / 'images' / 'val' / 'val_1.png'}; expected {label}" in fails(*good)
     assert not out.exists()
     label.write_bytes(whole)
     out.mkdir()
