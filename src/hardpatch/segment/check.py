@@ -13,7 +13,7 @@ from hardpatch.segment.data import SegmentationSet
 from hardpatch.segment.decide import Seen, codes, decide
 from hardpatch.segment.labels import IGNORED, Labels
 from hardpatch.segment.reading import Reading, color_text
-from hardpatch.segment.survey import Look, Survey, survey
+from hardpatch.segment.survey import WHITE, Look, Survey, survey
 
 ROWS = 40
 """Classes in the table for the terminal."""
@@ -135,9 +135,11 @@ def _refuse_empty(labels: Labels, reading: Reading, seen: Sequence[Seen], checke
             for code, count in counts.most_common(NAMED)
         ]
         got = f"only {labels.names[classes[0]]} has pixels" if classes else "every pixel is ignored"
+        eaten = [code for code in WHITE if labels.chosen and code in counts and code in labels.ignored]
+        way_out = f"leave {eaten[0]} out of --ignore" if eaten else "see --classes and --ignore"
         raise UserError(
             f"--{split}: {got} in the {len(checked.sets[split])} label maps, expected two classes or more; found the "
-            f"{reading.by} {'; '.join(listed)}; see --classes and --ignore"
+            f"{reading.by} {'; '.join(listed)}; {way_out}"
         )
 
 

@@ -69,7 +69,10 @@ def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]
         if white not in values or (labels.chosen and white in labels.ignored):
             continue
         if values <= {0, white}:
-            said = f"masks of 0 and {white}: {white} is the class {labels.names[1]}, no pixel is ignored"
+            said = (
+                f"masks of 0 and {white}: {white} is read as {labels.names[1]!r} and not ignored; to ignore it, say "
+                f"--ignore {white}"
+            )
             return Reading("value", {0: 0, 1: 1, white: 1}), [said]
         ones = [entry for entry, here in found if 1 in here]
         whites = [entry for entry, here in found if white in here]
@@ -77,7 +80,7 @@ def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]
             _refuse(
                 whites[0],
                 f"{whites[0].path} has the values 0 and {white}, {ones[0].path} 0 and 1, and no label map has both "
-                f"{white} and 1: the class {labels.names[1]} seems to be 1 in {len(ones)} maps and {white} in "
+                f"{white} and 1: the class {labels.names[1]!r} seems to be 1 in {len(ones)} maps and {white} in "
                 f"{len(whites)}; write one value in all, or if {white} is to be ignored, say --ignore {white}",
             )
     return None
@@ -178,10 +181,10 @@ def _way_out(labels: Labels, reading: Reading, found: set[int], unknown: Sequenc
     if classes == 2 and len(unknown) > 1 and all(0 < code < 255 for code in unknown) and found & {255}:
         return (
             f"between 0 and 255 lie the edges of masks that were smoothed or saved as JPEG: with --threshold 128, "
-            f"128 and more is {labels.names[1]}"
+            f"128 and more is {labels.names[1]!r}"
         )
     if classes == 2 and found <= {0, *unknown} and len(unknown) == 1:
-        return f"for {unknown[0]} as the class {labels.names[1]}, write '0 {labels.names[0]}' and '{unknown[0]} " + (
+        return f"for {unknown[0]} as {labels.names[1]!r}, write '0 {labels.names[0]}' and '{unknown[0]} " + (
             f"{labels.names[1]}' in classes.txt"
         )
     if labels.values == tuple(range(classes)) and [*unknown] == [classes] and 0 in found:
