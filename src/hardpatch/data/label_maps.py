@@ -176,7 +176,8 @@ def _with_tifffile(data: bytes, error: UndecodableImage) -> LabelMap:
 
 
 def _whole_numbers(values: npt.NDArray[np.floating]) -> npt.NDArray[np.integer]:
-    whole = np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**31)
+    wide = values.astype(np.float64)
+    whole = np.isfinite(wide) & (wide == np.floor(wide)) & (np.abs(wide) < 2**31)
     if not whole.all():
         raise UndecodableImage(
             f"got {values.dtype} values that are no class ids, {values[~whole][0]:g} among them in {(~whole).sum()} "

@@ -98,11 +98,11 @@ def find_labels(
     ade20k = _is_ade20k(root, classes)
     if ade20k:
         what = "0 is ignored, 1 the first class" if reduce_zero_label in (None, True) else "0 is a class of its own"
-        said.append(f"--train: ADE20K by its folder names, {ADE20K_CLASSES} classes: value {what}")
+        said.append(f"--train: ADE20K by the names of its folders: value {what}")
     shift = int(ade20k if reduce_zero_label is None else reduce_zero_label)
     if classes is not None and classes.isdecimal():
         found = [_Class(index, f"class {index}", None) for index in range(int(classes))]
-    elif ade20k and classes is None:
+    elif ade20k and classes is None and _has_classes_file(root) is None:
         names = _ade20k_names(root)
         found = [_Class(index, name, None) for index, name in enumerate(names if shift else ["other", *names])]
     else:

@@ -17,7 +17,7 @@ from hardpatch.segment.reading import color_codes, is_gray
 WHITE = (255, 65535)
 """Value of the object in masks of 8 and 16 bits that are drawn in black and white."""
 MAX_CODES = 4096
-"""Different values of a file that are counted; a label map has far fewer."""
+"""Values of a file that are kept; a label map has far fewer, so files with more are refused by any of these."""
 
 
 class Look(NamedTuple):
@@ -25,9 +25,7 @@ class Look(NamedTuple):
 
     kind: Kind
     counts: dict[int, int]
-    """pixels of each value, or of each color as 0xRRGGBB if ``kind`` is RGB"""
-    different: int
-    """number of different values, more than in ``counts`` if there are very many"""
+    """pixels of each value, or of each color as 0xRRGGBB if ``kind`` is RGB; at most :data:`MAX_CODES` of them"""
     colors: dict[int, int]
     """color of each index that occurs, if ``kind`` is palette"""
     gray: bool
@@ -101,7 +99,7 @@ def _look(content: LabelMap, orientation: int, mismatch: str, threshold: int | N
     )
     gray = content.kind != "RGB" or is_gray(content.values)
     kept = dict(zip(codes[:MAX_CODES], counts[:MAX_CODES], strict=True))
-    return Look(content.kind, kept, len(codes), colors, gray, orientation, mismatch)
+    return Look(content.kind, kept, colors, gray, orientation, mismatch)
 
 
 def _count(values: npt.NDArray[np.integer]) -> tuple[list[int], list[int]]:
