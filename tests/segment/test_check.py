@@ -246,6 +246,7 @@ def test_gray_maps_that_are_saved_in_colors(tmp_path: Path) -> None:
             "may be class * 1000 + instance, as Cityscapes' instanceIds; take the maps of class ids",
         ),
         ([[0, 38, 0]], "2", "for 38 as 'class 1', write '0 class 0' and '38 class 1' in classes.txt"),
+        ([[0, 85, 170]], "3", "may be the ids 0, 1, 2, ... of gray PNGs of 4 or 2 bits, which decoders multiply; save"),
         ([[*range(20)]], "2", "9 in 1 pixels and 10 more; expected"),
     ],
 )

@@ -11,9 +11,9 @@ SUFFIXES = (
     *("_mask", "-mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gtFine_labelIds"),
     *("_gtFine_labelTrainIds", "_gt", "_seg", "_segmentation", "_L"),
 )
-"""What may follow the stem of an image in the stem of its label map."""
+"""Endings that the stem of a label map may have after the stem of its image."""
 IMAGE_SUFFIXES = ("_leftImg8bit", "_sat", "_image", "_img", "_rgb")
-"""What may stand at the end of an image's stem and not in that of its label map."""
+"""Endings of an image's stem that may be missing in the stem of its label map."""
 
 
 class Match(NamedTuple):

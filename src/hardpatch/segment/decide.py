@@ -1,4 +1,4 @@
-"""How the label files of a set are to be read: what occurs in them beside what the user declared."""
+"""Choice of the way to read label files: the values that occur in them beside those that the user declared."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -189,6 +189,11 @@ def _way_out(labels: Labels, reading: Reading, found: set[int], unknown: Sequenc
         )
     if labels.values == tuple(range(classes)) and [*unknown] == [classes] and 0 in found:
         return f"if {classes} is the last class and 0 is to be ignored, --reduce_zero_label"
+    if len(found) <= 16 and all(code % 17 == 0 for code in found):
+        return (
+            "multiples of 17 or 85 may be the ids 0, 1, 2, ... of gray PNGs of 4 or 2 bits, which decoders multiply; "
+            "save them with 8 bits, or list the multiples in classes.txt"
+        )
     if any(code >= 1000 for code in unknown):
         return (
             "values from 1000 on may be class * 1000 + instance, as Cityscapes' instanceIds; take the maps of class "

@@ -18,7 +18,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Reading:
-    """How label files become classes.
+    """Way from the content of label files to classes.
 
     Args:
         by: what a code is: the ``value`` in the file, or the ``color``, 0xRRGGBB.

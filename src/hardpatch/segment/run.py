@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,9 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     model = _initial(labeled, labels, len(train)) if newest is None else _of_checkpoint(newest, settings, labels)
     settings = resolved(settings, len(model.encoder.blocks))
     check_settings(settings, model.encoder.patch_size, len(train))
-    with counting("pairs checked") as checking:  # refuse before anything is written
+    quiet = isinstance(progress, Silent)
+    with nullcontext(lambda done, total: None) if quiet else counting("pairs checked") as checking:
+        # refuses before anything is written
         checked = check_sets(
             {"train": train, "val": val},
             model.encoder.channels,

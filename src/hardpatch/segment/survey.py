@@ -21,7 +21,7 @@ MAX_CODES = 4096
 
 
 class Look(NamedTuple):
-    """What a pair holds."""
+    """Content of a pair in numbers."""
 
     kind: Kind
     counts: dict[int, int]
