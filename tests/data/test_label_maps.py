@@ -151,7 +151,7 @@ def test_truncated_png(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UndecodableImage, match=r"a\.png: expected a label map, cannot read it"):
+    with pytest.raises(UndecodableImage, match=r"a\.png: cannot read it"):
         read_label_map(tmp_path / "a.png")
 
 

@@ -70,7 +70,7 @@ def read_label_map(path: Path, lossy: bool = False) -> LabelMap:
                 raise
             return _with_tifffile(data, error)
     except UndecodableImage as error:
-        raise UndecodableImage(f"{path}: expected a label map, {error}") from None
+        raise UndecodableImage(f"{path}: {error}") from None
     except OSError as error:
         raise UndecodableImage(f"{path}: cannot read it ({error.strerror or error})") from None
 

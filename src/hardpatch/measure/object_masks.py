@@ -42,7 +42,7 @@ def mask_reader(source: Source, folder: Path | None, size: tuple[int, int]) -> M
             try:
                 return read_object_mask(paths[index])
             except UndecodableImage as error:
-                raise UserError(f"masks: {error}") from None
+                raise UserError(f"masks: expected a readable picture, got {error}") from None
 
     transform = EvalTransform(size, channels=1)
     return lambda index: transform(read(index)[..., None].astype(np.uint8) * 255)[0].numpy() > 127
