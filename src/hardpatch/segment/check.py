@@ -11,8 +11,8 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import UserError
 from hardpatch.segment.data import SegmentationSet
 from hardpatch.segment.decide import Seen, codes, decide
+from hardpatch.segment.label_reading import LabelReading, color_text
 from hardpatch.segment.labels import IGNORED, Labels
-from hardpatch.segment.reading import Reading, color_text
 from hardpatch.segment.survey import WHITE, Look, Survey, survey
 
 ROWS = 40
@@ -111,7 +111,7 @@ def _refuse_sizes(split: str, pairs: SegmentationSet, found: Survey) -> None:
         )
 
 
-def _pixels(reading: Reading, looks: Iterable[Look]) -> Counter[int]:
+def _pixels(reading: LabelReading, looks: Iterable[Look]) -> Counter[int]:
     """Count the pixels of each class and of IGNORED."""
     counts: Counter[int] = Counter()
     for look in looks:
@@ -120,7 +120,7 @@ def _pixels(reading: Reading, looks: Iterable[Look]) -> Counter[int]:
     return counts
 
 
-def _refuse_empty(labels: Labels, reading: Reading, seen: Sequence[Seen], checked: Checked) -> None:
+def _refuse_empty(labels: Labels, reading: LabelReading, seen: Sequence[Seen], checked: Checked) -> None:
     """Refuse sets with nothing to learn or to measure."""
     for split, pixels in checked.pixels.items():
         classes = np.flatnonzero(pixels).tolist()
@@ -157,7 +157,7 @@ def _orientation(found: Survey) -> list[str]:
     return [text] if turned else []
 
 
-def _table(labels: Labels, reading: Reading, seen: Sequence[Seen], found: Mapping[str, Counter[int]]) -> list[str]:
+def _table(labels: Labels, reading: LabelReading, seen: Sequence[Seen], found: Mapping[str, Counter[int]]) -> list[str]:
     """Write the values and the share of the pixels of each class in each set."""
     present = {code for entry in seen for code, _ in codes(reading, entry.look)}
     palette = {} if reading.by == "color" else {k: c for entry in seen for k, c in entry.look.colors.items()}
@@ -213,5 +213,5 @@ def _names(labels: Labels, classes: Sequence[int]) -> str:
     return ", ".join(labels.names[k] for k in classes[:NAMED]) + more
 
 
-def _text(reading: Reading, code: int) -> str:
+def _text(reading: LabelReading, code: int) -> str:
     return color_text(code) if reading.by == "color" else str(code)

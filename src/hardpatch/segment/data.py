@@ -8,9 +8,9 @@ from typing import Literal
 from hardpatch.data.crop import Image
 from hardpatch.data.decode import UndecodableImage, decode
 from hardpatch.data.label_maps import LabelMap, read_label_map
+from hardpatch.segment.label_reading import LabelReading, Map, by_value
 from hardpatch.segment.labels import IGNORED, Labels
 from hardpatch.segment.pairs import find_pairs
-from hardpatch.segment.reading import Map, Reading, by_value
 
 __all__ = ["IGNORED", "Labels", "Map", "SegmentationSet", "open_segmentation"]
 
@@ -22,8 +22,8 @@ class SegmentationSet:
         images: the image files.
         label_maps: the label files, in the same order.
         labels: meaning of the values in the label files.
-        reading: how the files become classes; by the values of ``labels`` unless :mod:`hardpatch.segment.check` found
-            another way.
+        label_reading: how the files become classes; by the values of ``labels`` unless
+            :mod:`hardpatch.segment.check` found another way.
         said: lines for the user, how the pairs were found.
     """
 
@@ -32,21 +32,21 @@ class SegmentationSet:
         images: Sequence[Path],
         label_maps: Sequence[Path],
         labels: Labels,
-        reading: Reading | None = None,
+        label_reading: LabelReading | None = None,
         said: Sequence[str] = (),
     ) -> None:
         self.images, self.label_maps, self.labels = tuple(images), tuple(label_maps), labels
-        self.reading = by_value(labels) if reading is None else reading
+        self.label_reading = by_value(labels) if label_reading is None else label_reading
         self.said = tuple(said)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def without(self, indices: Collection[int], reading: Reading | None = None) -> "SegmentationSet":
-        """Return the set without the pairs of these indices, with another ``reading`` if one is given."""
+    def without(self, indices: Collection[int], label_reading: LabelReading | None = None) -> "SegmentationSet":
+        """Return the set without the pairs of these indices, with another ``label_reading`` if one is given."""
         rest = [i for i in range(len(self)) if i not in indices]
         images, label_maps = [self.images[i] for i in rest], [self.label_maps[i] for i in rest]
-        return SegmentationSet(images, label_maps, self.labels, reading or self.reading, self.said)
+        return SegmentationSet(images, label_maps, self.labels, label_reading or self.label_reading, self.said)
 
     def image(self, i: int, channels: int) -> Image:
         """Decode image ``i`` to uint8 ``[H, W, channels]``; raises UndecodableImage with its path and the reason."""
@@ -66,7 +66,7 @@ class SegmentationSet:
         """
         content = self.content(i)
         try:
-            return self.reading(content)
+            return self.label_reading(content)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.label_maps[i]}: {error}") from None
 

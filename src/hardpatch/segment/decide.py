@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from hardpatch.errors import UserError
+from hardpatch.segment.label_reading import UNKNOWN, LabelReading, by_color, by_value, color_text
 from hardpatch.segment.labels import COLOR_TABLE, Labels
-from hardpatch.segment.reading import UNKNOWN, Reading, by_color, by_value, color_text
 from hardpatch.segment.survey import WHITE, Look
 
 LISTED = 8
@@ -22,7 +22,7 @@ class Seen(NamedTuple):
     look: Look
 
 
-def decide(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]:
+def decide(labels: Labels, seen: Sequence[Seen]) -> tuple[LabelReading, list[str]]:
     """Choose the reading under which every value of all label files is a class or ignored.
 
     Returns:
@@ -46,7 +46,7 @@ def decide(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]:
     return reading, said
 
 
-def codes(reading: Reading, look: Look) -> Iterator[tuple[int, int]]:
+def codes(reading: LabelReading, look: Look) -> Iterator[tuple[int, int]]:
     """Yield each code of a file, as the reading counts them, and its pixels."""
     for value, count in look.counts.items():
         if reading.by == "color":
@@ -57,7 +57,7 @@ def codes(reading: Reading, look: Look) -> Iterator[tuple[int, int]]:
             yield value & 255 if look.kind == "RGB" else value, count
 
 
-def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]] | None:
+def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[LabelReading, list[str]] | None:
     """Read masks of 0 and 255 as two classes, although 255 is ignored in other sets; None if these are none."""
     if labels.values != (0, 1):
         return None
@@ -73,7 +73,7 @@ def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]
                 f"masks of 0 and {white}: {white} is read as {labels.names[1]!r} and not ignored; to ignore it, say "
                 f"--ignore {white}"
             )
-            return Reading("value", {0: 0, 1: 1, white: 1}), [said]
+            return LabelReading("value", {0: 0, 1: 1, white: 1}), [said]
         ones = [entry for entry, here in found if 1 in here]
         whites = [entry for entry, here in found if white in here]
         if ones and not any(entry in ones for entry in whites):
@@ -86,9 +86,9 @@ def _as_masks(labels: Labels, seen: Sequence[Seen]) -> tuple[Reading, list[str]]
     return None
 
 
-def _by_threshold(labels: Labels, seen: Sequence[Seen], colored: Sequence[Seen]) -> tuple[Reading, list[str]]:
+def _by_threshold(labels: Labels, seen: Sequence[Seen], colored: Sequence[Seen]) -> tuple[LabelReading, list[str]]:
     assert labels.threshold is not None
-    reading = Reading("value", {}, labels.threshold)
+    reading = LabelReading("value", {}, labels.threshold)
     for entry in seen:
         if entry in colored or any(len({c >> 16, c >> 8 & 255, c & 255}) > 1 for c in entry.look.colors.values()):
             _refuse(entry, f"--threshold: expected gray masks, {entry.path} has colors; {COLOR_TABLE}")
@@ -145,7 +145,7 @@ def _refuse_other_palettes(seen: Sequence[Seen]) -> None:
             )
 
 
-def _refuse_unknown(labels: Labels, reading: Reading, seen: Sequence[Seen]) -> None:
+def _refuse_unknown(labels: Labels, reading: LabelReading, seen: Sequence[Seen]) -> None:
     """Refuse values that are no class and not ignored."""
     pixels: Counter[int] = Counter()
     files: defaultdict[int, list[Seen]] = defaultdict(list)
@@ -173,7 +173,7 @@ def _refuse_unknown(labels: Labels, reading: Reading, seen: Sequence[Seen]) -> N
     )
 
 
-def _way_out(labels: Labels, reading: Reading, found: set[int], unknown: Sequence[int]) -> str:
+def _way_out(labels: Labels, reading: LabelReading, found: set[int], unknown: Sequence[int]) -> str:
     """Say what may be wrong with values that are no class, and what to do."""
     if reading.by == "color":
         return "add a line 'R G B name' for each to classes.txt, or correct them"

@@ -12,7 +12,7 @@ from hardpatch.data.decode import UndecodableImage
 from hardpatch.data.label_maps import Kind, LabelMap, stored_orientation
 from hardpatch.data.loader import batch_loader
 from hardpatch.segment.data import SegmentationSet
-from hardpatch.segment.reading import color_codes, is_gray
+from hardpatch.segment.label_reading import color_codes, is_gray
 
 WHITE = (255, 65535)
 """Value of the object in masks of 8 and 16 bits that are drawn in black and white."""

@@ -17,7 +17,7 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True)
-class Reading:
+class LabelReading:
     """Way from the content of label files to classes.
 
     Args:
@@ -62,15 +62,15 @@ class Reading:
         return table
 
 
-def by_value(labels: Labels) -> Reading:
+def by_value(labels: Labels) -> LabelReading:
     """Read values as they are declared."""
-    return Reading("value", dict.fromkeys(labels.ignored, IGNORED) | {v: k for k, v in enumerate(labels.values)})
+    return LabelReading("value", dict.fromkeys(labels.ignored, IGNORED) | {v: k for k, v in enumerate(labels.values)})
 
 
-def by_color(labels: Labels) -> Reading:
+def by_color(labels: Labels) -> LabelReading:
     """Read colors by the table of the classes."""
     ignored = dict.fromkeys(labels.ignored_colors, IGNORED)
-    return Reading("color", ignored | {color: k for k, color in enumerate(labels.colors)})
+    return LabelReading("color", ignored | {color: k for k, color in enumerate(labels.colors)})
 
 
 def gray_values(label_map: LabelMap) -> npt.NDArray[np.integer]:
