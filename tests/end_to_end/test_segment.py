@@ -19,7 +19,8 @@ from PIL import Image
 import hardpatch
 from hardpatch.choices import WeightsName
 from hardpatch.cli import main
-from hardpatch.segment.data import find_labels, open_segmentation
+from hardpatch.segment.data import open_segmentation
+from hardpatch.segment.labels import find_labels
 from hardpatch.segment.measure import evaluate
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
@@ -150,6 +151,55 @@ def test_bad_pairs_are_counted_and_named(
     assert result["left_out"] == {"train, undecodable": 1, "val, undecodable": 0}
 
 
+def test_a_broken_validation_image_is_found_before_training(
+    fails: Callable[..., str], encoder: Path, data: Path, tmp_path: Path
+) -> None:
+    image = data / "images" / "val" / "val_1.png"
+    image.write_bytes(image.read_bytes()[:60])
+    out = tmp_path / "out"
+    message = fails(*command(encoder, data, out))
+    assert "max_bad_fraction: 1 of 3 images (33.33%)" in message
+    assert str(image) in message
+    assert not out.exists()
+    assert main(command(encoder, data, out, "--max_bad_fraction", 0.5)) == 0
+    assert read_result(out)["images"] == {"train": 5, "val": 2}
+
+
+def test_masks_of_0_and_255(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both classes are learned and measured, and the terminal says before training how they were read."""
+    data = tmp_path / "data"
+    for k in range(4):
+        write_pair(data / "images", data / "masks", f"{k}", 255 * blocks(k, classes=2))
+        (data / "masks" / f"{k}.png").rename(data / "masks" / f"{k}_mask.png")
+    assert main(command(encoder, data, tmp_path / "out", "--classes", 2)) == 0
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    said = "masks of 0 and 255: 255 is read as 'class 1' and not ignored; to ignore it, say --ignore 255"
+    assert lines.index(said) < lines.index("6 steps of 2 images")
+    assert f"--train: 4 pairs in {data / 'images'} and {data / 'masks'} (stem + _mask)" in lines
+    assert all(entry["iou"] is not None and entry["pixels"] > 0 for entry in read_result(tmp_path / "out")["per_class"])
+    again = ["segment", "--resume", "--out", str(tmp_path / "out")]
+    assert main(again) == 0
+
+
+def test_smoothed_masks_with_a_threshold(
+    fails: Callable[..., str], encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for k in range(4):
+        write_pair(data / "images", data / "labels", f"{k}", np.abs(255 * blocks(k, classes=2).astype(int) - 3))
+        (data / "labels" / f"{k}.png").rename(data / "labels" / f"{k}.seg.png")
+    options = ("--classes", 2, "--label_suffix", ".seg")
+    assert "4 of 4 images have no label map" in fails(*command(encoder, data, tmp_path / "out", *options[:2]))
+    assert "have the value 3 in" in fails(*command(encoder, data, tmp_path / "out", *options))
+    assert main(command(encoder, data, tmp_path / "out", *options, "--threshold", 128)) == 0
+    assert "--threshold 128: from 128 on a pixel is class 1" in capsys.readouterr().err
+    assert all(entry["pixels"] > 0 for entry in read_result(tmp_path / "out")["per_class"])
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert (config["threshold"], config["label_suffix"]) == (128, ".seg")
+    assert "threshold was 128, now 9" in fails("segment", "--resume", "--out", tmp_path / "out", "--threshold", 9)
+
+
 def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     end = ["--out", out, *SHORT, *MACHINE]
@@ -162,8 +212,8 @@ def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Pat
     )
     assert "--classes: expected a number" in fails("segment", encoder, "--train", tmp_path, *good[4:])
     assert "--val: expected images/" in fails("segment", encoder, "--train", data, "--val", encoder, *end)
-    assert "has the value 2 in" in fails(*good, "--classes", 2, "--ignore", 7, 255)
-    assert "has the value 7 in 64 pixels" in fails(*good, "--classes", 3)
+    assert "have the value 2 in" in fails(*good, "--classes", 2, "--ignore", 7, 255)
+    assert "have the value 7 in 512 pixels" in fails(*good, "--classes", 3)
     assert "--crop: expected multiples of the patch size 4, got 10 10" in fails(*good, "--crop", 10)
     assert "--stepps" in fails(*good, "--stepps", 10)
     assert "did you mean '--steps'?" in fails(*good, "--stepps", 10)
@@ -174,9 +224,9 @@ def test_mistakes(fails: Callable[..., str], encoder: Path, run: Path, data: Pat
     Image.fromarray(np.full((24, 32), 200, dtype=np.uint8)).save(label)
     assert f"--val: {label} has the value 200 in 768 pixels; expected the 3 classes 0 to 2" in fails(*good)
     Image.fromarray(np.zeros((12, 32), dtype=np.uint8)).save(label)
-    assert "must have the same size" in fails(*good)
+    assert "1 of 3 label maps have another size than their image" in fails(*good)
     label.unlink()
-    assert f"val_1.png has no label map: expected {label}" in fails(*good)
+    assert f"1 of 3 images have no label map: {data / 'images' / 'val' / 'val_1.png'}; expected {label}" in fails(*good)
     assert not out.exists()
     label.write_bytes(whole)
     out.mkdir()

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from hardpatch.models.encoder import Encoder
-from hardpatch.segment.data import Labels
+from hardpatch.segment.labels import Labels
 from hardpatch.segment.model import UperNet
 
 THREE = Labels(("sky", "road", "car"), (0, 1, 2))

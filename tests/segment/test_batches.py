@@ -18,7 +18,8 @@ from hardpatch.segment.batches import (
     scaled_size,
     segmentation_batches,
 )
-from hardpatch.segment.data import IGNORED, check, open_segmentation
+from hardpatch.segment.check import check_sets
+from hardpatch.segment.data import IGNORED, open_segmentation
 from tests.segment.small import THREE, blocks
 
 
@@ -124,7 +125,7 @@ def test_a_broken_file_is_named_and_another_pair_takes_its_place(folder: Path, p
 
 def test_no_file_can_be_decoded(folder: Path) -> None:
     pairs = open_segmentation(folder, "train", THREE)
-    check(pairs, "train")
+    check_sets({"train": pairs})
     for image in pairs.images:
         image.write_bytes(image.read_bytes()[:60])
     with pytest.raises(UserError, match=r"none of the 3 images can be decoded; the last was .*train_\d\.png: "):

@@ -18,8 +18,10 @@ from hardpatch.data.reading import Reading
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.models.encoder import Encoder
 from hardpatch.segment.batches import LabeledBatch
-from hardpatch.segment.data import IGNORED, SegmentationSet, check, find_labels, open_segmentation
+from hardpatch.segment.check import check_sets
+from hardpatch.segment.data import IGNORED, SegmentationSet, open_segmentation
 from hardpatch.segment.file import load_segmenter, save_segmenter
+from hardpatch.segment.labels import find_labels
 from hardpatch.segment.measure import Inference, predict_logits
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.pictures import write_pictures
@@ -288,7 +290,7 @@ def test_eight_images_are_memorized(shared: Path, tmp_path: Path) -> None:
     labels = find_labels(source)
     pairs = open_segmentation(tmp_path, "train", labels)
     assert len(pairs) == 8
-    assert (check(pairs, "train").pixels > 0).all()  # eleven classes
+    assert (check_sets({"train": pairs}).pixels["train"] > 0).all()  # eleven classes
     torch.manual_seed(0)
     encoder = Encoder(image_size=(32, 48), patch_size=4, width=64, depth=4, heads=4)
     model = UperNet(encoder, len(labels.names), mean=[0.4] * 3, std=[0.3] * 3, channels=32, dropout=0.0)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hardpatch.cli.arguments import write_json
+from hardpatch.cli.arguments import Parser, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
 from hardpatch.segment.settings import PRESETS
 
@@ -11,22 +11,10 @@ def segment(arguments: list[str]) -> int:
     """Run ``hardpatch segment`` and return the exit code."""
     parser = training_parser(
         "segment",
-        "Train UperNet on the encoder of RUN to classify every pixel. Data: folders with images/ and labels/.",
+        "Train UperNet on the encoder of RUN to classify every pixel. Data: folders images/ and labels/ or masks/.",
         PRESETS,
     )
-    labels = parser.add_argument_group("labels")
-    labels.add_argument(
-        "--classes", metavar="N|FILE", help="number of classes, or their names (default: classes.txt of --train)"
-    )
-    labels.add_argument(
-        "--ignore", type=int, nargs="+", metavar="VALUE", help="label values whose pixels are ignored (default: 255)"
-    )
-    labels.add_argument(
-        "--reduce_zero_label",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="ignore label value 0 and make 1 the first class (default: only for ADE20K's folders)",
-    )
+    _add_labels(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.segment.pictures import table
@@ -44,6 +32,8 @@ def segment(arguments: list[str]) -> int:
         classes=options.classes,
         ignore=options.ignore,
         reduce_zero_label=options.reduce_zero_label,
+        threshold=options.threshold,
+        label_suffix=options.label_suffix,
         preset=options.preset,
         resume=options.resume,
         progress=progress,
@@ -63,3 +53,35 @@ def segment(arguments: list[str]) -> int:
     )
     print(f"weights: {result.folder / 'segmenter.safetensors'}; pictures: {', '.join(map(str, result.pictures))}")
     return 0
+
+
+def _add_labels(parser: Parser) -> None:
+    """Add the options that say what stands in label maps."""
+    labels = parser.add_argument_group("labels")
+    labels.add_argument(
+        "--classes", metavar="N|FILE", help="number of classes, or their names (default: classes.txt of --train)"
+    )
+    labels.add_argument(
+        "--ignore",
+        type=int,
+        nargs="+",
+        metavar="VALUE",
+        help="label values whose pixels are ignored (default: 255, except in masks of 0 and 255)",
+    )
+    labels.add_argument(
+        "--reduce_zero_label",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="ignore label value 0 and make 1 the first class (default: only for ADE20K's folders)",
+    )
+    labels.add_argument(
+        "--threshold",
+        type=int,
+        metavar="VALUE",
+        help="masks of two classes: from this value on a pixel is of the second class (default: exact values)",
+    )
+    labels.add_argument(
+        "--label_suffix",
+        metavar="TEXT",
+        help="what follows an image's stem in the stem of its label map (default: nothing, _mask, _labelIds, ...)",
+    )

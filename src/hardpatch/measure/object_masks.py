@@ -1,14 +1,13 @@
 """Object masks of images, read from a folder or from the source itself."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hardpatch.data.augment import EvalTransform
-from hardpatch.data.decode import decode
-from hardpatch.data.formats import EXTENSIONS
+from hardpatch.data.label_maps import EXACT_ENDINGS, LOSSY_ENDINGS, read_object_mask
+from hardpatch.data.pairs import match
 from hardpatch.data.reading import GRAY, UndecodableImage
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
@@ -41,9 +40,9 @@ def mask_reader(source: Source, folder: Path | None, size: tuple[int, int]) -> M
 
         def read(index: int) -> np.ndarray:
             try:
-                return decode(paths[index].read_bytes(), GRAY)[..., 0] > 0
-            except (OSError, UndecodableImage) as error:
-                raise UserError(f"masks: expected a readable picture, got {paths[index]}: {error}") from None
+                return read_object_mask(paths[index])
+            except UndecodableImage as error:
+                raise UserError(f"masks: expected a readable picture, got {error}") from None
 
     transform = EvalTransform(size, GRAY)
     return lambda index: transform(read(index)[..., None].astype(np.uint8) * 255)[0].numpy() > 127
@@ -58,29 +57,21 @@ def _own_masks(source: Source) -> MaskReader | None:
 
 
 def find_masks(source: Source, folder: Path) -> list[Path]:
-    """Find the mask of each image of ``source``: the picture below ``folder`` with the same file stem.
-
-    If several pictures have that stem, the one whose folder is named like the image's folder is used.
+    """Find the mask of each image of ``source`` below ``folder``, by :func:`hardpatch.data.pairs.match`.
 
     Raises:
         UserError: naming the first image whose mask is missing or ambiguous.
     """
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if path.name.lower().endswith(EXTENSIONS):
-            by_stem[path.stem].append(path)
-    masks: dict[Path, None] = {}  # in the order of the images
-    for index in range(len(source)):
+    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(EXACT_ENDINGS + LOSSY_ENDINGS))
+    found = match([source.name(index) for index in range(len(source))], [str(p.relative_to(folder)) for p in paths])
+    wrong = dict.fromkeys(found.missing, "no such file")
+    not_alone = {image: masks[0] for image, masks in found.several.items()}
+    not_alone |= {image: mask for mask, images in found.shared.items() for image in images[1:]}
+    wrong |= {image: f"{paths[mask]}, which is not this image's alone" for image, mask in not_alone.items()}
+    for index in sorted(wrong):
         name = Path(source.name(index))
-        candidates = by_stem[name.stem]
-        if len(candidates) > 1:
-            candidates = [path for path in candidates if path.parent.name == name.parent.name]
-        if len(candidates) != 1 or candidates[0] in masks:
-            expected = folder / f"{name.stem}.png"
-            got = f"{by_stem[name.stem][0]}, which is not this image's alone" if by_stem[name.stem] else "no such file"
-            raise UserError(
-                f"masks: expected one mask for each image, for {name} {expected}; got {got}; "
-                "name masks like their images, in folders of the same names if stems repeat"
-            )
-        masks[candidates[0]] = None
-    return list(masks)
+        raise UserError(
+            f"masks: expected one mask for each image, for {name} {folder / name.stem}.png; got {wrong[index]}; "
+            "name masks like their images, in folders of the same names if stems repeat"
+        )
+    return [paths[found.maps[index]] for index in range(len(source))]

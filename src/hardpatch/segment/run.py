@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
-from hardpatch.segment.data import IGNORED, Labels, check, find_labels, open_segmentation
+from hardpatch.segment.check import check_sets
+from hardpatch.segment.data import open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
+from hardpatch.segment.labels import Labels, find_labels
 from hardpatch.segment.measure import EvaluationResult
 from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
@@ -26,11 +28,11 @@ from hardpatch.segment.settings import LARGE, PRESETS, RENAMED, SegmentSettings,
 from hardpatch.segment.settings import check as check_settings
 from hardpatch.segment.trainer import KIND, SegmentJob
 from hardpatch.train import checkpoint
-from hardpatch.train.device import start_fabric
+from hardpatch.train.device import loader_workers, start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 
 log = logging.getLogger("hardpatch")
@@ -97,6 +99,8 @@ def segment(
     classes: str | None = None,
     ignore: Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
+    threshold: int | None = None,
+    label_suffix: str | None = None,
     preset: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -112,8 +116,10 @@ def segment(
         val: folder of images and label maps to evaluate on.
         out: folder of the run.
         classes: number of classes, or a file of their names; ``classes.txt`` of ``train`` by default.
-        ignore: label values whose pixels are ignored; 255 by default.
+        ignore: label values whose pixels are ignored; 255 by default, except in masks of 0 and 255.
         reduce_zero_label: 0 is ignored and 1 is the first class; on for ADE20K's folders.
+        threshold: masks of two classes are read as below it and from it on, JPEG files too; by default exactly.
+        label_suffix: what follows the stem of an image in that of its label map; found by default.
         preset: settings to start from, of :data:`~hardpatch.segment.settings.PRESETS`; ``small`` by default.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
@@ -132,6 +138,8 @@ def segment(
         "classes": classes,
         "ignore": None if ignore is None else list(ignore),
         "reduce_zero_label": reduce_zero_label,
+        "threshold": threshold,
+        "label_suffix": label_suffix,
     }
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
@@ -145,29 +153,40 @@ def segment(
 def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments: list[str]) -> SegmentResult:
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
-    ignored = [IGNORED] if inputs["ignore"] is None else inputs["ignore"]
-    labels = find_labels(inputs["train"], inputs["classes"], ignored, bool(inputs["reduce_zero_label"]))
+    labels = find_labels(
+        inputs["train"], inputs["classes"], inputs["ignore"], inputs["reduce_zero_label"], inputs["threshold"]
+    )
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
-    train = open_segmentation(inputs["train"], "train", labels)
-    val = open_segmentation(inputs["val"], "val", labels)
+    train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
+    val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
     model = _initial(labeled, labels, len(train)) if newest is None else _of_checkpoint(newest, settings, labels)
     settings = resolved(settings, len(model.encoder.blocks))
     check_settings(settings, model.encoder.patch_size, len(train))
-    pixels, unreadable_train = check(train, "train")
-    _, unreadable_val = check(val, "val")
-    for pairs, unreadable in ((train, unreadable_train), (val, unreadable_val)):  # refuse before anything is written
-        bad_files = BadFiles(len(pairs), settings.max_bad_fraction, "--max_bad_fraction", log=lambda line: None)
-        bad_files.update(unreadable.values())
-    train, val = train.without(unreadable_train), val.without(unreadable_val)
+    quiet = isinstance(progress, Silent)
+    with nullcontext(lambda done, total: None) if quiet else counting("pairs checked") as checking:
+        # refuses before anything is written
+        checked = check_sets(
+            {"train": train, "val": val},
+            model.reading,
+            max_bad_fraction=settings.max_bad_fraction,
+            workers=loader_workers(settings.workers),
+            progress=checking,
+        )
+    train, val = checked.sets["train"], checked.sets["val"]
     labeled.write("segment", arguments, README)
     log_to(folder / "log.txt")
-    for split, pairs, unreadable in (("train", train, unreadable_train), ("val", val, unreadable_val)):
+    for split, pairs in checked.sets.items():
+        unreadable = checked.unreadable[split]
         left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""
         log.info("--%s: %d images, %d classes%s", split, len(pairs), len(labels.names), left_out)
+    for line in checked.said:
+        log.info(line)
+    for line in checked.warnings:
+        log.warning(line)
     for line in choices(labeled.settings, model):
         log.info(line)
-    bad = list(unreadable_train.values()), list(unreadable_val.values())
+    bad = list(checked.unreadable["train"].values()), list(checked.unreadable["val"].values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
     if newest is not None:
         job.restore(newest)
@@ -176,7 +195,7 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     assert saved is not None
     if job.step < job.total:
         return SegmentResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(job, labeled, saved, pixels, time.monotonic() - started)
+    return _finish(job, labeled, saved, checked.pixels["train"], time.monotonic() - started)
 
 
 def _finish(
