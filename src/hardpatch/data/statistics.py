@@ -24,10 +24,12 @@ def channel_statistics(
     indices = np.random.default_rng(seed).permutation(len(source))[:at_most]
     channels = reading.number
     mean, square, count = np.zeros(channels), np.zeros(channels), 0
+    last = ""
     for i in indices:
         try:
             pixels = source.image(int(i), reading)
-        except UndecodableImage:
+        except UndecodableImage as error:
+            last = str(error)
             continue
         plain = reading.dtype == "uint8" and not reading.ranged  # needs no copy in float32
         values = (pixels if plain else to_unit(pixels, reading)).reshape(-1, channels)
@@ -37,7 +39,8 @@ def channel_statistics(
         count += 1
     if not count:
         raise UserError(
-            f"data.mean: none of {len(indices)} images could be decoded, so there is nothing to compute it on"
+            f"data.mean: none of {len(indices)} images could be decoded, so there is nothing to compute it on; the "
+            f"last was {last}"
         )
     mean, square = mean / count, square / count
     # at least one gray level: with images of a single color the model would divide by zero

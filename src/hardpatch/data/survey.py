@@ -4,9 +4,11 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.decode import named_errors, read_header
 from hardpatch.data.header import Header
 from hardpatch.data.reading import Reading, UndecodableImage, type_range
@@ -156,15 +158,17 @@ def resolve_range(
 def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> tuple[float, float, float, float]:
     """Return the percentiles of the values of some images, and the least and the greatest value."""
     rng = np.random.default_rng(0)
-    values = []
+    values: list[Any] = []
+    bad: list[str] = []
     for i in indices:
         try:
             pixels = source.image(i, reading).reshape(-1, reading.number)
-        except UndecodableImage:
+        except UndecodableImage as error:
+            bad.append(str(error))
             continue
         values.append(pixels[rng.integers(0, len(pixels), min(VALUES, len(pixels)))].astype(np.float64).ravel())
     if not values:
-        raise UserError("data.range: none of the images that were looked at can be decoded; set low and high")
+        raise nothing_decodable(len(indices), bad)
     together = np.concatenate(values)
     low, high = np.percentile(together, PERCENTILES).tolist()
     return low, high if high > low else low + 1, float(together.min()), float(together.max())

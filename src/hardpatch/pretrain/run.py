@@ -117,12 +117,8 @@ def train(
         run_folder.check_resume(folder, run)
     else:
         run_folder.check_new(folder)
-    try:
-        source = open_source(run.data.path)
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
+    source = _open(run)
     newest = checkpoint.newest(folder)
-    source = with_pages(source, initial_reading(run))
     images = _images(run, source, newest)
     if run.data.in_memory == "host":
         source = InMemorySource(source, images.reading)
@@ -183,6 +179,13 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, imag
     if newest is not None:
         job.restore(newest)
     return job
+
+
+def _open(run: RunConfig) -> Source:
+    try:
+        return with_pages(open_source(run.data.path), initial_reading(run))
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
 
 
 def _images(run: RunConfig, source: Source, newest: Path | None) -> Images:

@@ -76,18 +76,18 @@ def check_sets(
         for split, pairs in sets.items()
         for i in surveys[split].looks
     ]
-    reading, lines = decide(labels, seen)
+    label_reading, lines = decide(labels, seen)
     checked = Checked(said=list(labels.said))
     found: dict[str, Counter[int]] = {}
     for split, pairs in sets.items():
         checked.unreadable[split] = surveys[split].unreadable
-        checked.sets[split] = pairs.without(surveys[split].unreadable, reading)
-        found[split] = _pixels(reading, surveys[split].looks.values())
+        checked.sets[split] = pairs.without(surveys[split].unreadable, label_reading)
+        found[split] = _pixels(label_reading, surveys[split].looks.values())
         checked.pixels[split] = np.array([found[split][k] for k in range(len(labels.names))], dtype=np.int64)
         checked.said += [f"--{split}: {line}" for line in (*pairs.said, _kinds(surveys[split]))]
         checked.warnings += [f"--{split}: {line}" for line in _orientation(surveys[split])]
-    _refuse_empty(labels, reading, seen, checked)
-    checked.said += [*lines, *_table(labels, reading, seen, found)]
+    _refuse_empty(labels, label_reading, seen, checked)
+    checked.said += [*lines, *_table(labels, label_reading, seen, found)]
     checked.warnings += _missing(labels, checked.pixels) + _same_images(checked.sets)
     return checked
 

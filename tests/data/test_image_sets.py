@@ -1,0 +1,103 @@
+"""Sets of images of more than 8 bits or other channels: what is found in them, and their way to the device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.device_dataset import DeviceDataset
+from hardpatch.data.loader import eval_batches, train_batches
+from hardpatch.data.memory import InMemorySource
+from hardpatch.data.reading import Reading
+from hardpatch.data.sources import open_source
+from hardpatch.data.survey import adapted, measured_range, resolve_channels, resolve_range, survey
+from hardpatch.errors import UserError
+
+RNG = np.random.default_rng(0)
+DEEP = Reading(1, "uint16", high=(65535.0,))
+
+
+@pytest.fixture
+def deep_set(tmp_path: Path) -> Path:
+    for k in range(12):
+        pixels = RNG.integers(100, 4096, (20, 24), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / f"{k:02d}.tif", pixels)
+    return tmp_path
+
+
+def test_range_of_a_set_of_12_bits_is_measured(deep_set: Path) -> None:
+    source = open_source(deep_set)
+    found = survey(source)
+    assert (dict(found.dtypes), dict(found.channels)) == ({"uint16": 12}, {1: 12})
+    reading, note = resolve_range("auto", source, found, Reading(1))
+    assert reading.dtype == "uint16"
+    assert reading.low[0] == pytest.approx(100, abs=10)
+    assert reading.high[0] == pytest.approx(4095, abs=10)
+    assert "data.range auto: values of uint16" in note
+    assert resolve_range("type", source, found, Reading(1))[0].high == (65535.0,)
+    explicit, _ = resolve_range([0, 4095], source, found, Reading(1))
+    assert (explicit.low, explicit.high) == ((0.0,), (4095.0,))
+    with pytest.raises(UserError, match=r"data\.range: expected \[low, high\] with low < high"):
+        resolve_range([5, 5], source, found, Reading(1))
+    with pytest.raises(UserError, match=r"such a pair for each of 1 channels"):
+        resolve_range([[0, 1], [0, 2]], source, found, Reading(1))
+
+
+def test_every_way_to_the_device_keeps_16_bits(deep_set: Path) -> None:
+    source = open_source(deep_set)
+    expected = torch.from_numpy(np.stack([source.image(i, DEEP) for i in range(12)])).permute(0, 3, 1, 2)
+    (batch,) = eval_batches(source, EvalTransform((20, 24), DEEP), batch_size=12)
+    assert torch.equal(batch.images, expected)
+    whole = TrainTransform((20, 24), DEEP, scale=(1, 1), ratio=(1.2, 1.2), flip=0)
+    held = InMemorySource(source, DEEP)
+    assert held.image(3).dtype == np.uint16
+    on_device = DeviceDataset(source, whole, torch.device("cpu"))
+    for batches in (
+        train_batches(source, whole, batch_size=12, seed=0),
+        train_batches(held, whole, batch_size=12, seed=0),
+        on_device.batches(batch_size=12, seed=0),
+    ):
+        batch = next(batches)
+        assert batch.images.dtype == torch.uint16
+        assert torch.equal(batch.images, expected[batch.indices])
+        batches.close()
+
+
+def test_channels_of_a_set(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "gray.png")
+    assert resolve_channels("auto", survey(open_source(tmp_path))) == 1
+    Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
+    assert resolve_channels("auto", survey(open_source(tmp_path))) == 3
+    tifffile.imwrite(
+        tmp_path / "five.tif",
+        RNG.integers(0, 256, (8, 8, 5), dtype=np.uint8),
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    with pytest.raises(UserError, match=r"data\.channels: the images have different channels .*5 channels as .*five"):
+        resolve_channels("auto", survey(open_source(tmp_path)))
+    assert resolve_channels([4, 0], survey(open_source(tmp_path))) == (4, 0)
+
+
+def test_images_deeper_than_the_models_are_said_and_kept(deep_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = open_source(deep_set)
+    reading = adapted(Reading(1), source, "--train")
+    assert reading.dtype == "float32"
+    assert np.allclose(source.image(0, reading), source.image(0, DEEP) * (255 / 65535), atol=1e-3)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("--train: pixels of type uint16, up to 409")
+    assert "of 65535" in line
+    assert adapted(DEEP, source, "--train") is DEEP
+
+
+def test_eight_bits_among_sixteen_are_brought_to_their_scale(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 51, np.uint8)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", np.full((4, 4), 819, np.uint16))
+    source = open_source(tmp_path)
+    reading = Reading(1, "uint16", high=(4095.0,))
+    assert [int(source.image(i, reading)[0, 0, 0]) for i in range(2)] == [819, 819]
+    assert measured_range(source, [1], reading)[2:] == (819, 819)
