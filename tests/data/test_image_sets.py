@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from hardpatch.data.augment import EvalTransform, TrainTransform
+from hardpatch.data.bands import BandSource, as_read
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.loader import eval_batches, train_batches
 from hardpatch.data.memory import InMemorySource
@@ -101,3 +102,47 @@ def test_eight_bits_among_sixteen_are_brought_to_their_scale(tmp_path: Path) -> 
     reading = Reading(1, "uint16", high=(4095.0,))
     assert [int(source.image(i, reading)[0, 0, 0]) for i in range(2)] == [819, 819]
     assert measured_range(source, [1], reading)[2:] == (819, 819)
+
+
+# bands in files of their own
+
+
+def write_bands(folder: Path, names: tuple[str, ...] = ("a", "sub/b")) -> np.ndarray:
+    """Write four bands of 16 bits, of which the last has half the size."""
+    pixels = RNG.integers(0, 65536, (len(names), 8, 10, 4), dtype=np.uint16)
+    for image, name in zip(pixels, names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for band in range(4):
+            plane = image[..., band] if band < 3 else image[::2, ::2, band]
+            tifffile.imwrite(folder / f"{name}_B0{band}.tif", plane)
+    return pixels
+
+
+def test_bands_are_put_together(tmp_path: Path) -> None:
+    pixels = write_bands(tmp_path)
+    patterns = ("*_B02.tif", "*_B00.tif", "*_B03.tif")
+    bands = as_read(open_source(tmp_path), Reading(3, bands=patterns))
+    assert len(bands) == 2
+    assert [Path(bands.name(i)).name for i in range(2)] == ["a_B02.tif", "b_B02.tif"]
+    reading = Reading(3, "uint16", high=(65535.0,), bands=patterns)
+    for i in range(2):
+        image = bands.image(i, reading)
+        assert image.shape == (8, 10, 3)
+        assert np.array_equal(image[..., :2], pixels[i][..., [2, 0]])
+    assert resolve_channels("auto", survey(bands)) == 3
+    assert np.array_equal(bands.image(0, reading.with_channels((1,))), pixels[0][..., [0]])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "error"),
+    [
+        (["*_B09.tif"], r"data\.bands: no image matches \*_B09\.tif; the first is "),
+        (["B02.tif"], r"data\.bands: expected one \* in each pattern"),
+        (["*_B00.tif", "*_B01.tif"], r"data\.bands: 1 of 2 images lack \*_B01\.tif; the first is .*a"),
+    ],
+)
+def test_bands_that_are_not_there(patterns: list[str], error: str, tmp_path: Path) -> None:
+    write_bands(tmp_path)
+    (tmp_path / "a_B01.tif").unlink()
+    with pytest.raises(UserError, match=error):
+        BandSource(open_source(tmp_path), patterns)

@@ -36,7 +36,7 @@ with the extra to install, and not left out as something else."""
 
 
 def has_extra(name: str) -> bool:
-    """Whether the package of a format of :data:`EXTRAS` is installed."""
+    """Return True if the package of a format of :data:`EXTRAS` is installed."""
     return find_spec(EXTRAS[name][1]) is not None
 
 

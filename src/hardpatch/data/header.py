@@ -1,4 +1,4 @@
-"""What the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
+"""Parts that the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage
 
 
 class Header(NamedTuple):
-    """What the header of a file says, before its pixels are decoded."""
+    """Content of the header of a file, before its pixels are decoded."""
 
     height: int
     """of the upright picture"""

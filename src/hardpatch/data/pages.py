@@ -61,8 +61,3 @@ class PageSource:
             raise IndexError(i)
         k = int(np.searchsorted(self._ends, i, side="right"))
         return k, i - (int(self._ends[k - 1]) if k else 0)
-
-
-def with_pages(source: Source, reading: Reading) -> Source:
-    """Return the pages of a source if the reading asks for all of them, else the source itself."""
-    return PageSource(source) if reading.pages == "all" else source

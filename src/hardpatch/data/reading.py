@@ -1,4 +1,4 @@
-"""How image files become pixels: channels, type, range, pages. One setting for every verb that uses a model."""
+"""Reading of image files as pixels: channels, type, range, pages; one for every verb that uses a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class UndecodableImage(Exception):  # noqa: N818 (a state, as in FileNotFound)
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files become pixels.
+    """Settings by which image files become pixels.
 
     Pixels of `dtype` are kept as they are stored, and the model takes ``(pixels - low) / (high - low)``, cut off at 0
     and 1. Pixels of another type are brought to this scale by the range of their own type.
@@ -41,7 +41,9 @@ class Reading:
     high: tuple[float, ...] = (255.0,)
     """Value that the model sees as 1, likewise."""
     pages: PagesName = "error"
-    """What to do with a file of several pages."""
+    """Treatment of files of several pages."""
+    bands: tuple[str, ...] = ()
+    """Patterns of the files of each band, where these are apart; see :mod:`hardpatch.data.bands`."""
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB color, 0 to 255, behind transparent pixels."""
     max_pixels: int = MAX_PIXELS
@@ -69,7 +71,12 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as the metadata of weights hold them."""
         channels = self.channels if isinstance(self.channels, int) else list(self.channels)
-        lists = {"low": list(self.low), "high": list(self.high), "background": list(self.background)}
+        lists = {
+            "bands": list(self.bands),
+            "low": list(self.low),
+            "high": list(self.high),
+            "background": list(self.background),
+        }
         return {**self.__dict__, "channels": channels, **lists}
 
     @classmethod

@@ -29,7 +29,7 @@ log = logging.getLogger("hardpatch")
 
 @dataclass
 class Survey:
-    """What the headers of some images say. Each counter has the first example of each value in `examples`."""
+    """Counts of what the headers of some images say. Each counter has the first example of each value in `examples`."""
 
     images: int = 0
     channels: Counter[int] = field(default_factory=Counter)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.pages import with_pages
+from hardpatch.data.bands import as_read
 from hardpatch.data.sources import Source, open_images
 from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
@@ -139,6 +139,6 @@ def score(
 
 def _open(images: str | Sequence[str], model: HPM) -> Source:
     """Open the images as the model reads them."""
-    source = with_pages(open_images([images] if isinstance(images, str) else list(images)), model.reading)
+    source = as_read(open_images([images] if isinstance(images, str) else list(images)), model.reading)
     log.info("IMAGES: %s", summarize(source))
     return source

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hardpatch.choices import WeightsName
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.pages import with_pages
+from hardpatch.data.bands import as_read
 from hardpatch.data.sources import open_images
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
@@ -71,7 +71,7 @@ def embed(
         raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
     used_device = use_device(device)
     model = load(run, weights, device=used_device)
-    source = with_pages(open_images([images] if isinstance(images, str) else list(images)), model.reading)
+    source = as_read(open_images([images] if isinstance(images, str) else list(images)), model.reading)
     log.info("IMAGES: %s", summarize(source))
     written, bad = write_embeddings(
         model,

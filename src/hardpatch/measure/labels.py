@@ -8,8 +8,8 @@ import torch
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.bands import as_read
 from hardpatch.data.loader import eval_batches
-from hardpatch.data.pages import with_pages
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.survey import adapted
 from hardpatch.data.workers import resolve_workers
@@ -64,7 +64,7 @@ def labeled_features(
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
-    sources = [with_pages(_open(name, path), model.reading) for name, path in (("--train", train), ("--val", val))]
+    sources = [as_read(_open(name, path), model.reading) for name, path in (("--train", train), ("--val", val))]
     classes, mapping = align_labels(sources[0], sources[1])
     stored = None if cache is None else FeatureCache(cache, model)
     total, before = sum(map(len, sources)), 0

@@ -1,4 +1,4 @@
-"""How the images of a run are read and normalized: what its settings leave to the images themselves."""
+"""Reading and normalization of the images of a run, where its settings leave them to the images themselves."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ def initial_reading(run: RunConfig) -> Reading:
     """Return what the settings say before an image is seen."""
     data = run.data
     red, green, blue = data.background
-    return Reading(pages=data.pages, background=(red, green, blue), max_pixels=data.max_pixels)
+    bands = tuple(data.bands or ())
+    return Reading(pages=data.pages, bands=bands, background=(red, green, blue), max_pixels=data.max_pixels)
 
 
 def resolve(run: RunConfig, source: Source) -> Images:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from hardpatch.curves import training_curves
-from hardpatch.data.pages import with_pages
+from hardpatch.data.bands import as_read
 from hardpatch.data.sources import Subset, open_source
 from hardpatch.errors import UserError
 from hardpatch.measure.score import score
@@ -33,7 +33,7 @@ def write_pictures(job: PretrainJob) -> list[Path]:
     if not student.has_predictor:
         return pictures
     teacher = student if learner.teacher is None else learner.teacher.network
-    source = with_pages(open_source(job.run.data.path), student.reading)
+    source = as_read(open_source(job.run.data.path), student.reading)
     chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
     target = HostTargets(teacher.host) if student.host.uses_teacher else learner.mining.target
     try:

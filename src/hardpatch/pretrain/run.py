@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from hardpatch.data.bands import as_read
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.memory import InMemorySource
-from hardpatch.data.pages import with_pages
 from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import Source, open_source
 from hardpatch.data.summary import summarize
@@ -183,7 +183,7 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, imag
 
 def _open(run: RunConfig) -> Source:
     try:
-        return with_pages(open_source(run.data.path), initial_reading(run))
+        return as_read(open_source(run.data.path), initial_reading(run))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
 

@@ -41,6 +41,8 @@ class DataConfig:
     """Values that become 0 and 1: auto measures images of more than 8 bits, type is the type's, or [low, high]."""
     pages: PagesName = "error"
     """Files of several pages or frames: refuse them, read the first, all as images, or pages as channels."""
+    bands: list[str] | None = None
+    """Patterns of the files of each band where an image has several, as ["*_B04.tif", "*_B03.tif"]."""
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB color behind transparent pixels."""
     max_pixels: int = MAX_PIXELS
