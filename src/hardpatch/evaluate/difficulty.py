@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.sources import open_images
-from hardpatch.data.summary import summarize
+from hardpatch.data.summary import open_described
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import (
@@ -90,6 +89,7 @@ def score(
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 1.0,
     device: str = "auto",
+    image_column: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> ScoreResult:
     """Predict the difficulty of images, measure their true loss, and write pictures and numbers: ``hardpatch score``.
@@ -109,12 +109,13 @@ def score(
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
+        image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
-    source = open_images([images] if isinstance(images, str) else list(images))
-    log.info("IMAGES: %s", summarize(source))
+    source = open_described(images, image_column)
+    numbers = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
     result = scoring.score(
         models.student,
         models.teacher,
@@ -123,11 +124,8 @@ def score(
         masks=None if masks is None else Path(masks),
         target=models.target,
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
-        draws=draws,
         predict=models.masking.predict,
-        seed=seed,
-        pictures=pictures,
-        batch_size=batch_size,
+        **numbers,
         workers=resolve_workers(workers),
         device=used_device,
         progress=progress,

@@ -22,6 +22,7 @@ from hardpatch.choices import (
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
+    from hardpatch.data.columns import Columns
     from hardpatch.methods.mining import Masking
 
 
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 class DataConfig:
     """Training images and their augmentation."""
 
-    path: str | None = None
-    """Images: a folder (flat, a tree, or one folder per class) or Parquet files; null is the embedded demo set."""
+    path: list[str] | str | None = None
+    """Images: a folder or tree, Parquet, CSV, .zip or .tar, a pattern, a list of these; null is the embedded set."""
+    image_column: str | None = None
+    """Column of the images in Parquet and CSV files; null finds it."""
+    label_column: str | None = None
+    """Column of the labels, which pre-training does not use; null finds it."""
     image_size: int | tuple[int, int] = 224
     """Side of the crops in pixels, or [height, width]."""
     channels: int = 3
@@ -59,6 +64,18 @@ class DataConfig:
     """Side to which in_memory device resizes images of different sizes; null is the size that a mean crop needs."""
     max_bad_fraction: float = 0.1
     """Largest fraction of images that may fail to decode; such files are logged and skipped."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the images."""
+        return ("demo:train",) if self.path is None else (self.path,) if isinstance(self.path, str) else (*self.path,)
+
+    @property
+    def columns(self) -> "Columns":
+        """Names of the columns of tables."""
+        from hardpatch.data.columns import Columns
+
+        return Columns(self.image_column, self.label_column)
 
 
 @dataclass(frozen=True)
