@@ -160,10 +160,8 @@ def _label(path: Path, header: Sequence[str], image: int, wanted: str | None) ->
         return None, f"{path}: {found.reason}" if found.reason else ""
     if len(others) == 1:
         return header.index(others[0]), ""
-    return (
-        None,
-        f"{path}: no column is called label, the others are {', '.join(others)}; choose one with --label_column",
-    )
+    listed = ", ".join(others)
+    return None, f"{path}: no column is called label, the others are {listed}; choose one with --label_column"
 
 
 def _wanted(path: Path, header: Sequence[str], wanted: str, option: str) -> int:
@@ -194,9 +192,8 @@ def _missing(path: Path, names: Sequence[str]) -> str:
         if file not in folders[folder]:
             missing.append(name)
     if len(missing) == len(names):
-        hint = (
-            "images have to be downloaded first" if URL.match(names[0]) else "paths are relative to the table's folder"
-        )
+        remote = URL.match(names[0])
+        hint = "download the images first" if remote else "expected paths relative to the folder of the table"
         raise UserError(f"{path}: none of the {len(names)} listed files exists, the first: {names[0]}; {hint}")
     if not missing:
         return ""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardpatch.data.classes import Codes, Labels, brought_together
-from hardpatch.data.columns import AUTO, Columns
+from hardpatch.data.columns import AUTO, IMAGES, Columns
 from hardpatch.data.decode import UndecodableImage, decode, named_errors
 from hardpatch.data.folders import read_file
 from hardpatch.data.left_out import LeftOut
@@ -65,6 +65,10 @@ class ParquetSource:
             labels.append(found.labels)
             self.unlabeled = self.unlabeled or found.reason
             self.notes += [found.note] if found.note else []
+            self.notes += [] if self._columns[-1] in IMAGES else [f"images in column {self._columns[-1]!r}"]
+            if found.column not in (None, "label") and not found.reason:
+                self.notes.append(f"labels in column {found.column!r}")
+        self.notes = list(dict.fromkeys(self.notes))
         self._ends = np.cumsum(rows, dtype=np.int64)
         if not len(self):
             raise UserError(f"{self._paths[0]}: the Parquet file has no rows")
