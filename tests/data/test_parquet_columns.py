@@ -213,3 +213,5 @@ def test_columns_of_a_source_without_columns_are_said(tmp_path: Path) -> None:
     write_png(tmp_path / "cat" / "a.png")
     source = open_images([tmp_path], Columns("x", "y"))
     assert "--image_column, --label_column not used, as there are no columns" in summarize(source)
+    assert "--image_column not used" in summarize(open_source("demo:test", Columns("x")))
+    assert summarize(open_source("demo:test")) == "1000 images, 10 classes"

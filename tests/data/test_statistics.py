@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hardpatch.data.decode import UndecodableImage
+from hardpatch.data.left_out import LeftOut
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, resolve_statistics
 from hardpatch.errors import UserError
 
@@ -12,7 +13,7 @@ class ArraySource:
     """A source of arrays; None is an undecodable image."""
 
     classes: tuple[str, ...] | None = None
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[LeftOut, ...] = ()
 
     def __init__(self, arrays: Sequence[np.ndarray | None]) -> None:
         self.arrays = arrays

@@ -15,7 +15,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 """Archives of which one file cannot be read without unpacking those before it, or that Python cannot read."""
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 STORED, DEFLATED, MEMBER = 0, 8, 255
-"""How an entry is stored: in a zip as it is or deflated, or in a tar."""
+"""Ways in which an entry is stored: in a zip as it is or deflated, or in a tar."""
 NOTES_BYTES = 1 << 20
 """A .cls or .json larger than this is no label of one image."""
 BLOCK = tarfile.BLOCKSIZE

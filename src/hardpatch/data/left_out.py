@@ -1,4 +1,4 @@
-"""What a data set holds and a source does not read, counted by reason."""
+"""Entries that a data set holds and a source does not read, counted by reason."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -34,15 +34,12 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
     text, path = os.fspath(path), Path(path)
     if path.is_dir():
         images, others = list_images(path)
-        source = _of_files(path, images, others, columns, role)
-    elif path.exists():
-        source = _of_file(path, columns, role)
-    elif glob.has_magic(text):
-        source = _of_pattern(text, columns)
-    else:
-        raise UserError(f"{path}: no such file or folder; expected {FILES}, a folder of them, demo:train or demo:test")
-    _note_unused(source, columns)
-    return source
+        return _of_files(path, images, others, columns, role)
+    if path.exists():
+        return _of_file(path, columns, role)
+    if glob.has_magic(text):
+        return _of_pattern(text, columns)
+    raise UserError(f"{path}: no such file or folder; expected {FILES}, a folder of them, demo:train or demo:test")
 
 
 def _of_file(path: Path, columns: Columns, role: Role) -> Opened:
@@ -136,12 +133,11 @@ def _folders(paths: Sequence[str]) -> str:
     return f"from {len(folders)} folders: {shown}{', ...' if len(folders) > 3 else ''}" if len(folders) > 1 else ""
 
 
-def _note_unused(source: Opened, columns: Columns) -> None:
-    """Note names of columns that a source without columns cannot use."""
+def unused_columns(source: Opened, columns: Columns) -> list[str]:
+    """Return the options of columns that a source without columns cannot use."""
     if isinstance(source, ParquetSource) or (isinstance(source, FileSource) and source.listed_in is not None):
-        return
+        return []
     unused = [f"--{name}_column" for name, value in columns._asdict().items() if value is not None]
     if isinstance(source, ArchiveSource):  # which has labels in .json files
         unused = [name for name in unused if name != "--label_column"]
-    if unused:
-        source.notes.append(f"{', '.join(unused)} not used, as there are no columns")
+    return unused

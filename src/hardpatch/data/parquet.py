@@ -151,7 +151,7 @@ class ParquetSource:
                         yield self._beside(group, path.as_py())
 
     def _stores_all(self, file: int, group: int) -> bool:
-        """Whether all images of a row group are in the file, by its footer. Without statistics, that of large files."""
+        """Return whether the footer says that all images of a row group are in the file; assumed of large files."""
         if self._stored[file] is None or self._metadata[file] is None:
             return self._stored[file] is not None
         columns: Any = self._metadata[file].row_group(group)

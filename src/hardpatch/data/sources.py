@@ -6,6 +6,7 @@ work in forked and in spawned workers.
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.left_out import LeftOut, joined
-from hardpatch.data.opening import open_path
+from hardpatch.data.opening import open_path, unused_columns
 from hardpatch.data.splits import Role
 from hardpatch.errors import UserError
 
@@ -29,7 +30,7 @@ class Source(Protocol):
 
     @property
     def skipped(self) -> tuple[LeftOut, ...]:
-        """What was left out when the source was listed, by reason."""
+        """Entries that were left out when the source was listed, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -51,7 +52,7 @@ class OpenedSource(Source, Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was decided when the source was opened, such as the split that was taken."""
+        """Decisions that were taken when the source was opened, such as that for a split."""
 
     @property
     def unlabeled(self) -> str:
@@ -85,7 +86,7 @@ def open_source(
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
         return open_images(path, columns, role)
-    return open_path(path, columns, role)
+    return open_images(["demo:train" if path is None else path], columns, role)
 
 
 def open_images(paths: Sequence[AnyPath], columns: Columns = AUTO, role: Role = "train") -> OpenedSource:
@@ -93,7 +94,12 @@ def open_images(paths: Sequence[AnyPath], columns: Columns = AUTO, role: Role = 
     if not paths:
         raise UserError("no images given; expected files, folders, Parquet files, demo:train or demo:test")
     sources = [open_path(path, columns, role) for path in paths]
-    return sources[0] if len(sources) == 1 else ConcatSource(sources, [os.fspath(path) for path in paths])
+    unused = set.intersection(*(set(unused_columns(source, columns)) for source in sources))
+    opened = sources[0] if len(sources) == 1 else ConcatSource(sources, [os.fspath(path) for path in paths])
+    if unused:
+        opened = copy(opened)  # the embedded set is one object for all
+        opened.notes = [*opened.notes, f"{', '.join(sorted(unused))} not used, as there are no columns"]
+    return opened
 
 
 class ConcatSource:

@@ -9,7 +9,7 @@ from hardpatch.data.left_out import LeftOut, left_out
 from hardpatch.errors import UserError
 
 Role = Literal["train", "val"]
-"""What images are for: training, or also whatever else works on one set; and evaluation."""
+"""Purpose of images: evaluation is `val`, and training and whatever else works on one set is `train`."""
 
 WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

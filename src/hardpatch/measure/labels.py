@@ -130,9 +130,11 @@ def open_labeled(
             sources.append(open_source(path, columns, role))
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
-        if describe and process_rank().rank == 0:
-            log.info("%s: %s", option, summarize(sources[-1]))
-    return (sources[0], sources[1]), align_labels(*sources)
+    matched = align_labels(*sources)
+    if describe and process_rank().rank == 0:
+        for option, source in zip(options, sources, strict=True):
+            log.info("%s: %s", option, summarize(source))
+    return (sources[0], sources[1]), matched
 
 
 def eval_transform(model: HPM) -> EvalTransform:
