@@ -20,7 +20,7 @@ def test_several_paths_are_one_source(tmp_path: Path) -> None:
     assert names(source)[0] == str(single)
     assert source.classes is None
     assert [source.label(i) for i in range(4)] == [None] * 4
-    assert source.skipped == (str(tmp_path / "tree" / "notes.txt"),)
+    assert [entry.first for entry in source.skipped] == [str(tmp_path / "tree" / "notes.txt")]
     with pytest.raises(IndexError):
         source.name(4)
 

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from hardpatch.data.left_out import LeftOut
 from hardpatch.data.reading import RGB as RGB_READING
 from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, resolve_statistics
@@ -13,7 +14,7 @@ class ArraySource:
     """A source of arrays; None is an undecodable image."""
 
     classes: tuple[str, ...] | None = None
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[LeftOut, ...] = ()
 
     def __init__(self, arrays: Sequence[np.ndarray | None]) -> None:
         self.arrays = arrays

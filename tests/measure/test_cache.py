@@ -2,13 +2,17 @@
 
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
 
+from hardpatch.data.columns import Columns
 from hardpatch.measure import labels
 from hardpatch.measure.cache import KEY
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
@@ -99,3 +103,60 @@ def test_without_write_permission_nothing_is_cached(
     (tmp_path / "features").write_text("in the way")
     assert equal(fresh, extracted())
     assert "features are not cached" in caplog.text
+
+
+def rewritten(path: Path, content: bytes) -> None:
+    """Write a file of the same size in place, and put its time of modification back."""
+    before = os.stat(path)
+    assert len(content) == before.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "zip", "csv"])
+def test_containers_that_are_rewritten_in_place_are_noticed(
+    kind: str, images: Path, model: HPM, tmp_path: Path
+) -> None:
+    pictures = sorted(images.rglob("*.jpg"))
+    container = tmp_path / f"set.{kind}"
+    if kind == "parquet":
+        rows = [{"bytes": path.read_bytes(), "path": None} for path in pictures]
+        labels_of = [int(path.parent.name[-1]) for path in pictures]
+        pq.write_table(pa.table({"image": rows, "label": labels_of}), container, compression="none")
+    elif kind == "zip":
+        with zipfile.ZipFile(container, "w") as archive:
+            for path in pictures:
+                archive.write(path, path.relative_to(images))
+    else:
+        container.write_text("".join(f"{path},{path.parent.name}\n" for path in pictures))
+
+    def compute() -> int:
+        labeled_features(model, container, container, device="cpu", workers=0, cache=tmp_path / "features")
+        return len(list((tmp_path / "features").iterdir()))
+
+    assert [compute(), compute()] == [1, 1]
+    rewritten(container, container.read_bytes())
+    assert compute() == 2
+    if kind == "csv":
+        rewritten(pictures[0], pictures[0].read_bytes())
+        assert compute() == 3
+
+
+def test_another_image_column_has_other_features(images: Path, model: HPM, tmp_path: Path) -> None:
+    pictures = [path.read_bytes() for path in sorted(images.rglob("*.jpg"))]
+    table = pa.table({"left": pictures, "right": pictures[::-1], "label": [0, 1] * 4})
+    pq.write_table(table, tmp_path / "a.parquet")
+    features = [
+        labeled_features(
+            model,
+            tmp_path / "a.parquet",
+            tmp_path / "a.parquet",
+            device="cpu",
+            workers=0,
+            cache=tmp_path / "features",
+            columns=Columns(image=column),
+        )
+        for column in ("left", "right")
+    ]
+    assert torch.equal(features[0].train.features, features[1].train.features.flip(0))
+    assert not torch.equal(features[0].train.features, features[1].train.features)

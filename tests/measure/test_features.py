@@ -102,18 +102,6 @@ def test_labels_are_matched_by_name() -> None:
     assert mapping[torch.tensor([0, 1, 1])].tolist() == [1, 2, 2]
 
 
-def test_labels_without_names_are_named_by_their_numbers() -> None:
-    classes, mapping = align_labels(labels([3, 0, 2]), labels([2, 3]))
-    assert classes == ("0", "1", "2", "3")
-    assert mapping.tolist() == [-1, -1, 2, 3]
-
-
-def test_numbers_match_folders_called_by_numbers() -> None:
-    classes, mapping = align_labels(labels([0, 1], ("10", "7")), labels([7, 7]))
-    assert classes == ("10", "7")
-    assert mapping[7] == 1
-
-
 def test_a_class_without_images_may_be_missing() -> None:
     _, mapping = align_labels(labels([0], ("ant",)), labels([1], ("never seen", "ant")))
     assert mapping.tolist() == [-1, 0]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,16 @@ def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: flo
         help="largest fraction of images that may fail to decode; such files are logged and left out "
         "(default: %(default)s)",
     )
+
+
+def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label")) -> None:
+    """Add --image_column and --label_column, or one of them."""
+    for what in columns:
+        parser.add_argument(
+            f"--{what}_column",
+            metavar="NAME",
+            help=f"column of the {what}s in Parquet and CSV files (default: found by its name)",
+        )
 
 
 def at_least_one(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, write_json
 from hardpatch.errors import UserError
 
 
@@ -12,13 +12,17 @@ def bench_data(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
 
+    import logging
+
     import torch
 
     from hardpatch.bench.data_loading import measure_loading
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
+    from hardpatch.data.columns import Columns
     from hardpatch.data.reading import Reading
     from hardpatch.data.sources import open_source
+    from hardpatch.data.summary import summarize
     from hardpatch.data.workers import cores
     from hardpatch.train.device import use_device
     from hardpatch.train.log import show_log
@@ -27,9 +31,10 @@ def bench_data(arguments: list[str]) -> int:
     show_log()
     device = use_device(options.device)
     try:
-        source = open_source(options.data)
+        source = open_source(options.data, Columns(options.image_column, options.label_column))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
+    logging.getLogger("hardpatch").info("--data: %s", summarize(source))
     transform = TrainTransform(
         (options.image_size, options.image_size),
         Reading(options.channels),
@@ -109,6 +114,7 @@ def _parser() -> Parser:
         metavar="N",
         help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
     )
+    column_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
     return parser

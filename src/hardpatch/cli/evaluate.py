@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
 from hardpatch.errors import UserError
 
 
@@ -155,6 +155,7 @@ def _parser(verb: str, description: str) -> Parser:
     )
     parser.add_argument("--no_cache", action="store_true", help="neither read nor write cached features")
     image_arguments(parser)
+    column_arguments(parser)
     return parser
 
 
@@ -177,6 +178,8 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             workers=options.workers,
             max_bad_fraction=options.max_bad_fraction,
             device=options.device,
+            image_column=options.image_column,
+            label_column=options.label_column,
             progress=progress,
             **settings,
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import write_json
+from hardpatch.cli.arguments import column_arguments, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
 from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings
 
@@ -39,6 +39,7 @@ def _train(
     arguments: list[str],
 ) -> int:
     parser = training_parser(verb, description, presets)
+    column_arguments(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.train.log import show_log
@@ -51,6 +52,8 @@ def _train(
         options.train,
         options.val,
         options.out,
+        image_column=options.image_column,
+        label_column=options.label_column,
         resume=options.resume,
         progress=progress,
         arguments=[*verb.split(), *arguments],

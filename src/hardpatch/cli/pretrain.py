@@ -15,17 +15,17 @@ def pretrain(arguments: list[str]) -> int:
         if flag in arguments:
             return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
     own, settings = parser.parse_known_args(arguments)
-    if own.print_config:
-        from hardpatch.pretrain.folder import plan
-
-        print(config.to_yaml(plan(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)[0]), end="")
-        return 0
     from hardpatch.pretrain.folder import plan
+
+    data = own.data[0] if own.data is not None and len(own.data) == 1 else own.data
+    run, folder = plan(own.recipe, own.config, data, own.out, settings, resume=own.resume)
+    if own.print_config:
+        print(config.to_yaml(run), end="")
+        return 0
     from hardpatch.pretrain.run import train
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import TrainingProgress
 
-    run, folder = plan(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)
     progress = TrainingProgress()
     show_log(progress.console)
     result = train(run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments])
@@ -47,7 +47,11 @@ def _parser() -> Parser:
     parser.add_argument("--recipe", metavar="NAME", help="named run to start from; hardpatch recipes lists them")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings to start from, instead of a recipe")
     parser.add_argument(
-        "--data", metavar="PATH", help="images: folder or Parquet files (default: demo:train, the embedded set)"
+        "--data",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        help="images: folders, Parquet, CSV, .zip or .tar files, patterns (default: demo:train, the embedded set)",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")

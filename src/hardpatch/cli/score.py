@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
 
 
 def difficulty_arguments(parser: Parser) -> None:
@@ -71,6 +71,7 @@ def score(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
+    column_arguments(parser, ("image",))
     options = parser.parse_args(arguments)
 
     from hardpatch.evaluate.difficulty import score as measure

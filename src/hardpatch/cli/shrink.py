@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, workers, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, workers, write_json
 
 
 def shrink(arguments: list[str]) -> int:
@@ -21,17 +21,24 @@ def shrink(arguments: list[str]) -> int:
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    column_arguments(parser)
     options = parser.parse_args(arguments)
 
+    import logging
+
     from hardpatch.data.bad_files import BadFiles
+    from hardpatch.data.columns import Columns
+    from hardpatch.data.left_out import counts
     from hardpatch.data.shrink import shrink as write
     from hardpatch.data.sources import open_images
+    from hardpatch.data.summary import summarize
     from hardpatch.data.workers import resolve_workers
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import counting
 
     show_log()
-    source = open_images(options.images)
+    source = open_images(options.images, Columns(options.image_column, options.label_column))
+    logging.getLogger("hardpatch").info("IMAGES: %s", summarize(source))
     with counting("images resized") as progress:
         written, bad = write(
             source, options.out, options.side, workers=resolve_workers(options.workers), progress=progress
@@ -40,7 +47,8 @@ def shrink(arguments: list[str]) -> int:
     files = sorted(options.out.iterdir())
     size = sum(file.stat().st_size for file in files)
     if options.json is not None:
-        values = {"verb": "shrink", "data": options.images, "images": written, "left_out": {"undecodable": len(bad)}}
+        values = {"verb": "shrink", "data": options.images, "images": written}
+        values["left_out"] = counts(source.skipped, len(bad))
         write_json(options.json, {**values, "out": str(options.out), "files": len(files), "bytes": size})
     print(f"{options.out}: {written} images in {len(files)} files, {size / 1e6:.1f} MB, left out: {len(bad)}")
     return 0

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
 from hardpatch.cli.score import difficulty_arguments, print_areas
 
 FIGURES = ("fig2", "fig4", "figS1", "figS2")
@@ -55,5 +55,6 @@ def _parser(figure: str) -> Parser:
     )
     difficulty_arguments(parser)
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
+    column_arguments(parser, ("image",))
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
     return parser

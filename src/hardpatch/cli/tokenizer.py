@@ -2,7 +2,7 @@
 
 import math
 
-from hardpatch.cli.arguments import write_json
+from hardpatch.cli.arguments import column_arguments, write_json
 from hardpatch.cli.settings import add_settings, given_settings, run_parser, stopped
 from hardpatch.pretrain.tokenizer_settings import PRESETS
 
@@ -15,7 +15,14 @@ def tokenizer(arguments: list[str]) -> int:
     parser.usage = (
         "hardpatch tokenizer --data PATH --out DIR [--OPTION VALUE]\n       hardpatch tokenizer --resume --out DIR"
     )
-    parser.add_argument("--data", metavar="PATH", help="images; demo:train is the embedded set")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        help="images, as for pretrain; demo:train is the embedded set",
+    )
+    column_arguments(parser, ("image",))
     add_settings(parser, PRESETS)
     options = parser.parse_args(arguments)
 
@@ -27,8 +34,9 @@ def tokenizer(arguments: list[str]) -> int:
     show_log(progress.console)
     settings = given_settings(options, PRESETS)
     result = train_tokenizer(
-        options.data,
+        options.data[0] if options.data is not None and len(options.data) == 1 else options.data,
         options.out,
+        image_column=options.image_column,
         resume=options.resume,
         progress=progress,
         arguments=["tokenizer", *arguments],

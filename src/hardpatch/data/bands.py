@@ -1,6 +1,6 @@
 """Images whose bands are files of their own, as satellites deliver them: ``T32_B02.tif``, ``T32_B03.tif``, ..."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import translate
 from re import compile as compile_pattern
 
@@ -11,7 +11,7 @@ from hardpatch.data.decode import named_errors
 from hardpatch.data.header import Header
 from hardpatch.data.pages import PageSource
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
-from hardpatch.data.sources import Source
+from hardpatch.data.sources import OpenedSource
 from hardpatch.data.survey import header_of
 from hardpatch.errors import UserError
 
@@ -25,9 +25,10 @@ class BandSource:
     Raises UserError if a pattern has no file, or an image lacks a band.
     """
 
-    def __init__(self, source: Source, patterns: Sequence[str]) -> None:
+    def __init__(self, source: OpenedSource, patterns: Sequence[str]) -> None:
         self.source, self.patterns, self.classes = source, tuple(patterns), source.classes
-        self.skipped = source.skipped
+        self.skipped, self.unlabeled = source.skipped, source.unlabeled
+        self.notes = [*source.notes, f"{len(patterns)} bands each, of {len(source)} files"]
         found = [_matches(source, pattern) for pattern in patterns]
         for pattern, files in zip(patterns, found, strict=True):
             if not files:
@@ -64,6 +65,10 @@ class BandSource:
         """Return the header of the first band, with the number of bands."""
         return header_of(self.source, int(self._files[i, 0]))._replace(channels=len(self.patterns))
 
+    def files(self) -> Iterator[str]:
+        """Yield the files."""
+        return self.source.files()
+
     def encoded(self, i: int) -> None:
         """Return None: an image has several files."""
         return
@@ -73,7 +78,7 @@ class BandSource:
         return self.source.label(int(self._files[i, 0]))
 
 
-def _matches(source: Source, pattern: str) -> dict[str, int]:
+def _matches(source: OpenedSource, pattern: str) -> dict[str, int]:
     """Return the images that match a pattern, by what its ``*`` stands for."""
     if pattern.count("*") != 1:
         raise UserError(f"data.bands: expected one * in each pattern, as in *_B02.tif, got {pattern}")
@@ -88,7 +93,7 @@ def _matches(source: Source, pattern: str) -> dict[str, int]:
     return found
 
 
-def as_read(source: Source, reading: Reading) -> Source:
+def as_read(source: OpenedSource, reading: Reading) -> OpenedSource:
     """Return the images that a reading makes of the files of a source: bands put together, or pages apart."""
     if reading.bands:
         return BandSource(source, reading.bands)

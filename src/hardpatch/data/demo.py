@@ -9,11 +9,13 @@ import functools
 import gzip
 import importlib.util
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.left_out import LeftOut
 from hardpatch.data.reading import RGB, Pixels, Reading, arranged
 from hardpatch.errors import UserError
 
@@ -57,7 +59,9 @@ class DemoSource:
     ) -> None:
         self.split = split
         self.classes: tuple[str, ...] | None = tuple("0123456789")
-        self.skipped: tuple[str, ...] = ()
+        self.skipped: tuple[LeftOut, ...] = ()
+        self.notes: list[str] = []
+        self.unlabeled = ""
         self._images, self._labels, self._masks = images, labels, masks
 
     def __len__(self) -> int:
@@ -78,6 +82,10 @@ class DemoSource:
     def label(self, i: int) -> int | None:
         """Return the digit of image i."""
         return int(self._labels[i])
+
+    def files(self) -> Iterator[str]:
+        """Yield nothing: the images are made in memory."""
+        yield from ()
 
     def mask(self, i: int) -> npt.NDArray[np.bool_]:
         """Return the mask of image i, bool [32, 32], True on the digit."""

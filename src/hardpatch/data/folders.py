@@ -9,39 +9,51 @@ import numpy.typing as npt
 
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
+from hardpatch.data.left_out import LeftOut
+from hardpatch.data.names import PackedNames
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 
 class FileSource:
-    """Image files below one folder, given by their paths relative to it; see :class:`~hardpatch.data.sources.Source`.
+    """Image files, given by their paths relative to a folder; see :class:`~hardpatch.data.sources.Source`.
 
-    With `classes`, the first part of each path is the class of the image.
+    Args:
+        root: the folder.
+        paths: of the images, relative to it or absolute.
+        skipped: what was left out.
+        classes: names of the classes.
+        labels: index of the class of each image, -1 for none. Without it the first part of each path is the class.
+        unlabeled: why there are no classes, if there could have been.
+        listed_in: file that lists the images.
     """
 
     def __init__(
-        self, root: str, paths: Sequence[str], skipped: Sequence[str] = (), classes: Sequence[str] | None = None
+        self,
+        root: str,
+        paths: Sequence[str],
+        skipped: tuple[LeftOut, ...] = (),
+        classes: Sequence[str] | None = None,
+        labels: npt.NDArray[np.int32] | None = None,
+        *,
+        unlabeled: str = "",
+        listed_in: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        # One bytes object and one array: a million str take ten times the memory, and forked workers would copy them
-        # page by page, since reading a Python object writes its reference count.
-        self._root = root
-        self._paths = b"".join(encoded)
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self.skipped = tuple(skipped)
+        self._root, self._paths, self.listed_in = root, PackedNames(paths), listed_in
+        self.skipped, self.notes, self.unlabeled = skipped, list(notes), unlabeled
         self.classes = None if classes is None else tuple(classes)
-        self._labels: npt.NDArray[np.int32] | None = None
-        if classes is not None:
+        if classes is not None and labels is None:
             number = {name: k for k, name in enumerate(classes)}
-            self._labels = np.array([number[path.split(os.sep, 1)[0]] for path in paths], dtype=np.int32)
+            labels = np.array([number[path.split(os.sep, 1)[0]] for path in paths], dtype=np.int32)
+        self._labels = labels
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._paths)
 
     def name(self, i: int) -> str:
         """Return the path of image i."""
-        start = self._ends[i - 1] if i else 0
-        return os.path.join(self._root, os.fsdecode(self._paths[start : self._ends[i]]))
+        return os.path.join(self._root, self._paths[i])
 
     def image(self, i: int, reading: Reading = RGB) -> Pixels:
         """Decode image i to [H, W, channels]."""
@@ -51,16 +63,30 @@ class FileSource:
 
     def encoded(self, i: int) -> bytes:
         """Read the file of image i."""
-        name = self.name(i)
-        try:
-            with open(name, "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise UndecodableImage(f"{name}: {error.strerror or error}") from None
+        with named_errors(self.name, i):
+            return read_file(self.name(i))
 
     def label(self, i: int) -> int | None:
-        """Return the index of the class of image i; None if there are no classes."""
-        return None if self._labels is None else int(self._labels[i])
+        """Return the index of the class of image i; None if it has none."""
+        label = -1 if self._labels is None else int(self._labels[i])
+        return None if label < 0 else label
+
+    def files(self) -> Iterator[str]:
+        """Yield the files of the images, and the one that lists them."""
+        if self.listed_in is not None:
+            yield self.listed_in
+        yield from (self.name(i) for i in range(len(self)))
+
+
+def read_file(path: str) -> bytes:
+    """Read the file of an image. Raises UndecodableImage with the reason."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise UndecodableImage(error.strerror or str(error)) from None
+    except ValueError as error:  # a null character in the path
+        raise UndecodableImage(str(error)) from None
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -1,12 +1,14 @@
 """Each page of stacks, and each frame of animations, as an image of its own."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.header import Header
 from hardpatch.data.memory import run_in_threads
 from hardpatch.data.reading import RGB, Pixels, Reading
-from hardpatch.data.sources import Source
+from hardpatch.data.sources import OpenedSource
 from hardpatch.data.survey import header_of
 
 
@@ -16,8 +18,9 @@ class PageSource:
     The headers of all files are read once. A page has the label of its file.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: OpenedSource) -> None:
         self.source, self.classes, self.skipped = source, source.classes, source.skipped
+        self.notes, self.unlabeled = [*source.notes, f"the pages of {len(source)} files"], source.unlabeled
         pages = np.ones(len(source), np.int64)
 
         def count(i: int) -> None:
@@ -46,6 +49,10 @@ class PageSource:
     def header(self, i: int) -> Header:
         """Return the header of the file, as one page."""
         return header_of(self.source, self._locate(i)[0])._replace(pages=1)
+
+    def files(self) -> Iterator[str]:
+        """Yield the files."""
+        return self.source.files()
 
     def encoded(self, i: int) -> None:
         """Return None: a page is no file."""

@@ -1,25 +1,26 @@
 """Images in Parquet files, in the layout of Hugging Face."""
 
-import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from hardpatch.data.classes import Codes, Labels, brought_together
+from hardpatch.data.columns import AUTO, IMAGES, Columns
 from hardpatch.data.decode import decode, named_errors
+from hardpatch.data.folders import read_file
+from hardpatch.data.left_out import LeftOut
+from hardpatch.data.parquet_columns import file_labels, image_column, is_text, stored_as
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMN = "label"
 RESIDENT_BYTES = 2 << 30
 """Files that together are smaller than this are kept in memory; of larger ones row groups are read on demand."""
 CACHED_ROW_GROUPS = 8
@@ -29,43 +30,66 @@ CACHED_ROW_GROUPS = 8
 class ParquetSource:
     """Images of Parquet files; see :class:`~hardpatch.data.sources.Source`.
 
-    The column `image` is a struct {bytes, path} or plain binary, the column `label` an integer or absent. Small files
-    are kept in memory as they are stored, undecoded. Of large ones only the last few row groups are, so that random
-    access reads a row group for an image: write them with small row groups, as ``hardpatch shrink`` does.
+    The images are in a column of bytes, of structs {bytes, path}, or of paths relative to the file. The labels are in a
+    column of whole numbers, text or booleans, or absent. Small files are kept in memory as they are stored, undecoded.
+    Of large ones only the last few row groups are, so that random access reads a row group for an image: write them
+    with small row groups, as ``hardpatch shrink`` does.
+
+    Raises UserError if a file cannot be read or its columns cannot be told apart.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: Columns = AUTO,
+        skipped: tuple[LeftOut, ...] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
         self._paths = [str(path) for path in paths]
         self._metadata: list[Any] = []  # the footer of each file, None until it is read
         self._groups: list[tuple[int, int]] = []  # (file, row group within it)
         self._columns: list[str] = []
+        self._stored: list[str | None] = []  # what the footer calls the bytes of the images, None for a column of paths
+        self.skipped, self.notes, self.unlabeled = skipped, list(notes), ""
         rows: list[int] = []
-        labels: list[npt.NDArray[np.int64]] = []
-        names: tuple[str, ...] | None = None
+        labels: list[Labels] = []
         for k, path in enumerate(self._paths):
             with _open_file(path) as file:
                 self._metadata.append(file.metadata)
-                self._columns.append(_image_column(path, file.schema_arrow))
+                self._columns.append(image_column(path, file.schema_arrow, columns.image))
+                self._stored.append(stored_as(file.schema_arrow, self._columns[-1]))
                 for group in range(file.num_row_groups):
                     self._groups.append((k, group))
                     rows.append(file.metadata.row_group(group).num_rows)
-                labels.append(_read_labels(file))
-                names = names or _class_names(file.schema_arrow)
+                found = file_labels(path, file, columns.label, self._columns[-1])
+            labels.append(found.labels)
+            self.unlabeled = self.unlabeled or found.reason
+            self.notes += [found.note] if found.note else []
+            self.notes += [] if self._columns[-1] in IMAGES else [f"images in column {self._columns[-1]!r}"]
+            if found.column not in (None, "label") and not found.reason:
+                self.notes.append(f"labels in column {found.column!r}")
+        self.notes = list(dict.fromkeys(self.notes))
         self._ends = np.cumsum(rows, dtype=np.int64)
-        self._labels = np.concatenate(labels)
         if not len(self):
             raise UserError(f"{self._paths[0]}: the Parquet file has no rows")
-        self.skipped: tuple[str, ...] = ()
-        largest = int(self._labels.max())
-        if largest < 0:
-            self.classes = None
-        else:
-            self.classes = names if names and largest < len(names) else tuple(str(k) for k in range(largest + 1))
-        self._cache: OrderedDict[int, tuple[pa.Array, pa.Array | None]] = OrderedDict()
+        self._set_labels(labels)
+        self._cache: OrderedDict[int, tuple[pa.Array | None, pa.Array | None]] = OrderedDict()
         self._resident = sum(os.path.getsize(path) for path in self._paths) < RESIDENT_BYTES
         if self._resident:  # read before workers are forked, so that they share the memory
             for group in range(len(self._groups)):
-                self._row_group(group)
+                try:
+                    self._row_group(group)
+                except UndecodableImage as error:
+                    raise UserError(f"{self._paths[self._groups[group][0]]}: {error}; copy the file again") from None
+
+    def _set_labels(self, parts: Sequence[Labels]) -> None:
+        together = brought_together(parts, self._paths)
+        if isinstance(together, str):
+            self.unlabeled = self.unlabeled or together
+        self._labels: Codes | None = None
+        self.classes: tuple[str, ...] | None = None
+        if not isinstance(together, str) and not self.unlabeled and (together.codes >= 0).any():
+            self._labels, self.classes = together.codes, together.names
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file contents: a spawned worker reads them again instead of getting them through a pipe."""
@@ -80,7 +104,10 @@ class ParquetSource:
         file, group_in_file = self._groups[group]
         first = group - group_in_file
         row_in_file = i - (int(self._ends[first - 1]) if first else 0)
-        paths = self._row_group(group)[1]
+        try:
+            paths = self._row_group(group)[1]
+        except UndecodableImage:
+            paths = None
         path = None if paths is None else paths[row].as_py()
         return f"{self._paths[file]} row {row_in_file}" + (f" ({path})" if path else "")
 
@@ -91,17 +118,52 @@ class ParquetSource:
             return decode(data, reading)
 
     def encoded(self, i: int) -> bytes:
-        """Return the bytes stored for image i."""
+        """Return the bytes stored for image i, or those of the file at its path."""
         group, row = self._locate(i)
-        data: bytes | None = self._row_group(group)[0][row].as_py()
-        if data is None:
-            raise UndecodableImage(f"{self.name(i)}: no bytes in the image column")
-        return data
+        with named_errors(self.name, i):
+            stored, paths = self._row_group(group)
+            data: bytes | None = None if stored is None else stored[row].as_py()
+            if data is not None:
+                return data
+            path = None if paths is None else paths[row].as_py()
+            if not path:
+                raise UndecodableImage("no bytes in the image column")
+            file = self._beside(group, path)
+            if stored is not None and not os.path.isfile(file):
+                raise UndecodableImage(f"no bytes in the image column, and no file {file}")
+            return read_file(file)
 
     def label(self, i: int) -> int | None:
         """Return the index of the class of image i; None if it has no label."""
-        label = int(self._labels[i])
+        label = -1 if self._labels is None else int(self._labels[i])
         return None if label < 0 else label
+
+    def files(self) -> Iterator[str]:
+        """Yield the Parquet files, and the images that they only give the paths of."""
+        yield from self._paths
+        for group, (file, group_in_file) in enumerate(self._groups):
+            if self._stores_all(file, group_in_file):
+                continue
+            with suppress(UndecodableImage):
+                stored, paths = self._row_group(group)
+                for row, path in enumerate(paths or ()):
+                    if (stored is None or not stored[row].is_valid) and path.is_valid:
+                        yield self._beside(group, path.as_py())
+
+    def _stores_all(self, file: int, group: int) -> bool:
+        """Return whether the footer says that all images of a row group are in the file; assumed of large files."""
+        if self._stored[file] is None or self._metadata[file] is None:
+            return self._stored[file] is not None
+        columns: Any = self._metadata[file].row_group(group)
+        chunks = [columns.column(k) for k in range(columns.num_columns)]
+        counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == self._stored[file]]
+        if not counts or counts[0] is None or not counts[0].has_null_count:
+            return not self._resident
+        return bool(counts[0].null_count == 0)
+
+    def _beside(self, group: int, path: str) -> str:
+        """Path of an image that is given relative to its Parquet file."""
+        return os.path.join(os.path.dirname(self._paths[self._groups[group][0]]), path)
 
     def _locate(self, i: int) -> tuple[int, int]:
         """Row group of image i, and the row within it."""
@@ -110,28 +172,49 @@ class ParquetSource:
         group = int(np.searchsorted(self._ends, i, side="right"))
         return group, i - (int(self._ends[group - 1]) if group else 0)
 
-    def _row_group(self, group: int) -> "tuple[pa.Array, pa.Array | None]":
-        """Read the bytes and, if there are any, the stored paths of one row group."""
+    def _row_group(self, group: int) -> "tuple[pa.Array | None, pa.Array | None]":
+        """Read the bytes and the paths of one row group, None where the column holds none of them.
+
+        Raises UndecodableImage if the file is damaged there.
+        """
         cached = self._cache.get(group)
         if cached is not None:
             with suppress(KeyError):  # another thread has just dropped it
                 self._cache.move_to_end(group)
             return cached
+        import pyarrow as pa
+
         file, group_in_file = self._groups[group]
-        # The file is opened each time, so that no handle crosses a fork. Its footer is kept: reading that costs more
-        # than reading a row group.
-        with _open_file(self._paths[file], self._metadata[file]) as table:
-            self._metadata[file] = table.metadata
-            column = table.read_row_group(group_in_file, columns=[self._columns[file]], use_threads=False)
-        array = column.column(0).combine_chunks()
-        is_struct = hasattr(array, "field")
-        data = array.field("bytes") if is_struct else array
-        has_path = is_struct and array.type.get_field_index("path") >= 0
-        cached = (data, array.field("path") if has_path else None)
+        path = self._paths[file]
+        try:
+            # The file is opened each time, so that no handle crosses a fork. Its footer is kept: reading that costs
+            # more than reading a row group.
+            with _open_file(path, self._metadata[file]) as table:
+                self._metadata[file] = table.metadata
+                column = table.read_row_group(group_in_file, columns=[self._columns[file]], use_threads=False)
+        except (pa.ArrowException, OSError, UserError) as error:
+            reason = str(error).splitlines()[0]
+            raise UndecodableImage(f"cannot read row group {group_in_file} ({reason})") from None
+        cached = _bytes_and_paths(column.column(0).combine_chunks())
         self._cache[group] = cached
         if not self._resident and len(self._cache) > CACHED_ROW_GROUPS:
-            self._cache.popitem(last=False)
+            with suppress(KeyError):
+                self._cache.popitem(last=False)
         return cached
+
+
+def _bytes_and_paths(array: "pa.Array") -> "tuple[pa.Array | None, pa.Array | None]":
+    """Take apart a column of structs {bytes, path}, of bytes, or of paths."""
+    import pyarrow as pa
+    import pyarrow.types as kind
+
+    if kind.is_struct(array.type):
+        names = [array.type.field(k).name for k in range(array.type.num_fields)]
+        parts = [array.field(name) if name in names else None for name in ("bytes", "path")]
+        return parts[0], parts[1]
+    if is_text(array.type):
+        return None, array.cast(pa.string())
+    return array, None
 
 
 def _open_file(path: str, metadata: Any = None) -> Any:
@@ -142,41 +225,3 @@ def _open_file(path: str, metadata: Any = None) -> Any:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _image_column(path: str, schema: "pa.Schema") -> str:
-    """Name of the column that holds the images."""
-    import pyarrow.types as kind
-
-    for name in IMAGE_COLUMNS:
-        if name in schema.names:
-            dtype = schema.field(name).type
-            if kind.is_struct(dtype) and dtype.get_field_index("bytes") >= 0:
-                dtype = dtype.field("bytes").type
-            if kind.is_binary(dtype) or kind.is_large_binary(dtype):
-                return name
-    columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
-    raise UserError(
-        f"{path}: no image column; expected `image` as binary or as a struct {{bytes, path}}, the columns are {columns}"
-    )
-
-
-def _read_labels(file: Any) -> npt.NDArray[np.int64]:
-    """Read the labels, int64 [rows], -1 where there is none; a label column of another type is ignored."""
-    import pyarrow as pa
-    import pyarrow.types as kind
-
-    schema = file.schema_arrow
-    if LABEL_COLUMN not in schema.names or not kind.is_integer(schema.field(LABEL_COLUMN).type):
-        return np.full(file.metadata.num_rows, -1, dtype=np.int64)
-    column = file.read(columns=[LABEL_COLUMN]).column(0)
-    return column.cast(pa.int64()).fill_null(-1).to_numpy()
-
-
-def _class_names(schema: "pa.Schema") -> tuple[str, ...] | None:
-    """Class names in the Hugging Face metadata, if there are any."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[LABEL_COLUMN]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -1,21 +1,24 @@
-"""Sources of images: folders, single files, Parquet files, the embedded demo set, and combinations of them.
+"""Sources of images: folders, files, Parquet files, lists, archives, the embedded demo set, and combinations of them.
 
 A source is a numbered list of images that are decoded on demand. Sources are picklable and keep no file open, so they
 work in forked and in spawned workers.
 """
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
 
-from hardpatch.data.folders import FileSource, class_names, list_images
-from hardpatch.data.formats import EXTENSIONS
-from hardpatch.data.parquet import ParquetSource
+from hardpatch.data.columns import AUTO, Columns
+from hardpatch.data.left_out import LeftOut, joined
+from hardpatch.data.opening import open_path, unused_columns
 from hardpatch.data.reading import RGB, Pixels, Reading
+from hardpatch.data.splits import Role
 from hardpatch.errors import UserError
+
+AnyPath = str | os.PathLike[str]
 
 
 class Source(Protocol):
@@ -26,8 +29,8 @@ class Source(Protocol):
         """Class names, in the order of the labels; None if the images are unlabeled."""
 
     @property
-    def skipped(self) -> tuple[str, ...]:
-        """Files that were skipped when the source was listed, because of their extension."""
+    def skipped(self) -> tuple[LeftOut, ...]:
+        """Entries that were left out when the source was listed, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -44,59 +47,75 @@ class Source(Protocol):
         """Index of the class of image i; None if it is unlabeled."""
 
 
-def open_source(path: str | os.PathLike[str] | None) -> Source:
-    """Open a folder or tree of images, one image, a Parquet file, a folder of *.parquet, or the embedded demo set.
+class OpenedSource(Source, Protocol):
+    """A source as :func:`open_source` returns it, with what is known about its origin."""
 
-    If every image of a tree lies in a subfolder, the top-level subfolders are the classes; otherwise the images are
-    unlabeled. Hidden files and folders are ignored. None is "demo:train"; "demo:test" is the other half of that set.
+    @property
+    def notes(self) -> Sequence[str]:
+        """Decisions that were taken when the source was opened, such as that for a split."""
 
-    Raises UserError if there is nothing to read.
+    @property
+    def unlabeled(self) -> str:
+        """Why the images have no labels, if there is something that could have been labels; else empty."""
+
+    def files(self) -> Iterator[str]:
+        """Yield the files that the images are read from; none for the embedded set."""
+
+
+def open_source(
+    path: AnyPath | Sequence[AnyPath] | None, columns: Columns = AUTO, role: Role = "train"
+) -> OpenedSource:
+    """Open a folder, a file, a pattern, several of them, or the embedded demo set.
+
+    - a folder or tree of images. If every image lies in a subfolder, the top-level subfolders are the classes;
+      otherwise the images are unlabeled. Hidden files and folders are ignored.
+    - a Parquet file, or a folder that holds some and no images;
+    - a .csv or .tsv with the path and the label of an image in each line;
+    - a .zip or .tar, or a folder that holds some and no images;
+    - one image;
+    - a pattern such as ``shards/train-*.tar`` or ``photos/*/*.jpg``, if no file has that name;
+    - ``demo:train``, which is also None, or ``demo:test``, the other half of the embedded set.
+
+    Args:
+        path: one of these, or a list of them, whose classes are brought together by name.
+        columns: names of the columns of tables.
+        role: what the images are for; it decides which files of a folder are read if their names tell splits apart.
+
+    Raises:
+        UserError: if there is nothing to read, or something that cannot be told apart.
     """
-    if path is None:
-        path = "demo:train"
-    if isinstance(path, str) and path.startswith("demo:"):
-        from hardpatch.data.demo import demo_source
-
-        return demo_source(path.removeprefix("demo:"))
-    path = Path(path)
-    if path.is_dir():
-        return _open_folder(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected images, a Parquet file, demo:train or demo:test")
-    if path.suffix.lower() == ".parquet":
-        return ParquetSource([path])
-    if not path.name.lower().endswith(EXTENSIONS):
-        raise UserError(f"{path}: expected an image ({', '.join(EXTENSIONS)}), a .parquet file or a folder of them")
-    return FileSource(str(path.parent), [path.name])
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        return open_images(path, columns, role)
+    return open_images(["demo:train" if path is None else path], columns, role)
 
 
-def open_images(paths: Sequence[str | os.PathLike[str]]) -> Source:
-    """Open several paths, each as `open_source` does, as one source. It is unlabeled unless there is only one path."""
+def open_images(paths: Sequence[AnyPath], columns: Columns = AUTO, role: Role = "train") -> OpenedSource:
+    """Open several paths, each as :func:`open_source` does, as one source."""
     if not paths:
         raise UserError("no images given; expected files, folders, Parquet files, demo:train or demo:test")
-    sources = [open_source(path) for path in paths]
-    return sources[0] if len(sources) == 1 else ConcatSource(sources)
-
-
-def _open_folder(folder: Path) -> Source:
-    paths, skipped = list_images(folder)
-    if paths:
-        return FileSource(str(folder), paths, [str(folder / path) for path in skipped], class_names(paths))
-    tables = [folder / path for path in skipped if os.sep not in path and path.lower().endswith(".parquet")]
-    if tables:
-        return ParquetSource(tables)
-    extensions = ", ".join(EXTENSIONS)
-    raise UserError(f"{folder}: no images in this folder; expected {extensions} at any depth, or *.parquet")
+    sources = [open_path(path, columns, role) for path in paths]
+    unused = set.intersection(*(set(unused_columns(source, columns)) for source in sources))
+    opened = sources[0] if len(sources) == 1 else ConcatSource(sources, [os.fspath(path) for path in paths])
+    if unused:
+        opened = copy(opened)  # the embedded set is one object for all
+        opened.notes = [*opened.notes, f"{', '.join(sorted(unused))} not used, as there are no columns"]
+    return opened
 
 
 class ConcatSource:
-    """Several sources, one after the other, without labels: their classes may have different meanings."""
+    """Several sources, one after the other. Classes are brought together by name if all sources have some."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.classes: tuple[str, ...] | None = None
-        self.skipped = tuple(name for source in sources for name in source.skipped)
+    def __init__(self, sources: Sequence[OpenedSource], paths: Sequence[str]) -> None:
+        self.skipped = joined(entry for source in sources for entry in source.skipped)
         self._sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
+        self.notes = list(dict.fromkeys(note for source in sources for note in source.notes))
+        self.classes, self.unlabeled = _classes(sources, paths)
+        self._labels: list[dict[int, int]] = []
+        if self.classes is not None:
+            number = {name: k for k, name in enumerate(self.classes)}
+            self._labels = [{k: number[name] for k, name in enumerate(source.classes or ())} for source in sources]
+            self.notes.append(f"classes of {len(sources)} paths brought together by name")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -104,27 +123,54 @@ class ConcatSource:
     def name(self, i: int) -> str:
         """Name of image i in its source."""
         source, k = self._locate(i)
-        return source.name(k)
+        return self._sources[source].name(k)
 
     def image(self, i: int, reading: Reading = RGB) -> Pixels:
         """Decode image i to [H, W, channels]."""
         source, k = self._locate(i)
-        return source.image(k, reading)
+        return self._sources[source].image(k, reading)
 
     def encoded(self, i: int) -> bytes | None:
         """Read the encoded file of image i; None if its source holds pixels."""
         source, k = self._locate(i)
-        return source.encoded(k)
+        return self._sources[source].encoded(k)
 
     def label(self, i: int) -> int | None:
-        """Return None: the images are unlabeled."""
-        return None
+        """Index of the class of image i; None if it is unlabeled."""
+        if not self._labels:
+            return None
+        source, k = self._locate(i)
+        label = self._sources[source].label(k)
+        return None if label is None else self._labels[source][label]
 
-    def _locate(self, i: int) -> tuple[Source, int]:
+    def files(self) -> Iterator[str]:
+        """Yield the files of all sources."""
+        for source in self._sources:
+            yield from source.files()
+
+    def _locate(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(i)
         k = int(np.searchsorted(self._ends, i, side="right"))
-        return self._sources[k], i - (int(self._ends[k - 1]) if k else 0)
+        return k, i - (int(self._ends[k - 1]) if k else 0)
+
+
+def _classes(sources: Sequence[OpenedSource], paths: Sequence[str]) -> tuple[tuple[str, ...] | None, str]:
+    """Return the classes of several sources, or None and why there are none."""
+    labeled = [source.classes for source in sources if source.classes is not None]
+    if not labeled:
+        return None, next((source.unlabeled for source in sources if source.unlabeled), "")
+    if len(labeled) < len(sources):
+        k = next(k for k, source in enumerate(sources) if source.classes is None)
+        return None, f"{paths[k]}: no labels" + (f" ({sources[k].unlabeled})" if sources[k].unlabeled else "")
+    if all(classes == labeled[0] for classes in labeled):
+        return labeled[0], ""
+    numbers = [all(name.isdecimal() for name in classes) for classes in labeled]
+    if len(set(numbers)) > 1:
+        one, other = paths[numbers.index(True)], paths[numbers.index(False)]
+        return None, f"the classes of {one} are numbers and those of {other} names"
+    union = {name for classes in labeled for name in classes}
+    return tuple(sorted(union, key=int) if numbers[0] else sorted(union)), ""
 
 
 class Subset:

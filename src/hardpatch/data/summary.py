@@ -1,22 +1,31 @@
-"""One line on a data set: what a verb works on, and what it leaves out."""
+"""One line on a data set: what a verb works on, what was decided about it, and what it leaves out."""
 
-from collections import Counter
-from pathlib import PurePath
+import logging
+from collections.abc import Sequence
 
-from hardpatch.data.sources import Source
+from hardpatch.data.bands import as_read
+from hardpatch.data.columns import Columns
+from hardpatch.data.reading import RGB, Reading
+from hardpatch.data.sources import OpenedSource, open_images
 
-NAMED = 3
-"""File names that a line shows."""
+log = logging.getLogger("hardpatch")
 
 
-def summarize(source: Source) -> str:
-    """Return "N images, K classes, left out M (why)" for a source; classes only where the images are labeled."""
+def open_described(
+    images: str | Sequence[str], image_column: str | None = None, reading: Reading = RGB
+) -> OpenedSource:
+    """Open the images of a verb that uses no labels as a model reads them, and log what they are."""
+    files = open_images([images] if isinstance(images, str) else list(images), Columns(image_column))
+    source = as_read(files, reading)
+    log.info("IMAGES: %s", summarize(source))
+    return source
+
+
+def summarize(source: OpenedSource) -> str:
+    """Return "N images, K classes, split train, left out M (why)" for a source; classes only where it has labels."""
     parts = [f"{len(source)} images"]
     if source.classes is not None:
         parts.append(f"{len(source.classes)} classes")
-    skipped = source.skipped
-    if skipped:
-        kinds = Counter(PurePath(name).suffix.lower() or "no suffix" for name in skipped)
-        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(NAMED))
-        parts.append(f"left out {len(skipped)} files that are not images ({shown}; the first: {skipped[0]})")
-    return ", ".join(parts)
+    elif source.unlabeled:
+        parts.append(f"no labels ({source.unlabeled})")
+    return ", ".join([*parts, *source.notes, *(f"left out {entry}" for entry in source.skipped)])

@@ -8,9 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.bands import as_read
-from hardpatch.data.sources import Source, open_images
-from hardpatch.data.summary import summarize
+from hardpatch.data.summary import open_described
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import (
@@ -92,6 +90,7 @@ def score(
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 1.0,
     device: str = "auto",
+    image_column: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> ScoreResult:
     """Predict the difficulty of images, measure their true loss, and write pictures and numbers: ``hardpatch score``.
@@ -112,33 +111,27 @@ def score(
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
+        image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
-    source = _open(images, models.student)
+    source = open_described(images, image_column, models.student.reading)
+    numbers = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
     result = scoring.score(
-        *(models.student, models.teacher, source),
+        models.student,
+        models.teacher,
+        source,
         out=Path(out),
         masks=None if masks is None else Path(masks),
         target=models.target,
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
-        draws=draws,
         predict=models.masking.predict,
-        seed=seed,
-        pictures=pictures,
+        **numbers,
         show=show,
-        batch_size=batch_size,
         workers=resolve_workers(workers),
         device=used_device,
         progress=progress,
     )
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(result.bad)
     return result
-
-
-def _open(images: str | Sequence[str], model: HPM) -> Source:
-    """Open the images as the model reads them."""
-    source = as_read(open_images([images] if isinstance(images, str) else list(images)), model.reading)
-    log.info("IMAGES: %s", summarize(source))
-    return source

@@ -1,6 +1,5 @@
 """Embed images with a run: one vector for each image, written to a Parquet file."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,17 +8,14 @@ from typing import Any, Literal
 
 from hardpatch.choices import WeightsName
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.bands import as_read
-from hardpatch.data.sources import open_images
-from hardpatch.data.summary import summarize
+from hardpatch.data.left_out import counts
+from hardpatch.data.summary import open_described
 from hardpatch.errors import UserError
 from hardpatch.evaluate.embeddings import write_embeddings
 from hardpatch.interchange.load import load
 from hardpatch.measure.features import Pool, ProgressCallback
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
-
-log = logging.getLogger("hardpatch")
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ def embed(
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 1.0,
     device: str = "auto",
+    image_column: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> EmbeddingsResult:
     """Write one vector for each image into a Parquet file with the columns path and embedding: ``hardpatch embed``.
@@ -64,6 +61,7 @@ def embed(
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
+        image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
     started, path = time.monotonic(), Path(out)
@@ -71,8 +69,7 @@ def embed(
         raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
     used_device = use_device(device)
     model = load(run, weights, device=used_device)
-    source = as_read(open_images([images] if isinstance(images, str) else list(images)), model.reading)
-    log.info("IMAGES: %s", summarize(source))
+    source = open_described(images, image_column, model.reading)
     written, bad = write_embeddings(
         model,
         source,
@@ -85,15 +82,14 @@ def embed(
         progress=progress,
     )
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(bad)
-    width = model.host.encoder.width
     values = head(
         "embed",
         run=str(run),
         data={"images": images if isinstance(images, str) else " ".join(images)},
         images={"images": written},
         classes=None,
-        left_out={"not images": len(source.skipped), "undecodable": len(bad)},
+        left_out=counts(source.skipped, len(bad)),
         seconds=time.monotonic() - started,
     )
-    values |= {"weights": weights, "pool": pool, "out": str(path), "width": width}
-    return EmbeddingsResult(path, written, width, len(bad), values)
+    values |= {"weights": weights, "pool": pool, "out": str(path), "width": model.host.encoder.width}
+    return EmbeddingsResult(path, written, values["width"], len(bad), values)

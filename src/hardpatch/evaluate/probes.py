@@ -1,6 +1,5 @@
 """Accuracy of a run's frozen features: k-NN and linear probe."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,17 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from hardpatch.choices import WeightsName
-from hardpatch.data.sources import open_source
-from hardpatch.data.summary import summarize
+from hardpatch.data.columns import Columns
+from hardpatch.data.left_out import counts
 from hardpatch.interchange.load import load
 from hardpatch.measure import linear as linear_probes
 from hardpatch.measure.distributed import process_group, process_rank
-from hardpatch.measure.features import Pool, ProgressCallback
+from hardpatch.measure.features import Pool
 from hardpatch.measure.knn import KnnResult, knn_accuracy
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.measure.linear import LinearResult
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
-
-log = logging.getLogger("hardpatch")
 
 Result = TypeVar("Result", KnnResult, LinearResult)
 Cache = Path | Literal["auto"] | None
@@ -131,11 +128,10 @@ def frozen_accuracy(
     random_baseline: bool = False,
     pool: Pool = "mean",
     cache: Cache = "auto",
-    batch_size: int = 256,
-    workers: int | Literal["auto"] = "auto",
-    max_bad_fraction: float = 0.1,
     device: str = "auto",
-    progress: ProgressCallback | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    **options: Any,
 ) -> FrozenResult[Result]:
     """Measure the accuracy of frozen features on two labeled sets, computed by all processes of a ``torchrun``.
 
@@ -149,15 +145,16 @@ def frozen_accuracy(
         random_baseline: also measure the random initialization.
         pool: mean of the patch tokens, or the class token.
         cache: folder for the features; ``auto`` is RUN/features of a run folder, None does not store them.
-        batch_size: images per forward pass.
-        workers: processes that decode images.
-        max_bad_fraction: share of a set that may be undecodable; these files are named and left out.
         device: where to compute.
-        progress: called after each batch with (images done, images).
+        image_column: column of the images in tables; None finds it.
+        label_column: column of the labels, likewise.
+        options: batch_size, workers, max_bad_fraction and progress of
+            :func:`~hardpatch.measure.labels.labeled_features`.
     """
     started = time.monotonic()
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
+    columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
     with process_group(use_device(device)) as used_device:
         for name in names:
             features = labeled_features(
@@ -166,20 +163,19 @@ def frozen_accuracy(
                 val,
                 device=used_device,
                 pool=pool,
-                batch_size=batch_size,
-                workers=workers,
-                max_bad_fraction=max_bad_fraction,
-                cache=_cache_folder(run, cache),
-                progress=progress,
+                cache=folder,
+                columns=columns,
+                describe=name == names[0],
+                **options,
             )
             if process_rank().rank == 0:  # the other processes only compute features
                 results[name] = measure(features, used_device)
     if not results:
         return FrozenResult(None)
-    random = results["random"] if random_baseline else None
+    result, random = results[weights], results["random"] if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started)
-    values |= {"weights": weights, "pool": pool, **results[weights].to_dict(), "random": random and random.to_dict()}
-    return FrozenResult(results[weights], random, values)
+    values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
+    return FrozenResult(result, random, values)
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
@@ -191,9 +187,7 @@ def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
 def _values(
     verb: str, run: str | Path, paths: tuple[str, str], features: LabeledFeatures, seconds: float
 ) -> dict[str, Any]:
-    """Log both sets; return the head of the result and the names of undecodable images."""
-    for argument, path in zip(("--train", "--val"), paths, strict=True):
-        log.info("%s: %s", argument, summarize(open_source(path)))
+    """Return the head of the result and the names of undecodable images."""
     train, val = features.train, features.val
     values = head(
         verb,
@@ -201,7 +195,10 @@ def _values(
         data={"train": str(paths[0]), "val": str(paths[1])},
         images={"train": len(train.labels), "val": len(val.labels)},
         classes=len(features.classes),
-        left_out={"train, undecodable": len(train.bad), "val, undecodable": len(val.bad)},
+        left_out={
+            **counts(features.skipped[0], len(train.bad), "train, "),
+            **counts(features.skipped[1], len(val.bad), "val, "),
+        },
         seconds=seconds,
     )
     return values | {"skipped": [*train.bad, *val.bad]}

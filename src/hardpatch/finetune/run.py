@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.curves import training_curves
+from hardpatch.data.columns import Columns
+from hardpatch.data.left_out import counts
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.sources import OpenedSource, Source, open_source
+from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.finetune.measure import confusion_figure, report
@@ -117,6 +120,8 @@ def finetune(
     out: str | Path | None = None,
     *,
     preset: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
@@ -129,10 +134,12 @@ def finetune(
     Args:
         run: the encoder: run folder, weights file, reference checkpoint or timm's weights. Or settings of a
             pre-training run: its encoder is trained from random weights, in the images that the settings name.
-        train: labeled images to learn from: one folder for each class, or Parquet files with labels.
+        train: labeled images to learn from: one folder for each class, or a table or archive with labels.
         val: labeled images to evaluate on. Their classes are those of ``train`` by name.
         out: folder of the run.
         preset: name in :data:`~hardpatch.finetune.settings.PRESETS`; ``small`` by default.
+        image_column: column of the images in tables; None finds it.
+        label_column: column of the labels, likewise.
         resume: continue the run in ``out``; no other argument is needed then.
         progress: shows steps and metrics; silent by default.
         arguments: command line of this call, for the folder's README.
@@ -148,6 +155,7 @@ def finetune(
         settings = {name: value for name, value in settings.items() if name != "weights"}
         settings |= {} if resume else {"weights": "random"}  # a resumed run has them
     inputs = {"run": run if scratch is None else describe(scratch), "train": train, "val": val}
+    inputs |= {"image_column": image_column, "label_column": label_column}
     folder_run = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
     return _train("finetune", folder_run, progress or Silent(), list(arguments), scratch)
 
@@ -158,6 +166,8 @@ def train_linear_probe(
     val: str | Path | None = None,
     out: str | Path | None = None,
     *,
+    image_column: str | None = None,
+    label_column: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
@@ -169,7 +179,7 @@ def train_linear_probe(
     :func:`hardpatch.measure.linear.linear_probe` it encodes every crop anew, and has one learning rate that is not
     chosen on ``val``. Arguments and errors are those of :func:`finetune`, except that ``run`` must have weights.
     """
-    inputs = {"run": run, "train": train, "val": val}
+    inputs = {"run": run, "train": train, "val": val, "image_column": image_column, "label_column": label_column}
     folder_run = open_run("linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED)
     return _train("linear", folder_run, progress or Silent(), list(arguments))
 
@@ -183,7 +193,8 @@ def _train(
 ) -> FinetuneResult:
     started = time.monotonic()
     folder, settings, inputs = folder_run.folder, folder_run.settings, folder_run.inputs
-    train, val = _open("--train", inputs["train"]), _open("--val", inputs["val"])
+    columns = Columns(inputs["image_column"], inputs["label_column"])
+    train, val = _open("train", inputs["train"], columns), _open("val", inputs["val"], columns)
     check(settings, len(train))
     classes, val_labels = align_labels(train, val)
     if len(classes) < 2:
@@ -238,10 +249,8 @@ def _finish(
         images={"train": job.images, "val": evaluation.images},
         classes=len(classes),
         left_out={
-            "train, not images": len(job.source.skipped),
-            "val, not images": len(job.val.skipped),
-            "train, undecodable": len(job.bad_files),
-            "val, undecodable": len(job.bad_val),
+            **counts(job.source.skipped, len(job.bad_files), "train, "),
+            **counts(job.val.skipped, len(job.bad_val), "val, "),
         },
         seconds=seconds,
         steps=job.total,
@@ -333,8 +342,8 @@ def initial_classifier(
             raise UserError(f"--image_size: {error}") from None
 
 
-def _open(argument: str, path: str) -> Source:
+def _open(role: Role, path: str, columns: Columns) -> OpenedSource:
     try:
-        return open_source(path)
+        return open_source(path, columns, role)
     except UserError as error:
-        raise UserError(f"{argument}: {error}") from None
+        raise UserError(f"--{role}: {error}") from None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hardpatch import __version__
-from hardpatch.data.sources import Source
+from hardpatch.data.sources import OpenedSource
 from hardpatch.files import atomic_path
 from hardpatch.measure.features import Features
 from hardpatch.pickles import save_tensors
@@ -35,7 +35,7 @@ class FeatureCache:
     def __init__(self, folder: Path, model: nn.Module) -> None:
         self.folder, self.weights = folder, _digest_of_weights(model)
 
-    def describe(self, source: Source, path: str | Path, **settings: Any) -> dict[str, Any]:
+    def describe(self, source: OpenedSource, path: str | Path, **settings: Any) -> dict[str, Any]:
         """Return the description of a file: weights, images and the ``settings`` of cropping and pooling.
 
         The settings must be plain values.
@@ -83,14 +83,22 @@ def _digest_of_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_images(source: Source, path: str | Path) -> str:
-    """Digest of names, labels, sizes and modification times; reading the content of a million files takes too long."""
+def _digest_of_images(source: OpenedSource, path: str | Path) -> str:
+    """Digest of files, classes and labels; reading the content of a million files takes too long.
+
+    A file is known by its name, size and times: that of the content, and that of any change, which no program can set.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for file in [path, *(source.name(i) for i in range(len(source)))]:
+    digest.update(f"{path}\n".encode(errors="surrogateescape"))
+    for file in source.files():
         try:
             status = os.stat(file)
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        except (OSError, ValueError):  # a row of a Parquet file, an image of the embedded set
+            digest.update(
+                f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
+        except (OSError, ValueError):  # a file that is missing
             digest.update(f"{file}\n".encode(errors="surrogateescape"))
-    digest.update(repr([source.label(i) for i in range(len(source))]).encode())
+    digest.update(repr((source.classes, [source.label(i) for i in range(len(source))])).encode())
     return digest.hexdigest()

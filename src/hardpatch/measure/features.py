@@ -86,8 +86,6 @@ def extract(
 def align_labels(train: Source, val: Source) -> LabelMapping:
     """Match the labels of two sets by class *name*, since their folders may number the classes differently.
 
-    Classes without names are called "0", "1" and so on.
-
     Raises:
         UserError: if an image has no label, or if ``val`` has a class that ``train`` lacks.
     """
@@ -99,23 +97,28 @@ def align_labels(train: Source, val: Source) -> LabelMapping:
             f"val: expected only classes that train has ({_shorten(sorted(number))}), got {_shorten(missing)}: remove "
             "those images, add them to train, or give the classes the same names"
         )
-    classes = train.classes or tuple(str(label) for label in range(max(train_names) + 1))
-    mapping = torch.full((max(val_names) + 1,), -1)
+    assert train.classes is not None
+    assert val.classes is not None
+    mapping = torch.full((len(val.classes),), -1)
     for label, name in val_names.items():
         mapping[label] = number[name]
-    return LabelMapping(classes, mapping)
+    return LabelMapping(train.classes, mapping)
 
 
 def _used_names(source: Source, argument: str) -> dict[int, str]:
     """Return the class name of every label that occurs in ``source``."""
-    used = {source.label(index) for index in range(len(source))}
-    if None in used:
+    labels = [source.label(index) for index in range(len(source))]
+    if source.classes is None or None in labels:
+        without, reason = labels.count(None), getattr(source, "unlabeled", "")  # which sources have when just opened
+        if without < len(labels):
+            first = source.name(labels.index(None))
+            reason = f"{without} of {len(labels)}, the first: {first} (null, empty and negative labels count as none)"
         raise UserError(
-            f"{argument}: expected a label for every image, got {'some' if len(used) > 1 else 'images'} without; sort "
-            "the images into one folder per class, or use a Parquet file with the whole-number column 'label'"
+            f"{argument}: expected a label for every image, got {'some' if without < len(labels) else 'images'} "
+            f"without; {f'{reason}; ' if reason else ''}sort the images into one folder per class, or use a table with "
+            "the column 'label'"
         )
-    labels = sorted(label for label in used if label is not None)
-    return {label: source.classes[label] if source.classes else str(label) for label in labels}
+    return {label: source.classes[label] for label in sorted({label for label in labels if label is not None})}
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

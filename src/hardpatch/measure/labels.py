@@ -9,14 +9,19 @@ import torch
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.bands import as_read
+from hardpatch.data.columns import AUTO, Columns
+from hardpatch.data.left_out import LeftOut
 from hardpatch.data.loader import eval_batches
-from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.reading import RGB, Reading
+from hardpatch.data.sources import OpenedSource, Source, Subset, open_source
+from hardpatch.data.splits import Role
+from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.distributed import agree_on_cached, gather_features, process_rank
-from hardpatch.measure.features import Features, Pool, ProgressCallback, align_labels, extract
+from hardpatch.measure.features import Features, LabelMapping, Pool, ProgressCallback, align_labels, extract
 from hardpatch.methods.hpm import HPM
 
 log = logging.getLogger("hardpatch")
@@ -31,6 +36,8 @@ class LabeledFeatures(NamedTuple):
     train: Features
     val: Features
     classes: tuple[str, ...]
+    skipped: tuple[tuple[LeftOut, ...], tuple[LeftOut, ...]] = ((), ())
+    """what was left out of the two sets when they were listed"""
 
 
 def labeled_features(
@@ -45,12 +52,14 @@ def labeled_features(
     max_bad_fraction: float = 0.1,
     cache: Path | None = None,
     progress: ProgressCallback | None = None,
+    columns: Columns = AUTO,
+    describe: bool = False,
 ) -> LabeledFeatures:
     """Extract frozen features of two labeled image sets, in all processes of a ``torchrun`` if there are several.
 
     Args:
         model: in eval mode, on ``device``.
-        train: a folder with one subfolder per class, or Parquet files with labels; see
+        train: a folder with one subfolder per class, or a table or archive with labels; see
             :func:`hardpatch.data.sources.open_source`.
         val: likewise.
         device: where the model is.
@@ -60,21 +69,17 @@ def labeled_features(
         max_bad_fraction: files that cannot be decoded are logged and left out, up to this fraction of a set.
         cache: folder for the features (:mod:`hardpatch.measure.cache`); None computes them and does not store them.
         progress: called after each batch with (images done, images) of both sets together.
+        columns: names of the columns of tables.
+        describe: log what each set holds, and what is left out of it, before anything is computed.
 
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
-    sources = [as_read(_open(name, path), model.reading) for name, path in (("--train", train), ("--val", val))]
-    classes, mapping = align_labels(sources[0], sources[1])
+    sources, (classes, mapping) = open_labeled(train, val, columns, reading=model.reading, describe=describe)
     stored = None if cache is None else FeatureCache(cache, model)
     total, before = sum(map(len, sources)), 0
     results = []
     for source, path in zip(sources, (train, val), strict=True):
-
-        def advance(done: int, _: int | None, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
         features = _read_or_extract(
             model,
             source,
@@ -84,13 +89,56 @@ def labeled_features(
             batch_size=batch_size,
             workers=workers,
             cache=stored,
-            progress=advance,
+            columns=columns,
+            progress=_shifted(progress, before, total),
         )
         BadFiles(len(source), max_bad_fraction).update(features.bad)
         results.append(features)
         before += len(source)
     train_features, val_features = results
-    return LabeledFeatures(train_features, val_features._replace(labels=mapping[val_features.labels]), classes)
+    val_features = val_features._replace(labels=mapping[val_features.labels])
+    return LabeledFeatures(train_features, val_features, classes, (sources[0].skipped, sources[1].skipped))
+
+
+def _shifted(progress: ProgressCallback | None, before: int, total: int) -> ProgressCallback:
+    """Return a callback that counts from ``before`` on."""
+    return lambda done, _: None if progress is None else progress(before + done, total)
+
+
+def open_labeled(
+    train: str | Path,
+    val: str | Path,
+    columns: Columns = AUTO,
+    *,
+    reading: Reading = RGB,
+    options: tuple[str, str] = ("--train", "--val"),
+    describe: bool = False,
+) -> tuple[tuple[OpenedSource, OpenedSource], LabelMapping]:
+    """Open a training and a validation set, and match their labels.
+
+    Args:
+        train: labeled images, see :func:`hardpatch.data.sources.open_source`.
+        val: likewise.
+        columns: names of the columns of tables.
+        reading: of the model that is measured.
+        options: what the two are called on the command line.
+        describe: log what each set holds, and what is left out of it.
+
+    Raises:
+        UserError: if a set cannot be read or has no labels, or ``val`` has a class that ``train`` lacks.
+    """
+    sources: list[OpenedSource] = []
+    roles: tuple[Role, Role] = ("train", "val")
+    for option, path, role in zip(options, (train, val), roles, strict=True):
+        try:
+            sources.append(as_read(open_source(path, columns, role), reading))
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from None
+    matched = align_labels(*sources)
+    if describe and process_rank().rank == 0:
+        for option, source in zip(options, sources, strict=True):
+            log.info("%s: %s", option, summarize(source))
+    return (sources[0], sources[1]), matched
 
 
 def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> EvalTransform:
@@ -104,7 +152,7 @@ def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> Eval
 
 def _read_or_extract(
     model: HPM,
-    source: Source,
+    source: OpenedSource,
     path: str | Path,
     device: torch.device | str,
     *,
@@ -112,6 +160,7 @@ def _read_or_extract(
     batch_size: int,
     workers: int | Literal["auto"],
     cache: FeatureCache | None,
+    columns: Columns,
     progress: ProgressCallback,
 ) -> Features:
     """Read the features of one set from the cache, or compute and store them."""
@@ -123,13 +172,14 @@ def _read_or_extract(
         **transform.reading.to_dict(),
         "pool": pool,
         "autocast": str(autocast),
+        "columns": list(columns),
     }
     description = {} if cache is None else cache.describe(source, path, **settings)
     features = agree_on_cached(None if cache is None else cache.read(description))
     if features is not None:
         return features
     rank, world_size = process_rank()
-    shard = source if world_size == 1 else Subset(source, range(rank, len(source), world_size))
+    shard: Source = source if world_size == 1 else Subset(source, range(rank, len(source), world_size))
     batches = eval_batches(shard, transform, batch_size=batch_size, workers=resolve_workers(workers))
     features = extract(model, batches, device=device, pool=pool, autocast=autocast, progress=progress)
     features = gather_features(features, torch.device(device))
@@ -139,10 +189,3 @@ def _read_or_extract(
         except OSError as error:  # a run folder without write permission
             log.warning("features are not cached: cannot write to %s: %s", cache.folder, error.strerror)
     return features
-
-
-def _open(argument: str, path: str | Path) -> Source:
-    try:
-        return open_source(path)
-    except UserError as error:
-        raise UserError(f"{argument}: {error}") from None

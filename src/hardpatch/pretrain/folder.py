@@ -1,5 +1,6 @@
 """Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hardpatch.train.run_folder import check_new, read_values, refuse_changes, w
 
 __all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
 
-FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction")
+FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction", "data.label_column")
 """Settings that may change when a run is resumed, since they do not affect what is learned."""
 
 README = """# A hardpatch run
@@ -43,7 +44,7 @@ In Python, `hardpatch.load("{folder}")` gives the model.
 def plan(
     recipe: str | None,
     file: str | Path | None,
-    data: str | None,
+    data: str | Sequence[str] | None,
     folder: Path | None,
     changes: Sequence[str],
     *,
@@ -65,7 +66,7 @@ def plan(
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if data is not None:
-        changes = [*changes, "--data.path", data]
+        changes = [*changes, "--data.path", data if isinstance(data, str) else json.dumps(list(data))]
     no_data = not any(config.with_section(change).split("=")[0] == "--data.path" for change in changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
     folder = folder or Path("runs") / name

@@ -151,6 +151,7 @@ class PretrainJob:
             device=device,
             workers=data.workers,
             max_bad_fraction=data.max_bad_fraction,
+            columns=data.columns,
         )
         learner.model.train()
         accuracy = knn_accuracy(features.train, features.val, classes=len(features.classes), device=device)

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 from hardpatch.curves import training_curves
-from hardpatch.data.bands import as_read
-from hardpatch.data.sources import Subset, open_source
+from hardpatch.data.memory import InMemorySource
+from hardpatch.data.sources import Subset
 from hardpatch.errors import UserError
 from hardpatch.measure.score import score
 from hardpatch.methods.targets import HostTargets
@@ -33,7 +33,7 @@ def write_pictures(job: PretrainJob) -> list[Path]:
     if not student.has_predictor:
         return pictures
     teacher = student if learner.teacher is None else learner.teacher.network
-    source = as_read(open_source(job.run.data.path), student.reading)
+    source = job.source.source if isinstance(job.source, InMemorySource) else job.source
     chosen = sorted({round(k * (len(source) - 1) / (PICTURED - 1)) for k in range(PICTURED)})
     target = HostTargets(teacher.host) if student.host.uses_teacher else learner.mining.target
     try:

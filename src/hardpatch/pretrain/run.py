@@ -11,11 +11,13 @@ import torch
 
 from hardpatch.data.bands import as_read
 from hardpatch.data.device_dataset import DeviceDataset
+from hardpatch.data.left_out import counts
 from hardpatch.data.memory import InMemorySource
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.sources import OpenedSource, Source, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
+from hardpatch.measure.labels import open_labeled
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
@@ -63,7 +65,7 @@ class PretrainResult:
 def pretrain(
     recipe: str | None = None,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     config: str | Path | None = None,
     resume: bool = False,
@@ -75,7 +77,7 @@ def pretrain(
 
     Args:
         recipe: named run to start from; ``demo`` if neither this nor ``data`` is set.
-        data: a folder of images, Parquet files, or ``demo:train``.
+        data: images: one path or several, as :func:`hardpatch.data.sources.open_source` takes them.
         out: folder of the run; ``runs/NAME`` by default.
         config: YAML file of settings, in place of a recipe.
         resume: continue the run in ``out``, which then needs nothing else.
@@ -117,17 +119,17 @@ def train(
         run_folder.check_resume(folder, run)
     else:
         run_folder.check_new(folder)
-    source = _open(run)
+    opened = _open(run)
     newest = checkpoint.newest(folder)
-    images = _images(run, source, newest)
+    images = _images(run, opened, newest)
+    source: Source = opened
     if run.data.in_memory == "host":
-        source = InMemorySource(source, images.reading)
+        source = InMemorySource(opened, images.reading)
     job = _job(run, folder, source, newest, images)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
-    log.info("--data: %s", summarize(source))
-    for note in images.notes:
-        log.info("%s", note)
+    for line in (f"--data: {summarize(opened)}", *images.notes):
+        log.info("%s", line)
     _log_micro_batches(run, job)
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
@@ -140,16 +142,27 @@ def train(
         folder,
         "pretrain",
         run=str(folder),
-        data={"train": run.data.path or "demo:train"},
+        data={"train": " ".join(run.data.paths)},
         images={"train": len(source)},
         classes=None,
-        left_out={"not images": len(source.skipped), "undecodable": len(job.bad_files)},
+        left_out=counts(source.skipped, len(job.bad_files)),
         seconds=time.monotonic() - started,
         steps=job.total,
         weights=str(saved / checkpoint.WEIGHTS),
         metrics=metrics,
     )
     return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
+
+
+def _open(run: RunConfig) -> OpenedSource:
+    """Open the images, and once the labeled sets, so that a mistake in them does not stop the training later."""
+    try:
+        source = as_read(open_source(run.data.path, run.data.columns), initial_reading(run))
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
+    if run.knn.train is not None and run.knn.val is not None:
+        open_labeled(run.knn.train, run.knn.val, run.data.columns, options=("--knn.train", "--knn.val"))
+    return source
 
 
 def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
@@ -179,13 +192,6 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, imag
     if newest is not None:
         job.restore(newest)
     return job
-
-
-def _open(run: RunConfig) -> Source:
-    try:
-        return as_read(open_source(run.data.path), initial_reading(run))
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
 
 
 def _images(run: RunConfig, source: Source, newest: Path | None) -> Images:

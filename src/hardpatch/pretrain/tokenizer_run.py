@@ -15,6 +15,8 @@ from PIL import Image
 from hardpatch import __version__
 from hardpatch.curves import training_curves
 from hardpatch.data.augment import EvalTransform
+from hardpatch.data.columns import Columns
+from hardpatch.data.left_out import counts
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.summary import summarize
@@ -81,9 +83,10 @@ class TokenizerResult:
 
 
 def train_tokenizer(
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     *,
+    image_column: str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
@@ -92,8 +95,9 @@ def train_tokenizer(
     """Train a tokenizer for host ``beit``, to the end or until SIGINT or SIGTERM: ``hardpatch tokenizer``.
 
     Args:
-        data: images, see :func:`~hardpatch.data.sources.open_source`.
+        data: images, one path or several; see :func:`~hardpatch.data.sources.open_source`.
         out: folder of the run.
+        image_column: column of the images in tables; None finds it.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
         arguments: command line of the call, for the folder's README.
@@ -105,7 +109,8 @@ def train_tokenizer(
         TrainingError: if the loss becomes NaN or infinite.
     """
     required = {"data": "images to train on; demo:train is the embedded set"}
-    run = open_run("tokenizer", out, {"data": data}, PRESETS, None, settings, resume=resume, required=required)
+    inputs = {"data": data if data is None or isinstance(data, str) else list(data), "image_column": image_column}
+    run = open_run("tokenizer", out, inputs, PRESETS, None, settings, resume=resume, required=required)
     return _train(run, progress or Silent(), list(arguments))
 
 
@@ -114,7 +119,7 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
     folder, settings, data = run.folder, run.settings, run.inputs["data"]
     check(settings)
     try:
-        source = open_source(data)
+        source = open_source(data, Columns(run.inputs["image_column"]))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     fabric = start_fabric(settings.device, settings.precision, "--")
@@ -140,10 +145,10 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
         folder,
         "tokenizer",
         run=str(folder),
-        data={"train": data},
+        data={"train": data if isinstance(data, str) else " ".join(data)},
         images={"train": len(source)},
         classes=None,
-        left_out={"not images": len(source.skipped), "undecodable": len(job.bad_files)},
+        left_out=counts(source.skipped, len(job.bad_files)),
         seconds=time.monotonic() - started,
         steps=job.total,
         quality=job.quality.to_dict(),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
-from hardpatch.data.sources import Subset, open_images
-from hardpatch.data.summary import summarize
+from hardpatch.data.sources import Subset
+from hardpatch.data.summary import open_described
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import RunModels, load_models
@@ -45,8 +45,7 @@ def draw_gallery(gallery: Gallery) -> GalleryResult:
     student, has_predictor = models.student, (other or models).student.has_predictor
     mask_ratio = models.masking.mask_ratio if gallery.mask_ratio is None else gallery.mask_ratio
     masked = masked_patches(student, mask_ratio, gallery.draws)
-    source = open_images(gallery.images)
-    log.info("IMAGES: %s", summarize(source))
+    source = open_described(gallery.images, gallery.image_column)
     shown = Subset(source, choose(len(source), gallery.count, gallery.seed))
     read_mask = mask_reader(shown, gallery.masks, student.image_size)
     batches = scored_batches(

@@ -79,6 +79,7 @@ class Gallery:
     max_bad_fraction: float = 1.0
     """share of the chosen images that may be undecodable; these are named and left out"""
     device: str = "auto"
+    image_column: str | None = None
     arguments: tuple[str, ...] = ()
     """command line, for the README"""
 

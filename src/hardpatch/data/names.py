@@ -1,0 +1,29 @@
+"""Many names in little memory."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+
+class PackedNames:
+    """A list of names in one bytes object and one array.
+
+    A million `str` take ten times the memory, and forked workers would copy them page by page, since reading a Python
+    object writes its reference count. Names that are no UTF-8 survive, as in :func:`os.fsencode`.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = self._ends[i - 1] if i else 0
+        return os.fsdecode(self._bytes[start : self._ends[i]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
