@@ -73,7 +73,7 @@ def test_order_labels_and_sizes(
     assert "36 images in " in printed.out
     assert "left out: 3" in printed.out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["images"], result["left_out"]) == (36, {"undecodable": 3})
+    assert (result["images"], result["left_out"]) == (36, {"not images": 0, "undecodable": 3})
     assert sum("20b.jpg" in line for line in printed.err.splitlines()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1
