@@ -104,6 +104,8 @@ def test_splits_within_an_archive_are_kept_apart(archive: Path) -> None:
     train, val = open_source(archive), open_source(archive, role="val")
     assert (values(train), train.classes) == ([1, 2], ("cat", "dog"))
     assert (values(val), val.classes) == ([3], ("cat",))
+    write(archive, {**split, **{name.replace("png", "cls"): b"5" for name in split}})
+    assert [entry.reason for entry in open_source(archive).skipped] == ["images of the split validation"]
     assert "split train, images below set/train/, left out 1 images of the split validation" in summarize(train)
     assert list(train.files()) != list(val.files()), "features of one must not be taken for those of the other"
 

@@ -14,9 +14,8 @@ from tests.data.small import png, values, write_parquet, write_png
 from tests.data.test_archives import write_tar, write_zip
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
-ROWS = re.findall(
-    r"^\| (?!layout|---)([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
-)
+ROW = re.compile(r"^\| (?!layout|---)([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+ROWS = ROW.findall(PAGE.read_text(encoding="utf-8"))
 
 TREE = {"rose/a.jpg": png(1), "lily/b.jpg": png(2)}
 
@@ -31,7 +30,7 @@ def tree(root: Path) -> None:
 def hub(root: Path) -> None:
     (root / "data").mkdir(parents=True)
     (root / "README.md").write_text("x")
-    for number, (name, content) in enumerate(TREE.items()):
+    for number, content in enumerate(TREE.values()):
         write_parquet(root / "data" / f"train-{number:05d}-of-00002.parquet", [content], [number], ["rose", "lily"])
     write_parquet(root / "data" / "test-00000-of-00001.parquet", [png(9)], [0], ["rose", "lily"])
 
@@ -81,19 +80,16 @@ def archive(folder: Path) -> str:
 
 
 def webdataset(folder: Path) -> str:
-    write_tar(
-        folder / "shard.tar", {"0.jpg": png(1), "0.cls": b"rose", "1.jpg": png(2), "1.json": b'{"label": "lily"}'}
-    )
+    labels = {f"000{k}.cls": name.encode() for k, name in enumerate(("rose", "lily"))}
+    write_tar(folder / "shard.tar", {"0000.jpg": png(1), "0001.jpg": png(2), **labels})
     return "shard.tar"
 
 
 def shards(folder: Path) -> str:
     (folder / "shards").mkdir()
     for number, (name, content) in enumerate(TREE.items()):
-        write_tar(
-            folder / "shards" / f"train-{number:03d}.tar",
-            {f"{number}.jpg": content, f"{number}.cls": name[:4].encode()},
-        )
+        shard = {f"{number}.jpg": content, f"{number}.cls": name[:4].encode()}
+        write_tar(folder / "shards" / f"train-{number:03d}.tar", shard)
     return "shards"
 
 

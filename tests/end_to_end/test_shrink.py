@@ -73,7 +73,7 @@ def test_order_labels_and_sizes(
     assert "36 images in " in printed.out
     assert "left out: 3" in printed.out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["images"], result["left_out"]) == (36, {"undecodable": 3})
+    assert (result["images"], result["left_out"]) == (36, {"not images": 0, "undecodable": 3})
     assert sum("20b.jpg" in line for line in printed.err.splitlines()) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert len(list(out.iterdir())) > 1
@@ -132,16 +132,24 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale(photograph: np.ndarray) -> N
     assert 0 < np.abs(ours - whole).mean() < 1.5
 
 
-def test_mistakes_leave_no_files(fails: Callable[..., str], tree: Path, tmp_path: Path) -> None:
+def test_mistakes_leave_no_files(
+    fails: Callable[..., str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_at_work(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        said, line = capsys.readouterr().err.splitlines()
+        assert said.startswith("IMAGES: ")
+        return line
+
     (tmp_path / "existing").mkdir()
     assert "--out: expected a folder that does not exist" in fails("shrink", tree, "--out", tmp_path / "existing")
     assert "--side: expected a whole number from 1, got 0" in fails("shrink", tree, "--side", "0", "--out", "x")
     assert "no such file" in fails("shrink", tmp_path / "nowhere", "--out", tmp_path / "x")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     broken = ["shrink", tmp_path / "broken.jpg", "--out", tmp_path / "x", "--workers", "0"]
-    assert "none of the 1 images can be decoded" in fails(*broken)
+    assert "none of the 1 images can be decoded" in fails_at_work(*broken)
     (tmp_path / "file").write_text("not a folder")
-    assert "--out: cannot write" in fails("shrink", tree, "--workers", "0", "--out", tmp_path / "file" / "x")
+    assert "--out: cannot write" in fails_at_work("shrink", tree, "--workers", "0", "--out", tmp_path / "file" / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "existing", "file", "images"]
 
 

@@ -35,8 +35,8 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   recipes    list the named runs                       hardpatch recipes [NAME]
 
 `hardpatch VERB --help` lists its options. RUN is a run folder, a .safetensors file or a reference
-checkpoint. IMAGES is a folder (flat, a tree or one folder per class), Parquet files, or demo:train or demo:test, the
-embedded set.
+checkpoint. IMAGES is a folder (flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, a pattern in
+quotes, or demo:train or demo:test, the embedded set.
 """
 
 VERBS = {

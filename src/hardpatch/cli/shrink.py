@@ -29,6 +29,7 @@ def shrink(arguments: list[str]) -> int:
     from hardpatch.data.bad_files import BadFiles
     from hardpatch.data.columns import Columns
     from hardpatch.data.left_out import counts
+    from hardpatch.data.shrink import check_out
     from hardpatch.data.shrink import shrink as write
     from hardpatch.data.sources import open_images
     from hardpatch.data.summary import summarize
@@ -37,6 +38,7 @@ def shrink(arguments: list[str]) -> int:
     from hardpatch.train.progress import counting
 
     show_log()
+    check_out(options.out)
     source = open_images(options.images, Columns(options.image_column, options.label_column))
     logging.getLogger("hardpatch").info("IMAGES: %s", summarize(source))
     with counting("images resized") as progress:

@@ -15,7 +15,7 @@ from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import HIDDEN, NOT_IMAGES, LeftOut, joined, left_out
 from hardpatch.data.names import PackedNames
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
-from hardpatch.data.sidecars import SIDECARS, Sidecars, sidecar_labels
+from hardpatch.data.sidecars import SIDECARS, Fields, Sidecars, sidecar_labels
 from hardpatch.data.splits import Role, choose_split, split_of
 from hardpatch.errors import UserError
 
@@ -64,16 +64,19 @@ class ArchiveSource:
         self._archives = list(paths)
         indices = [read_index(path, lambda name: suffix(name) in SIDECARS) for path in paths]
         chosen = [_images(index) for index in indices]
-        names = [index.names[k] for index, part in zip(indices, chosen, strict=True) for k in part]
         sidecars = [Sidecars(index.texts) for index in indices]
+        names: list[str] = []
+        texts: list[Fields] = []
+        for index, part, beside in zip(indices, chosen, sidecars, strict=True):
+            names += [index.names[k] for k in part]
+            texts += [beside.of(index.names[k]) for k in part]
         tree = _below(names, role, paths[0] if len(paths) == 1 else os.path.dirname(paths[0]))
         owner = np.repeat(np.arange(len(paths), dtype=np.int32), [len(part) for part in chosen])[tree.kept]
         names = [names[k] for k in tree.kept]
-        texts = [sidecars[k].of(name) for k, name in zip(owner.tolist(), names, strict=True)]
-        labels = sidecar_labels(texts, columns.label, paths[0])
+        labels = sidecar_labels([texts[k] for k in tree.kept], columns.label, paths[0])
         entries = [*skipped, *tree.left_out]
-        for path, index, part in zip(paths, indices, sidecars, strict=True):
-            entries += _others(path, index, part)
+        for path, index, beside in zip(paths, indices, sidecars, strict=True):
+            entries += _others(path, index, beside)
         self.skipped = joined(entries)
         if not names:
             kinds = "; ".join(str(entry) for entry in self.skipped) or "nothing"

@@ -61,8 +61,7 @@ def shrink(
     """
     if side < 1:
         raise UserError(f"--side: expected at least 1 pixel, got {side}")
-    if out.exists():
-        raise UserError(f"--out: expected a folder that does not exist yet, got {out}; take another name")
+    check_out(out)
     bad: list[str] = []
     written = 0
     try:
@@ -77,6 +76,12 @@ def shrink(
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
     return written, bad
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if the folder to write exists."""
+    if out.exists():
+        raise UserError(f"--out: expected a folder that does not exist yet, got {out}; take another name")
 
 
 def shrink_image(image: Pixels | Jpeg, side: int) -> Pixels:

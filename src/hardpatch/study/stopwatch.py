@@ -103,7 +103,7 @@ class Stopwatch:
     @cached_property
     def val_images(self) -> int:
         """Number of labeled images to evaluate on."""
-        return len(open_source(self.study.val))
+        return len(open_source(self.study.val, role="val"))
 
     def _pretraining_step(self, task: Task, folder: Path) -> float:
         """Return seconds per image of a step of pre-training, without loading."""

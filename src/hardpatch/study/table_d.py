@@ -119,7 +119,7 @@ def supervised_job(
 ) -> FinetuneJob:
     """Return the training of :func:`train_supervised`, at its first step."""
     fabric = start_fabric(settings.device, settings.precision, "--")
-    images, val_images = open_source(train), open_source(val)
+    images, val_images = open_source(train), open_source(val, role="val")
     check(settings, len(images))
     classes, val_labels = align_labels(images, val_images)
     model = initial_classifier(settings, run, images, len(classes))
