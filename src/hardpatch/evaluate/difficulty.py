@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -117,7 +117,8 @@ def score(
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
-    numbers = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
+    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
+    numbers |= {"show": show, "workers": resolve_workers(workers)}
     result = scoring.score(
         models.student,
         models.teacher,
@@ -128,8 +129,6 @@ def score(
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         predict=models.masking.predict,
         **numbers,
-        show=show,
-        workers=resolve_workers(workers),
         device=used_device,
         progress=progress,
     )
