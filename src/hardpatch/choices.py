@@ -34,6 +34,9 @@ WeightsName = Literal["student", "teacher", "random"]
 PoolName = Literal["mean", "class"]
 """Which token stands for an image: the mean of the patch tokens, or the class token."""
 
+MasksName = Literal["auto", "polygons", "boxes", "none"]
+"""Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 
