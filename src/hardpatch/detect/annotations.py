@@ -144,5 +144,6 @@ def summary(annotations: AnnotationSet, bad_images: int = 0) -> str:
     return (
         f"{annotations.format}: {plural(number['images'], 'image')}{empty}, "
         f"{plural(len(annotations.categories), 'class')}, {boxes}: {plural(number['objects'], 'object')}, "
-        f"{number['objects with a mask']} of them with a mask, and {crowds}; left out: {', '.join(left_out) or 'nothing'}"
+        f"{number['objects with a mask']} of them with a mask, and {crowds}; "
+        f"left out: {', '.join(left_out) or 'nothing'}"
     )

@@ -183,12 +183,15 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
         _compare(_metadata(newest), masks.trained, folder)
     sets = (masks.train, train.folder), (masks.val, val.folder)
     job = DetectJob(
-        settings, folder, *sets, backbone, fabric, (masks.trained, masks.measured), bad=(train.bad, val.bad)
+        settings, folder, *sets, backbone, fabric, (masks.trained, masks.measured), bad=(len(train.bad), len(val.bad))
     )
     if newest is not None:
         job.restore(newest)
     labeled.write("detect", arguments, README)
     log_to(folder / "log.txt")
+    job.bad_files.keep_in(folder / "undecodable.txt")
+    job.bad_files.update(train.bad)
+    job.bad_val.update(val.bad)
     for line in (*train.lines, *val.lines, *(f"--masks {settings.masks}: {line}" for line in masks.lines)):
         log.info(line)
     if newest is not None and _metadata(newest).get("images", job.images) != job.images:

@@ -1,6 +1,6 @@
 """Training of Mask R-CNN on an encoder, as a job of the training loop: ViTDet's recipe."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class DetectJob:
         backbone: encoder to train, and its normalization.
         fabric: device and precision. Encoder and pyramid run in half precision, the heads always in float32.
         masks: train a mask head, and measure masks on ``val``.
-        bad: images of ``train`` and of ``val`` that cannot be used and are not in the sets.
+        bad: number of images of ``train`` and of ``val`` that cannot be used and are not in the sets.
 
     Raises:
         UserError: if the sizes do not fit the encoder.
@@ -130,7 +130,7 @@ class DetectJob:
         backbone: Backbone,
         fabric: Fabric,
         masks: tuple[bool, bool] = (True, True),
-        bad: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        bad: tuple[int, int] = (0, 0),
     ) -> None:
         self.run, self.folder, self.train, self.val, self.fabric = run, folder, train, val, fabric
         self.masks, self.kinds = masks[0], ("box", "mask") if all(masks) else ("box",)
@@ -161,11 +161,9 @@ class DetectJob:
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
         )
         self.bad_files, self.bad_val = (
-            BadFiles(len(coco.images) + len(entries), run.max_bad_fraction, "--max_bad_fraction")
-            for (coco, _), entries in zip((train, val), bad, strict=True)
+            BadFiles(len(coco.images) + number, run.max_bad_fraction, "--max_bad_fraction")
+            for (coco, _), number in zip((train, val), bad, strict=True)
         )
-        for files, entries in zip((self.bad_files, self.bad_val), bad, strict=True):
-            files.update(entries)
         self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
         self.evaluated_set = val[0]

@@ -120,7 +120,7 @@ def _yaml_names(names: Any, file: Path) -> list[str]:
             raise refusal(str(file), "names", "class numbers from 0 on without gaps", list(names))
         names = [by_number[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise refusal(str(file), "names", "a list of class names", names)
+        raise refusal(str(file), "names", "a list of class names, as YOLO's data.yaml has it", names)
     return [str(name) for name in names]
 
 
