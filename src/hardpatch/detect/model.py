@@ -133,9 +133,6 @@ def mask_rcnn(
 ) -> FasterRCNN:
     """Build Mask R-CNN, or Faster R-CNN without its mask head, on a :class:`~hardpatch.detect.vitdet.ViTDet`.
 
-    The region proposal network has two hidden convolutions, the box head four and a linear layer, the mask head four,
-    all with layer norms.
-
     Args:
         encoder: the encoder; its patch size is a multiple of 4.
         mean: of each channel, in the encoder's normalization.
@@ -147,8 +144,7 @@ def mask_rcnn(
         channels: of the pyramid and of the heads' convolutions.
         head_width: of the box head's linear layer.
         rois: boxes per image on which the heads are trained.
-        anchor_scale: side of the anchors, relative to the stride of their map; with 8 and patches of 16 px, anchors
-            have 32 to 512 px.
+        anchor_scale: side of the anchors, relative to the stride of their map.
         relative_positions: add decomposed relative positions to every block of the encoder.
         sampling_ratio: points of RoIAlign along each side of a cell; 0 adapts them to the size of the box.
         autocast: precision of encoder and pyramid, None for float32.
@@ -170,31 +166,32 @@ def mask_rcnn(
         rpn_head=RPNHead(channels, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_train=1000,
         box_batch_size_per_image=rois,
-        **_box_head(channels, head_width, classes + 1, strides, sampling_ratio),
-        **(_mask_head(channels, classes + 1, strides, sampling_ratio) if masks else {}),
+        **_heads(channels, head_width, classes + 1, strides, sampling_ratio, masks=masks),
     )
     if masks:
-        model.roi_heads.__class__ = HeadsForPartialMasks  # torchvision builds the parts, and has no argument for it
+        model.roi_heads.__class__ = HeadsForPartialMasks  # torchvision has no argument for it
     model.transform = Canvas(image_size, mean, std)
     return model
 
 
-def _box_head(
-    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int
+def _heads(
+    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int, *, masks: bool
 ) -> dict[str, nn.Module]:
-    """Build the parts of the box head, by torchvision's names."""
-    return {
+    """Build the parts of the two heads, by torchvision's names, with layer norms.
+
+    The box head has four hidden convolutions and a linear layer, the mask head four.
+    """
+    hidden = [channels] * 4
+    box_head = {
         "box_roi_pool": _pool(7, strides, sampling_ratio),
-        "box_head": FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [head_width], norm_layer=ChannelNorm),
+        "box_head": FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
         "box_predictor": FastRCNNPredictor(head_width, outputs),
     }
-
-
-def _mask_head(channels: int, outputs: int, strides: Sequence[int], sampling_ratio: int) -> dict[str, nn.Module]:
-    """Build the parts of the mask head, by torchvision's names."""
-    return {
+    if not masks:
+        return box_head
+    return box_head | {
         "mask_roi_pool": _pool(14, strides, sampling_ratio),
-        "mask_head": MaskRCNNHeads(channels, [channels] * 4, 1, norm_layer=ChannelNorm),
+        "mask_head": MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
         "mask_predictor": MaskRCNNPredictor(channels, channels, outputs),
     }
 

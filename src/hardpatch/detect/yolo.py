@@ -16,7 +16,7 @@ from hardpatch.errors import UserError
 NAMES = ("classes.txt", "obj.names", "classes.names", "data.yaml", "data.yml", "dataset.yaml")
 """Files of class names, which are looked for beside the labels and up to two folders above."""
 TOLERANCE = 0.01
-"""How far a fraction may lie outside [0, 1]: rounding of a box at the edge. Beyond, it is no fraction."""
+"""Distance outside [0, 1] that is rounding of a box at the edge; beyond, a number is no fraction."""
 
 
 def read_yolo(path: Path, folder: Path) -> AnnotationSet:
