@@ -37,6 +37,9 @@ PoolName = Literal["mean", "class"]
 PagesName = Literal["error", "first", "all", "channels"]
 """Files of several pages or frames: refuse them, read the first, read each as an image, or read pages as channels."""
 
+MasksName = Literal["auto", "polygons", "boxes", "none"]
+"""Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hardpatch.data.decode import Jpeg, decode, open_image
+from hardpatch.data.limits import check_channels
 from hardpatch.data.reading import GRAY as GRAYSCALE
-from hardpatch.data.reading import Reading, UndecodableImage, check_channels
+from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hardpatch.detect.data import CocoSet
+from hardpatch.detect.annotations import AnnotationSet
 from tests.detect.small import coco_content, read_content, write_rectangles
 
 
 @pytest.fixture
-def coco(tmp_path: Path) -> CocoSet:
+def coco(tmp_path: Path) -> AnnotationSet:
     """Set of :func:`~tests.detect.small.coco_content`; its images are in ``images``."""
     return read_content(tmp_path, coco_content())
 
@@ -27,7 +27,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rectangles(tmp_path: Path) -> tuple[CocoSet, Path]:
+def rectangles(tmp_path: Path) -> tuple[AnnotationSet, Path]:
     """Set and folder of :func:`~tests.detect.small.write_rectangles`."""
     folder = tmp_path / "rectangles"
     return write_rectangles(folder), folder

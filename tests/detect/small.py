@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hardpatch.detect.data import CocoImage, CocoObject, CocoSet, read_coco
+from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
+from hardpatch.detect.coco import read_coco
+from hardpatch.detect.extents import place
 from hardpatch.models.encoder import Encoder
 
 Box = tuple[int, int, int, int]
@@ -36,11 +38,11 @@ def coco_content() -> dict[str, Any]:
     }
 
 
-def read_content(folder: Path, content: Any) -> CocoSet:
-    """Write annotations (text, or values for JSON) into a folder and read them."""
+def read_content(folder: Path, content: Any) -> AnnotationSet:
+    """Write annotations (text, or values for JSON) into a folder and read them with the sizes in them."""
     path = folder / "annotations.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_coco(path)
+    return place(read_coco(path), {})
 
 
 def run_lengths(box: Box, size: tuple[int, int] = (300, 300)) -> dict[str, Any]:
@@ -53,12 +55,12 @@ def run_lengths(box: Box, size: tuple[int, int] = (300, 300)) -> dict[str, Any]:
     return {"counts": counts if flat[0] == 0 else [0, *counts], "size": list(size)}
 
 
-def scene(*boxes: Box, crowd: Box | None = None) -> CocoSet:
+def scene(*boxes: Box, crowd: Box | None = None) -> AnnotationSet:
     """One image of 300 x 300 pixels with rectangles of one category."""
-    objects = [CocoObject(4, box, run_lengths(box), box[2] * box[3], False) for box in boxes]
+    objects = [AnnotatedObject(4, box, run_lengths(box), box[2] * box[3], False) for box in boxes]
     if crowd is not None:
-        objects.append(CocoObject(4, crowd, run_lengths(crowd), crowd[2] * crowd[3], True))
-    return CocoSet("scene", {4: "cat"}, [CocoImage(1, "1.png", 300, 300, objects)], 0)
+        objects.append(AnnotatedObject(4, crowd, run_lengths(crowd), crowd[2] * crowd[3], True))
+    return AnnotationSet("scene", {4: "cat"}, [AnnotatedImage(1, "1.png", 300, 300, objects)])
 
 
 def detection(box: Box, score: float, image_id: int = 1, size: tuple[int, int] = (300, 300)) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def detection(box: Box, score: float, image_id: int = 1, size: tuple[int, int] =
     return {"image_id": image_id, "category_id": 4, "bbox": list(box), "score": score, "segmentation": segmentation}
 
 
-def write_rectangles(folder: Path) -> CocoSet:
+def write_rectangles(folder: Path) -> AnnotationSet:
     """Write three images of 24 x 32 pixels: two with a bright rectangle, one without."""
     folder.mkdir()
     images = []
@@ -79,9 +81,9 @@ def write_rectangles(folder: Path) -> CocoSet:
         pixels = np.random.default_rng(number).integers(0, 90, (24, 32, 3), dtype=np.uint8)
         pixels[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] += 120
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        objects = [CocoObject(4, box, run_lengths(box, (24, 32)), 120.0, False)] if number < 2 else []
-        images.append(CocoImage(number, f"{number}.png", 24, 32, objects))
-    return CocoSet("rectangles", {4: "cat"}, images, 0)
+        objects = [AnnotatedObject(4, box, run_lengths(box, (24, 32)), 120.0, False)] if number < 2 else []
+        images.append(AnnotatedImage(number, f"{number}.png", 24, 32, objects))
+    return AnnotationSet("rectangles", {4: "cat"}, images)
 
 
 def small_encoder(**options: Any) -> Encoder:

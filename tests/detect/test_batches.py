@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
 
+from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.batches import ScaleJitter, evaluation_batches, mask_boxes, training_batches
-from hardpatch.detect.data import CocoSet
 from hardpatch.errors import UserError
 
 
-def test_training_batches_by_hand(coco: CocoSet, images: Path) -> None:
+def test_training_batches_by_hand(coco: AnnotationSet, images: Path) -> None:
     batch = next(training_batches(coco, images, ScaleJitter(12, (1, 1), 0), batch_size=3, seed=0))
     assert batch.bad == []
     samples = {sample.image_index: sample for sample in batch.samples}
@@ -33,7 +33,7 @@ def test_training_batches_by_hand(coco: CocoSet, images: Path) -> None:
     assert empty["masks"].shape == (0, 8, 12)
 
 
-def test_training_batches_resume_where_they_stopped(coco: CocoSet, images: Path) -> None:
+def test_training_batches_resume_where_they_stopped(coco: AnnotationSet, images: Path) -> None:
     def samples(start: int, count: int, workers: int = 0) -> list[tuple[int, list[int], list[float]]]:
         jitter = ScaleJitter(8, (0.5, 2.0), 0.5)
         batches = training_batches(coco, images, jitter, batch_size=2, seed=3, start=start, workers=workers)
@@ -49,7 +49,7 @@ def test_training_batches_resume_where_they_stopped(coco: CocoSet, images: Path)
     assert sorted(index for index, _, _ in whole) == sorted([0, 1, 2] * 4)
 
 
-def test_evaluation_batches_by_hand(coco: CocoSet, images: Path) -> None:
+def test_evaluation_batches_by_hand(coco: AnnotationSet, images: Path) -> None:
     batches = list(evaluation_batches(coco, images, 9, batch_size=2))
     assert [[sample.image_index for sample in batch.samples] for batch in batches] == [[0, 1], [2]]
     samples = [sample for batch in batches for sample in batch.samples]
@@ -57,12 +57,12 @@ def test_evaluation_batches_by_hand(coco: CocoSet, images: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unusable_images_are_named_and_skipped(coco: CocoSet, images: Path, workers: int) -> None:
+def test_unusable_images_are_named_and_skipped(coco: AnnotationSet, images: Path, workers: int) -> None:
     (images / "3.png").write_bytes(b"no picture")
     Image.new("RGB", (4, 6)).save(images / "5.png")
     messages = [
         f"{images / '3.png'}: not a JPEG",
-        f"{images / '5.png'}: the annotation file says 4x6 pixels, the image has 6x4",
+        f"{images / '5.png'}: the annotations say 4x6 pixels, the image has 6x4",
     ]
     evaluated = list(evaluation_batches(coco, images, 9, batch_size=2, workers=workers))
     assert [[sample.image_index for sample in batch.samples] for batch in evaluated] == [[0], []]
@@ -77,7 +77,7 @@ def test_unusable_images_are_named_and_skipped(coco: CocoSet, images: Path, work
     assert sorted(batch.bad) == sorted(bad)  # each once
 
 
-def test_no_image_can_be_used(coco: CocoSet, images: Path) -> None:
+def test_no_image_can_be_used(coco: AnnotationSet, images: Path) -> None:
     for image in images.iterdir():
         image.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"none of the 3 images can be decoded; the last was .*\.png: not a JPEG"):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hardpatch.detect.annotations import AnnotatedImage, AnnotationSet
 from hardpatch.detect.batches import Sample
-from hardpatch.detect.data import CocoImage, CocoSet, decode_mask, read_coco
+from hardpatch.detect.coco import read_coco
+from hardpatch.detect.masks import decode_mask
 from hardpatch.detect.measure import average_precision, in_coco_layout
 from tests.detect.small import detection, scene
 
@@ -69,7 +71,7 @@ def test_an_annotation_with_id_0_can_be_detected(tmp_path: Path) -> None:
 
 def test_detections_in_cocos_layout() -> None:
     """From a canvas on which 40 x 60 pixels became 20 x 30: label 1 is category 3, the first; boxes double."""
-    coco = CocoSet("", {3: "a", 8: "b"}, [CocoImage(5, "", 1, 1), CocoImage(6, "", 40, 60)], 0)
+    coco = AnnotationSet("", {3: "a", 8: "b"}, [AnnotatedImage(5, "", 1, 1), AnnotatedImage(6, "", 40, 60)])
     sample = Sample(torch.zeros(3, 20, 30, dtype=torch.uint8), {}, 1)
     masks = torch.zeros(2, 1, 28, 28)
     masks[0], masks[1, :, :, :14] = 1, 1

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hardpatch.detect.data import CocoSet
+from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.pictures import HEIGHT, detection_sheet
 from tests.detect.small import detection
 
 
-def test_pictures_show_annotations_and_detections(rectangles: tuple[CocoSet, Path]) -> None:
+def test_pictures_show_annotations_and_detections(rectangles: tuple[AnnotationSet, Path]) -> None:
     coco, folder = rectangles
     bare = np.asarray(detection_sheet(coco, folder, [], number=3))
     low, high = ([detection((3, 4, 12, 10), score, image_id=2, size=(24, 32))] for score in (0.4, 0.9))

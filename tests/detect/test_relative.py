@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hardpatch.detect.data import CocoSet
+from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.model import mask_rcnn
 from hardpatch.detect.relative import DecomposedPositions, attend
 from hardpatch.detect.run import detect
@@ -171,7 +171,7 @@ def test_the_sampling_ratio_reaches_both_heads() -> None:
         assert heads.box_roi_pool.sampling_ratio == heads.mask_roi_pool.sampling_ratio == ratio
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(rectangles: tuple[CocoSet, Path], tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(rectangles: tuple[AnnotationSet, Path], tmp_path: Path) -> None:
     whole = tiny_job(rectangles, tmp_path / "whole", **ADDED)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
     assert fit(whole, Silent()) == 0

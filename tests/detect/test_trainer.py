@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from hardpatch.detect.annotations import AnnotatedImage, AnnotationSet
 from hardpatch.detect.batches import DetectionBatch, ScaleJitter, training_batches
-from hardpatch.detect.data import CocoImage, CocoSet, read_coco
+from hardpatch.detect.coco import read_coco
 from hardpatch.detect.model import mask_rcnn
 from hardpatch.detect.settings import PRESETS, DetectSettings
 from hardpatch.detect.trainer import DetectJob, build, groups
@@ -51,7 +52,7 @@ class Interruption(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def tiny_job(data: tuple[CocoSet, Path], folder: Path, **overrides: Any) -> DetectJob:
+def tiny_job(data: tuple[AnnotationSet, Path], folder: Path, **overrides: Any) -> DetectJob:
     """Job on two blocks that trains and evaluates on the same images."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -95,7 +96,7 @@ def test_sizes_that_do_not_fit_name_the_argument() -> None:
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_an_interrupted_run_resumes_to_the_same_bits(
-    rectangles: tuple[CocoSet, Path], tmp_path: Path, accumulation_steps: int
+    rectangles: tuple[AnnotationSet, Path], tmp_path: Path, accumulation_steps: int
 ) -> None:
     settings = {"accumulation_steps": accumulation_steps}
     whole = tiny_job(rectangles, tmp_path / "whole", **settings)
@@ -118,7 +119,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert steps == [[2, 4], [2, 4]]
 
 
-def test_a_batch_in_micro_batches_is_nearly_the_same_step(rectangles: tuple[CocoSet, Path], tmp_path: Path) -> None:
+def test_a_batch_in_micro_batches_is_nearly_the_same_step(
+    rectangles: tuple[AnnotationSet, Path], tmp_path: Path
+) -> None:
     """Not exactly: the boxes that the heads are trained on are drawn image by image."""
     batch = next(training_batches(*rectangles, ScaleJitter(32, (1, 1), 0.0), batch_size=3, seed=0))
     sample = next(sample for sample in batch.samples if len(sample.target["boxes"]))
@@ -134,7 +137,9 @@ def test_a_batch_in_micro_batches_is_nearly_the_same_step(rectangles: tuple[Coco
     assert metrics[0]["loss"] == pytest.approx(sum(value for name, value in metrics[0].items() if "loss_" in name))
 
 
-def test_unusable_validation_images_are_not_counted_as_misses(rectangles: tuple[CocoSet, Path], tmp_path: Path) -> None:
+def test_unusable_validation_images_are_not_counted_as_misses(
+    rectangles: tuple[AnnotationSet, Path], tmp_path: Path
+) -> None:
     coco, folder = rectangles
     (folder / "1.png").write_bytes(b"no picture")
     job = tiny_job(rectangles, tmp_path / "run", max_bad_fraction=0.4)
@@ -156,11 +161,11 @@ def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/coco_mini"
     coco = read_coco(folder / "annotations/instances_train2017.json")
 
-    def plain(image: CocoImage) -> bool:
+    def plain(image: AnnotatedImage) -> bool:
         large = [not obj.crowd and obj.area > 0.04 * image.height * image.width for obj in image.objects]
         return 1 <= len(large) <= 3 and all(large)
 
-    eight = CocoSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:8], 0)
+    eight = AnnotationSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:8])
     torch.manual_seed(0)
     encoder = Encoder(image_size=(128, 128), patch_size=16, width=96, depth=4, heads=4)
     settings: dict[str, Any] = {"image_size": 128, "steps": 250, "lr": 2e-3, "layer_decay": 1.0, "weight_decay": 0.0}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import hardpatch
 from hardpatch.cli import main
-from hardpatch.detect.data import mask_tools
+from hardpatch.detect.masks import mask_tools
 from hardpatch.errors import UserError
 from hardpatch.train import checkpoint
 from hardpatch.train.metrics import read_metrics
@@ -171,7 +171,9 @@ def test_mistakes(
     assert "--train: " in message
     assert "no such image: 3.png, one of 2 that" in message
     assert "do the two belong together?" in fails(*with_value("--val", run))
-    assert "expected COCO annotations as JSON" in fails(*with_value("--val_annotations", run / "config.yaml"))
+    assert "expected COCO annotations as JSON" in fails(*with_value("--val_annotations", run / "README.md"))
+    assert "names: expected a list of class names" in fails(*with_value("--val_annotations", run / "config.yaml"))
+    assert "a folder without XML and text files" in fails(*with_value("--annotations", data / "train"))
     assert "--image_size: expected a multiple of" in fails(*with_value("--image_size", 30))
     assert "--lr: expected a number above 0, got 0" in fails(*good, "--lr", 0)
     assert "--steps: not allowed with --epochs" in fails(*good, "--epochs", 1)

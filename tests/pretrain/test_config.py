@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hardpatch.errors import UserError
 from hardpatch.pretrain import config, recipes, sections
+from hardpatch.pretrain.data_section import DataConfig
 from hardpatch.pretrain.folder import plan
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]
@@ -160,7 +161,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 )
 def test_saving_and_reading_gives_an_equal_run(seed: int, ratio: float, size: Any, clip: float | None) -> None:
     run = sections.RunConfig(
-        sections.DataConfig(image_size=size),
+        DataConfig(image_size=size),
         method=sections.MethodConfig(mask_ratio=ratio),
         optim=sections.OptimConfig(clip=clip),
         steps=1,

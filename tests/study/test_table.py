@@ -4,13 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from hardpatch.study import perform
 from hardpatch.study import table as output
 from hardpatch.study.page import write_page
 from hardpatch.study.picture import draw
@@ -114,6 +115,17 @@ def test_markdown(study: Study) -> None:
     assert "A slip of the print." in text
     assert "over 3 seeds" in text
     assert "-35.00: one seed" in text
+
+
+def test_a_detector_of_boxes_leaves_the_column_of_masks_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = {"box": {"AP": 0.25, "AP50": None}}
+    monkeypatch.setattr("hardpatch.study.perform.detection", lambda *_: result)
+    study, nothing = replace(study_of(), out=tmp_path), cast(Any, None)
+    assert perform._MEASURES["detect"](study, nothing, nothing) == ({"box_ap": 0.25}, result)
+    table = Table("tableY", "One row", (StudyRow("plain"),), ("box_ap", "mask_ap"))
+    text = output.markdown(study, table, [RowResult(table.rows[0], {"box_ap": MeanStd((0.25,))}, "")])
+    assert "|  | AP box |\n" in text
+    assert "Not measured: AP mask, because the annotations have no masks." in text
 
 
 def test_json(study: Study) -> None:

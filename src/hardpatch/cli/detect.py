@@ -2,19 +2,19 @@
 
 from hardpatch.cli.arguments import write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
-from hardpatch.detect.settings import PRESETS
+from hardpatch.detect.settings import ANNOTATIONS, PRESETS
 
 
 def detect(arguments: list[str]) -> int:
     """Run ``hardpatch detect``; returns the exit code."""
     parser = training_parser(
         "detect",
-        "Train Mask R-CNN on the encoder of RUN (ViTDet): boxes and masks of objects.",
+        "Train Mask R-CNN on the encoder of RUN (ViTDet): boxes and, if annotated, masks of objects.",
         PRESETS,
-        "--train DIR --annotations JSON\n       --val DIR --val_annotations JSON",
+        "--train DIR --annotations PATH\n       --val DIR --val_annotations PATH",
     )
-    parser.add_argument("--annotations", metavar="JSON", help="annotations of --train in COCO's layout")
-    parser.add_argument("--val_annotations", metavar="JSON", help="annotations of --val in COCO's layout")
+    parser.add_argument("--annotations", metavar="PATH", help=f"annotations of --train: {ANNOTATIONS}")
+    parser.add_argument("--val_annotations", metavar="PATH", help="annotations of --val, likewise")
     options = parser.parse_args(arguments)
 
     from hardpatch.detect.run import detect as train

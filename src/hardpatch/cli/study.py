@@ -107,7 +107,7 @@ def _add_inputs(parser: Parser) -> None:
     from hardpatch.study.plan import DETECT_ARGUMENTS, SEGMENT_ARGUMENTS
 
     for name in DETECT_ARGUMENTS:
-        kind = "annotations in COCO's layout" if name.endswith("annotations") else "folder of images"
+        kind = "annotations, as of hardpatch detect" if name.endswith("annotations") else "folder of images"
         parser.add_argument(f"--{name}", metavar="PATH", help=f"for AP of Table 5: {kind}")
     for name in SEGMENT_ARGUMENTS:
         parser.add_argument(f"--{name}", metavar="DIR", help="for mIoU of Tables 5 and 7: images and label maps")

@@ -3,8 +3,6 @@
 from functools import lru_cache
 from importlib.util import find_spec
 
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: above it a broken header is likelier than an image, and decoding takes minutes and all memory."""
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "PNG": (".png", ".apng"),

@@ -18,8 +18,8 @@ from hardpatch.data.augment import EvalTransform, MultiCropTransform, TrainTrans
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.batch import Batch
 from hardpatch.data.datasets import CropDataset, EvaluationDataset, MultiCropDataset
+from hardpatch.data.limits import check_channels
 from hardpatch.data.order import EvaluationOrder, TrainingOrder, images_per_batch
-from hardpatch.data.reading import check_channels
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 

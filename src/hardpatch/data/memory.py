@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hardpatch.data.decode import image_size, named_errors
-from hardpatch.data.reading import Pixels, Reading, UndecodableImage, check_channels
+from hardpatch.data.limits import check_channels
+from hardpatch.data.reading import Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import Source
 from hardpatch.data.workers import cores
 from hardpatch.errors import UserError

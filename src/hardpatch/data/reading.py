@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardpatch.choices import PagesName
-from hardpatch.data.formats import MAX_PIXELS
-from hardpatch.errors import UserError
+from hardpatch.data.limits import MAX_PIXELS
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601)."""
@@ -94,16 +93,6 @@ def read_reading(metadata: Mapping[str, Any]) -> Reading:
 
 RGB, GRAY = Reading(3), Reading(1)
 """8-bit photographs, in color and gray."""
-
-
-def check_channels(channels: int | tuple[int, ...]) -> None:
-    """Raise UserError unless this is a number of channels, or indices of channels."""
-    values = (channels,) if isinstance(channels, int) else channels
-    least = 1 if isinstance(channels, int) else 0
-    if not values or min(values) < least or len(set(values)) < len(values):
-        raise UserError(
-            f"data.channels: expected a number of channels or different indices from 0 on, got {channels!r}"
-        )
 
 
 def type_range(dtype: str | np.dtype[Any]) -> tuple[float, float]:

@@ -20,7 +20,9 @@ from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import EvaluationOrder
 from hardpatch.data.reading import RGB, Reading, UndecodableImage
-from hardpatch.detect.data import CocoSet, Image, mask_tools, object_mask, read_image
+from hardpatch.detect.annotations import AnnotationSet
+from hardpatch.detect.images import Image, read_image
+from hardpatch.detect.masks import mask_tools, object_mask
 
 Boxes = npt.NDArray[np.float32]
 
@@ -31,7 +33,8 @@ class Sample(NamedTuple):
     image: Tensor
     """uint8 ``[C, h, w]``"""
     target: dict[str, Tensor]
-    """``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]``, ``masks`` uint8 ``[n, h, w]``; empty in evaluation"""
+    """``boxes`` float32 ``[n, 4]`` and ``labels`` int64 ``[n]``; for a detector with masks also ``masks`` uint8
+    ``[n, h, w]`` and ``has_mask`` bool ``[n]``, False for an object whose mask is not known; empty in evaluation"""
     image_index: int
     """index of the image in the set"""
 
@@ -60,19 +63,26 @@ class ScaleJitter:
             raise ValueError(f"jitter: expected two rising numbers above 0, got {self.scale}")
 
     def __call__(
-        self, image: Image, boxes: Boxes, labels: npt.NDArray[np.int64], masks: Image, rng: np.random.Generator
+        self,
+        image: Image,
+        boxes: Boxes,
+        labels: npt.NDArray[np.int64],
+        masks: Image | None,
+        rng: np.random.Generator,
+        has_mask: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Flip, resize and crop an image with its objects.
 
-        An object that is cropped gets the box of the rest of its mask. One whose rest is smaller than a pixel is left
-        out.
+        An object that is cropped gets the box of the rest of its mask, or the rest of its box if it has no mask. One
+        whose rest is smaller than a pixel is left out.
 
         Args:
             image: ``[H, W, C]``.
             boxes: float32 ``[n, 4]``.
             labels: int64 ``[n]``.
-            masks: uint8 ``[n, H, W]``.
+            masks: uint8 ``[n, H, W]``; None for boxes only.
             rng: source of the random numbers.
+            has_mask: bool ``[n]``, False for an object whose mask is not known; all are known by default.
 
         Returns:
             Image and target of a :class:`Sample`.
@@ -83,22 +93,28 @@ class ScaleJitter:
         ratio = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
         window = (..., slice(top, top + self.size), slice(left, left + self.size))
         pixels = resize(torch.from_numpy(image).permute(2, 0, 1), (height, width))[window]
-        crops = F.interpolate(torch.from_numpy(masks)[:, None], (height, width), mode="nearest-exact")[:, 0][window]
         corners = torch.from_numpy(boxes * ratio) - torch.tensor([left, top] * 2)
         limit = torch.tensor([pixels.shape[2], pixels.shape[1]] * 2)
         # Half a pixel outside is rounding; more is a cropped object.
         inside = ((corners >= -0.5) & (corners <= limit + 0.5)).all(dim=1, keepdim=True)
-        corners = torch.where(inside, corners.clamp_min(0).minimum(limit), mask_boxes(crops))
+        rest, crops, known = corners.clamp_min(0).minimum(limit), None, None
+        if masks is not None:
+            crops = F.interpolate(torch.from_numpy(masks)[:, None], (height, width), mode="nearest-exact")[:, 0][window]
+            known = torch.ones(len(boxes), dtype=torch.bool) if has_mask is None else torch.from_numpy(has_mask)
+            corners = torch.where(inside | ~known[:, None], rest, mask_boxes(crops))
+        else:
+            corners = rest
         if flip:
-            pixels, crops = pixels.flip(2), crops.flip(2)
+            pixels, crops = pixels.flip(2), None if crops is None else crops.flip(2)
             lefts, tops, rights, bottoms = corners.unbind(dim=1)
             corners = torch.stack([limit[0] - rights, tops, limit[0] - lefts, bottoms], dim=1)
-        visible = ((corners[:, 2:] - corners[:, :2]) >= 1).all(dim=1) & crops.bool().flatten(1).any(dim=1)
-        return pixels.contiguous(), {
-            "boxes": corners[visible],
-            "labels": torch.from_numpy(labels)[visible],
-            "masks": crops[visible].contiguous(),
-        }
+        visible = ((corners[:, 2:] - corners[:, :2]) >= 1).all(dim=1)
+        if crops is not None and known is not None:
+            visible &= crops.bool().flatten(1).any(dim=1) | ~known
+        target = {"boxes": corners[visible], "labels": torch.from_numpy(labels)[visible]}
+        if crops is not None and known is not None:
+            target |= {"masks": crops[visible].contiguous(), "has_mask": known[visible]}
+        return pixels.contiguous(), target
 
 
 def scaled_size(size: tuple[int, ...], long_side: float) -> tuple[int, int]:
@@ -137,7 +153,7 @@ class DetectionBatch(NamedTuple):
 
 
 def training_batches(
-    coco: CocoSet,
+    coco: AnnotationSet,
     folder: str | os.PathLike[str],
     transform: ScaleJitter,
     *,
@@ -146,6 +162,7 @@ def training_batches(
     reading: Reading = RGB,
     start: int = 0,
     workers: int = 0,
+    masks: bool = True,
 ) -> Generator[DetectionBatch, None, None]:
     """Load endless training batches, the same with any number of workers and after a resume.
 
@@ -161,12 +178,13 @@ def training_batches(
         reading: channels, type and range of the images.
         start: number of the first batch.
         workers: processes that decode; 0 decodes in this one.
+        masks: load the masks of the objects, too.
 
     Raises:
         UserError: if no image can be used.
     """
     mask_tools()  # fails here rather than in a worker
-    dataset = _TrainingDataset(coco, str(folder), transform, reading, seed)
+    dataset = _TrainingDataset(coco, str(folder), transform, reading, seed, masks)
     for batch in batch_loader(dataset, _TrainingOrder(len(coco.images), batch_size, seed, start), workers):
         if not batch.samples:
             raise nothing_decodable(len(coco.images), batch.bad)
@@ -174,7 +192,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    coco: CocoSet,
+    coco: AnnotationSet,
     folder: str | os.PathLike[str],
     size: int,
     *,
@@ -200,9 +218,11 @@ def evaluation_batches(
 class _TrainingDataset(Dataset[DetectionBatch]):
     """Whole training batches by the (epoch, index) of their samples; empty if no image can be used."""
 
-    def __init__(self, coco: CocoSet, folder: str, transform: ScaleJitter, reading: Reading, seed: int) -> None:
+    def __init__(
+        self, coco: AnnotationSet, folder: str, transform: ScaleJitter, reading: Reading, seed: int, masks: bool
+    ) -> None:
         self.images, self.labels = coco.images, coco.labels
-        self.folder, self.transform, self.reading, self.seed = folder, transform, reading, seed
+        self.folder, self.transform, self.reading, self.seed, self.masks = folder, transform, reading, seed, masks
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> DetectionBatch:
         samples, bad = [], dict[str, None]()
@@ -229,16 +249,19 @@ class _TrainingDataset(Dataset[DetectionBatch]):
         boxes = np.array([obj.box for obj in objects], dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([self.labels[obj.category] for obj in objects], dtype=np.int64)
+        if not self.masks:
+            return Sample(*self.transform(pixels, boxes, labels, None, rng), i)
         masks = np.zeros((len(objects), *pixels.shape[:2]), dtype=np.uint8)
-        for mask, obj in zip(masks, objects, strict=True):
-            mask[:] = object_mask(obj, *pixels.shape[:2])
-        return Sample(*self.transform(pixels, boxes, labels, masks, rng), i)
+        has_mask = np.array([obj.segmentation is not None for obj in objects], dtype=bool)
+        for index in np.flatnonzero(has_mask):
+            masks[index] = object_mask(objects[index], *pixels.shape[:2])
+        return Sample(*self.transform(pixels, boxes, labels, masks, rng, has_mask), i)
 
 
 class _EvaluationDataset(Dataset[DetectionBatch]):
     """Whole batches by the indices of their images; images that cannot be used are left out."""
 
-    def __init__(self, coco: CocoSet, folder: str, size: int, reading: Reading) -> None:
+    def __init__(self, coco: AnnotationSet, folder: str, size: int, reading: Reading) -> None:
         self.images, self.folder, self.size, self.reading = coco.images, folder, size, reading
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> DetectionBatch:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image  # type: ignore[import-untyped]
 
+from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.batches import DetectionBatch, Sample
-from hardpatch.detect.data import CocoSet, mask_tools
+from hardpatch.detect.masks import box_polygon, mask_tools
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 """COCO's average precision: mean over the IoU thresholds from 0.50 to 0.95, at 0.50, at 0.75; and the mean for objects
@@ -20,7 +21,8 @@ KINDS = {"box": "bbox", "mask": "segm"}
 """Kinds of detections, with pycocotools' names."""
 
 Precision = dict[str, dict[str, float | None]]
-"""Values of the :data:`METRICS` for ``box`` and ``mask``, in [0, 1]; None if there are no objects of that size."""
+"""Values of the :data:`METRICS` for ``box`` and, if masks are measured, ``mask``, in [0, 1]; None if there are no
+objects of that size."""
 
 
 class Detections(NamedTuple):
@@ -28,7 +30,7 @@ class Detections(NamedTuple):
 
     results: list[dict[str, Any]]
     """COCO results: ``image_id``, ``category_id``, ``score``, ``bbox`` (left, top, width, height in pixels of the
-    original image) and ``segmentation`` (compressed run lengths)"""
+    original image) and, of a detector with masks, ``segmentation`` (compressed run lengths)"""
     indices: set[int]
     """indices of the images that were evaluated"""
     bad: list[str]
@@ -36,7 +38,7 @@ class Detections(NamedTuple):
 
 
 @torch.inference_mode()
-def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: CocoSet) -> Detections:
+def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: AnnotationSet) -> Detections:
     """Detect objects in images.
 
     Args:
@@ -58,23 +60,23 @@ def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: CocoSet
     return Detections(results, indices, bad)
 
 
-def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) -> list[dict[str, Any]]:
+def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: AnnotationSet) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results.
 
     Args:
-        output: ``boxes``, ``labels``, ``scores`` and ``masks`` of :func:`~hardpatch.detect.model.mask_rcnn`.
+        output: ``boxes``, ``labels``, ``scores`` and, if it has a mask head, ``masks`` of
+            :func:`~hardpatch.detect.model.mask_rcnn`.
         sample: the image that the detector got.
         coco: the set that the sample is from.
 
     Returns:
         Entries of :attr:`Detections.results`.
     """
-    tools, image = mask_tools(), coco.images[sample.image_index]
+    image = coco.images[sample.image_index]
     size = (image.height, image.width)
     ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
     boxes = output["boxes"] * ratio
-    masks = paste_masks_in_image(output["masks"], boxes, size)[:, 0] >= 0.5
-    encoded = tools.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    encoded = _encoded(output["masks"], boxes, size) if "masks" in output else [{}] * len(boxes)
     boxes[:, 2:] -= boxes[:, :2]
     return [
         {
@@ -82,20 +84,35 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: CocoSet) 
             "category_id": coco.category_ids[label - 1],
             "bbox": box,
             "score": score,
-            "segmentation": {"size": list(size), "counts": run_lengths["counts"].decode("ascii")},
+            **segmentation,
         }
-        for label, box, score, run_lengths in zip(
+        for label, box, score, segmentation in zip(
             output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), encoded, strict=True
         )
     ]
 
 
-def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> Precision:
+def _encoded(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the entry ``segmentation`` of each detection."""
+    pasted = paste_masks_in_image(masks, boxes, size)[:, 0] >= 0.5
+    encoded = mask_tools().encode(np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8)))
+    return [
+        {"segmentation": {"size": list(size), "counts": run_lengths["counts"].decode("ascii")}}
+        for run_lengths in encoded
+    ]
+
+
+def average_precision(
+    ground_truth: dict[str, Any], results: Sequence[Mapping[str, Any]], kinds: Sequence[str] = tuple(KINDS)
+) -> Precision:
     """Compute the average precision of boxes and masks, as COCO defines it.
 
+    For masks, detections within the box of an object without a mask count neither as right nor as wrong.
+
     Args:
-        ground_truth: :meth:`~hardpatch.detect.data.CocoSet.ground_truth`.
+        ground_truth: :meth:`~hardpatch.detect.annotations.AnnotationSet.ground_truth`.
         results: :attr:`Detections.results`.
+        kinds: what to measure, of :data:`KINDS`.
 
     Raises:
         UserError: if pycocotools is not installed.
@@ -106,21 +123,32 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[Mapping[st
 
     precision: Precision = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        for kind, coco_name in KINDS.items():
+        for kind in kinds:
+            truth = COCO()
+            truth.dataset = ground_truth if kind == "box" else _with_all_masks(ground_truth)
+            truth.createIndex()
             if not results:  # loadRes fails
-                any_object = any(not annotation["iscrowd"] for annotation in ground_truth["annotations"])
+                any_object = any(not annotation["iscrowd"] for annotation in truth.dataset["annotations"])
                 precision[kind] = dict.fromkeys(METRICS, 0.0 if any_object else None)
                 continue
             # pycocotools takes the size of a detection from its box if it has one: masks must come without.
             other = {"box": "segmentation", "mask": "bbox"}[kind]
             of_kind = [{key: value for key, value in result.items() if key != other} for result in results]
-            evaluation = COCOeval(truth, truth.loadRes(of_kind), coco_name)
+            evaluation = COCOeval(truth, truth.loadRes(of_kind), KINDS[kind])
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
             values = evaluation.stats[: len(METRICS)].tolist()
             precision[kind] = {name: None if ap < 0 else ap for name, ap in zip(METRICS, values, strict=True)}
     return precision
+
+
+def _with_all_masks(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ground truth with the box of each object without a mask as a crowd."""
+    annotations = [
+        annotation
+        if "segmentation" in annotation
+        else {**annotation, "iscrowd": 1, "segmentation": box_polygon(annotation["bbox"])}
+        for annotation in ground_truth["annotations"]
+    ]
+    return {**ground_truth, "annotations": annotations}

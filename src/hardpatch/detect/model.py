@@ -1,20 +1,22 @@
-"""Mask R-CNN (He et al., ICCV 2017) on a plain Vision Transformer, with the heads of ViTDet.
+"""Mask R-CNN (He et al., ICCV 2017) on a plain Vision Transformer, with the heads of ViTDet; boxes only by choice.
 
 Images are placed in the upper left corner of a square canvas of fixed size; the rest is padding. Boxes are (left, top,
 right, bottom) in pixels of the canvas.
 
 The model takes a list of uint8 images ``[C, h, w]`` that fit the canvas. In training it also takes a dictionary of
-targets for each: ``boxes [n, 4]``, ``labels`` int64 ``[n]`` from 1 and ``masks`` uint8 ``[n, h, w]``. It then returns a
-dictionary of losses; torchvision's sampling of boxes waits for the device. In eval mode it returns for each image up to
-100 detections: ``boxes [n, 4]``, ``labels [n]``, ``scores [n]`` and ``masks [n, 1, 28, 28]``, probabilities within the
-box.
+targets for each: ``boxes [n, 4]``, ``labels`` int64 ``[n]`` from 1 and, with a mask head, ``masks`` uint8 ``[n, h, w]``
+and perhaps ``has_mask`` bool ``[n]``, whose False leaves an object out of the mask loss. It then returns a dictionary
+of losses; torchvision's sampling of boxes waits for the device. In eval mode it returns for each image up to 100
+detections: ``boxes [n, 4]``, ``labels [n]``, ``scores [n]`` and, with a mask head, ``masks [n, 1, 28, 28]``,
+probabilities within the box.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN  # type: ignore[import-untyped]
+from torchvision.models.detection import FasterRCNN, MaskRCNN  # type: ignore[import-untyped]
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # type: ignore[import-untyped]
 from torchvision.models.detection.faster_rcnn import (  # type: ignore[import-untyped]
     FastRCNNConvFCHead,
@@ -22,6 +24,11 @@ from torchvision.models.detection.faster_rcnn import (  # type: ignore[import-un
 )
 from torchvision.models.detection.image_list import ImageList  # type: ignore[import-untyped]
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor  # type: ignore[import-untyped]
+from torchvision.models.detection.roi_heads import (  # type: ignore[import-untyped]
+    RoIHeads,
+    fastrcnn_loss,
+    maskrcnn_loss,
+)
 from torchvision.models.detection.rpn import RPNHead  # type: ignore[import-untyped]
 from torchvision.ops import MultiScaleRoIAlign  # type: ignore[import-untyped]
 from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyped]
@@ -86,6 +93,31 @@ class Canvas(nn.Module):
         return result
 
 
+class HeadsForPartialMasks(RoIHeads):  # type: ignore[misc]
+    """Box and mask head, of which the mask head is trained on the objects whose mask is known."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return detections and losses, as torchvision's heads do."""
+        if not self.training or targets is None or all(t["has_mask"].all() for t in targets if "has_mask" in t):
+            return super().forward(features, proposals, image_shapes, targets)
+        proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
+        box_features = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        loss_classifier, loss_box_reg = fastrcnn_loss(*self.box_predictor(box_features), labels, regression)
+        positive = [torch.where(label > 0)[0] for label in labels]
+        known = [p[t["has_mask"][m[p]]] for p, t, m in zip(positive, targets, matched, strict=True)]
+        boxes = [box[k] for box, k in zip(proposals, known, strict=True)]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+        loss_mask = maskrcnn_loss(logits, boxes, masks, classes, [m[k] for m, k in zip(matched, known, strict=True)])
+        return [], {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
+
+
 def mask_rcnn(
     encoder: Encoder,
     mean: Sequence[float],
@@ -103,11 +135,9 @@ def mask_rcnn(
     relative_positions: bool = False,
     sampling_ratio: int = 0,
     autocast: torch.dtype | None = None,
-) -> MaskRCNN:
-    """Build Mask R-CNN on a :class:`~hardpatch.detect.vitdet.ViTDet`.
-
-    The region proposal network has two hidden convolutions, the box head four and a linear layer, the mask head four,
-    all with layer norms.
+    masks: bool = True,
+) -> FasterRCNN:
+    """Build Mask R-CNN, or Faster R-CNN without its mask head, on a :class:`~hardpatch.detect.vitdet.ViTDet`.
 
     Args:
         encoder: the encoder; its patch size is a multiple of 4.
@@ -121,49 +151,59 @@ def mask_rcnn(
         channels: of the pyramid and of the heads' convolutions.
         head_width: of the box head's linear layer.
         rois: boxes per image on which the heads are trained.
-        anchor_scale: side of the anchors over the stride of their map; 8 with patches of 16 px gives 32 to 512 px.
+        anchor_scale: side of the anchors, relative to the stride of their map.
         relative_positions: add decomposed relative positions to every block of the encoder.
         sampling_ratio: points of RoIAlign along each side of a cell; 0 adapts them to the size of the box.
         autocast: precision of encoder and pyramid, None for float32.
+        masks: add the mask head.
 
     Raises:
         ValueError: if the sizes do not fit each other.
     """
-    _check_sizes(encoder.patch_size, image_size)
     patch = encoder.patch_size
+    check_sizes(patch, image_size)
     strides = [patch // 4, patch // 2, patch, 2 * patch]
-    grid = (image_size // patch, image_size // patch) if relative_positions else None
-    backbone = ViTDet(
-        encoder, channels=channels, window=window, global_blocks=global_blocks, relative_grid=grid, autocast=autocast
-    )
-    model = MaskRCNN(
+    grid = (image_size // patch,) * 2 if relative_positions else None
+    sizes: dict[str, Any] = {"channels": channels, "window": window, "global_blocks": global_blocks}
+    backbone = ViTDet(encoder, **sizes, relative_grid=grid, autocast=autocast)
+    model = (MaskRCNN if masks else FasterRCNN)(
         backbone,
         rpn_anchor_generator=AnchorGenerator([(anchor_scale * k,) for k in [*strides, 4 * patch]], [ASPECTS] * 5),
         rpn_head=RPNHead(channels, len(ASPECTS), conv_depth=2),
         rpn_post_nms_top_n_train=1000,
         box_batch_size_per_image=rois,
-        **_heads(channels, head_width, classes + 1, strides, sampling_ratio),
+        **_heads(channels, head_width, classes + 1, strides, sampling_ratio, masks=masks),
     )
+    if masks:
+        model.roi_heads.__class__ = HeadsForPartialMasks  # torchvision has no argument for it
     model.transform = Canvas(image_size, mean, std, reading)
     return model
 
 
 def _heads(
-    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int
+    channels: int, head_width: int, outputs: int, strides: Sequence[int], sampling_ratio: int, *, masks: bool
 ) -> dict[str, nn.Module]:
-    """Build the parts of the two heads, by torchvision's names."""
+    """Build the parts of the two heads, by torchvision's names, with layer norms.
+
+    The box head has four hidden convolutions and a linear layer, the mask head four.
+    """
     hidden = [channels] * 4
-    return {
+    box_head = {
         "box_roi_pool": _pool(7, strides, sampling_ratio),
         "box_head": FastRCNNConvFCHead((channels, 7, 7), hidden, [head_width], norm_layer=ChannelNorm),
         "box_predictor": FastRCNNPredictor(head_width, outputs),
+    }
+    if not masks:
+        return box_head
+    return box_head | {
         "mask_roi_pool": _pool(14, strides, sampling_ratio),
         "mask_head": MaskRCNNHeads(channels, hidden, 1, norm_layer=ChannelNorm),
         "mask_predictor": MaskRCNNPredictor(channels, channels, outputs),
     }
 
 
-def _check_sizes(patch: int, image_size: int) -> None:
+def check_sizes(patch: int, image_size: int) -> None:
+    """Raise ValueError unless the pyramid fits patches and canvas, both in pixels."""
     if patch % 4:
         raise ValueError(f"patch_size: the pyramid needs patches of a multiple of 4 px, got an encoder with {patch}")
     if image_size < 4 * patch or image_size % (4 * patch):

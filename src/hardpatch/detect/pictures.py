@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from hardpatch.data.reading import RGB, Reading, to_bytes
-from hardpatch.detect.data import CocoSet, decode_mask, object_mask, read_image
+from hardpatch.detect.annotations import AnnotationSet
+from hardpatch.detect.images import read_image
+from hardpatch.detect.masks import decode_mask, object_mask
 from hardpatch.figures import to_rgb
 
 SCORE = 0.5
@@ -27,14 +29,18 @@ class DrawnObject(NamedTuple):
     """category id"""
     box: Sequence[float]
     """left, top, width, height in pixels"""
-    mask: NDArray[np.uint8]
-    """``[H, W]``, 1 = object"""
+    mask: NDArray[np.uint8] | None
+    """``[H, W]``, 1 = object; None if there is only a box"""
     score: float | None
     """confidence of a detection in [0, 1]; None for an annotation"""
 
 
 def detection_sheet(
-    coco: CocoSet, folder: str | Path, results: Sequence[Mapping[str, Any]], number: int = 8, reading: Reading = RGB
+    coco: AnnotationSet,
+    folder: str | Path,
+    results: Sequence[Mapping[str, Any]],
+    number: int = 8,
+    reading: Reading = RGB,
 ) -> Image.Image:
     """Draw annotated objects and detections side by side, one image in a row.
 
@@ -50,12 +56,22 @@ def detection_sheet(
     for image in (coco.images[index] for index in indices):
         pixels = to_rgb(to_bytes(read_image(image, folder, reading), reading))
         annotated = [
-            DrawnObject(obj.category, obj.box, object_mask(obj, image.height, image.width), None)
+            DrawnObject(
+                obj.category,
+                obj.box,
+                None if obj.segmentation is None else object_mask(obj, image.height, image.width),
+                None,
+            )
             for obj in image.objects
             if not obj.crowd
         ]
         detected = [
-            DrawnObject(result["category_id"], result["bbox"], decode_mask(result["segmentation"]), result["score"])
+            DrawnObject(
+                result["category_id"],
+                result["bbox"],
+                decode_mask(result["segmentation"]) if "segmentation" in result else None,
+                result["score"],
+            )
             for result in sorted(results, key=lambda result: result["score"])
             if result["image_id"] == image.id and result["score"] >= SCORE
         ]
@@ -73,10 +89,12 @@ def detection_sheet(
     return sheet
 
 
-def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], coco: CocoSet) -> Image.Image:
+def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], coco: AnnotationSet) -> Image.Image:
     """Draw masks, boxes and names over an image, resized to a height of :data:`HEIGHT` pixels."""
     shaded = pixels.astype(np.float32)
     for obj in objects:
+        if obj.mask is None:
+            continue
         tint = np.array(COLORS[coco.labels[obj.category] % len(COLORS)], dtype=np.float32)
         shaded = np.where(obj.mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
     ratio = HEIGHT / pixels.shape[0]

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +15,25 @@ from torch import Tensor, nn
 
 from hardpatch.curves import training_curves
 from hardpatch.data.reading import read_reading
-from hardpatch.detect.data import CocoSet, check_images, mask_tools, read_coco
+from hardpatch.detect.annotations import counts
+from hardpatch.detect.extents import REASONS
+from hardpatch.detect.masks import choose_masks, mask_tools
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
-from hardpatch.detect.settings import BEFORE, PRESETS, RENAMED, DetectSettings, check
-from hardpatch.detect.trainer import KIND, DetectJob, build
+from hardpatch.detect.sets import open_sets
+from hardpatch.detect.settings import ANNOTATIONS, BEFORE, PRESETS, RENAMED, DetectSettings, check
+from hardpatch.detect.trainer import KIND, DetectJob, build, check_encoder
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone, load_backbone
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.train import checkpoint
-from hardpatch.train.device import start_fabric
+from hardpatch.train.device import loader_workers, start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
-from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.settings import changed
 
@@ -37,12 +41,14 @@ log = logging.getLogger("hardpatch")
 
 DETECTIONS = "detections.json"
 """File of the detections in the validation images."""
+GROUND_TRUTH = "val_annotations.json"
+"""File of the annotations of the validation images in COCO's layout, written if they came in another one."""
 REQUIRED = {
     "run": "weights to start from",
     "train": "a folder of images to learn from",
-    "annotations": "annotations of --train in COCO's layout",
+    "annotations": f"annotations of --train ({ANNOTATIONS})",
     "val": "a folder of images to evaluate on",
-    "val_annotations": "annotations of --val in COCO's layout",
+    "val_annotations": f"annotations of --val ({ANNOTATIONS})",
 }
 """Inputs without which a run cannot start, and what is expected."""
 README = """# A detector trained with hardpatch
@@ -52,7 +58,7 @@ Made by `{command}`.
 | file | content |
 |---|---|
 | `config.yaml` | every setting, the data and the weights it started from |
-| `result.json` | average precision of boxes and masks on the validation images |
+| `result.json` | average precision of boxes, and of masks if there are any, on the validation images |
 | `detections.json` | the detections in the validation images, as COCO results |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision during training |
 | `log.txt` | messages, such as the files that were left out |
@@ -77,7 +83,7 @@ class DetectResult:
     """optimizer steps done"""
     total: int
     precision: Precision | None = None
-    """average precision of ``box`` and ``mask`` in [0, 1]; None if the run was interrupted"""
+    """average precision of ``box`` and, if measured, ``mask`` in [0, 1]; None if the run was interrupted"""
     detections: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """COCO results"""
     pictures: tuple[Path, ...] = ()
@@ -119,12 +125,14 @@ def detect(
 ) -> DetectResult:
     """Train Mask R-CNN on a pre-trained encoder, to the end or until SIGINT or SIGTERM: ``hardpatch detect``.
 
+    Without masks it is Faster R-CNN. Every image is decoded once before the first step.
+
     Args:
         run: weights to start from: run folder, weights file or checkpoint of a ViT.
         train: folder of images to learn from.
-        annotations: annotations of ``train``, a file in COCO's layout.
+        annotations: annotations of ``train``, see :func:`~hardpatch.detect.read.read_annotations`.
         val: folder of images to evaluate on.
-        val_annotations: annotations of ``val``, a file in COCO's layout.
+        val_annotations: annotations of ``val``.
         out: folder of the run.
         preset: settings to start from, of :data:`~hardpatch.detect.settings.PRESETS`; ``small`` by default.
         resume: continue the run in ``out``, which then needs nothing else.
@@ -134,7 +142,7 @@ def detect(
 
     Raises:
         UserError: for a mistake in the settings or the data, before anything is written; during training if too many
-            images cannot be used.
+            images cannot be used any more.
         TrainingError: if the loss becomes NaN or infinite.
     """
     if preset in RENAMED:
@@ -155,25 +163,40 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
     check(settings)
-    train = _read("annotations", inputs["annotations"], "train", inputs["train"])
-    val = _read("val_annotations", inputs["val_annotations"], "val", inputs["val"])
-    if train.categories != val.categories:
-        raise UserError(
-            f"--val_annotations: expected the {len(train.categories)} categories of {train.path}, {val.path} has others"
-        )
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
     if newest is None:
         backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     else:
         backbone = _backbone(_metadata(newest))
-    job = DetectJob(settings, folder, (train, Path(inputs["train"])), (val, Path(inputs["val"])), backbone, fabric)
+    check_encoder(backbone, settings)
+    shown = counting("images decoded") if isinstance(progress, TrainingProgress) else nullcontext(lambda *_: None)
+    with shown as count:
+        train, val = open_sets(
+            inputs,
+            reading=backbone.reading,
+            threads=loader_workers(settings.workers),
+            max_bad_fraction=settings.max_bad_fraction,
+            count=count,
+        )
+    masks = choose_masks(settings.masks, train.annotations, val.annotations)
+    if newest is not None:
+        _compare(_metadata(newest), masks.trained, folder)
+    sets = (masks.train, train.folder), (masks.val, val.folder)
+    job = DetectJob(
+        settings, folder, *sets, backbone, fabric, (masks.trained, masks.measured), bad=(len(train.bad), len(val.bad))
+    )
     if newest is not None:
         job.restore(newest)
     labeled.write("detect", arguments, README)
     log_to(folder / "log.txt")
-    for split, coco in (("train", train), ("val", val)):
-        log.info("--%s: %s", split, _summary(coco))
+    job.bad_files.keep_in(folder / "undecodable.txt")
+    job.bad_files.update(train.bad)
+    job.bad_val.update(val.bad)
+    for line in (*train.lines, *val.lines, *(f"--masks {settings.masks}: {line}" for line in masks.lines)):
+        log.info(line)
+    if newest is not None and _metadata(newest).get("images", job.images) != job.images:
+        log.info("--resume: %d images can be used now, another number than before: their order differs", job.images)
     if settings.relative_positions and job.encoder.relative_bias is not None:
         log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
     signal = fit(job, progress)
@@ -191,7 +214,10 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         job.evaluate()
     assert job.evaluation is not None
     precision, detections = job.evaluation.precision, job.evaluation.detections
+    sets = (("train", job.train[0]), ("val", job.evaluated_set))
     write_text_atomically(folder / DETECTIONS, json.dumps(detections) + "\n")
+    if job.val[0].format != "COCO JSON":
+        write_text_atomically(folder / GROUND_TRUTH, json.dumps(job.evaluated_set.ground_truth()) + "\n")
     result = write_result(
         folder,
         "detect",
@@ -200,11 +226,15 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         images={"train": job.images, "val": len(job.evaluated_set.images)},
         classes=len(job.train[0].categories),
         left_out={
-            "train, objects without extent": job.train[0].dropped,
-            "val, objects without extent": job.val[0].dropped,
+            **{
+                f"{split}, objects {reason}": coco.left_out.get(reason, 0) for split, coco in sets for reason in REASONS
+            },
             "train, undecodable": len(job.bad_files),
             "val, undecodable": len(job.bad_val),
         },
+        formats={split: coco.format for split, coco in sets},
+        used={split: counts(coco) for split, coco in sets},
+        masks=job.masks,
         seconds=seconds,
         steps=job.total,
         detections=len(detections),
@@ -236,7 +266,7 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
         values["epochs"] = None
     settings = changed(DetectSettings(), values)
     categories = {int(number): name for number, name in metadata["categories"]}
-    model = build(_backbone(metadata), settings, len(categories)).to(device)
+    model = build(_backbone(metadata), settings, len(categories), masks=metadata.get("masks", True)).to(device)
     state: dict[str, Tensor] = checkpoint.with_prefix(load_file(newest / checkpoint.WEIGHTS), "student.")
     model.load_state_dict(state)
     return Detector(model.eval(), categories, settings.image_size)
@@ -258,25 +288,15 @@ def _backbone(metadata: Mapping[str, Any]) -> Backbone:
     return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]), read_reading(metadata))
 
 
-def _read(argument: str, path: str, folder_argument: str, folder: str) -> CocoSet:
-    """Read annotations and check that the folder holds all of their images.
+def _compare(metadata: Mapping[str, Any], masks: bool, folder: Path) -> None:
+    """Refuse to resume on annotations with which the detector would have other heads.
 
     Raises:
-        UserError: names the argument of the file or the folder.
+        UserError: says which.
     """
-    try:
-        coco = read_coco(path)
-    except UserError as error:
-        raise UserError(f"--{argument}: {error}") from None
-    try:
-        check_images(coco, folder)
-    except UserError as error:
-        raise UserError(f"--{folder_argument}: {error}") from None
-    return coco
-
-
-def _summary(coco: CocoSet) -> str:
-    """Return "N images, K classes, L objects, left out M objects (without extent)"."""
-    objects = sum(len(image.objects) for image in coco.images)
-    left_out = f", left out {coco.dropped} objects (without extent)" if coco.dropped else ""
-    return f"{len(coco.images)} images, {len(coco.categories)} classes, {objects} objects{left_out}"
+    if metadata.get("masks", True) != masks:
+        heads = {True: "with a mask head", False: "without a mask head"}
+        raise UserError(
+            f"--resume: {folder} was begun {heads[not masks]}, and with its annotations of now it would be "
+            f"{heads[masks]}; restore them, or take another --out"
+        )

@@ -6,8 +6,13 @@ This file does not import torch, so that the command line starts quickly.
 import math
 from dataclasses import dataclass
 
+from hardpatch.choices import MasksName
 from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
 
+ANNOTATIONS = (
+    "COCO JSON, a folder of Pascal VOC XML or YOLO text files, VOC's ImageSets/Main/*.txt, or YOLO's data.yaml"
+)
+"""Paths that :func:`~hardpatch.detect.read.read_annotations` reads."""
 DROPS = (8 / 9, 26 / 27)
 """Fractions of the training after which the learning rate is divided by 10."""
 
@@ -36,6 +41,11 @@ class DetectSettings(TrainingSettings):
     rois: int = setting(512, "boxes per image on which the heads are trained")
     anchor_scale: float = setting(8.0, "side of the anchors, relative to the stride of their map")
     sampling_ratio: int = setting(0, "points of RoIAlign along each side of a cell; 0 adapts them to the box")
+    masks: MasksName = setting(
+        "auto",
+        "masks to train: polygons of the annotations (auto: none if there are none), boxes where there is no polygon, "
+        "or none: a detector of boxes",
+    )
     train_positions: bool = setting(True, "train the absolute positions")
     relative_positions: bool = setting(
         True, "add decomposed relative positions to every block, zero at first; not if the encoder has a relative bias"

@@ -11,10 +11,10 @@ from lightning_fabric.wrappers import _FabricOptimizer
 from torch import nn
 
 from hardpatch.data.bad_files import BadFiles, nothing_decodable
+from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.batches import DetectionBatch, ScaleJitter, evaluation_batches, training_batches
-from hardpatch.detect.data import CocoSet
 from hardpatch.detect.measure import Precision, average_precision, detect
-from hardpatch.detect.model import mask_rcnn
+from hardpatch.detect.model import check_sizes, mask_rcnn
 from hardpatch.detect.settings import DetectSettings, step_learning_rate
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
@@ -30,10 +30,32 @@ from hardpatch.train.state import TrainingState
 KIND = "detector"
 """Entry in the metadata of checkpoints, by which they are recognized."""
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-"""Losses of torchvision's Mask R-CNN, whose sum is minimized."""
+"""Losses of torchvision's Mask R-CNN, whose sum is minimized; the last one needs a mask head."""
 
 
-def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch.dtype | None = None) -> nn.Module:
+def check_encoder(backbone: Backbone, run: DetectSettings) -> None:
+    """Refuse an encoder that the sizes of the settings do not fit.
+
+    Raises:
+        UserError: names RUN or the setting.
+    """
+    patch_size = backbone.encoder.patch_size
+    if patch_size % 4:
+        raise UserError(f"RUN: expected an encoder whose patch size is a multiple of 4 px, got {patch_size}")
+    try:
+        check_sizes(patch_size, run.image_size)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+
+
+def build(
+    backbone: Backbone,
+    run: DetectSettings,
+    classes: int,
+    autocast: torch.dtype | None = None,
+    *,
+    masks: bool = True,
+) -> nn.Module:
     """Build the detector; the seed determines the weights of the heads.
 
     Args:
@@ -41,13 +63,12 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
         run: the settings.
         classes: number of classes, without the background.
         autocast: precision of encoder and pyramid, None for float32.
+        masks: add a mask head.
 
     Raises:
         UserError: if the sizes do not fit the encoder.
     """
-    patch_size = backbone.encoder.patch_size
-    if patch_size % 4:
-        raise UserError(f"RUN: expected an encoder whose patch size is a multiple of 4 px, got {patch_size}")
+    check_encoder(backbone, run)
     if run.train_positions:
         train_positions(backbone.encoder)
     names = ["image_size", "window", "channels", "head_width", "rois", "anchor_scale"]
@@ -62,6 +83,7 @@ def build(backbone: Backbone, run: DetectSettings, classes: int, autocast: torch
                 backbone.reading,
                 classes=classes,
                 autocast=autocast,
+                masks=masks,
                 global_blocks=min(run.global_blocks, len(backbone.encoder.blocks)),
                 **{name: getattr(run, name) for name in names},
             )
@@ -78,7 +100,7 @@ class EvaluationResult:
     """COCO results"""
 
     def metrics(self) -> dict[str, float]:
-        """Return AP of boxes and masks for the log; nothing if there are no annotated objects."""
+        """Return AP of boxes and, if measured, of masks for the log; nothing if there are no annotated objects."""
         aps = {f"{kind}_ap": values["AP"] for kind, values in self.precision.items()}
         return {name: ap for name, ap in aps.items() if ap is not None}
 
@@ -93,6 +115,8 @@ class DetectJob:
         val: annotations to evaluate on, and the folder of their images.
         backbone: encoder to train, and its normalization.
         fabric: device and precision. Encoder and pyramid run in half precision, the heads always in float32.
+        masks: train a mask head, and measure masks on ``val``.
+        bad: number of images of ``train`` and of ``val`` that cannot be used and are not in the sets.
 
     Raises:
         UserError: if the sizes do not fit the encoder.
@@ -102,15 +126,20 @@ class DetectJob:
         self,
         run: DetectSettings,
         folder: Path,
-        train: tuple[CocoSet, Path],
-        val: tuple[CocoSet, Path],
+        train: tuple[AnnotationSet, Path],
+        val: tuple[AnnotationSet, Path],
         backbone: Backbone,
         fabric: Fabric,
+        masks: tuple[bool, bool] = (True, True),
+        bad: tuple[int, int] = (0, 0),
     ) -> None:
         self.run, self.folder, self.train, self.val, self.fabric = run, folder, train, val, fabric
+        self.masks, self.kinds = masks[0], ("box", "mask") if all(masks) else ("box",)
+        self.losses = LOSSES if self.masks else LOSSES[:-1]
         self.encoder, self.reading = backbone.encoder, backbone.reading
         categories = train[0].categories
-        self.model = build(backbone, run, len(categories), autocast_dtype(fabric)).to(fabric.device).train()
+        model = build(backbone, run, len(categories), autocast_dtype(fabric), masks=self.masks)
+        self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train[0].images), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
         adamw = torch.optim.AdamW(groups(self.model, run), lr=run.lr, betas=BETAS)
@@ -126,18 +155,21 @@ class DetectJob:
             "std": list(backbone.std),
             "reading": backbone.reading.to_dict(),
             "categories": list(categories.items()),
+            "masks": self.masks,
             "steps": self.total,
             "images": self.images,
         }
         self.cadence = Cadence(
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
         )
-        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction")
-        self.bad_val = BadFiles(len(val[0].images), run.max_bad_fraction, "--max_bad_fraction")
+        self.bad_files, self.bad_val = (
+            BadFiles(len(coco.images) + number, run.max_bad_fraction, "--max_bad_fraction")
+            for (coco, _), number in zip((train, val), bad, strict=True)
+        )
         self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
         self.evaluated_set = val[0]
-        self._sums, self._steps = torch.zeros(len(LOSSES), device=fabric.device), 0
+        self._sums, self._steps = torch.zeros(len(self.losses), device=fabric.device), 0
 
     def batches(self) -> Generator[DetectionBatch, None, None]:
         """Load augmented batches from the next step on."""
@@ -150,6 +182,7 @@ class DetectJob:
             reading=self.reading,
             start=self.step,
             workers=loader_workers(run.workers),
+            masks=self.masks,
         )
 
     def train_step(self, batch: DetectionBatch, *, observe: bool = False) -> None:
@@ -162,7 +195,7 @@ class DetectJob:
             images = [sample.image.to(device, non_blocking=True) for sample in micro_batch]
             targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in micro_batch]
             losses_by_name = self.model(images, targets)
-            losses = torch.stack([losses_by_name[name].float() for name in LOSSES])
+            losses = torch.stack([losses_by_name[name].float() for name in self.losses])
             losses = losses * (len(micro_batch) / len(samples))
             self.fabric.backward(losses.sum())
             self._sums += losses.detach()
@@ -179,7 +212,7 @@ class DetectJob:
         self._sums.zero_()
         self._steps = 0
         lr = step_learning_rate(self.step - 1, self.total, self.run)
-        return {"loss": sum(means), **dict(zip(LOSSES, means, strict=True)), "lr": lr}
+        return {"loss": sum(means), **dict(zip(self.losses, means, strict=True)), "lr": lr}
 
     def evaluate(self) -> dict[str, float]:
         """Detect objects in the validation images, keep the result as :attr:`evaluation`, and return its APs.
@@ -204,7 +237,8 @@ class DetectJob:
         if not indices:
             raise nothing_decodable(len(coco.images), bad)
         self.evaluated_set = coco.without(set(range(len(coco.images))) - indices)
-        self.evaluation = EvaluationResult(average_precision(self.evaluated_set.ground_truth(), results), results)
+        precision = average_precision(self.evaluated_set.ground_truth(), results, self.kinds)
+        self.evaluation = EvaluationResult(precision, results)
         return self.evaluation.metrics()
 
     def save(self) -> None:

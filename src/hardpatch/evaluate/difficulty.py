@@ -102,7 +102,7 @@ def score(
         masks: folder of object masks with the same file stems as the images, for the ROC area.
         mask_ratio: share of masked patches; None is that of the run.
         draws: number of random masks over which the true loss is averaged.
-        predict: predictions in the difficulty map, ``whole`` or ``masked``; None is what the run mined by.
+        predict: ``whole`` or ``masked`` predictions in the map; None is what the run mined by.
         pictures: number of images with a picture; all images have numbers.
         show: channels in the pictures, one or three counted from 0; None is all, or the first three.
         seed: of the random masks.
@@ -117,8 +117,13 @@ def score(
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
-    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
-    numbers |= {"show": show, "workers": resolve_workers(workers)}
+    numbers: dict[str, Any] = {
+        "draws": draws,
+        "seed": seed,
+        "pictures": pictures,
+        "batch_size": batch_size,
+        "show": show,
+    }
     result = scoring.score(
         models.student,
         models.teacher,
@@ -129,6 +134,7 @@ def score(
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         predict=models.masking.predict,
         **numbers,
+        workers=resolve_workers(workers),
         device=used_device,
         progress=progress,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from hardpatch.data.reading import check_channels
+from hardpatch.data.limits import check_channels
 from hardpatch.errors import UserError
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import OptimConfig, RunConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from hardpatch.choices import PagesName
-from hardpatch.data.formats import MAX_PIXELS
+from hardpatch.data.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     from hardpatch.data.columns import Columns

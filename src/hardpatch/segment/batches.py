@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.crop import Image, resize
+from hardpatch.data.limits import check_channels
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import TrainingOrder
-from hardpatch.data.reading import RGB, Reading, UndecodableImage, check_channels, from_unit, to_unit
+from hardpatch.data.reading import RGB, Reading, UndecodableImage, from_unit, to_unit
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10

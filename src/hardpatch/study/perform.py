@@ -149,7 +149,8 @@ def _finetune(study: Study, task: Task, progress: Progress) -> Measured:
 
 def _detect(study: Study, task: Task, progress: Progress) -> Measured:
     result = detection(study, task, progress)
-    return {"box_ap": result["box"]["AP"], "mask_ap": result["mask"]["AP"]}, result
+    aps = {f"{kind}_ap": result[kind]["AP"] for kind in ("box", "mask") if kind in result}
+    return {name: ap for name, ap in aps.items() if ap is not None}, result
 
 
 def _segment(study: Study, task: Task, progress: Progress) -> Measured:

@@ -85,6 +85,8 @@ def markdown(study: Study, table: Table, results: Sequence[RowResult], level: st
         )
     unmeasured = dict.fromkeys(METRICS[key].measure for key in table.metrics if key not in ours)
     reasons = [reason for measure in unmeasured if (reason := not_measured(study, measure))]
+    if "box_ap" in ours and "mask_ap" in table.metrics and "mask_ap" not in ours:
+        reasons.append("AP mask, because the annotations have no masks")
     if reasons:
         text += ["", f"Not measured: {'; '.join(reasons)}."]
     text += ["", *(f"| {' | '.join(cells)} |" for cells in (titles, ["---", *["---:"] * (len(titles) - 1)], *rows)), ""]

@@ -1,0 +1,129 @@
+"""Place of objects in their images: pixels instead of fractions, and objects without an extent left out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
+from hardpatch.detect.fields import plural, refusal, whole_number
+from hardpatch.detect.masks import run_lengths
+from hardpatch.errors import UserError
+
+NO_BOX = "without a box"
+NO_EXTENT = "without width or height"
+OUTSIDE = "outside their image"
+REPEATED = "repeated"
+OF_BAD_IMAGES = "of images that cannot be used"
+REASONS = (NO_BOX, NO_EXTENT, OUTSIDE, REPEATED, OF_BAD_IMAGES)
+"""Reasons for which objects are left out."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSet:
+    """Give every object its place in its image, in pixels.
+
+    Objects without an extent are left out and counted. A box that reaches over the edge by more than a pixel is cut
+    there.
+
+    Args:
+        annotations: as read.
+        sizes: (height, width) by file, of the images whose size the annotations do not have.
+
+    Raises:
+        UserError: if run lengths do not fit their image; names the annotation.
+    """
+    left_out, images = Counter(annotations.left_out), []
+    cut = 0
+    for image in annotations.images:
+        height, width = (image.height, image.width) if image.has_size else sizes[image.file]
+        sized = replace(image, height=height, width=width, objects=[])
+        for raw in image.objects:
+            obj = _in_pixels(raw, width, height) if annotations.relative else raw
+            reason = _no_extent(obj, width, height)
+            if reason:
+                left_out[reason] += 1
+                continue
+            obj = _with_checked_mask(obj, sized, annotations.path)
+            inside = _cut(obj, width, height)
+            cut += inside is not obj
+            sized.objects.append(inside)
+        images.append(sized)
+    notes = list(annotations.notes)
+    unknown = sum(not image.has_size for image in annotations.images)
+    if unknown and not annotations.relative:
+        notes.append(f"the annotations have no size of {plural(unknown, 'image')}: taken from the file")
+    if cut:
+        notes.append(f"{plural(cut, 'box')} over the edge of the image by more than a pixel, cut there")
+    return replace(annotations, images=images, left_out=left_out, notes=tuple(notes), relative=False)
+
+
+def without_images(annotations: AnnotationSet, indices: Mapping[int, object]) -> AnnotationSet:
+    """Return the set without the images at ``indices``, whose objects are counted as left out."""
+    rest, left_out = annotations.without(indices), Counter(annotations.left_out)
+    left_out[OF_BAD_IMAGES] += sum(len(annotations.images[index].objects) for index in indices)
+    return replace(rest, left_out=left_out)
+
+
+def _in_pixels(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
+    """Return an object whose box and polygons are fractions in pixels."""
+    left, top, wide, high = obj.box
+    box = (left * width, top * height, wide * width, high * height)
+    polygons = obj.segmentation
+    if polygons is not None:
+        polygons = [
+            [value * side for value, side in zip(polygon, (width, height) * (len(polygon) // 2), strict=True)]
+            for polygon in polygons
+        ]
+    return obj._replace(box=box, segmentation=polygons, area=box[2] * box[3])
+
+
+def _no_extent(obj: AnnotatedObject, width: int, height: int) -> str:
+    """Return the reason why an object has no extent in its image, empty if it has."""
+    left, top, wide, high = obj.box
+    if wide <= 0 or high <= 0:
+        return NO_EXTENT
+    inside = left < width and top < height and left + wide > 0 and top + high > 0
+    return "" if inside else OUTSIDE
+
+
+def _cut(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
+    """Cut a box that reaches over the edge by more than a pixel; less is rounding."""
+    left, top, wide, high = obj.box
+    right, bottom = left + wide, top + high
+    if min(left, top) >= -1 and right <= width + 1 and bottom <= height + 1:
+        return obj
+    left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+    return obj._replace(box=(left, top, right - left, bottom - top))
+
+
+def _with_checked_mask(obj: AnnotatedObject, image: AnnotatedImage, path: str) -> AnnotatedObject:
+    """Return the object with the size of its run lengths as plain numbers; without a mask that has no pixel.
+
+    Raises:
+        UserError: if the run lengths are not those of a mask of the image's size.
+    """
+    encoded = obj.segmentation
+    if not isinstance(encoded, dict):
+        return obj
+    subject, shape = f"{path}: {obj.name}", [image.height, image.width]
+    size = encoded["size"]
+    plain = [whole_number(side) for side in size] if isinstance(size, list) and len(size) == 2 else None
+    if plain is None or None in plain:
+        raise refusal(subject, "segmentation.size", "[height, width]", size)
+    if plain != shape:
+        raise UserError(f"{subject}: its mask has {plain} pixels, image {image.id} has {shape}")
+    lengths = run_lengths(encoded["counts"])
+    if lengths is None or sum(lengths) != shape[0] * shape[1]:
+        expected = f"run lengths of {shape[0]} x {shape[1]} = {shape[0] * shape[1]} pixels"
+        raise refusal(subject, "segmentation.counts", expected, encoded["counts"])
+    has_pixels = any(lengths[1::2])
+    return obj._replace(segmentation={"counts": encoded["counts"], "size": shape} if has_pixels else None)
+
+
+def box_around(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    """Return the box (left, top, width, height) around polygons ``[x, y, x, y, ...]``."""
+    x = [value for polygon in polygons for value in polygon[::2]]
+    y = [value for polygon in polygons for value in polygon[1::2]]
+    return min(x), min(y), max(x) - min(x), max(y) - min(y)

@@ -1,0 +1,123 @@
+"""Images of a set, each decoded once before training, and their sizes compared with the annotations."""
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hardpatch.data.decode import decode
+from hardpatch.data.formats import FORMATS
+from hardpatch.data.reading import RGB, Reading, UndecodableImage
+from hardpatch.detect.annotations import AnnotatedImage
+from hardpatch.detect.extents import Size
+
+Image = npt.NDArray[np.uint8]
+ORIENTATION = 0x0112
+"""EXIF tag of the orientation, 1 to 8; 5 to 8 exchange height and width."""
+
+
+def read_image(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Reading = RGB) -> Image:
+    """Read an image from its folder: uint8 ``[H, W, C]``.
+
+    Raises:
+        UndecodableImage: if it cannot be read or has another size than its annotations say.
+    """
+    return _load(image, folder, reading)[0]
+
+
+def _load(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Reading) -> tuple[Image, bytes]:
+    """Return the pixels of :func:`read_image`, and the content of the file."""
+    path = Path(folder) / image.file
+    try:
+        data = path.read_bytes()
+        pixels = decode(data, reading)
+    except OSError as error:
+        raise UndecodableImage(f"{path}: {error.strerror}") from None
+    except UndecodableImage as error:
+        raise UndecodableImage(f"{path}: {error}") from None
+    size = (pixels.shape[0], pixels.shape[1])
+    if image.has_size and size != (image.height, image.width):
+        raise UndecodableImage(
+            f"{path}: the annotations say {image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}"
+            f"{_turned(data, image, size)}"
+        )
+    return pixels, data
+
+
+@dataclass
+class DecodedImages:
+    """Result of :func:`decode_images`, by index of the image."""
+
+    sizes: dict[int, Size] = field(default_factory=dict)
+    """(height, width) of those that can be used"""
+    bad: dict[int, str] = field(default_factory=dict)
+    """entries "path: reason" of those that cannot be used"""
+    oriented: set[int] = field(default_factory=set)
+    """those that can be used and have an EXIF orientation other than 1"""
+
+
+def decode_images(
+    images: Iterable[tuple[int, AnnotatedImage]],
+    folder: Path,
+    reading: Reading,
+    threads: int,
+    done: Callable[[], None],
+) -> DecodedImages:
+    """Decode images in parallel.
+
+    Args:
+        images: index and entry of each.
+        folder: of the images.
+        reading: channels, type and range of the images.
+        threads: files to decode at a time.
+        done: is called after each image.
+    """
+    result = DecodedImages()
+
+    def look(indexed: tuple[int, AnnotatedImage]) -> tuple[int, Size | str, int]:
+        index, image = indexed
+        try:
+            pixels, data = _load(image, folder, reading)
+        except UndecodableImage as error:
+            return index, str(error), 1
+        return index, (pixels.shape[0], pixels.shape[1]), _header(data)[1]
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for index, found, orientation in pool.map(look, images):
+            done()
+            if isinstance(found, str):
+                result.bad[index] = found
+                continue
+            result.sizes[index] = found
+            if orientation != 1:
+                result.oriented.add(index)
+    return result
+
+
+def _header(data: bytes) -> tuple[Size, int]:
+    """Return (height, width) as stored, and the EXIF orientation; ((0, 0), 1) if Pillow cannot read them."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as file:
+            orientation = file.getexif().get(ORIENTATION, 1)
+            return (file.height, file.width), orientation if orientation in range(1, 9) else 1
+    except Exception:  # Pillow's plugins raise nearly anything; the pixels are what counts
+        return (0, 0), 1
+
+
+def _turned(data: bytes, image: AnnotatedImage, size: Size) -> str:
+    """Explain a difference in size that a turn by 90 degrees would settle; empty for any other."""
+    if size != (image.width, image.height):
+        return ""
+    stored, orientation = _header(data)
+    if orientation < 5:
+        return " (height and width exchanged)"
+    if size == stored:
+        return f"; they fit it only turned upright by its EXIF orientation {orientation}, and it is read as stored"
+    return f"; they fit it only as stored, and it is read turned upright by its EXIF orientation {orientation}"

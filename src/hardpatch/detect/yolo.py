@@ -1,0 +1,157 @@
+"""Annotations of YOLO (Darknet, Ultralytics): a text file for each image, and the names of the classes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from hardpatch.data.folders import list_images
+from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
+from hardpatch.detect.extents import REPEATED, box_around
+from hardpatch.detect.fields import number, plural, refusal, whole_number
+from hardpatch.errors import UserError
+
+NAMES = ("classes.txt", "obj.names", "classes.names", "data.yaml", "data.yml", "dataset.yaml")
+"""Files of class names, which are looked for beside the labels and up to two folders above."""
+TOLERANCE = 0.01
+"""Distance outside [0, 1] that is rounding of a box at the edge; beyond, a number is no fraction."""
+
+
+def read_yolo(path: Path, folder: Path) -> AnnotationSet:
+    """Read a label file for each image of a folder; one without a label file has no objects.
+
+    A line is ``class x y width height``, the center and the sides of a box, or ``class x y x y x y ...``, a polygon,
+    all as fractions of the image's width and height. Classes count from 0.
+
+    Args:
+        path: folder of label files, or a ``data.yaml``; then the labels are where Ultralytics looks for them: in
+            ``labels`` instead of the last ``images`` of the folder's path, or beside the images.
+        folder: of the images.
+
+    Returns:
+        Boxes as fractions, until :func:`~hardpatch.detect.extents.place`; the annotations have no sizes.
+
+    Raises:
+        UserError: names the file and line that is malformed, or what is missing.
+    """
+    labels, names_file = (_labels_of(folder), path) if path.is_file() else (path, _find_names(path))
+    names = _names(names_file)
+    images, _ = list_images(folder)
+    if not images:
+        raise UserError(f"{folder}: expected the images of {labels}, found none")
+    files = [labels / PurePath(image).with_suffix(".txt") for image in images]
+    shared = [file for file, count in Counter(files).items() if count > 1]
+    if shared:
+        raise UserError(f"{shared[0]} would be the labels of two images of {folder}; expected one image of each name")
+    left_out: Counter[str] = Counter()
+    annotated = [
+        AnnotatedImage(index, image, 0, 0, _objects(file, names, left_out))
+        for index, (image, file) in enumerate(zip(images, files, strict=True), 1)
+    ]
+    present = {file for file in files if file.is_file()}
+    notes = [f"labels of {labels}, classes of {names_file}"]
+    if len(present) < len(images):
+        notes.append(f"{plural(len(images) - len(present), 'image')} without a label file, taken as without objects")
+    without_image = sorted({file for file in labels.rglob("*.txt") if file.name not in NAMES} - present)
+    if without_image:
+        notes.append(
+            f"{plural(len(without_image), 'label file')} without an image, not used; the first: {without_image[0]}"
+        )
+    if not present:
+        raise UserError(
+            f"{labels} has no label file of the {len(images)} images of {folder}; do the two belong together?"
+        )
+    return AnnotationSet(
+        str(path), dict(enumerate(names)), annotated, left_out, "YOLO text", tuple(notes), relative=True
+    )
+
+
+def _labels_of(folder: Path) -> Path:
+    """Return the folder of labels that Ultralytics reads for a folder of images."""
+    parts = folder.absolute().parts
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        labels = Path(*parts[:last], "labels", *parts[last + 1 :])
+        if labels.is_dir():
+            return labels
+    return folder
+
+
+def _find_names(labels: Path) -> Path:
+    """Return the file of class names of a folder of labels."""
+    places = [labels, *list(labels.absolute().parents)[:2]]
+    files = [place / name for place in places for name in NAMES if (place / name).is_file()]
+    if not files:
+        raise UserError(
+            f"{labels}: expected the names of the classes in classes.txt (one a line) or data.yaml, there or up to two "
+            "folders above; found none"
+        )
+    return files[0]
+
+
+def _names(file: Path) -> list[str]:
+    """Read the names of the classes, in the order of their numbers."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: expected names of classes as UTF-8 text") from None
+    if file.suffix not in (".yaml", ".yml"):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{file}: expected YAML: {' '.join(str(error).split())}") from None
+        names = _yaml_names(content.get("names") if isinstance(content, dict) else None, file)
+    if not names:
+        raise UserError(f"{file}: expected the name of a class in each line, got an empty file")
+    return names
+
+
+def _yaml_names(names: Any, file: Path) -> list[str]:
+    """Return the names of ``names``: a list, or a mapping from 0 on."""
+    if isinstance(names, dict):
+        by_number = {whole_number(key): name for key, name in names.items()}
+        if set(by_number) != set(range(len(names))):
+            raise refusal(str(file), "names", "class numbers from 0 on without gaps", list(names))
+        names = [by_number[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise refusal(str(file), "names", "a list of class names, as YOLO's data.yaml has it", names)
+    return [str(name) for name in names]
+
+
+def _objects(file: Path, names: Sequence[str], left_out: Counter[str]) -> list[AnnotatedObject]:
+    """Read the objects of a label file; none if there is no such file."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: expected lines 'class x y width height', got no text") from None
+    rows = {tuple(line.split()): number_ for number_, line in reversed([*enumerate(lines, 1)]) if line.strip()}
+    left_out[REPEATED] += sum(bool(line.strip()) for line in lines) - len(rows)
+    return [_object(words, f"{file}: line {number_}", names) for words, number_ in reversed(rows.items())]
+
+
+def _object(words: Sequence[str], subject: str, names: Sequence[str]) -> AnnotatedObject:
+    text = " ".join(words)
+    values = [number(word) for word in words]
+    if None in values or not (len(values) == 5 or (len(values) >= 7 and len(values) % 2)):
+        raise refusal(subject, "numbers", "class x y width height, or class x y x y x y ...", text)
+    category, *fractions = (value for value in values if value is not None)
+    if whole_number(category) is None or not 0 <= category < len(names):
+        raise refusal(subject, "class", f"a whole number from 0 to {len(names) - 1}", words[0])
+    sides = fractions if len(fractions) > 4 else fractions[:2]
+    if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in sides) or max(fractions) > 1 + TOLERANCE:
+        raise refusal(subject, "place", "fractions of the image's width and height, from 0 to 1", text)
+    if len(fractions) > 4:
+        polygons = [fractions]
+        return AnnotatedObject(int(category), box_around(polygons), polygons, 0.0, False, subject)
+    x, y, width, height = fractions
+    return AnnotatedObject(int(category), (x - width / 2, y - height / 2, width, height), None, 0.0, False, subject)
