@@ -117,13 +117,8 @@ def score(
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
-    numbers: dict[str, Any] = {
-        "draws": draws,
-        "seed": seed,
-        "pictures": pictures,
-        "batch_size": batch_size,
-        "show": show,
-    }
+    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
+    numbers |= {"show": show, "workers": resolve_workers(workers), "device": used_device, "progress": progress}
     result = scoring.score(
         models.student,
         models.teacher,
@@ -134,9 +129,6 @@ def score(
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         predict=models.masking.predict,
         **numbers,
-        workers=resolve_workers(workers),
-        device=used_device,
-        progress=progress,
     )
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(result.bad)
     return result
