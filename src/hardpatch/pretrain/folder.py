@@ -8,12 +8,14 @@ from hardpatch.errors import UserError
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
+from hardpatch.train import checkpoint
 from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
 
 __all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
 
 FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction", "data.label_column")
-"""Settings that may change when a run is resumed, since they do not affect what is learned."""
+"""Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
+images, as long as the images are the same, which the job checks."""
 
 README = """# A hardpatch run
 
@@ -102,10 +104,13 @@ def check_resume(folder: Path, run: RunConfig) -> None:
     Raises:
         UserError: names every setting that differs, with both values.
     """
+    newest = checkpoint.newest(folder)
+    metadata = {} if newest is None else checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
+    free = (*FREE_TO_CHANGE, "data.path") if metadata.get("content") else FREE_TO_CHANGE
     changed = {
         name: values
         for name, values in config.differences(read_config(folder), run).items()
-        if not name.startswith(FREE_TO_CHANGE)
+        if not name.startswith(free)
     }
     refuse_changes(folder, changed)
 

@@ -36,6 +36,7 @@ class PretrainJob:
         learner: student, teacher and optimizer.
         outputs: values per patch of another network's target; saved in the checkpoint.
         held: the same images on the device, from which batches are then made.
+        content: digest of the images, saved in the checkpoint and compared when the run is resumed.
     """
 
     advice = "a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16)"
@@ -48,9 +49,10 @@ class PretrainJob:
         learner: Learner,
         outputs: int | None = None,
         held: DeviceDataset | None = None,
+        content: str | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
-        self.held = held
+        self.held, self.content = held, content
         self.total, self.batch_size, self.images = learner.total, run.batch_size, len(source)
         self.cadence = Cadence(
             self.total,
@@ -120,6 +122,7 @@ class PretrainJob:
             "reading": model.reading.to_dict(),
             "steps": self.total,
             "images": self.images,
+            "content": self.content,
             "outputs": self.outputs,
         }
         self.learner.state.save(self.folder, self.step, metadata, keep=self.run.train.keep_checkpoints)
@@ -128,13 +131,19 @@ class PretrainJob:
         """Restore a checkpoint of this run exactly.
 
         Raises:
-            UserError: if the number of images has changed.
+            UserError: if there are other images.
         """
-        images = (checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}).get("images")
+        metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
+        images, content = metadata.get("images"), metadata.get("content")
         if images != self.images:
             raise UserError(
                 f"--resume: the run began with {images} images and --data now has {self.images}; "
                 "restore the data set, or start a new run with another --out"
+            )
+        if content is not None and content != self.content:
+            raise UserError(
+                f"--resume: --data has as many images as the run began with, {images}, but other ones: names, sizes or "
+                "contents differ; restore the data set, or start a new run with another --out"
             )
         self.learner.step = self.learner.state.restore(saved)
 

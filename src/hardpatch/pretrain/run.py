@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hardpatch.data.bands import as_read
+from hardpatch.data.content import content_digest
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.left_out import counts
 from hardpatch.data.memory import InMemorySource
@@ -125,7 +126,7 @@ def train(
     source: Source = opened
     if run.data.in_memory == "host":
         source = InMemorySource(opened, images.reading)
-    job = _job(run, folder, source, newest, images)
+    job = _job(run, folder, source, newest, images, content_digest(opened))
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     for line in (f"--data: {summarize(opened)}", *images.notes):
@@ -173,7 +174,9 @@ def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
         )
 
 
-def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, images: Images) -> PretrainJob:
+def _job(
+    run: RunConfig, folder: Path, source: Source, newest: Path | None, images: Images, content: str
+) -> PretrainJob:
     """Build student, teacher and optimizer, and load the newest checkpoint into them."""
     run = with_channels(run, images.reading.number)
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
@@ -188,7 +191,7 @@ def _job(run: RunConfig, folder: Path, source: Source, newest: Path | None, imag
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    job = PretrainJob(run, folder, source, learner, outputs, device_dataset)
+    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content)
     if newest is not None:
         job.restore(newest)
     return job
