@@ -34,7 +34,6 @@ def bench_data(arguments: list[str]) -> int:
         source = open_source(options.data, Columns(options.image_column, options.label_column))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
-    logging.getLogger("hardpatch").info("--data: %s", summarize(source))
     transform = TrainTransform(
         (options.image_size, options.image_size),
         Reading(options.channels),
@@ -53,6 +52,7 @@ def bench_data(arguments: list[str]) -> int:
             workers=options.workers or [0, *powers, cores()],
             progress=progress,
         )
+    logging.getLogger("hardpatch").info("--data: %s", summarize(source))
     machine = f"{device_name(device)}, {cores()} cores, torch {torch.__version__}"
     sampled = f", {result.sampled} of them measured" if result.sampled < result.images else ""
     height, width = result.size
