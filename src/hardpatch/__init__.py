@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardpatch.check.stats import stats
+    from hardpatch.data.formats import formats
     from hardpatch.detect.run import detect, load_detector
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
@@ -32,6 +34,7 @@ __all__ = [
     "embed",
     "export",
     "finetune",
+    "formats",
     "knn",
     "linear",
     "load",
@@ -41,6 +44,7 @@ __all__ = [
     "pretrain",
     "score",
     "segment",
+    "stats",
     "train_linear_probe",
     "train_tokenizer",
 ]
@@ -49,6 +53,7 @@ __all__ = [
 _HOME = {
     "embed": "evaluate.embed",
     "export": "interchange.export",
+    "formats": "data.formats",
     "knn": "evaluate.probes",
     "linear": "evaluate.probes",
     "load": "interchange.load",
@@ -56,6 +61,7 @@ _HOME = {
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
     "score": "evaluate.difficulty",
+    "stats": "check.stats",
     "train_linear_probe": "finetune.run",
     "train_tokenizer": "pretrain.tokenizer_run",
     "HPM": "methods.hpm",

@@ -1,0 +1,1 @@
+"""A look at every image of a set before training."""
