@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.data.folders import FileSource
+from hardpatch.data.folders import FileSource, PassedBy, list_images
 from hardpatch.data.reading import GRAY as GRAYSCALE
 from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import open_source
+from hardpatch.errors import UserError
 from tests.data.small import names, png, values, write_png
 
 
@@ -53,7 +54,7 @@ def test_other_files_are_listed_as_skipped_and_hidden_ones_ignored(tmp_path: Pat
     assert source.skipped == (str(tmp_path / "notes.txt"), str(tmp_path / "sub" / "labels.csv"))
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_png(tmp_path / "elsewhere" / "far.png", 9)
     root = tmp_path / "root"
     write_png(root / "a" / "near.png", 1)
@@ -70,6 +71,25 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         "b/far.png",
     ]
     assert values(source) == [1, 1, 9, 9]
+    gone = f"1 links lead nowhere (the first: {root / 'gone.png'} -> {tmp_path / 'nowhere.png'})"
+    assert caplog.messages == [f"{root}: left out: {gone}"]
+
+
+def test_a_folder_of_links_that_lead_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k in range(3):
+        (tmp_path / f"{k}.png").symlink_to(tmp_path / "unmounted" / f"{k}.png")
+    with pytest.raises(UserError, match=r"no images in this folder; .*3 links lead nowhere \(the first: .*0\.png -> "):
+        open_source(tmp_path)
+    assert caplog.messages == []
+
+
+def test_what_a_listing_passes_by(tmp_path: Path) -> None:
+    write_png(tmp_path / "a" / ".hidden.png")
+    write_png(tmp_path / "a" / "b" / "1.png")
+    (tmp_path / "gone").symlink_to("nowhere")
+    passed = PassedBy()
+    assert list_images(tmp_path, passed) == (["a/b/1.png"], [])
+    assert (passed.dangling, passed.hidden, passed.folders) == (["gone"], ["a/.hidden.png"], ["a", "a/b"])
 
 
 def test_two_folders_that_link_to_each_other(tmp_path: Path) -> None:

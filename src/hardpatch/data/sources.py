@@ -4,6 +4,7 @@ A source is a numbered list of images that are decoded on demand. Sources are pi
 work in forked and in spawned workers.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from hardpatch.data.folders import FileSource, class_names, list_images
+from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.parquet import ParquetSource
 from hardpatch.data.reading import RGB, Pixels, Reading
 from hardpatch.errors import UserError
+
+log = logging.getLogger("hardpatch")
 
 
 class Source(Protocol):
@@ -79,14 +82,19 @@ def open_images(paths: Sequence[str | os.PathLike[str]]) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    paths, skipped = list_images(folder)
+    passed = PassedBy()
+    paths, skipped = list_images(folder, passed)
+    dangling = passed.dangling_links(folder)
+    tables = [folder / path for path in skipped if os.sep not in path and path.lower().endswith(".parquet")]
+    if dangling and (paths or tables):
+        log.warning("%s: left out: %s", folder, dangling)
     if paths:
         return FileSource(str(folder), paths, [str(folder / path) for path in skipped], class_names(paths))
-    tables = [folder / path for path in skipped if os.sep not in path and path.lower().endswith(".parquet")]
     if tables:
         return ParquetSource(tables)
     extensions = ", ".join(EXTENSIONS)
-    raise UserError(f"{folder}: no images in this folder; expected {extensions} at any depth, or *.parquet")
+    hint = f"; {dangling}" if dangling else ""
+    raise UserError(f"{folder}: no images in this folder; expected {extensions} at any depth, or *.parquet{hint}")
 
 
 class ConcatSource:
