@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardpatch.check.run import check
     from hardpatch.check.stats import stats
     from hardpatch.data.formats import formats
     from hardpatch.detect.run import detect, load_detector
@@ -30,6 +31,7 @@ __all__ = [
     "BEiT",
     "SimMIM",
     "__version__",
+    "check",
     "detect",
     "embed",
     "export",
@@ -49,7 +51,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages pretrain, finetune, segment and detect are called themselves.
+# The packages check, pretrain, finetune, segment and detect are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
     "export": "interchange.export",
@@ -70,7 +72,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("detect", "finetune", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "finetune", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

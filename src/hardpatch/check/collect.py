@@ -25,7 +25,7 @@ class Look(NamedTuple):
     """What was found in one image."""
 
     digest: bytes
-    """hash of the file, empty if it cannot be read"""
+    """hash of the file, empty if it cannot be decoded"""
     header: Header | None
     reason: str = ""
     """"name: reason" if the image cannot be decoded; then there is nothing below"""
@@ -78,7 +78,7 @@ class Collected:
     not_finite: str = ""
     """name of the first image with NaN or infinity"""
     digests: list[bytes] = field(default_factory=list)
-    """hash of the content of each image, empty if it cannot be read"""
+    """hash of the content of each image, empty if it cannot be decoded"""
 
 
 def collect(
@@ -158,7 +158,7 @@ def _values(look: Look, pixels: Pixels) -> Look:
 
 def _add(found: Collected, i: int, name: str, look: Look) -> None:
     """Count an image."""
-    found.digests.append(look.digest)
+    found.digests.append(b"" if look.reason else look.digest)
     header = look.header
     if header is not None and header.pages > 1 and header.format != "MPO":  # of which the first picture is the image
         found.paged[name] = header.pages

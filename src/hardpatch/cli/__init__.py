@@ -1,6 +1,7 @@
 """The command line: each verb parses its arguments, calls one function and prints the result.
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault, 128 + n interrupted by signal n.
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault or a set that `check` found to be refused,
+128 + n interrupted by signal n.
 """
 
 import errno
@@ -27,6 +28,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   detect     detect objects, with Mask R-CNN           hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
   evaluate   several measurements, as one table        hardpatch evaluate RUN --suite FILE --out DIR
   score      difficulty of image patches               hardpatch score RUN IMAGES... --out DIR
+  check      look at a set of images before training   hardpatch check IMAGES [--labels]
   stats      mean, deviation and range of all images   hardpatch stats IMAGES
   shrink     write smaller copies of images            hardpatch shrink IMAGES... --side 256 --out DIR
   bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
@@ -52,6 +54,7 @@ VERBS = {
     "detect": "detect",
     "evaluate": "suite",
     "score": "score",
+    "check": "check",
     "stats": "stats",
     "shrink": "shrink",
     "bench": "bench",

@@ -1,0 +1,106 @@
+"""A look at every image of a set before training: what is there, what is left out, what is refused."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+from hardpatch.check.collect import Collected, collect
+from hardpatch.check.findings import Finding
+from hardpatch.check.folder import folder_findings, look_at_folder
+from hardpatch.check.images import Balance, balance_of, class_findings, image_findings
+from hardpatch.check.stats import Statistics, statistics_of
+from hardpatch.data.reading import type_range
+from hardpatch.data.sources import Source, open_source
+from hardpatch.data.workers import resolve_workers
+from hardpatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of :func:`check`."""
+
+    path: str
+    found: Collected = field(repr=False)
+    statistics: Statistics | None
+    """None if nothing can be trained on; a finding says why"""
+    balance: Balance | None
+    """None if the images have no classes"""
+    findings: list[Finding]
+
+    @property
+    def refused(self) -> bool:
+        """True if a training would refuse the images."""
+        return any(finding.level == "refused" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that was found as plain values."""
+        found, balance = self.found, self.balance
+        sizes = {"height": found.heights, "width": found.widths}
+        return {
+            "path": self.path,
+            "images": found.total,
+            "readable": found.survey.images,
+            "refused": self.refused,
+            "formats": found.formats,
+            "sizes": {name: [min(s), median_low(s), max(s)] for name, s in sizes.items() if s},
+            "channels": {str(number): count for number, count in found.survey.channels.items()},
+            "types": {
+                dtype: {
+                    "images": extent.images,
+                    "values": [extent.low, extent.high] if extent.low <= extent.high else [],  # all NaN
+                    "range": list(type_range(dtype)),
+                }
+                for dtype, extent in found.extents.items()
+            },
+            "turned": found.survey.turned,
+            "transparent": found.survey.transparent,
+            "pages": found.paged,
+            "negative": found.negative,
+            "classes": None if balance is None else balance.counts,
+            "statistics": None if self.statistics is None else self.statistics.to_dict(),
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def check(
+    path: str | PathLike[str],
+    *,
+    labels: bool = False,
+    workers: int | str = "auto",
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Check:
+    """Look at every image of a set, and say what a training would do with it: ``hardpatch check``.
+
+    Nothing is changed or written.
+
+    Args:
+        path: images, see :func:`hardpatch.data.sources.open_source`.
+        labels: check the set for a training on labels, too, which is refused without two classes.
+        workers: processes that decode images.
+        progress: called with the number of images done and of all images.
+
+    Raises:
+        UserError: if there are no images.
+    """
+    number = resolve_workers(workers)
+    source = open_source(path)
+    findings = folder_findings(look_at_folder(Path(path)), labels) if Path(path).is_dir() else []
+    found = collect(source, number, progress)
+    findings += image_findings(found, source)
+    balance = balance_of(found, source)
+    findings += class_findings(balance, labels, findings)
+    statistics, refusal = _statistics(found, source)
+    return Check(str(path), found, statistics, balance, findings + refusal)
+
+
+def _statistics(found: Collected, source: Source) -> tuple[Statistics | None, list[Finding]]:
+    """Return the statistics, or why there are none."""
+    if not found.histograms:
+        return None, []  # all are broken, which is a finding already
+    try:
+        return statistics_of(found, source), []
+    except UserError as error:
+        return None, [Finding("settings", str(error), level="refused")]
