@@ -22,7 +22,7 @@ CHUNK = 8
 
 
 class Look(NamedTuple):
-    """What was found in one image."""
+    """Result of looking at one image."""
 
     digest: bytes
     """hash of the file, empty if it cannot be decoded"""
@@ -52,7 +52,7 @@ class Extent:
 
 @dataclass
 class Collected:
-    """What was found in all images."""
+    """Results of looking at all images."""
 
     total: int = 0
     survey: Survey = field(default_factory=Survey)

@@ -1,4 +1,4 @@
-"""What a check says about a set of images."""
+"""Findings of a check: lines about a set of images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What lies in a folder beside its images, and whether its folders are the classes that they seem to be."""
+"""Contents of a folder beside its images, and whether its folders are the classes that they seem to be."""
 
 import os
 import unicodedata

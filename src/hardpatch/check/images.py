@@ -1,4 +1,4 @@
-"""What is said about the images themselves: broken ones, pages, types, duplicates, classes."""
+"""Findings about the images themselves: broken ones, pages, types, duplicates, classes."""
 
 from collections import Counter
 from collections.abc import Sequence

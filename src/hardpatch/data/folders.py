@@ -66,7 +66,7 @@ class FileSource:
 
 @dataclass
 class PassedBy:
-    """What :func:`list_images` meets and does not list, as relative paths."""
+    """Entries that :func:`list_images` meets and does not list, as relative paths."""
 
     dangling: list[str] = field(default_factory=list)
     """links that lead nowhere"""
