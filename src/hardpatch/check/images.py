@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import NamedTuple
 
 from hardpatch.check.collect import Collected
@@ -37,7 +36,6 @@ def balance_of(found: Collected, source: Source) -> Balance | None:
 def image_findings(found: Collected, source: Source) -> list[Finding]:
     """Say what `pretrain` does with what was found in the images."""
     return [
-        *_left_out(source),
         *_broken(found),
         *_kinds(found),
         *_types(found),
@@ -71,15 +69,6 @@ def class_findings(balance: Balance | None, labels: bool, known: Sequence[Findin
         text = f"{balance.unlabeled} images have no label, beside others that have one"
         findings.append(Finding("unlabeled_images", text, level=wrong))
     return findings
-
-
-def _left_out(source: Source) -> list[Finding]:
-    if not source.skipped:
-        return []
-    kinds = Counter(PurePath(name).suffix.lower() or "no suffix" for name in source.skipped)
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    text = f"{len(source.skipped)} files that are not images are left out: {shown} (the first: {source.skipped[0]})"
-    return [Finding("other_files", text, list(source.skipped))]
 
 
 def _broken(found: Collected) -> list[Finding]:

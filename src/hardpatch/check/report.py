@@ -38,8 +38,8 @@ def _lines(check: Check) -> Iterator[str]:
 
 def _rows(check: Check) -> Iterator[tuple[str, str]]:
     found, balance = check.found, check.balance
-    classes = "" if balance is None else f" in {len(balance.filled())} classes"
-    yield "images", f"{found.total}, of which {found.survey.images} can be decoded{classes}"
+    yield "images", check.summary
+    yield "readable", f"{found.survey.images} of {found.total}"
     if found.survey.images:
         yield "formats", _counts(found.formats)
         for name, sizes in (("height", found.heights), ("width", found.widths)):

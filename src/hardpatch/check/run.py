@@ -14,6 +14,7 @@ from hardpatch.check.images import Balance, balance_of, class_findings, image_fi
 from hardpatch.check.stats import Statistics, statistics_of
 from hardpatch.data.reading import type_range
 from hardpatch.data.sources import Source, open_source
+from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 
@@ -23,6 +24,8 @@ class Check:
     """Result of :func:`check`."""
 
     path: str
+    summary: str
+    """one line: images, classes, and the files of other formats that are left out"""
     found: Collected = field(repr=False)
     statistics: Statistics | None
     """None if nothing can be trained on; a finding says why"""
@@ -41,6 +44,7 @@ class Check:
         sizes = {"height": found.heights, "width": found.widths}
         return {
             "path": self.path,
+            "summary": self.summary,
             "images": found.total,
             "readable": found.survey.images,
             "refused": self.refused,
@@ -93,7 +97,7 @@ def check(
     balance = balance_of(found, source)
     findings += class_findings(balance, labels, findings)
     statistics, refusal = _statistics(found, source)
-    return Check(str(path), found, statistics, balance, findings + refusal)
+    return Check(str(path), summarize(source), found, statistics, balance, findings + refusal)
 
 
 def _statistics(found: Collected, source: Source) -> tuple[Statistics | None, list[Finding]]:
