@@ -8,7 +8,7 @@ from hardpatch.check.collect import Collected
 from hardpatch.check.findings import Finding, Level, some
 from hardpatch.data.reading import type_range
 from hardpatch.data.sources import Source
-from hardpatch.pretrain.sections import DataConfig
+from hardpatch.pretrain.sections import RunConfig
 
 NARROW = 0.25
 """Share of the range of a type below which the greatest value is said to be small."""
@@ -74,7 +74,7 @@ def class_findings(balance: Balance | None, labels: bool, known: Sequence[Findin
 def _broken(found: Collected) -> list[Finding]:
     if not found.broken:
         return []
-    count, limit = len(found.broken), DataConfig().max_bad_fraction
+    count, limit = len(found.broken), RunConfig().data.max_bad_fraction
     text = f"{count} of {found.total} images cannot be decoded ({count / found.total:.2%})"
     if count == found.total:
         text += "; none is left"
