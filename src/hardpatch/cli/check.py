@@ -8,7 +8,7 @@ def check(arguments: list[str]) -> int:
     parser = Parser(
         "check",
         "Look at every image before a training: what is there, what is left out, what is refused, and the settings "
-        "that fit. Nothing is changed.",
+        "that fit. Nothing is changed. The exit code is 1 if a training would refuse the images.",
     )
     parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
     parser.add_argument(
