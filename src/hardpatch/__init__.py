@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardpatch.check.run import check
+    from hardpatch.check.stats import stats
+    from hardpatch.data.formats import formats
     from hardpatch.detect.run import detect, load_detector
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
@@ -28,10 +31,12 @@ __all__ = [
     "BEiT",
     "SimMIM",
     "__version__",
+    "check",
     "detect",
     "embed",
     "export",
     "finetune",
+    "formats",
     "knn",
     "linear",
     "load",
@@ -41,14 +46,16 @@ __all__ = [
     "pretrain",
     "score",
     "segment",
+    "stats",
     "train_linear_probe",
     "train_tokenizer",
 ]
 
-# The packages pretrain, finetune, segment and detect are called themselves.
+# The packages check, pretrain, finetune, segment and detect are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
     "export": "interchange.export",
+    "formats": "data.formats",
     "knn": "evaluate.probes",
     "linear": "evaluate.probes",
     "load": "interchange.load",
@@ -56,6 +63,7 @@ _HOME = {
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
     "score": "evaluate.difficulty",
+    "stats": "check.stats",
     "train_linear_probe": "finetune.run",
     "train_tokenizer": "pretrain.tokenizer_run",
     "HPM": "methods.hpm",
@@ -64,7 +72,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("detect", "finetune", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "finetune", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hardpatch.data.folders import FileSource
+from hardpatch.data.folders import FileSource, PassedBy, list_images
 from hardpatch.data.reading import GRAY as GRAYSCALE
 from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import open_source
+from hardpatch.errors import UserError
 from tests.data.small import names, png, values, write_png
 
 
@@ -71,6 +72,25 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         "b/far.png",
     ]
     assert values(source) == [1, 1, 9, 9]
+    assert [*map(str, source.skipped)] == [f"1 links that lead nowhere (the first: {root / 'gone.png'})"]
+
+
+def test_a_folder_of_links_that_lead_nowhere(tmp_path: Path) -> None:
+    for k in range(3):
+        (tmp_path / f"{k}.png").symlink_to(tmp_path / "unmounted" / f"{k}.png")
+    with pytest.raises(
+        UserError, match=r"no images in this folder; .*3 links that lead nowhere \(the first: .*0\.png\)"
+    ):
+        open_source(tmp_path)
+
+
+def test_what_a_listing_passes_by(tmp_path: Path) -> None:
+    write_png(tmp_path / "a" / ".hidden.png")
+    write_png(tmp_path / "a" / "b" / "1.png")
+    (tmp_path / "gone").symlink_to("nowhere")
+    passed = PassedBy()
+    assert list_images(tmp_path, passed) == (["a/b/1.png"], [])
+    assert (passed.dangling, passed.hidden, passed.folders) == (["gone"], ["a/.hidden.png"], ["a", "a/b"])
 
 
 def test_two_folders_that_link_to_each_other(tmp_path: Path) -> None:

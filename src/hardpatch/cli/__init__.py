@@ -1,6 +1,7 @@
 """The command line: each verb parses its arguments, calls one function and prints the result.
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault, 128 + n interrupted by signal n.
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault or a set that `check` found to be refused,
+128 + n interrupted by signal n.
 """
 
 import errno
@@ -27,12 +28,15 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   detect     detect objects, with Mask R-CNN           hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
   evaluate   several measurements, as one table        hardpatch evaluate RUN --suite FILE --out DIR
   score      difficulty of image patches               hardpatch score RUN IMAGES... --out DIR
+  check      look at a set of images before training   hardpatch check IMAGES [--labels]
+  stats      mean, deviation and range of all images   hardpatch stats IMAGES
   shrink     write smaller copies of images            hardpatch shrink IMAGES... --side 256 --out DIR
   bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      train the rows of the paper's tables      hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     write weights for timm or Hugging Face    hardpatch export RUN --to timm --out FILE.safetensors
   info       describe a run or a weights file          hardpatch info RUN
   recipes    list the named runs                       hardpatch recipes [NAME]
+  formats    list the formats that can be read here    hardpatch formats
 
 `hardpatch VERB --help` lists its options. RUN is a run folder, a .safetensors file or a reference
 checkpoint. IMAGES is a folder (flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, a pattern in
@@ -50,12 +54,15 @@ VERBS = {
     "detect": "detect",
     "evaluate": "suite",
     "score": "score",
+    "check": "check",
+    "stats": "stats",
     "shrink": "shrink",
     "bench": "bench",
     "study": "study",
     "export": "export",
     "info": "inspect",
     "recipes": "inspect",
+    "formats": "formats",
 }
 """Verbs, and the module of this package with the function of that name, imported only when the verb runs."""
 

@@ -92,3 +92,23 @@ def write_json(path: Path, content: Any) -> None:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json: cannot write {path}: {error.strerror}") from None
+
+
+def json_argument(parser: Parser) -> None:
+    """Add --json with or without a file."""
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="print JSON and nothing else, or write it to this file, too; stands behind the images",
+    )
+
+
+def show_json(target: str | None, content: Any) -> bool:
+    """Write or print what :func:`json_argument` asks for. Returns True if nothing else is to be printed."""
+    if target == "-":
+        print(json.dumps(content, indent=2, default=str))
+    elif target is not None:
+        write_json(Path(target), content)
+    return target == "-"

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +90,36 @@ def read_file(path: str) -> bytes:
         raise UndecodableImage(str(error)) from None
 
 
-def list_images(folder: Path) -> tuple[list[str], list[str]]:
+@dataclass
+class PassedBy:
+    """Entries that :func:`list_images` meets and does not list, as relative paths."""
+
+    dangling: list[str] = field(default_factory=list)
+    """links that lead nowhere"""
+    hidden: list[str] = field(default_factory=list)
+    """hidden files and folders"""
+    folders: list[str] = field(default_factory=list)
+    """all folders below the first"""
+
+    def dangling_links(self, folder: Path) -> str:
+        """Return one line on the links that lead nowhere, empty if there are none."""
+        if not self.dangling:
+            return ""
+        first = folder / min(self.dangling)
+        return f"{len(self.dangling)} links lead nowhere (the first: {first} -> {os.readlink(first)})"
+
+
+def list_images(folder: Path, passed: PassedBy | None = None) -> tuple[list[str], list[str]]:
     """List the image files at any depth below a folder, and the files that are skipped, as sorted relative paths.
 
-    Hidden files and folders are in neither list. Raises UserError if a folder cannot be read.
+    Hidden files and folders and links that lead nowhere are in neither list; `passed` gets them.
+
+    Raises UserError if a folder cannot be read.
     """
     paths: list[str] = []
     skipped: list[str] = []
     try:
-        for path in _walk(folder):
+        for path in _walk(folder, PassedBy() if passed is None else passed):
             (paths if path.lower().endswith(EXTENSIONS) else skipped).append(path)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot list this folder ({error.strerror})") from None
@@ -111,18 +133,22 @@ def class_names(paths: Sequence[str]) -> list[str] | None:
     return sorted({path.split(os.sep, 1)[0] for path in paths})
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, passed: PassedBy) -> Iterator[str]:
     """Yield the files below a folder as relative paths. Links are followed, except to a folder that contains them."""
     stack: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while stack:
         prefix, parents = stack.pop()
         with os.scandir(os.path.join(folder, prefix)) as entries:
             for entry in entries:
+                path = os.path.join(prefix, entry.name)
                 if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
+                    passed.hidden.append(path)
+                elif entry.is_dir():
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(parents[-1], entry.name)
                     if real not in parents:
-                        stack.append((os.path.join(prefix, entry.name), (*parents, real)))
+                        passed.folders.append(path)
+                        stack.append((path, (*parents, real)))
                 elif entry.is_file():
-                    yield os.path.join(prefix, entry.name)
+                    yield path
+                elif entry.is_symlink():
+                    passed.dangling.append(path)

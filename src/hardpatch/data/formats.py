@@ -1,7 +1,9 @@
 """Formats of image files: their names in Pillow, their extensions, and which of them this installation reads."""
 
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import NamedTuple
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
@@ -60,3 +62,45 @@ def pillow_formats() -> tuple[str, ...]:
         names.append("JXL")
     Image.preinit()
     return tuple(names)
+
+
+class Format(NamedTuple):
+    """A format of images, and what this installation reads it with."""
+
+    name: str
+    extensions: tuple[str, ...]
+    package: str
+    """what reads it, with its version if it is installed"""
+    installed: bool
+    install: str = ""
+    """what to install if it is missing, or for the rarer files of the format"""
+
+
+READERS = {"JPEG": ("simplejpeg", "pillow"), "PNG": ("pillow", "torchvision"), "TIFF": ("tifffile", "pillow")}
+"""Packages that read a format; those that are not here are read by Pillow alone."""
+EXTRA_PACKAGES = {"HEIF": "pillow-heif", "JXL": "pillow-jxl-plugin", "DICOM": "pydicom"}
+"""Names of the packages of :data:`EXTRAS` where they are installed from."""
+
+
+def formats() -> list[Format]:
+    """Return every format that can be read: ``hardpatch formats``."""
+    readable = pillow_formats()
+    found = []
+    for name, extensions in FORMATS.items():
+        packages = " and ".join(_with_version(package) for package in READERS.get(name, ("pillow",)))
+        install = "" if name in readable else "pip install --upgrade pillow"
+        if name == "TIFF" and find_spec("imagecodecs") is None:
+            install = "pip install 'hardpatch[tiff]' for further compressions"
+        found.append(Format(name, extensions, packages, name in readable, install))
+    for name, (extensions, _, extra) in EXTRAS.items():
+        install = "" if has_extra(name) else f"pip install 'hardpatch[{extra}]'"
+        found.append(Format(name, extensions, _with_version(EXTRA_PACKAGES[name]), has_extra(name), install))
+    found.append(Format("NPY", ARRAYS, _with_version("numpy"), True))
+    return [*found, Format("Parquet", (".parquet",), _with_version("pyarrow"), True)]
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package

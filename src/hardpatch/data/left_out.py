@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 NOT_IMAGES = "files that are not images"
 HIDDEN = "hidden files"
+LINKS = "links that lead nowhere"
 KINDS = 3
 """Suffixes that a line names."""
 

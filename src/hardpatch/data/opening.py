@@ -11,9 +11,9 @@ from hardpatch.data.archives import ArchiveSource
 from hardpatch.data.columns import Columns
 from hardpatch.data.csv_list import LISTS, open_list
 from hardpatch.data.demo import DemoSource, demo_source
-from hardpatch.data.folders import FileSource, class_names, list_images
+from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images
 from hardpatch.data.formats import EXTENSIONS
-from hardpatch.data.left_out import NOT_IMAGES, left_out
+from hardpatch.data.left_out import LINKS, NOT_IMAGES, LeftOut, left_out
 from hardpatch.data.parquet import ParquetSource
 from hardpatch.data.splits import Role, choose_split
 from hardpatch.errors import UserError
@@ -33,8 +33,10 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
         return demo_source(path.removeprefix("demo:"))
     text, path = os.fspath(path), Path(path)
     if path.is_dir():
-        images, others = list_images(path)
-        return _of_files(path, images, others, columns, role)
+        passed = PassedBy()
+        images, others = list_images(path, passed)
+        links = left_out(LINKS, [str(path / link) for link in sorted(passed.dangling)])
+        return _of_files(path, images, others, columns, role, links=links)
     if path.exists():
         return _of_file(path, columns, role)
     if glob.has_magic(text):
@@ -84,7 +86,13 @@ def _of_pattern(pattern: str, columns: Columns) -> Opened:
 
 
 def _of_files(
-    root: Path, images: list[str], others: list[str], columns: Columns, role: Role | None, named: str = ""
+    root: Path,
+    images: list[str],
+    others: list[str],
+    columns: Columns,
+    role: Role | None,
+    named: str = "",
+    links: tuple[LeftOut, ...] = (),
 ) -> Opened:
     """Open files of a folder: the images if there are some, else the Parquet files, else the archives.
 
@@ -95,10 +103,11 @@ def _of_files(
         columns: names of the columns of tables.
         role: decides which split is read; None reads all.
         named: what the user called the files, if not by the folder.
+        links: those that lead nowhere, as they are left out.
     """
     where = named or str(root)
     if images:
-        skipped = left_out(NOT_IMAGES, [str(root / path) for path in others], kinds=True)
+        skipped = (*left_out(NOT_IMAGES, [str(root / path) for path in others], kinds=True), *links)
         classes = class_names(images)
         alone = next((path for path in images if os.sep not in path), "")
         mixed = classes is None and any(os.sep in path for path in images)
@@ -111,7 +120,7 @@ def _of_files(
         split = choose_split(found, role, where, kind)
         rest = [str(root / path) for path in others if path not in found]
         entries = (*(replace(entry, first=str(root / entry.first)) for entry in split.left_out),)
-        skipped = (*entries, *left_out(NOT_IMAGES, rest, kinds=True))
+        skipped = (*entries, *left_out(NOT_IMAGES, rest, kinds=True), *links)
         notes = [note for note in (split.note, _folders(split.paths)) if note]
         paths = [root / path for path in split.paths]
         if kind == "archives":
@@ -122,7 +131,7 @@ def _of_files(
         raise UserError(cannot_read_in_place(str(root / unread)))
     extensions = ", ".join(EXTENSIONS)
     lists = [str(root / path) for path in others if path.lower().endswith(LISTS)]
-    hint = f"; a list of images is named itself: {lists[0]}" if lists else ""
+    hint = f"; a list of images is named itself: {lists[0]}" if lists else f"; {links[0]}" if links else ""
     raise UserError(f"{where}: no images in this folder; expected {extensions}, *.parquet, *.zip or *.tar{hint}")
 
 

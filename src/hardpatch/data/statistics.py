@@ -43,10 +43,13 @@ def channel_statistics(
             f"last was {last}"
         )
     mean, square = mean / count, square / count
-    # at least one gray level: with images of a single color the model would divide by zero
-    least = 1 / 255 if reading.dtype == "uint8" else 1e-6
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=least)
+    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=least_std(reading))
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def least_std(reading: Reading) -> float:
+    """Return one gray level: with images of a single color the model would divide by zero."""
+    return 1 / 255 if reading.dtype == "uint8" else 1e-6
 
 
 class ChannelStatistics(NamedTuple):

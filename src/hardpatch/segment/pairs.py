@@ -45,45 +45,52 @@ def find_pairs(path: str | PathLike[str], split: str, suffix: str | None = None)
             f"--{split}: expected images/ and labels/ (or annotations/, masks/) with or without a subfolder {split}, "
             f"got {root}" + ("" if root.is_dir() else ", which is not a folder")
         )
-    images, skipped = list_images(layout.images)
+    found = pair(layout.images, layout.labels, split, suffix)
+    if layout.other:
+        text = f"not read, since {layout.labels.name}/ is: {', '.join(map(str, layout.other))}"
+        found.said.insert(1, text)
+    return found
+
+
+def pair(images_in: Path, maps_in: Path, split: str, suffix: str | None = None) -> Pairs:
+    """Find the pairs of a folder of images and one of label maps; see :func:`find_pairs`."""
+    images, skipped = list_images(images_in)
     if not images:
-        raise UserError(f"--{split}: no images in {layout.images}")
-    maps = _maps(layout.labels)
+        raise UserError(f"--{split}: no images in {images_in}")
+    maps = _maps(maps_in)
     found = match(images, maps, suffix)
     way_out = "see --label_suffix" if suffix is None else f"--label_suffix is {suffix}"
     if found.missing:
         first = images[found.missing[0]]
-        expected = layout.labels / Path(first).with_name(f"{Path(first).stem}{suffix or ''}.png")
+        expected = maps_in / Path(first).with_name(f"{Path(first).stem}{suffix or ''}.png")
         others = "" if suffix is not None else f", or the stem with {', '.join(SUFFIXES)}"
         raise UserError(
             f"--{split}: {len(found.missing)} of {len(images)} images have no label map: "
-            f"{_first([layout.images / images[i] for i in found.missing])}; expected {expected}{others}; add the maps, "
+            f"{_first([images_in / images[i] for i in found.missing])}; expected {expected}{others}; add the maps, "
             f"remove the images, or {way_out}"
         )
     for index, several in found.several.items():
         raise UserError(
             f"--{split}: {len(found.several)} of {len(images)} images have more than one label map: "
-            f"{layout.images / images[index]} has {' and '.join(str(layout.labels / maps[i]) for i in several)}; "
+            f"{images_in / images[index]} has {' and '.join(str(maps_in / maps[i]) for i in several)}; "
             f"keep one of them, or {way_out}"
         )
     for index, users in found.shared.items():
         raise UserError(
-            f"--{split}: {len(found.shared)} label maps belong to more than one image: {layout.labels / maps[index]} "
-            f"to {' and '.join(str(layout.images / images[i]) for i in users)}; rename or remove one, or put the maps "
+            f"--{split}: {len(found.shared)} label maps belong to more than one image: {maps_in / maps[index]} "
+            f"to {' and '.join(str(images_in / images[i]) for i in users)}; rename or remove one, or put the maps "
             "into folders named like those of the images"
         )
     rules = ", ".join(rule if len(found.rules) == 1 else f"{rule}: {n}" for rule, n in found.rules.items())
-    said = [f"{len(images)} pairs in {layout.images} and {layout.labels} ({rules})"]
-    if layout.other:
-        said.append(f"not read, since {layout.labels.name}/ is: {', '.join(map(str, layout.other))}")
+    said = [f"{len(images)} pairs in {images_in} and {maps_in} ({rules})"]
     if skipped:
-        said.append(f"left out {len(skipped)} files in {layout.images} that are no images: {_endings(skipped)}")
+        said.append(f"left out {len(skipped)} files in {images_in} that are no images: {_endings(skipped)}")
     if found.unused:
-        unused = _first([layout.labels / maps[i] for i in found.unused])
+        unused = _first([maps_in / maps[i] for i in found.unused])
         said.append(f"left out {len(found.unused)} label maps without an image: {unused}")
     return Pairs(
-        [layout.images / file for file in images],
-        [layout.labels / maps[found.maps[i]] for i in range(len(images))],
+        [images_in / file for file in images],
+        [maps_in / maps[found.maps[i]] for i in range(len(images))],
         said,
     )
 

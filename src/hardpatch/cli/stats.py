@@ -1,0 +1,47 @@
+"""The verb stats."""
+
+from hardpatch.cli.arguments import Parser, json_argument, show_json, workers
+
+
+def stats(arguments: list[str]) -> int:
+    """Run ``hardpatch stats`` and return the exit code."""
+    parser = Parser("stats", "Measure all images in one pass: mean, deviation and range, and the settings that fit.")
+    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
+    parser.add_argument(
+        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
+    )
+    json_argument(parser)
+    options = parser.parse_args(arguments)
+
+    from hardpatch.check.stats import stats as measure
+    from hardpatch.train.log import show_log
+    from hardpatch.train.progress import counting
+
+    show_log()
+    with counting("images measured") as progress:
+        found = measure(options.path, workers=options.workers, progress=progress)
+    if show_json(options.json, found.to_dict()):
+        return 0
+    low, high = found.range
+    lines = {
+        "images": f"{found.images} of {found.channels} channels, kept as {found.dtype}",
+        "range": f"{low:g} to {high:g} become 0 to 1",
+        "mean": _numbers(found.mean),
+        "std": _numbers(found.std),
+        "not finite": f"{found.missing} values are NaN or infinite",
+        "negative": f"{found.negative} values are negative",
+    }
+    if found.percentiles:
+        ordered = sorted(found.percentiles.items(), key=lambda item: float(item[0]))
+        lines["percentiles"] = ", ".join(f"{name} %: {value:g}" for name, value in ordered)
+    if found.broken:
+        lines["broken"] = f"{len(found.broken)} images cannot be decoded and are not counted; the first: "
+        lines["broken"] += found.broken[0]
+    for name, text in lines.items():
+        print(f"{name:<12} {text}")
+    print(" ".join(found.settings()))
+    return 0
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
