@@ -1,5 +1,6 @@
 """Images of any depth, number of channels, orientation and number of pages, against Pillow and tifffile."""
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,33 @@ def test_numpy_files(dtype: str) -> None:
         assert np.array_equal(decode(file.getvalue(), Reading(5, dtype)), pixels)
         with pytest.raises(UndecodableImage):
             decode(file.getvalue()[:-9], Reading(5, dtype))
+
+
+def test_numpy_masks_are_black_and_white() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[True, False]]))
+    assert decode(file.getvalue(), Reading(1)).ravel().tolist() == [255, 0]
+
+
+def test_colors_for_print_of_16_bits_are_four_channels() -> None:
+    pixels = values("uint16", 4, 5, 4)
+    data = tiff(pixels, photometric="separated")
+    assert read_header(data).channels == 4
+    assert np.array_equal(decode(data, Reading(4, "uint16")), pixels)
+
+
+def test_signed_values_are_never_read_as_unsigned() -> None:
+    """Without the extra for it, a compression that only Pillow knows is refused rather than misread."""
+    file = io.BytesIO()
+    Image.fromarray(values("uint8", 40, 50)).save(file, "TIFF", compression="tiff_lzw")
+    assert decode(file.getvalue(), Reading(1)).shape == (40, 50, 1)
+    if importlib.util.find_spec("imagecodecs") is None:
+        data = bytearray(tiff(values("int16", 8, 8)))
+        with tifffile.TiffFile(io.BytesIO(bytes(data))) as opened:
+            offset = opened.pages[0].tags["Compression"].valueoffset  # type: ignore[union-attr]
+        data[offset : offset + 2] = (5).to_bytes(2, "little")
+        with pytest.raises(UndecodableImage, match=r"LZW compression, which needs .*hardpatch\[tiff\]"):
+            decode(bytes(data), Reading(1, "int16"))
 
 
 def test_numpy_files_of_objects_are_never_unpickled() -> None:

@@ -141,3 +141,23 @@ def test_mistakes(settings: list[str], error: str, tmp_path: Path, capsys: pytes
     for part in error.split(".*"):
         assert part.lstrip("r") in line
     assert not (out / "checkpoints").exists()
+
+
+def test_maps_drawn_on_turned_photographs(tmp_path: Path) -> None:
+    """What training sees of a photograph that is stored turned fits a map that was drawn on it upright."""
+    from hardpatch.segment.data import open_segmentation
+    from hardpatch.segment.labels import Labels
+
+    exif = Image.Exif()
+    exif[274] = 6
+    for part in ("images", "labels"):
+        (tmp_path / part / "train").mkdir(parents=True)
+    labels = np.zeros((24, 32), np.uint8)
+    labels[4:10, 3:20] = 1
+    colors = np.zeros((24, 32, 3), np.uint8)
+    colors[labels == 1] = (255, 0, 0)
+    Image.fromarray(np.rot90(colors)).save(tmp_path / "images" / "train" / "a.png", exif=exif)
+    Image.fromarray(labels).save(tmp_path / "labels" / "train" / "a.png")
+    pairs = open_segmentation(tmp_path, "train", Labels(("background", "object"), (0, 1)))
+    red = pairs.image(0, Reading(3))[..., 0] == 255
+    assert np.array_equal(red, pairs.label_map(0) == 1)

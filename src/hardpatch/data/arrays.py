@@ -23,6 +23,7 @@ def decode_array(data: bytes, reading: Reading) -> Pixels:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:
         raise UndecodableImage(f"broken .npy file ({' '.join(str(error).split())})") from None
+    values = values * np.uint8(255) if values.dtype == bool else values
     pixels = values[:, :, None] if axis is None else np.moveaxis(values, axis, 2)
     return arranged(finite(pixels.astype(dtype), reading), reading)
 

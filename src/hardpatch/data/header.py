@@ -66,7 +66,7 @@ def kept_type(dtype: np.dtype[np.generic]) -> str:
 
     Raises UndecodableImage if there is none.
     """
-    names = {"int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
+    names = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
     name = names.get(dtype.name, dtype.name)
     if name not in DTYPES:
         raise UndecodableImage(f"pixels of type {dtype.name}; expected one of {', '.join(DTYPES)}")

@@ -50,7 +50,8 @@ def tiff_header(data: bytes, max_pixels: int) -> Header:
         turned = _orientation(first)
         height, width = upright_size((first.imagelength, first.imagewidth), turned)
         alpha = _alpha(first)
-        samples = 3 if int(first.photometric or 0) in COLORED and not _raw(first) else first.samplesperpixel - alpha
+        colored = int(first.photometric or 0) in COLORED and _for_pillow(first)
+        samples = 3 if colored else first.samplesperpixel - alpha
         dtype = kept_type(np.dtype(first.dtype)) if first.dtype is not None and first.bitspersample > 1 else "uint8"
         return Header(height, width, samples, dtype, "TIFF", _planes(file), turned, bool(alpha))
 
@@ -95,7 +96,7 @@ def _page(data: bytes, file: Any, number: int, reading: Reading) -> Pixels:
     except (ValueError, ImportError) as error:
         if "imagecodecs" not in str(error):
             raise
-        if page.samplesperpixel == 1 and page.bitspersample in (16, 32):
+        if (page.samplesperpixel, page.bitspersample, int(page.sampleformat or 1)) in ((1, 16, 1), (1, 32, 3)):
             return _with_pillow(data, number, reading)
         codec = getattr(page.compression, "name", page.compression)
         raise UndecodableImage(
