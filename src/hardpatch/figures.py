@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardpatch.patches import patchify, unpatchify
+from hardpatch.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -255,5 +256,10 @@ def _draw_color_bar(axes: "Axes", values: Floats) -> None:
 
 
 def shorten(name: str, length: int = 28) -> str:
-    """Return the end of a long name, which distinguishes the paths of images."""
+    """Return the end of a long name, which distinguishes the paths of images; what the font lacks is escaped."""
+    from matplotlib import font_manager
+
+    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    name = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in printable(name))
+    name = name.replace("$", r"\$")  # else matplotlib reads formulas
     return name if len(name) <= length else "…" + name[1 - length :]

@@ -41,4 +41,4 @@ def test_the_list_of_a_resumed_run_has_one_line_for_each_file(tmp_path: Path) ->
         bad.keep_in(tmp_path / "undecodable.txt")
         bad.update(entries)
         assert len(bad) == 2
-    assert (tmp_path / "undecodable.txt").read_text() == "a.jpg: broken\nline break .jpg: broken\n"
+    assert (tmp_path / "undecodable.txt").read_text() == "a.jpg: broken\nline\\nbreak\\x85.jpg: broken\n"

@@ -5,6 +5,7 @@ from statistics import median_low
 
 from hardpatch.check.run import Check
 from hardpatch.data.reading import type_range
+from hardpatch.printable import printable
 
 SHOWN = 10
 """Broken files and duplicates that are shown; all are in the JSON."""
@@ -13,7 +14,7 @@ WIDTH = 13
 
 def table(check: Check) -> str:
     """Return the lines of the table: what there is, the settings that fit, then what was found."""
-    return "".join(f"{_printable(line)}\n" for line in _lines(check))
+    return "".join(f"{printable(line)}\n" for line in _lines(check))
 
 
 def _lines(check: Check) -> Iterator[str]:
@@ -61,8 +62,3 @@ def _rows(check: Check) -> Iterator[tuple[str, str]]:
 def _counts(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {name}" for name, count in ordered)
-
-
-def _printable(line: str) -> str:
-    """Names of files may hold line breaks, and bytes that are no characters."""
-    return " ".join(line.splitlines()).encode("utf-8", "backslashreplace").decode()

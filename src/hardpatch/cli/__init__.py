@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 1 a fault or a se
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from importlib import import_module
 
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError, did_you_mean
+from hardpatch.printable import printable
 
 USAGE = """\
 usage: hardpatch VERB ...
@@ -73,6 +75,8 @@ DISTRIBUTED = ("knn", "linear")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and terminals of few characters
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -87,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         return getattr(import_module(f"hardpatch.cli.{VERBS[verb]}"), verb)(rest)
     except UserError as error:
-        print(f"hardpatch {verb}: {error}", file=sys.stderr)
+        print(f"hardpatch {verb}: {printable(str(error))}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"hardpatch {verb}: {error}", file=sys.stderr)
+        print(f"hardpatch {verb}: {printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):

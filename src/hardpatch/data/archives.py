@@ -13,7 +13,7 @@ from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import HIDDEN, NOT_IMAGES, LeftOut, joined, left_out
-from hardpatch.data.names import PackedNames
+from hardpatch.data.names import PackedNames, class_name
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sidecars import SIDECARS, Fields, Sidecars, sidecar_labels
 from hardpatch.data.splits import Role, choose_split, split_of
@@ -97,7 +97,7 @@ class ArchiveSource:
 
     def _label_by_folder(self, paths: list[str]) -> None:
         alone = next((path for path in paths if "/" not in path), None)
-        folders = [path.split("/", 1)[0] for path in paths]
+        folders = [class_name(path.split("/", 1)[0]) for path in paths]
         if alone is None:
             self.classes = tuple(sorted(set(folders)))
             number = {name: k for k, name in enumerate(self.classes)}

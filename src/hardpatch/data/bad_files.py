@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hardpatch.errors import UserError
+from hardpatch.printable import printable
 
 
 class BadFiles:
@@ -42,7 +43,7 @@ class BadFiles:
 
     def update(self, bad: Iterable[str]) -> None:
         """Add the `bad` files of a batch. Raises UserError once they are more than the allowed share of the source."""
-        for entry in (" ".join(text.splitlines()) for text in bad):  # a file's name may hold line breaks
+        for entry in map(printable, bad):  # a file's name may hold line breaks
             if entry not in self._entries:
                 self._entries[entry] = None
                 self._log(f"cannot decode {entry}")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LeftOut
-from hardpatch.data.names import PackedNames
+from hardpatch.data.names import PackedNames, class_name
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
@@ -46,7 +46,7 @@ class FileSource:
         self.classes = None if classes is None else tuple(classes)
         if classes is not None and labels is None:
             number = {name: k for k, name in enumerate(classes)}
-            labels = np.array([number[path.split(os.sep, 1)[0]] for path in paths], dtype=np.int32)
+            labels = np.array([number[class_name(path.split(os.sep, 1)[0])] for path in paths], dtype=np.int32)
         self._labels = labels
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ def class_names(paths: Sequence[str]) -> list[str] | None:
     """Sorted names of the top-level folders, if every path lies in one; otherwise None."""
     if not all(os.sep in path for path in paths):
         return None
-    return sorted({path.split(os.sep, 1)[0] for path in paths})
+    return sorted({class_name(path.split(os.sep, 1)[0]) for path in paths})
 
 
 def _walk(folder: Path, passed: PassedBy) -> Iterator[str]:

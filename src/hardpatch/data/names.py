@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from unicodedata import normalize
 
 import numpy as np
 
@@ -27,3 +28,8 @@ class PackedNames:
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
+
+
+def class_name(text: str) -> str:
+    """Return a class name in Unicode's composed form (NFC), since systems write an accented letter in two ways."""
+    return normalize("NFC", text)

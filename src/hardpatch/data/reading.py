@@ -39,6 +39,8 @@ class Reading:
     """Value that the model sees as 0: one for all channels, or one for each."""
     high: tuple[float, ...] = (255.0,)
     """Value that the model sees as 1, likewise."""
+    mixed: tuple[str, ...] = ()
+    """Types of the images of the model, if they have several of more than 8 bits."""
     pages: PagesName = "error"
     """Treatment of files of several pages."""
     bands: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class Reading:
         """Return plain values, as the metadata of weights hold them."""
         channels = self.channels if isinstance(self.channels, int) else list(self.channels)
         lists = {
+            "mixed": list(self.mixed),
             "bands": list(self.bands),
             "low": list(self.low),
             "high": list(self.high),

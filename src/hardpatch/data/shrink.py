@@ -19,6 +19,7 @@ from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
+from hardpatch.printable import printable
 
 QUALITY = 95
 MARGIN = 2.0
@@ -69,7 +70,7 @@ def shrink(
             partial.mkdir(parents=True)
             with closing(_Writer(partial, source.classes)) as writer:
                 for i, data in _shrunken(source, side, workers, bad, progress):
-                    writer.add(data, source.name(i), source.label(i))
+                    writer.add(data, printable(source.name(i)), source.label(i))
                     written += 1
             if not written:
                 raise nothing_decodable(len(source), bad)
@@ -167,7 +168,7 @@ class _Writer:
         features: dict[str, object] = {"image": {"_type": "Image"}}
         fields = [pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))]
         if classes is not None:
-            features["label"] = {"names": list(classes), "_type": "ClassLabel"}
+            features["label"] = {"names": list(map(printable, classes)), "_type": "ClassLabel"}
             fields.append(pa.field("label", pa.int64()))
         self.schema = pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
         self.folder, self.labeled = folder, classes is not None

@@ -134,7 +134,8 @@ def resolve_range(
     wide = sorted(set(found.dtypes) - {"uint8"})
     dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
     low, high = type_range("uint8" if not wide else dtype)
-    reading = replace(reading, dtype=dtype, low=(low,), high=(high,))
+    mixed = tuple(wide) if len(wide) > 1 else ()
+    reading = replace(reading, dtype=dtype, low=(low,), high=(high,), mixed=mixed)
     if setting == "type" or (setting == "auto" and not wide):
         return reading, ""
     if isinstance(setting, str):
@@ -144,6 +145,8 @@ def resolve_range(
             f"data.range auto: values of {dtype} from {low:g} to {high:g} become 0 to 1, others are cut off; {count} "
             f"images have values between {least:g} and {most:g}"
         )
+        if mixed:
+            note += f"; values of {', '.join(mixed)} are first divided by the greatest value of their type"
         return replace(reading, low=(low,), high=(high,)), note
     pairs = [setting] if not isinstance(setting[0], Sequence) else list(setting)
     lows, highs = (tuple(float(pair[k]) for pair in pairs if isinstance(pair, Sequence)) for k in (0, 1))
@@ -181,7 +184,7 @@ def adapted(reading: Reading, source: Source, argument: str) -> Reading:
     warning that names the greatest value found.
     """
     found = survey(source, SAMPLE // 4)
-    other = sorted(set(found.dtypes) - {reading.dtype, "uint8"})
+    other = sorted(set(found.dtypes) - {reading.dtype, "uint8", *reading.mixed})
     if not other:
         return reading
     reading = replace(reading, dtype="float32")

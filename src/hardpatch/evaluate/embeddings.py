@@ -14,6 +14,7 @@ from hardpatch.files import atomic_path
 from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform
 from hardpatch.methods.hpm import HPM
+from hardpatch.printable import printable
 
 
 class EmbedResult(NamedTuple):
@@ -71,7 +72,7 @@ def write_embeddings(
                 features = extract(model, [batch], device=device, pool=pool, autocast=autocast)
                 vectors = F.normalize(features.features, dim=1) if normalize else features.features
                 # file names need not be valid Unicode, Parquet strings must be
-                names = [source.name(i).encode(errors="replace").decode() for i in features.indices.tolist()]
+                names = [printable(source.name(i)) for i in features.indices.tolist()]
                 column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), width)
                 file.write_table(pa.table([pa.array(names), column], schema=schema))
                 written, bad = written + len(names), bad + features.bad

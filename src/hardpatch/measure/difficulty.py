@@ -15,6 +15,7 @@ from hardpatch.methods.mining import hard_patches
 from hardpatch.methods.targets import Target
 from hardpatch.models.pixels import to_bytes
 from hardpatch.patches import all_masked, gather, to_indices
+from hardpatch.printable import printable
 from hardpatch.randomness import patch_noise
 
 Predict = Literal["whole", "masked"]
@@ -175,7 +176,7 @@ def score_image(
     aucs = [None if mask is None else _roc_auc(mask, pixels) for pixels in maps]
     predicted, true_loss = values[0] if len(values) == 2 else None, values[-1]
     return ImageScore(
-        path=path.encode(errors="replace").decode(),  # file names need not be valid Unicode, Parquet strings must be
+        path=printable(path),  # file names need not be valid Unicode, Parquet strings must be
         mean_difficulty=None if predicted is None else float(predicted.mean()),
         mean_true_loss=float(true_loss.mean()),
         spearman=None if predicted is None else _spearman(predicted, true_loss),

@@ -97,6 +97,9 @@ def align_labels(train: Source, val: Source) -> LabelMapping:
             f"val: expected only classes that train has ({_shorten(sorted(number))}), got {_shorten(missing)}: remove "
             "those images, add them to train, or give the classes the same names"
         )
+    if len(number) == 1:
+        (only,) = number
+        raise UserError(f"train: one class, {only!r}, expected two or more; are the class folders one level lower?")
     assert train.classes is not None
     assert val.classes is not None
     mapping = torch.full((len(val.classes),), -1)

@@ -7,17 +7,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+from hardpatch.printable import PrintableFormatter
+
 
 def show_log(console: Console | None = None) -> None:
     """Write the log to the terminal, above the progress bar if ``console`` is a terminal."""
     logger = _logger()
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-        handler.close()
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+        old.close()
     if console is not None and console.is_terminal:
-        logger.addHandler(RichHandler(console=console, show_path=False, show_time=False, markup=False))
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     else:
-        logger.addHandler(logging.StreamHandler(sys.stderr))
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logger.addHandler(handler)
 
 
 def log_to(file: Path) -> None:
@@ -28,7 +32,7 @@ def log_to(file: Path) -> None:
             logger.removeHandler(handler)
             handler.close()
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
 
 
