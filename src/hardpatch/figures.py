@@ -256,10 +256,14 @@ def _draw_color_bar(axes: "Axes", values: Floats) -> None:
 
 
 def shorten(name: str, length: int = 28) -> str:
-    """Return the end of a long name, which distinguishes the paths of images; what the font lacks is escaped."""
+    """Return the end of a long name, which distinguishes the paths of images."""
+    name = legible(name)
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
+def legible(name: str) -> str:
+    """Escape what matplotlib's font lacks."""
     from matplotlib import font_manager
 
     known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
-    name = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in printable(name))
-    name = name.replace("$", r"\$")  # else matplotlib reads formulas
-    return name if len(name) <= length else "…" + name[1 - length :]
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in printable(name))

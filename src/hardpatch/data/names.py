@@ -6,6 +6,8 @@ from unicodedata import normalize
 
 import numpy as np
 
+from hardpatch.printable import printable
+
 
 class PackedNames:
     """A list of names in one bytes object and one array.
@@ -31,5 +33,5 @@ class PackedNames:
 
 
 def class_name(text: str) -> str:
-    """Return a class name in Unicode's composed form (NFC), since systems write an accented letter in two ways."""
-    return normalize("NFC", text)
+    """Return a class name as a line of text in Unicode's composed form (NFC): systems write accents in two ways."""
+    return printable(normalize("NFC", text))

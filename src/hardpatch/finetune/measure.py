@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from hardpatch.figures import legible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -89,7 +91,7 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str]) -> "Figure":
     axes.set_ylabel("true class")
     if count <= NAMED_CLASSES:
         size = min(8.0, 55 * side / count)  # points: rows must not run into each other
-        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in map(legible, classes)]
         axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
     if count <= NUMBERED_CLASSES:

@@ -10,7 +10,7 @@ import numpy as np
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
 from hardpatch.data.reading import Reading, to_bytes
-from hardpatch.figures import INK, to_rgb
+from hardpatch.figures import INK, legible, to_rgb
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
@@ -65,7 +65,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
             if row == 0:
                 axes.set_title(name, fontsize=10, color=INK)
         top -= height + 0.06
-    handles = [Patch(color=colors[label] / 255, label=names[label]) for label in shown]
+    handles = [Patch(color=colors[label] / 255, label=legible(names[label])) for label in shown]
     labels = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
     for text in labels.get_texts():
         text.set_parse_math(False)  # a name may contain dollar signs
