@@ -106,6 +106,7 @@ def test_a_copy_of_an_annotation_is_left_out_and_another_of_its_id_kept(tmp_path
         ([2, 1, 4, 1, 4, 3, 2, 3], "a flat list of numbers"),
         ([[[2, 1], [4, 1], [4, 3]]], "lists of points"),
         ([[1, 2, 3, 4]], "polygons of fewer than three corners"),
+        ([[1, 2, 3, 2, 5, 2]], "polygons without an area"),
         ({"counts": [24], "size": [4, 6]}, ""),
     ],
 )
@@ -162,6 +163,13 @@ def test_a_size_that_is_not_there_is_that_of_the_image(tmp_path: Path, size: dic
     placed = place(coco, {"7.png": (4, 6)})
     assert (placed.images[0].height, placed.images[0].width) == (4, 6)
     assert placed.notes == ("the annotations have no size of 1 image: taken from the file",)
+
+
+def test_polygons_that_are_not_in_pixels_are_told(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][0]["segmentation"] = [[0.3, 0.2, 0.6, 0.2, 0.6, 0.7, 0.3, 0.7]]
+    note = "1 object with polygons that do not touch the box: are both in pixels?"
+    assert read_content(tmp_path, content).notes == (note,)
 
 
 def test_a_box_over_the_edge_is_cut_there(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def partly(*masks: bool, crowd: bool = False) -> AnnotationSet:
             "1 of 2 objects of --train have no usable polygon: they train",
         ),
         ("boxes", (True, False), (False,), True, True, "1 of 2 objects of --train and 1 of 1 of --val, which have no"),
+        ("boxes", (True, True), (True,), True, True, "trained on the polygons or run lengths: every object has one"),
         ("none", (True, True), (True,), False, False, "no mask head; box AP only"),
         ("auto", (True, True), (False,), True, False, "none of the 1 objects of --val has a usable polygon: mask AP"),
         ("auto", (True, True), (True, False), True, True, "1 of 2 objects of --val have no usable polygon: mask AP"),

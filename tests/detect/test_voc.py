@@ -119,6 +119,12 @@ def test_an_object_without_a_box_is_counted(images: Path) -> None:
     assert voc.left_out == {"without a box": 1}
 
 
+def test_hidden_files_are_none(images: Path) -> None:
+    folder = write(images, a=DOG)
+    (folder / "._a.xml").write_bytes(b"\x00\x05")
+    assert len(read_annotations(folder, images).images) == 1
+
+
 def test_two_files_of_one_image(images: Path) -> None:
     folder = write(images, a=DOG)
     (folder / "c.xml").write_text(XML.format(file="a.jpg", width=30, objects=CAT))

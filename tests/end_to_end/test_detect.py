@@ -174,6 +174,7 @@ def test_mistakes(
     assert "expected COCO annotations as JSON" in fails(*with_value("--val_annotations", run / "README.md"))
     assert "names: expected a list of class names" in fails(*with_value("--val_annotations", run / "config.yaml"))
     assert "a folder without XML and text files" in fails(*with_value("--annotations", data / "train"))
+    assert f"did you mean {data / 'train.json'}?" in fails(*with_value("--annotations", data))
     assert "--image_size: expected a multiple of" in fails(*with_value("--image_size", 30))
     assert "--lr: expected a number above 0, got 0" in fails(*good, "--lr", 0)
     assert "--steps: not allowed with --epochs" in fails(*good, "--epochs", 1)

@@ -12,8 +12,9 @@ from hardpatch.detect.extents import NO_BOX, REPEATED, box_around
 from hardpatch.detect.fields import flag, number, plural, refusal, whole_number
 from hardpatch.errors import UserError
 
-FLAT, POINTS, SHORT = "a flat list of numbers", "lists of points", "polygons of fewer than three corners"
-"""Segmentations without a polygon ``[[x, y, x, y, x, y, ...], ...]``."""
+FLAT, POINTS = "a flat list of numbers", "lists of points"
+SHORT, LINE = "polygons of fewer than three corners", "polygons without an area"
+"""Segmentations without a usable polygon ``[[x, y, x, y, x, y, ...], ...]``."""
 
 
 def read_coco(path: str | os.PathLike[str]) -> AnnotationSet:
@@ -200,9 +201,11 @@ class _ObjectReader:
         for polygon in polygons:
             if len(polygon) % 2:
                 raise UserError(f"{subject}: expected polygons as [x, y, x, y, ...], got one of an odd length")
-        if any(lists) and not polygons:
-            self.unusual[SHORT] += 1
-        return [_numbers(polygon, subject) for polygon in polygons] or None
+        polygons = [_numbers(polygon, subject) for polygon in polygons]
+        areas = [polygon for polygon in polygons if min(box_around([polygon])[2:]) > 0]
+        if any(lists) and not areas:
+            self.unusual[LINE if polygons else SHORT] += 1
+        return areas or None
 
     def _box(self, value: Any, mask: Any, subject: str) -> tuple[float, float, float, float] | None:
         """Return (left, top, width, height), around the mask if the box is missing; None without both."""

@@ -35,7 +35,7 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         UserError: if run lengths do not fit their image; names the annotation.
     """
     left_out, images = Counter(annotations.left_out), []
-    cut = 0
+    cut = apart = 0
     for image in annotations.images:
         height, width = (image.height, image.width) if image.has_size else sizes[image.file]
         sized = replace(image, height=height, width=width, objects=[])
@@ -48,6 +48,7 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
             obj = _with_checked_mask(obj, sized, annotations.path)
             inside = _cut(obj, width, height)
             cut += inside is not obj
+            apart += _apart(inside)
             sized.objects.append(inside)
         images.append(sized)
     notes = list(annotations.notes)
@@ -56,6 +57,8 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         notes.append(f"the annotations have no size of {plural(unknown, 'image')}: taken from the file")
     if cut:
         notes.append(f"{plural(cut, 'box')} over the edge of the image by more than a pixel, cut there")
+    if apart:
+        notes.append(f"{plural(apart, 'object')} with polygons that do not touch the box: are both in pixels?")
     return replace(annotations, images=images, left_out=left_out, notes=tuple(notes), relative=False)
 
 
@@ -96,6 +99,14 @@ def _cut(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
         return obj
     left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
     return obj._replace(box=(left, top, right - left, bottom - top))
+
+
+def _apart(obj: AnnotatedObject) -> bool:
+    """Return True if the polygons of an object do not touch its box."""
+    if not isinstance(obj.segmentation, list):
+        return False
+    (left, top, width, height), box = box_around(obj.segmentation), obj.box
+    return left > box[0] + box[2] or left + width < box[0] or top > box[1] + box[3] or top + height < box[1]
 
 
 def _with_checked_mask(obj: AnnotatedObject, image: AnnotatedImage, path: str) -> AnnotatedObject:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hardpatch.errors import UserError
@@ -49,3 +51,12 @@ def flag(value: Any) -> bool | None:
 def plural(count: int, noun: str) -> str:
     """Return "1 image", "2 images"; "box" becomes "boxes"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('x', 's')) else 's'}"
+
+
+def visible(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yield the files with this suffix at any depth below a folder, without hidden ones such as ``._a.xml``."""
+    return (
+        file
+        for file in folder.rglob(f"*{suffix}")
+        if not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    )

@@ -117,6 +117,8 @@ def choose_masks(choice: MasksName, train: AnnotationSet, val: AnnotationSet) ->
             f"{lacking[0]} of {total[0]} objects of --train and {lacking[1]} of {total[1]} of --val, which have no "
             "usable polygon, take their box as their mask; mask AP is measured against it"
         )
+        if not any(lacking):
+            line = "trained on the polygons or run lengths: every object has one, and no box is taken as a mask"
         return ChosenMasks(_box_masks(train), _box_masks(val), True, True, [line])
     if lacking[0] == total[0]:
         if choice == "polygons":

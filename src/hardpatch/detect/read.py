@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.coco import read_coco
+from hardpatch.detect.fields import visible
 from hardpatch.detect.settings import ANNOTATIONS
 from hardpatch.detect.voc import read_voc
 from hardpatch.detect.yolo import NAMES, read_yolo
@@ -39,12 +40,14 @@ def read_annotations(
 
 
 def _read_folder(path: Path, folder: Path, categories: Mapping[int, str] | None) -> AnnotationSet:
-    xml = next(path.rglob("*.xml"), None)
-    text = next((file for file in path.rglob("*.txt") if file.name not in NAMES), None)
+    xml = next(visible(path, ".xml"), None)
+    text = next((file for file in visible(path, ".txt") if file.name not in NAMES), None)
     if xml is not None and text is not None:
         raise UserError(f"{path}: expected XML files (Pascal VOC) or text files (YOLO), got both: {xml} and {text}")
     if xml is None and text is None:
-        raise UserError(f"{path}: expected {ANNOTATIONS}; got a folder without XML and text files")
+        json = min(visible(path, ".json"), default=None)
+        hint = "" if json is None else f"; did you mean {json}?"
+        raise UserError(f"{path}: expected {ANNOTATIONS}; got a folder without XML and text files{hint}")
     _expect_folder(folder, path)
     return read_yolo(path, folder) if xml is None else read_voc(path, folder, categories)
 

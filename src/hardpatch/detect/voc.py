@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from hardpatch.data.folders import list_images
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import NO_BOX
-from hardpatch.detect.fields import flag, number, plural, refusal, whole_number
+from hardpatch.detect.fields import flag, number, plural, refusal, visible, whole_number
 from hardpatch.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -42,7 +42,7 @@ def read_voc(path: Path, folder: Path, categories: Mapping[int, str] | None = No
     Raises:
         UserError: if a file is missing or malformed, or names a class that is not among ``categories``.
     """
-    files = _listed(path) if path.is_file() else sorted(path.rglob("*.xml"))
+    files = _listed(path) if path.is_file() else sorted(visible(path, ".xml"))
     images, _ = list_images(folder)
     by_stem = defaultdict(list)
     for image in images:

@@ -10,7 +10,7 @@ import yaml
 from hardpatch.data.folders import list_images
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import REPEATED, box_around
-from hardpatch.detect.fields import number, plural, refusal, whole_number
+from hardpatch.detect.fields import number, plural, refusal, visible, whole_number
 from hardpatch.errors import UserError
 
 NAMES = ("classes.txt", "obj.names", "classes.names", "data.yaml", "data.yml", "dataset.yaml")
@@ -54,7 +54,7 @@ def read_yolo(path: Path, folder: Path) -> AnnotationSet:
     notes = [f"labels of {labels}, classes of {names_file}"]
     if len(present) < len(images):
         notes.append(f"{plural(len(images) - len(present), 'image')} without a label file, taken as without objects")
-    without_image = sorted({file for file in labels.rglob("*.txt") if file.name not in NAMES} - present)
+    without_image = sorted({file for file in visible(labels, ".txt") if file.name not in NAMES} - present)
     if without_image:
         notes.append(
             f"{plural(len(without_image), 'label file')} without an image, not used; the first: {without_image[0]}"
