@@ -1,5 +1,6 @@
 """Pre-training as a job of the training loop."""
 
+import logging
 import math
 from collections.abc import Generator
 from pathlib import Path
@@ -24,6 +25,8 @@ from hardpatch.pretrain.step import Learner, Step
 from hardpatch.pretrain.vital_signs import vital_signs
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
+
+log = logging.getLogger("hardpatch")
 
 
 class PretrainJob:
@@ -141,10 +144,13 @@ class PretrainJob:
                 "restore the data set, or start a new run with another --out"
             )
         if content is not None and content != self.content:
-            raise UserError(
-                f"--resume: --data has as many images as the run began with, {images}, but other ones: names, sizes or "
-                "contents differ; restore the data set, or start a new run with another --out"
-            )
+            if to_dict(self.run)["data"]["path"] != metadata["config"]["data"]["path"]:
+                raise UserError(
+                    f"--resume: --data has as many images as the run began with, {images}, but other ones: names, "
+                    "sizes or contents differ; name a copy of the same images, or start a new run with another --out"
+                )
+            # a broken image may have been repaired
+            log.warning("--resume: images in --data were replaced since the last call; the training goes on with them")
         self.learner.step = self.learner.state.restore(saved)
 
     def evaluate(self) -> dict[str, float]:
