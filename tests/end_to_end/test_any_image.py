@@ -161,3 +161,17 @@ def test_maps_drawn_on_turned_photographs(tmp_path: Path) -> None:
     pairs = open_segmentation(tmp_path, "train", Labels(("background", "object"), (0, 1)))
     red = pairs.image(0, Reading(3))[..., 0] == 255
     assert np.array_equal(red, pairs.label_map(0) == 1)
+
+
+def test_deep_images_for_a_model_of_8_bits_keep_their_depth(run: Path, tmp_path: Path) -> None:
+    """Weights of photographs are fine-tuned, segment and detect on 16 bits without passing through 8."""
+    images = write_set(tmp_path / "images", 1, "uint16", size=(32, 32))
+    labeled = ["--train", str(images), "--val", str(images), "--out", str(tmp_path / "finetuned")]
+    steps = ["--epochs", "1", "--warmup_epochs", "0", "--batch_size", "6"]
+    assert main(["finetune", str(run), *labeled, *steps, *CPU]) == 0
+    log = (tmp_path / "finetuned" / "log.txt").read_text()
+    assert "12 images, 2 classes" in log
+    model = hardpatch.load_classifier(tmp_path / "finetuned").model
+    assert (model.reading.dtype, model.reading.high) == ("float32", (255.0,))
+    pixels = decode((images / "class0" / "0.tif").read_bytes(), model.reading)
+    assert len(np.unique(pixels)) > 256

@@ -280,7 +280,7 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     other = write_images(tmp_path / "other", classes=3, each=1)
     assert "'class_2'" in fails(*good, "--val", other)
     one = write_images(tmp_path / "one", classes=1, each=2)
-    assert "--train: expected two classes or more" in fails(*good, "--train", one, "--val", one)
+    assert "train: one class, " in fails(*good, "--train", one, "--val", one)
     assert "--image_size: patch_size: expected a divisor" in fails(*good, "--image_size", 30)
     assert "did you mean 'tiny'?" in fails(*good, "--preset", "tinny")
     assert "did you mean '--mixup'?" in fails(*good, "--mixpu", 1)

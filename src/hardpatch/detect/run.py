@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.curves import training_curves
+from hardpatch.data.folders import FileSource
 from hardpatch.data.reading import read_reading
+from hardpatch.data.survey import adapted
 from hardpatch.detect.annotations import counts
 from hardpatch.detect.extents import REASONS
 from hardpatch.detect.masks import choose_masks, mask_tools
@@ -180,7 +182,10 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
             count=count,
         )
     masks = choose_masks(settings.masks, train.annotations, val.annotations)
-    if newest is not None:
+    if newest is None:
+        files = FileSource(str(train.folder), [image.file for image in train.annotations.images])
+        backbone = backbone._replace(reading=adapted(backbone.reading, files, "--train"))
+    else:
         _compare(_metadata(newest), masks.trained, folder)
     sets = (masks.train, train.folder), (masks.val, val.folder)
     job = DetectJob(

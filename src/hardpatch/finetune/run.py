@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.curves import training_curves
+from hardpatch.data.bands import as_read
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import OpenedSource, Source, open_source
 from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
+from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.model import Classifier
@@ -197,8 +199,6 @@ def _train(
     train, val = _open("train", inputs["train"], columns), _open("val", inputs["val"], columns)
     check(settings, len(train))
     classes, val_labels = align_labels(train, val)
-    if len(classes) < 2:
-        raise UserError(f"--train: expected two classes or more, got one, {classes[0]!r}")
     fabric = start_fabric(settings.device, settings.precision, "--")
     newest = checkpoint.newest(folder)
     # A resumed run does not read the encoder that it started from, which may be gone or trained further.
@@ -206,6 +206,7 @@ def _train(
         model = load_classifier(newest).model
     else:
         model = initial_classifier(settings, scratch or inputs["run"], train, len(classes))
+    train, val = (as_read(source, model.reading) for source in (train, val))
     job = FinetuneJob(settings, folder, train, val, classes, val_labels, model, fabric)
     if newest is not None:
         job.restore(newest)
@@ -332,7 +333,7 @@ def initial_classifier(
                 classes,
                 mean=mean,
                 std=std,
-                reading=reading,
+                reading=adapted(reading, train, "--train"),
                 image_size=size,
                 drop_path=settings.drop_path,
                 frozen=settings.frozen,

@@ -18,8 +18,10 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.loader import eval_batches
+from hardpatch.data.reading import RGB
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.summary import summarize
+from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.figures import enlarge
 from hardpatch.files import atomic_path
@@ -122,6 +124,7 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
         source = open_source(data, Columns(run.inputs["image_column"]))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
+    adapted(RGB, source, "--data")  # a tokenizer reads 8 bits; this says what is lost
     fabric = start_fabric(settings.device, settings.precision, "--")
     job = TokenizerJob(settings, folder, source, fabric)
     newest = checkpoint.newest(folder)

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hardpatch.data.folders import FileSource
+from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
 from hardpatch.segment.check import check_sets
-from hardpatch.segment.data import open_segmentation
+from hardpatch.segment.data import SegmentationSet, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
 from hardpatch.segment.labels import Labels, find_labels
 from hardpatch.segment.measure import EvaluationResult
@@ -160,7 +162,7 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     newest = checkpoint.newest(folder)
     train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
     val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
-    model = _initial(labeled, labels, len(train)) if newest is None else _of_checkpoint(newest, settings, labels)
+    model = _initial(labeled, labels, train) if newest is None else _of_checkpoint(newest, settings, labels)
     settings = resolved(settings, len(model.encoder.blocks))
     check_settings(settings, model.encoder.patch_size, len(train))
     quiet = isinstance(progress, Silent)
@@ -237,8 +239,8 @@ def _finish(
     )
 
 
-def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, images: int) -> UperNet:
-    """Build the network of a new run on so many ``images``.
+def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: SegmentationSet) -> UperNet:
+    """Build the network of a new run on images of ``train``.
 
     Raises:
         UserError: if the weights cannot be loaded, or the settings or sizes do not fit.
@@ -246,7 +248,8 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, images: int) -
     settings = labeled.settings
     backbone = load_backbone(labeled.inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     encoder = backbone.encoder
-    check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, images)
+    check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, len(train))
+    reading = adapted(backbone.reading, FileSource("", [str(path) for path in train.images]), "--train")
     _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -256,7 +259,7 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, images: int) -
                 len(labels.names),
                 mean=backbone.mean,
                 std=backbone.std,
-                reading=backbone.reading,
+                reading=reading,
                 channels=settings.channels,
                 blocks=settings.blocks,
                 dropout=settings.dropout,
