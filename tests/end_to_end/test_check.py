@@ -117,8 +117,8 @@ def test_a_class_whose_images_are_all_broken_is_named(tmp_path: Path, capsys: py
 def test_one_class_in_two_unicode_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "caf\u00e9" / "1.png", 1)
     write_png(tmp_path / "cafe\u0301" / "2.png", 2)
-    text = "the same class in two Unicode forms, taken for different classes: 'cafe\\u0301', 'caf\\xe9'; rename one"
-    assert text in rows(lines(capsys, tmp_path), "warning")
+    text = "folders of one name in two Unicode forms are one class: 'cafe\\u0301', 'caf\\xe9'"
+    assert text in rows(lines(capsys, tmp_path), "note")
 
 
 def test_duplicates_also_between_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

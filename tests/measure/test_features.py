@@ -103,14 +103,16 @@ def test_labels_are_matched_by_name() -> None:
 
 
 def test_a_class_without_images_may_be_missing() -> None:
-    _, mapping = align_labels(labels([0], ("ant",)), labels([1], ("never seen", "ant")))
+    _, mapping = align_labels(labels([0, 1], ("ant", "bee")), labels([1], ("never seen", "ant")))
     assert mapping.tolist() == [-1, 0]
 
 
 def test_a_class_that_train_lacks_is_named() -> None:
-    with pytest.raises(UserError, match=r"^val: expected only classes that train has \('ant'\), got 'bee': remove"):
+    with pytest.raises(
+        UserError, match=r"^val: expected only classes that train has \('ant', 'wasp'\), got 'bee': remove"
+    ):
         # train lists bees but has none
-        align_labels(labels([0, 0], ("ant", "bee")), labels([0, 1], ("ant", "bee")))
+        align_labels(labels([0, 0, 2], ("ant", "bee", "wasp")), labels([0, 1], ("ant", "bee")))
 
 
 @pytest.mark.parametrize(("values", "got"), [([None, None], "got images without"), ([0, None], "got some without")])

@@ -72,9 +72,10 @@ def _class_findings(folder: Folder, labels: bool) -> list[Finding]:
         below = {path.split(os.sep)[1] for path in folder.images if path.count(os.sep) > 1}
         hint = f"; look one level lower: {folder.root / name}" if below else ""
         found.append(Finding("one_class", f"one class, {name!r}{hint}", [str(folder.root / name)], wrong))
-    for names in same_names(folder.classes or ()):
-        text = f"the same class in two Unicode forms, taken for different classes: {some(names, ascii)}; rename one"
-        found.append(Finding("same_class", text, _paths(folder.root, names), "warning"))
+    first = {path.split(os.sep, 1)[0] for path in folder.images if os.sep in path}
+    for names in same_names(sorted(first)) if folder.classes else ():
+        text = f"folders of one name in two Unicode forms are one class: {some(names, ascii)}"
+        found.append(Finding("same_class", text, _paths(folder.root, names)))
     return found
 
 
