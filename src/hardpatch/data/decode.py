@@ -51,6 +51,8 @@ class Jpeg:
             _refuse_damage(str(error))
             self._check_cmyk()
             return decode_with_pillow(self.data, self.reading)
+        if self.orientation == 1 and self.reading.dtype == "uint8" and self.reading.channels in (1, 3):
+            return pixels  # as nearly all are
         return arranged(upright(pixels, self.orientation), self.reading)
 
     def _check_cmyk(self) -> None:
