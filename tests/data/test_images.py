@@ -238,6 +238,27 @@ def test_pages_are_never_dropped_without_a_word() -> None:
     assert np.array_equal(decode(data, Reading(1), page=2)[:, :, 0], pages[2])
 
 
+@pytest.mark.parametrize("container", ["tiff", "gif"])
+def test_pages_of_several_channels_are_no_channels(container: str) -> None:
+    """Red alone would be wrong without a word."""
+    file = io.BytesIO()
+    if container == "tiff":
+        tifffile.imwrite(file, values("uint8", 2, 6, 7, 3), photometric="rgb")
+    else:
+        Image.new("RGB", (7, 6), "red").save(
+            file, "GIF", save_all=True, append_images=[Image.new("RGB", (7, 6), "blue")]
+        )
+    with pytest.raises(UndecodableImage, match=r"2 pages of 6 x 7 with 3 channels; pages can be channels"):
+        decode(file.getvalue(), Reading(6, pages="channels"))
+
+
+def test_previews_in_the_jpeg_of_a_telephone_are_no_pages(photograph: np.ndarray) -> None:
+    file, picture = io.BytesIO(), Image.fromarray(photograph)
+    picture.save(file, "MPO", save_all=True, append_images=[picture.resize((64, 64))])
+    assert read_header(file.getvalue()).pages == 1
+    assert decode(file.getvalue()).shape == photograph.shape
+
+
 @pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True, "metadata": {"axes": "ZYX"}}])
 def test_hyperstacks(options: dict[str, Any]) -> None:
     pages = stack(4)

@@ -175,3 +175,15 @@ def test_deep_images_for_a_model_of_8_bits_keep_their_depth(run: Path, tmp_path:
     assert (model.reading.dtype, model.reading.high) == ("float32", (255.0,))
     pixels = decode((images / "class0" / "0.tif").read_bytes(), model.reading)
     assert len(np.unique(pixels)) > 256
+
+
+def test_pages_as_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for k in range(6):
+        stack = np.random.default_rng(k).integers(0, 256, (4, 20, 24), dtype=np.uint8)
+        tifffile.imwrite(folder / f"{k}.tif", stack, photometric="minisblack")
+    assert main(["pretrain", "--data", str(folder), "--out", str(run), "--data.pages", "channels", *SMALL]) == 0
+    assert hardpatch.load(run).reading.channels == 4
+    assert main(["embed", str(run), str(folder), "--out", str(tmp_path / "e.parquet"), *CPU]) == 0
+    assert "6 vectors" in capsys.readouterr().out

@@ -160,7 +160,7 @@ def _add(found: Collected, i: int, name: str, look: Look) -> None:
     """Count an image."""
     found.digests.append(b"" if look.reason else look.digest)
     header = look.header
-    if header is not None and header.pages > 1 and header.format != "MPO":  # of which the first picture is the image
+    if header is not None and header.pages > 1:
         found.paged[name] = header.pages
     if header is None or look.reason:
         found.broken[i] = look.reason

@@ -87,7 +87,7 @@ def statistics_of(found: Collected, source: Source) -> Statistics:
     channels = resolve_channels("auto", found.survey)
     reading, _ = resolve_range("type", source, found.survey, RGB.with_channels(channels))
     percentiles: dict[str, float] = {}
-    if found.survey.wide:
+    if set(found.survey.dtypes) - {"uint8"}:
         percentiles = _percentiles(found, reading)
         low, high = (percentiles[f"{percent:g}"] for percent in PERCENTILES)
         reading = replace(reading, low=(low,), high=(high if high > low else low + 1,))

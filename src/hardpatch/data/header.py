@@ -1,5 +1,6 @@
 """Parts that the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,19 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise UndecodableImage(
             f"{height} x {width} pixels; expected at most {max_pixels:,}, raise data.max_pixels to read it"
         )
+
+
+def stacked(pages: Iterable[Pixels]) -> Pixels:
+    """Put pages ``[H, W, 1]`` together as channels: ``[H, W, P]``. Raises UndecodableImage for others."""
+    planes = list(pages)
+    shapes = {plane.shape for plane in planes}
+    if len(shapes) > 1 or planes[0].shape[2] > 1:
+        found = ", ".join(f"{height} x {width} with {channels} channels" for height, width, channels in shapes)
+        raise UndecodableImage(
+            f"{len(planes)} pages of {found}; pages can be channels of one image (data.pages) if they have one size "
+            "and one channel each"
+        )
+    return np.concatenate(planes, axis=2)
 
 
 def chosen_page(pages: int, page: int | None, reading: Reading) -> int:

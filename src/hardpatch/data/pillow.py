@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
-from hardpatch.data.header import Header, check_pixels, chosen_page, over_background
+from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
 from hardpatch.data.orientation import file_orientation, upright, upright_size
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
 
@@ -24,17 +24,24 @@ KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF"
 def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -> Pixels:
     """Decode as :func:`hardpatch.data.decode.decode` does."""
     with open_with_pillow(data, reading.max_pixels) as file:
-        frames = getattr(file, "n_frames", 1)
-        if frames > 1 and file.format != "MPO":
+        frames = _frame_count(file)
+        if frames > 1:
             if page is None and reading.pages == "channels":
-                stacked = []
-                for frame in range(frames):
-                    file.seek(frame)
-                    stacked.append(pixels_of(data, file, reading)[:, :, :1])
-                return arranged(np.concatenate(stacked, axis=2), reading)
+                return arranged(stacked(_frames(data, file, reading)), reading)
             file.seek(chosen_page(frames, page, reading))
         turned = 1 if file.format == "HEIF" else file_orientation(file)
         return arranged(upright(pixels_of(data, file, reading), turned), reading)
+
+
+def _frame_count(file: "PillowImage") -> int:
+    # further pictures in the JPEG of a telephone (MPO) are previews of the first
+    return 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+
+
+def _frames(data: bytes, file: "ImageFile", reading: Reading) -> Iterator[Pixels]:
+    for frame in range(file.n_frames):  # type: ignore[attr-defined]
+        file.seek(frame)
+        yield pixels_of(data, file, reading)
 
 
 def pillow_header(data: bytes, max_pixels: int) -> Header:
@@ -46,7 +53,7 @@ def pillow_header(data: bytes, max_pixels: int) -> Header:
         height, width = upright_size((file.height, file.width), orientation)
         dtype = "uint16" if deep or file.mode.startswith("I;16") else _dtype_of(file.mode)
         transparent = bool(file.has_transparency_data)
-        pages = getattr(file, "n_frames", 1)
+        pages = _frame_count(file)
         return Header(height, width, 1 if gray else 3, dtype, file.format or "", pages, orientation, transparent)
 
 

@@ -39,8 +39,8 @@ class Survey:
     """images that are stored turned, by their EXIF orientation"""
     transparent: int = 0
     examples: dict[tuple[str, int | str], str] = field(default_factory=dict)
-    wide: list[int] = field(default_factory=list)
-    """indices of images of more than 8 bits"""
+    of_type: dict[str, list[int]] = field(default_factory=dict)
+    """indices of the images of each type"""
 
     def add(self, index: int, name: str, header: Header) -> None:
         """Count an image."""
@@ -52,8 +52,7 @@ class Survey:
         self.transparent += header.transparent
         for key in (("channels", header.channels), ("dtype", header.dtype), ("pages", header.pages)):
             self.examples.setdefault(key, name)
-        if header.dtype != "uint8":
-            self.wide.append(index)
+        self.of_type.setdefault(header.dtype, []).append(index)
 
     def describe(self) -> str:
         """Return one line: channels, types, and what is unusual."""
@@ -70,12 +69,15 @@ class Survey:
         return "; ".join(parts)
 
 
-def survey(source: Source, at_most: int = SAMPLE) -> Survey:
+def survey(source: Source, at_most: int = SAMPLE, *, pages_as_channels: bool = False) -> Survey:
     """Read the headers of at most `at_most` images, drawn at random; what cannot be read is not counted."""
     found = Survey()
     for i in np.random.default_rng(0).permutation(len(source))[:at_most].tolist():
         try:
-            found.add(i, source.name(i), header_of(source, i))
+            header = header_of(source, i)
+            if pages_as_channels:
+                header = header._replace(channels=header.channels * header.pages)
+            found.add(i, source.name(i), header)
         except UndecodableImage:
             continue
     return found
@@ -139,11 +141,11 @@ def resolve_range(
     if setting == "type" or (setting == "auto" and not wide):
         return reading, ""
     if isinstance(setting, str):
-        low, high, least, most = measured_range(source, found.wide[:MEASURED], reading)
-        count = len(found.wide[:MEASURED])
+        measured = sorted(i for name in wide for i in found.of_type[name])[:MEASURED]
+        low, high, least, most = measured_range(source, measured, reading)
         note = (
-            f"data.range auto: values of {dtype} from {low:g} to {high:g} become 0 to 1, others are cut off; {count} "
-            f"images have values between {least:g} and {most:g}"
+            f"data.range auto: values of {dtype} from {low:g} to {high:g} become 0 to 1, others are cut off; "
+            f"{len(measured)} images have values between {least:g} and {most:g}"
         )
         if mixed:
             note += f"; values of {', '.join(mixed)} are first divided by the greatest value of their type"
@@ -190,7 +192,7 @@ def adapted(reading: Reading, source: Source, argument: str) -> Reading:
     reading = replace(reading, dtype="float32")
     for dtype in other:
         raw = replace(reading, dtype=dtype, low=(0.0,), high=(1.0,))
-        most = measured_range(source, found.wide[:MEASURED], raw)[3]
+        most = measured_range(source, found.of_type[dtype], raw)[3]
         log.warning(
             "%s: pixels of type %s, up to %g of %g in %d images; the model was trained on others, and they are brought "
             "to its scale by the range of the type. If the values fill a small part of it, rescale the files",
@@ -198,6 +200,6 @@ def adapted(reading: Reading, source: Source, argument: str) -> Reading:
             dtype,
             most,
             type_range(dtype)[1],
-            len(found.wide[:MEASURED]),
+            len(found.of_type[dtype]),
         )
     return reading

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_pixels, chosen_page, finite, kept_type, over_background
+from hardpatch.data.header import Header, check_pixels, chosen_page, finite, kept_type, over_background, stacked
 from hardpatch.data.orientation import TAG, file_orientation, upright, upright_size
 from hardpatch.data.pillow import open_with_pillow, pixels_of
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
-PALETTE, RGB_COLORS, CMYK = 3, 2, 5
+RGB_COLORS, CMYK = 2, 5
 """Photometric interpretations."""
 COLORED = (2, 3, 5, 6, 8)
 """Those that show colors: RGB, palette, CMYK, YCbCr, CIELAB."""
@@ -33,10 +33,7 @@ def decode_tiff(data: bytes, reading: Reading, page: int | None = None) -> Pixel
     with _opened(data) as file:
         planes = _planes(file)
         if planes > 1 and page is None and reading.pages == "channels":
-            stacked = [_page(data, file, k, reading)[:, :, :1] for k in range(planes)]
-            if len({plane.shape for plane in stacked}) > 1:
-                raise UndecodableImage(f"{planes} pages of different sizes; they cannot be channels of one image")
-            pixels = np.concatenate(stacked, axis=2)
+            pixels = stacked(_page(data, file, k, reading) for k in range(planes))
         else:
             pixels = _page(data, file, chosen_page(planes, page, reading), reading)
         return arranged(finite(upright(pixels, _orientation(file.pages[0])), reading), reading)

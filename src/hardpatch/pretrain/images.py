@@ -35,7 +35,7 @@ def resolve(run: RunConfig, source: Source) -> Images:
         UserError: if a setting does not fit the images.
     """
     data = run.data
-    found = survey(source)
+    found = survey(source, pages_as_channels=data.pages == "channels")
     notes = [f"--data: {found.images} images looked at: {found.describe()}"]
     channels = resolve_channels(data.channels, found)
     reading, note = resolve_range(data.range, source, found, initial_reading(run).with_channels(channels))
