@@ -1,8 +1,7 @@
 """Images whose bands are files of their own, as satellites deliver them: ``T32_B02.tif``, ``T32_B03.tif``, ..."""
 
+import re
 from collections.abc import Iterator, Sequence
-from fnmatch import translate
-from re import compile as compile_pattern
 
 import numpy as np
 
@@ -84,10 +83,10 @@ def _matches(source: OpenedSource, pattern: str) -> dict[str, int]:
         raise UserError(f"data.bands: expected one * in each pattern, as in *_B02.tif, got {pattern}")
     before, after = pattern.split("*")
     # what stands for * may hold folders
-    expression = compile_pattern(f"(?s:(.*/)?{translate(before)[4:-3]}(.*){translate(after)[4:-3]})\\Z")
+    expression = re.compile(f"(.*/)?{re.escape(before)}(.*){re.escape(after)}", re.DOTALL)
     found = {}
     for i in range(len(source)):
-        match = expression.match(source.name(i))
+        match = expression.fullmatch(source.name(i))
         if match:
             found[(match.group(1) or "") + match.group(2)] = i
     return found

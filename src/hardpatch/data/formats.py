@@ -43,7 +43,7 @@ def has_extra(name: str) -> bool:
 @lru_cache(1)
 def pillow_formats() -> tuple[str, ...]:
     """Names of the formats that this Pillow reads, the extras among them, whose plugins are loaded here."""
-    from PIL import Image, features
+    from PIL import features
 
     names = [name for name in FORMATS if name not in ("AVIF", "JPEG2000", "WEBP")]
     names += [
@@ -60,7 +60,6 @@ def pillow_formats() -> tuple[str, ...]:
         import pillow_jxl  # noqa: F401 - registers itself
 
         names.append("JXL")
-    Image.preinit()
     return tuple(names)
 
 

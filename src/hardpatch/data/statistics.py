@@ -72,9 +72,6 @@ def resolve_statistics(
         std: likewise.
         compute: returns mean and standard deviation of the images; called only if a setting is ``computed``.
         photographs: the images are 8-bit RGB, for which ``auto`` is ``imagenet``; else it is ``computed``.
-
-    Raises:
-        UserError: for ImageNet's statistics and other images than RGB.
     """
     automatic = "imagenet" if photographs else "computed"
     mean, std = (automatic if values == "auto" else values for values in (mean, std))

@@ -82,7 +82,7 @@ class FinetuneTransform(TrainTransform):
         return torch.from_numpy(augmented.reshape(*augmented.shape[:2], -1)).permute(2, 0, 1)
 
     def _deeply_augmented(self, pixels: Tensor, seed: int) -> Tensor:
-        """Augment what Pillow has no pictures for: the channels one by one, with the same operations, in 16 bits."""
+        """Augment images of types or channels that Pillow has no pictures for, by the same operations in float32."""
         from hardpatch.finetune.deep_augment import rand_augment
 
         values = to_unit(pixels.permute(1, 2, 0).numpy(), self.reading)

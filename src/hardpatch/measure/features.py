@@ -87,7 +87,7 @@ def align_labels(train: Source, val: Source) -> LabelMapping:
     """Match the labels of two sets by class *name*, since their folders may number the classes differently.
 
     Raises:
-        UserError: if an image has no label, or if ``val`` has a class that ``train`` lacks.
+        UserError: if an image has no label, ``train`` has one class only, or ``val`` has a class that ``train`` lacks.
     """
     train_names, val_names = _used_names(train, "train"), _used_names(val, "val")
     number = {name: label for label, name in train_names.items()}
