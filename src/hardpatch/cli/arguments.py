@@ -112,3 +112,12 @@ def show_json(target: str | None, content: Any) -> bool:
     elif target is not None:
         write_json(Path(target), content)
     return target == "-"
+
+
+def whole_set_arguments(parser: Parser) -> None:
+    """Add the images, --workers and --json of a verb that looks at all images of a set."""
+    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
+    parser.add_argument(
+        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
+    )
+    json_argument(parser)

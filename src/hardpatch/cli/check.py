@@ -1,6 +1,6 @@
 """The verb check."""
 
-from hardpatch.cli.arguments import Parser, json_argument, show_json, workers
+from hardpatch.cli.arguments import Parser, show_json, whole_set_arguments
 
 
 def check(arguments: list[str]) -> int:
@@ -10,7 +10,7 @@ def check(arguments: list[str]) -> int:
         "Look at every image before a training: what is there, what is left out, what is refused, and the settings "
         "that fit. Nothing is changed. The exit code is 1 if a training would refuse the images.",
     )
-    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
+    whole_set_arguments(parser)
     parser.add_argument(
         "--labels", action="store_true", help="check the classes for a training on labels, too, as knn and finetune"
     )
@@ -19,10 +19,6 @@ def check(arguments: list[str]) -> int:
     parser.add_argument(
         "--classes", metavar="N|FILE", help="classes of --masks (default: classes.txt in their folder or above it)"
     )
-    parser.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
-    )
-    json_argument(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.check.report import table

@@ -1,16 +1,12 @@
 """The verb stats."""
 
-from hardpatch.cli.arguments import Parser, json_argument, show_json, workers
+from hardpatch.cli.arguments import Parser, show_json, whole_set_arguments
 
 
 def stats(arguments: list[str]) -> int:
     """Run ``hardpatch stats`` and return the exit code."""
     parser = Parser("stats", "Measure all images in one pass: mean, deviation and range, and the settings that fit.")
-    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
-    parser.add_argument(
-        "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
-    )
-    json_argument(parser)
+    whole_set_arguments(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.check.stats import stats as measure
