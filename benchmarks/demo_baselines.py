@@ -34,7 +34,7 @@ def main(run: str) -> None:
     mean_mask = torch.from_numpy(np.mean([train.mask(i) for i in range(len(train))], axis=0)).float()
     fixed = F.avg_pool2d(mean_mask[None, None], model.patch_size)[0].expand(len(test), -1, -1)
     print(f"mean of the training masks: {mean_auc(fixed, masks):.3f}")
-    pixels = torch.stack([torch.from_numpy(test.image(i, 3)).permute(2, 0, 1) for i in range(len(test))])
+    pixels = torch.stack([torch.from_numpy(test.image(i)).permute(2, 0, 1) for i in range(len(test))])
     difficulty = torch.cat([model.predict_loss(model.normalize(part)) for part in pixels.split(100)])
     print(f"untrained loss predictor: {mean_auc(difficulty.unflatten(1, model.grid), masks):.3f}")
 

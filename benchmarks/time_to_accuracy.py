@@ -25,6 +25,7 @@ import torch
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.memory import InMemorySource
+from hardpatch.data.reading import RGB
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.measure.features import align_labels, extract
 from hardpatch.measure.knn import knn_accuracy
@@ -76,7 +77,7 @@ def measure(contestant: Contestant, train: Source, val: Source) -> dict[str, flo
     job = contestant.job
     classes, val_labels = align_labels(train, val)
     model = job.learner.model.eval()
-    transform = EvalTransform(job.run.image_size, job.run.data.channels, 1.0)
+    transform = EvalTransform(job.run.image_size)
     features = [
         extract(model, eval_batches(each, transform, batch_size=256, workers=0), device="cpu") for each in (train, val)
     ]
@@ -90,7 +91,7 @@ def measure(contestant: Contestant, train: Source, val: Source) -> dict[str, flo
 
 def race(seed: int, options: argparse.Namespace, settings: list[str]) -> list[dict[str, Any]]:
     """Train the three in turns with one seed, and return their points."""
-    source = InMemorySource(open_source(options.data), 3)
+    source = InMemorySource(open_source(options.data), RGB)
     labeled, val = open_source(options.data), open_source(options.val)
     probe = Subset(labeled, range(0, len(labeled), max(1, len(labeled) // options.probe)))
     contestants = {name: start(name, seed, source, settings, options.out) for name in METHODS}
