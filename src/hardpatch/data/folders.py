@@ -64,8 +64,11 @@ class FileSource:
 
     def encoded(self, i: int) -> bytes:
         """Read the file of image i."""
-        with named_errors(self.name, i):
-            return read_file(self.name(i))
+        name = self.name(i)
+        try:
+            return read_file(name)
+        except UndecodableImage as error:
+            raise UndecodableImage(f"{name}: {error}") from None
 
     def label(self, i: int) -> int | None:
         """Return the index of the class of image i; None if it has none."""
