@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image
-from tqdm import tqdm
 
 DEPTHS: dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.generic]]] = {
     "8 bits": lambda pixels: pixels,
@@ -39,7 +38,8 @@ def write_sets(source: Path, out: Path) -> None:
             if folder.exists():
                 continue
             part = folder.with_suffix(".part")
-            for path in tqdm(sorted(source.glob("*/*")), desc=folder.name, leave=False, disable=None):
+            print(f"writing {folder}", file=sys.stderr)
+            for path in sorted(source.glob("*/*")):
                 with Image.open(path) as file:
                     pixels = convert(np.asarray(file.convert(letters)))
                 target = part / path.parent.name / path.stem

@@ -3,8 +3,9 @@
     python benchmarks/decode.py [--data IMAGES] [--repeats 15]
 
 Prints medians and quartiles of the time per image and of the speedup over Pillow, over alternating repeats. The images
-are photographs of scikit-image at 500 x 375 and 2000 x 1500 with quality 90 to 95, and those of --data as they are. The
-last table is the loss of quality by decoding at a smaller scale and by libjpeg's faster transforms.
+are photographs of scikit-image at 500 x 375 and 2000 x 1500 with quality 90 to 95, and those of --data as they are.
+Then 16-bit TIFF beside tifffile's own decoding, and the loss of quality by decoding at a smaller scale and by libjpeg's
+faster transforms.
 """
 
 import argparse
@@ -12,17 +13,20 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+import tifffile
 import torch
 from PIL import Image
 
 from hardpatch.data.augment import TrainTransform
 from hardpatch.data.crop import crop_box, resize
 from hardpatch.data.decode import Jpeg, decode, open_image
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import open_source
 
 SIZE, SCALE, RATIO = (224, 224), (0.2, 1.0), (3 / 4, 4 / 3)
@@ -74,6 +78,27 @@ def hardpatch_loader(shrink_on_decode: float | None) -> Loader:
     return load
 
 
+def print_tiff_times(repeats: int) -> None:
+    """Time the decoding of 16-bit TIFF of 256 x 256 pixels, as tifffile and as the loader does it."""
+    rng = np.random.default_rng(0)
+    for bands in (1, 13):
+        files = []
+        for _ in range(40):
+            buffer = io.BytesIO()
+            pixels = rng.integers(0, 4096, (256, 256, bands) if bands > 1 else (256, 256), dtype=np.uint16)
+            tifffile.imwrite(buffer, pixels, photometric="minisblack", planarconfig="contig" if bands > 1 else None)
+            files.append(buffer.getvalue())
+        loaders: dict[str, Loader] = {
+            "tifffile": lambda data, _: tifffile.imread(io.BytesIO(data)),
+            "hardpatch": partial(_decode_16_bits, bands),
+        }
+        print_times(f"16-bit TIFF of {bands} bands, 256 x 256, decoded whole", files, loaders, repeats)
+
+
+def _decode_16_bits(bands: int, data: bytes, _: int) -> object:
+    return decode(data, Reading(bands, "uint16"))
+
+
 def print_times(title: str, files: list[bytes], loaders: dict[str, Loader], repeats: int) -> None:
     """Time all files with each loader in turn, with new crops in each repeat, and print a table."""
     times: dict[str, list[float]] = {name: [] for name in loaders}
@@ -85,10 +110,10 @@ def print_times(title: str, files: list[bytes], loaders: dict[str, Loader], repe
             if repeat:  # the first one is a warm-up
                 times[name].append((time.perf_counter() - start) / len(files))
     mean = sum(map(len, files)) / len(files) / 1000
-    print(f"\n{title}, {len(files)} JPEGs of {mean:.0f} kB on average, {repeats} repeats:\n")
-    print("| | us an image, median (quartiles) | times as fast as Pillow |")
-    print("|---|---|---|")
     first = next(iter(loaders))
+    print(f"\n{title}, {len(files)} files of {mean:.0f} kB on average, {repeats} repeats:\n")
+    print(f"| | us an image, median (quartiles) | times as fast as {first} |")
+    print("|---|---|---|")
     for name in loaders:
         microseconds = [second * 1e6 for second in times[name]]
         ratios = [a / b for a, b in zip(times[first], times[name], strict=True)]
@@ -142,6 +167,7 @@ def main() -> None:
         encoded = [source.encoded(i) for i in range(min(len(source), MAX_IMAGES))]
         files = [data for data in encoded if data is not None and data[:3] == b"\xff\xd8\xff"]
         print_times(options.data, files, loaders, options.repeats)
+    print_tiff_times(options.repeats)
     print_quality(files)
 
 
