@@ -66,7 +66,7 @@ def measure(train: Path, val: Path, out: Path, settings: list[str]) -> float:
     if not result.exists():
         hardpatch("pretrain", "--data", train, "--out", out, *settings)
         hardpatch("knn", out, "--train", train, "--val", val, "--json", result, "--no_cache")
-    return float(json.loads(result.read_text())["knn"]["dino"]["top1"])
+    return 100 * float(json.loads(result.read_text())["dino"]["top1"])
 
 
 def main() -> None:
