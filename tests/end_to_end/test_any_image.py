@@ -54,7 +54,7 @@ def test_every_verb(channels: int, dtype: str, tmp_path: Path, capsys: pytest.Ca
     assert (reading.number, reading.dtype) == (channels, dtype)
     assert main(["knn", run, *labeled, *CPU]) == 0
     assert main(["linear", run, *labeled, *CPU]) == 0
-    shown = ["--show", "3", "2", "1"] if channels > 3 else []
+    shown = ["--show", "3,2,1"] if channels > 3 else []
     assert main(["score", run, images, "--out", str(tmp_path / "score"), "--draws", "4", *shown, *CPU]) == 0
     assert (tmp_path / "score" / "contact_sheet.png").is_file()
     assert main(["embed", run, images, "--out", str(tmp_path / "e.parquet"), *CPU]) == 0
@@ -187,3 +187,10 @@ def test_pages_as_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert hardpatch.load(run).reading.channels == 4
     assert main(["embed", str(run), str(folder), "--out", str(tmp_path / "e.parquet"), *CPU]) == 0
     assert "6 vectors" in capsys.readouterr().out
+
+
+def test_channels_to_show_are_numbers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "score"
+    assert main(["score", str(run), "demo:test", "--out", str(out), "--show", "3,red"]) == 2
+    assert "--show: expected numbers of channels, counted from 0, got 3,red" in capsys.readouterr().err
+    assert not out.exists()

@@ -63,16 +63,19 @@ def score(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--show",
-        type=int,
         nargs="+",
         metavar="C",
-        help="one or three channels that pictures show, counted from 0 (default: all, of more than 3 the first three)",
+        help="one or three channels that pictures show, as 3 or 3,2,1, counted from 0 (default: all; of more "
+        "than 3 the first three)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
     options = parser.parse_args(arguments)
+    numbers = [number for word in options.show or () for number in word.split(",")]  # 3 2 1 or 3,2,1
+    if not all(number.isdecimal() for number in numbers):
+        parser.error(f"--show: expected numbers of channels, counted from 0, got {' '.join(options.show)}")
 
     from hardpatch.evaluate.difficulty import score as measure
     from hardpatch.measure.score_files import NO_PREDICTOR
@@ -82,6 +85,7 @@ def score(arguments: list[str]) -> int:
     show_log()
     settings = vars(options).copy()
     del settings["json"]
+    settings["show"] = [int(number) for number in numbers] or None
     with counting("images scored") as progress:
         result = measure(**settings, progress=progress)
     print(f"images: {result.images}, left out: {len(result.bad)}")
