@@ -57,8 +57,9 @@ def pillow_formats() -> tuple[str, ...]:
         pillow_heif.register_heif_opener()
         names.append("HEIF")
     if has_extra("JXL"):
-        import pillow_jxl  # noqa: F401 - registers itself
+        from pillow_jxl import JpegXLImagePlugin  # registers itself
 
+        JpegXLImagePlugin.DECODE_THREADS = 0  # the workers of a loader are enough
         names.append("JXL")
     return tuple(names)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
 from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
+from hardpatch.data.jpegxl import check_jpegxl, is_jpegxl
 from hardpatch.data.orientation import file_orientation, upright, upright_size
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
 
@@ -29,8 +30,7 @@ def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -
             if page is None and reading.pages == "channels":
                 return arranged(stacked(_frames(data, file, reading)), reading)
             file.seek(chosen_page(frames, page, reading))
-        turned = 1 if file.format == "HEIF" else file_orientation(file)
-        return arranged(upright(pixels_of(data, file, reading), turned), reading)
+        return arranged(upright(pixels_of(data, file, reading), file_orientation(file)), reading)
 
 
 def _frame_count(file: "PillowImage") -> int:
@@ -49,7 +49,7 @@ def pillow_header(data: bytes, max_pixels: int) -> Header:
     with open_with_pillow(data, max_pixels) as file:
         deep = _deep_png(data) or _deep_pnm(data)
         gray = deep in (1, 2) if deep else file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
-        orientation = 1 if file.format == "HEIF" else file_orientation(file)
+        orientation = file_orientation(file)
         height, width = upright_size((file.height, file.width), orientation)
         dtype = "uint16" if deep or file.mode.startswith("I;16") else _dtype_of(file.mode)
         transparent = bool(file.has_transparency_data)
@@ -88,6 +88,8 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     """Open a file of one of our formats with Pillow. Raises UndecodableImage for whatever is wrong with it."""
     from PIL import Image, UnidentifiedImageError
 
+    if is_jpegxl(data) and has_extra("JXL"):
+        check_jpegxl(data, max_pixels)
     try:
         # Pillow warns about size, odd metadata and alpha in palettes; here an image is either decoded or an error.
         if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
@@ -104,6 +106,8 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     except Image.DecompressionBombError:
         raise UndecodableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
+        if is_jpegxl(data):
+            raise UndecodableImage("broken or truncated JPEG XL file") from None  # the plugin advises to build libjxl
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UndecodableImage(" ".join(reason.split())) from None
 
@@ -111,14 +115,11 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
 def _unknown(data: bytes) -> str:
     """Why Pillow does not know a file."""
     for name, (_, _, extra) in EXTRAS.items():
-        signature = {"HEIF": data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif"), "JXL": _is_jxl(data)}
-        if signature.get(name) and not has_extra(name):
-            return f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
+        heif = data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif")
+        if {"HEIF": heif, "JXL": is_jpegxl(data)}.get(name):
+            needed = f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
+            return f"broken or truncated {name} file" if has_extra(name) else needed
     return f"not a {KNOWN} file"
-
-
-def _is_jxl(data: bytes) -> bool:
-    return data[:2] == b"\xff\x0a" or data[4:8] == b"JXL "
 
 
 def _deep_png(data: bytes) -> int:
