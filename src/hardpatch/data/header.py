@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage
+from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage, type_range
 
 
 class Header(NamedTuple):
@@ -56,22 +56,37 @@ def chosen_page(pages: int, page: int | None, reading: Reading) -> int:
     return 0
 
 
-def over_background(colors: Pixels, alpha: Pixels, reading: Reading) -> Pixels:
-    """Composite ``[H, W, 1 or 3]`` with its alpha ``[H, W, 1]``, both of an unsigned type, on the background."""
-    most = int(np.iinfo(colors.dtype).max)
+def over_background(colors: Pixels, alpha: Pixels, reading: Reading, *, premultiplied: bool = False) -> Pixels:
+    """Composite ``[H, W, C]`` with its alpha ``[H, W, 1]``, both of one type, on the background.
+
+    Args:
+        colors: 1 or 3 channels, or several bands, which are gray behind.
+        alpha: its greatest value, 1 for floating point, is opaque.
+        reading: names the background.
+        premultiplied: the colors are multiplied by alpha already.
+    """
     red, green, blue = reading.background
     background = np.array([red, green, blue] if colors.shape[2] == 3 else [0.299 * red + 0.587 * green + 0.114 * blue])
-    behind = (background * (most / 255)).round().astype(np.uint32)
-    opacity = alpha.astype(np.uint32)
-    blended = (colors.astype(np.uint32) * opacity + behind * (most - opacity) + most // 2) // most
-    return blended.astype(colors.dtype)
+    if colors.dtype.kind != "u":
+        low, high = type_range(colors.dtype)
+        share = (alpha / high).clip(0, 1)
+        if colors.dtype == reading.dtype:
+            low, high = min(reading.low), max(reading.high)
+        behind = low + background / 255 * (high - low)
+        return ((colors if premultiplied else colors * share) + behind * (1 - share)).astype(colors.dtype)
+    most = int(np.iinfo(colors.dtype).max)
+    wide = np.uint64 if colors.dtype.itemsize == 4 else np.uint32
+    behind = (background * (most / 255)).round().astype(wide)
+    opacity = alpha.astype(wide)
+    covered = np.minimum(colors, alpha).astype(wide) * most if premultiplied else colors.astype(wide) * opacity
+    return ((covered + behind * (most - opacity) + most // 2) // most).astype(colors.dtype)
 
 
 def finite(pixels: Pixels, reading: Reading) -> Pixels:
     """Replace what is not a number by the lower end of the reading's range, and infinity by its ends."""
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return pixels
-    low, high = min(reading.low), max(reading.high)
+    low, high = (min(reading.low), max(reading.high)) if pixels.dtype == reading.dtype else type_range(pixels.dtype)
     return np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
 
 
