@@ -25,7 +25,9 @@ class Header(NamedTuple):
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image of more pixels."""
+    """Refuse an image of more pixels, or of none."""
+    if height * width == 0:
+        raise UndecodableImage(f"{height} x {width} pixels; an image has some")
     if height * width > max_pixels:
         raise UndecodableImage(
             f"{height} x {width} pixels; expected at most {max_pixels:,}, raise data.max_pixels to read it"
@@ -95,7 +97,8 @@ def kept_type(dtype: np.dtype[np.generic]) -> str:
 
     Raises UndecodableImage if there is none.
     """
-    names = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
+    names = {"bool": "uint8", "int8": "int16"}
+    names |= dict.fromkeys(("float16", "float64", "int32", "int64", "uint64"), "float32")
     name = names.get(dtype.name, dtype.name)
     if name not in DTYPES:
         raise UndecodableImage(f"pixels of type {dtype.name}; expected one of {', '.join(DTYPES)}")
