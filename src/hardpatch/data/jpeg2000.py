@@ -10,6 +10,8 @@ from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 CONTAINER, CODESTREAM = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 """First bytes of the two kinds of files; a container has the codestream in it."""
+END = b"\xff\xd9"
+"""Last bytes of a codestream, which has them nowhere else; OpenJPEG does not miss them, nor tiles in front of them."""
 
 
 class _Layout(NamedTuple):
@@ -42,6 +44,8 @@ def is_jpeg2000(data: bytes) -> bool:
 def decode_jpeg2000(data: bytes, reading: Reading) -> Pixels:
     """Decode as :func:`hardpatch.data.decode.decode` does."""
     layout = _layout(data)
+    if data.find(END, data.find(CODESTREAM)) < 0:
+        raise UndecodableImage("truncated JPEG 2000")
     if layout is None or layout.ordinary:
         return decode_with_pillow(data, reading)
     check_pixels(layout.height, layout.width, reading.max_pixels)
