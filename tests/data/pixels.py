@@ -1,9 +1,11 @@
 """Pixels, packed bits and transparency, from which the tests of formats make their files and their expectations."""
 
+import importlib.util
 import io
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hardpatch.data.decode import decode, read_header
@@ -41,3 +43,14 @@ def saved(image: Image.Image, format: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def smooth(dtype: str = "uint8") -> np.ndarray:
+    """Make colors that lossy compression changes little."""
+    y, x = np.mgrid[:64, :96]
+    return (np.stack([x * 2, y * 3, x + y], 2) * (257 if dtype == "uint16" else 1)).astype(dtype)
+
+
+def needs(module: str, extra: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"{module} is not installed: pip install 'hardpatch[{extra}]'")

@@ -181,6 +181,6 @@ def test_a_stack_behind_one_page_is_read_plane_by_plane(options: dict[str, Any])
 def test_a_truncated_stack_loses_no_page_without_a_word() -> None:
     data = tiff(RNG.integers(0, 65536, (5, 32, 32), dtype=np.uint16), photometric="minisblack", metadata=None)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        last = file.pages[4].offset  # type: ignore[union-attr]
+        last = file.pages[4].offset
     with pytest.raises(UndecodableImage, match=r"truncated TIFF \(page 5 lies beyond its end\)"):
         read_header(data[:last])

@@ -75,7 +75,8 @@ def _color_type(dataset: Any) -> str:
 def _frame(dataset: Any, number: int) -> Pixels:
     """Decode a frame to [H, W, 1 or 3]."""
     try:
-        from pydicom.pixels import apply_color_lut, pixel_array
+        from pydicom.pixels.processing import apply_color_lut
+        from pydicom.pixels.utils import pixel_array
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,7 +93,7 @@ def _frame(dataset: Any, number: int) -> Pixels:
 
 def _shown(values: Pixels, dataset: Any, number: int) -> Pixels:
     """Rescale gray values, cut them off at the window, and turn MONOCHROME1, which shows its least value white."""
-    from pydicom.pixels import apply_rescale
+    from pydicom.pixels.processing import apply_rescale
 
     ends = _stored_range(values, dataset)
     for groups, k in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):

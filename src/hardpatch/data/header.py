@@ -1,7 +1,7 @@
 """Parts that the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def over_background(colors: Pixels, alpha: Pixels, reading: Reading, *, premulti
         behind = low + background / 255 * (high - low)
         return ((colors if premultiplied else colors * share) + behind * (1 - share)).astype(colors.dtype)
     most = int(np.iinfo(colors.dtype).max)
-    wide = np.uint64 if colors.dtype.itemsize == 4 else np.uint32
+    wide: Any = np.uint64 if colors.dtype.itemsize == 4 else np.uint32
     behind = (background * (most / 255)).round().astype(wide)
     opacity = alpha.astype(wide)
     covered = np.minimum(colors, alpha).astype(wide) * most if premultiplied else colors.astype(wide) * opacity

@@ -83,7 +83,8 @@ def _pages(data: bytes, file: Any) -> list[int]:
 
     tifffile parses all tags of a page to say so, which takes longer than the pixels in a stack of a thousand pages.
     """
-    layout, kinds = file.tiff, []
+    layout = file.tiff
+    kinds: list[int] = []
     offset = struct.unpack_from(layout.offsetformat, data, 8 if layout.is_bigtiff else 4)[0]
     try:
         while offset:
