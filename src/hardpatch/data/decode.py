@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hardpatch.data.header import Header, check_pixels
+from hardpatch.data.jpeg2000 import decode_jpeg2000, is_jpeg2000, jpeg2000_header
 from hardpatch.data.orientation import jpeg_orientation, upright, upright_size
 from hardpatch.data.pillow import decode_with_pillow, pillow_header
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
@@ -101,6 +102,8 @@ def open_image(data: bytes, reading: Reading = RGB, page: int | None = None) -> 
         from hardpatch.data.dicom import decode_dicom
 
         return decode_dicom(data, reading, page)
+    if is_jpeg2000(data):
+        return decode_jpeg2000(data, reading)
     return decode_with_pillow(data, reading, page)
 
 
@@ -128,6 +131,8 @@ def read_header(data: bytes, max_pixels: int = RGB.max_pixels) -> Header:
         from hardpatch.data.dicom import dicom_header
 
         return dicom_header(data, max_pixels)
+    if is_jpeg2000(data):
+        return jpeg2000_header(data, max_pixels)
     return pillow_header(data, max_pixels)
 
 

@@ -57,8 +57,9 @@ def pillow_formats() -> tuple[str, ...]:
         pillow_heif.register_heif_opener()
         names.append("HEIF")
     if has_extra("JXL"):
-        import pillow_jxl  # noqa: F401 - registers itself
+        from pillow_jxl import JpegXLImagePlugin  # registers itself
 
+        JpegXLImagePlugin.DECODE_THREADS = 0  # the workers of a loader are enough
         names.append("JXL")
     return tuple(names)
 
@@ -77,6 +78,8 @@ class Format(NamedTuple):
 
 READERS = {"JPEG": ("simplejpeg", "pillow"), "PNG": ("pillow", "torchvision"), "TIFF": ("tifffile", "pillow")}
 """Packages that read a format; those that are not here are read by Pillow alone."""
+BY_IMAGECODECS = {"TIFF": "further compressions", "JPEG2000": "more than 8 bits in color, and bands"}
+"""Parts of formats that imagecodecs reads, an extra."""
 EXTRA_PACKAGES = {"HEIF": "pillow-heif", "JXL": "pillow-jxl-plugin", "DICOM": "pydicom"}
 """Names of the packages of :data:`EXTRAS` where they are installed from."""
 
@@ -88,8 +91,10 @@ def formats() -> list[Format]:
     for name, extensions in FORMATS.items():
         packages = " and ".join(_with_version(package) for package in READERS.get(name, ("pillow",)))
         install = "" if name in readable else "pip install --upgrade pillow"
-        if name == "TIFF" and find_spec("imagecodecs") is None:
-            install = "pip install 'hardpatch[tiff]' for further compressions"
+        if name in BY_IMAGECODECS and find_spec("imagecodecs") is not None:
+            packages += f" and {_with_version('imagecodecs')}"
+        elif name in BY_IMAGECODECS and not install:
+            install = f"pip install 'hardpatch[tiff]' for {BY_IMAGECODECS[name]}"
         found.append(Format(name, extensions, packages, name in readable, install))
     for name, (extensions, _, extra) in EXTRAS.items():
         install = "" if has_extra(name) else f"pip install 'hardpatch[{extra}]'"

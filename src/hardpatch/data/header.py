@@ -1,11 +1,11 @@
 """Parts that the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage
+from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage, type_range
 
 
 class Header(NamedTuple):
@@ -25,7 +25,9 @@ class Header(NamedTuple):
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image of more pixels."""
+    """Refuse an image of more pixels, or of none."""
+    if height * width == 0:
+        raise UndecodableImage(f"{height} x {width} pixels; an image has some")
     if height * width > max_pixels:
         raise UndecodableImage(
             f"{height} x {width} pixels; expected at most {max_pixels:,}, raise data.max_pixels to read it"
@@ -56,22 +58,37 @@ def chosen_page(pages: int, page: int | None, reading: Reading) -> int:
     return 0
 
 
-def over_background(colors: Pixels, alpha: Pixels, reading: Reading) -> Pixels:
-    """Composite ``[H, W, 1 or 3]`` with its alpha ``[H, W, 1]``, both of an unsigned type, on the background."""
-    most = int(np.iinfo(colors.dtype).max)
+def over_background(colors: Pixels, alpha: Pixels, reading: Reading, *, premultiplied: bool = False) -> Pixels:
+    """Composite ``[H, W, C]`` with its alpha ``[H, W, 1]``, both of one type, on the background.
+
+    Args:
+        colors: 1 or 3 channels, or several bands, which are gray behind.
+        alpha: its greatest value, 1 for floating point, is opaque.
+        reading: names the background.
+        premultiplied: the colors are multiplied by alpha already.
+    """
     red, green, blue = reading.background
     background = np.array([red, green, blue] if colors.shape[2] == 3 else [0.299 * red + 0.587 * green + 0.114 * blue])
-    behind = (background * (most / 255)).round().astype(np.uint32)
-    opacity = alpha.astype(np.uint32)
-    blended = (colors.astype(np.uint32) * opacity + behind * (most - opacity) + most // 2) // most
-    return blended.astype(colors.dtype)
+    if colors.dtype.kind != "u":
+        low, high = type_range(colors.dtype)
+        share = (alpha / high).clip(0, 1)
+        if colors.dtype == reading.dtype:
+            low, high = min(reading.low), max(reading.high)
+        behind = low + background / 255 * (high - low)
+        return ((colors if premultiplied else colors * share) + behind * (1 - share)).astype(colors.dtype)
+    most = int(np.iinfo(colors.dtype).max)
+    wide: Any = np.uint64 if colors.dtype.itemsize == 4 else np.uint32
+    behind = (background * (most / 255)).round().astype(wide)
+    opacity = alpha.astype(wide)
+    covered = np.minimum(colors, alpha).astype(wide) * most if premultiplied else colors.astype(wide) * opacity
+    return ((covered + behind * (most - opacity) + most // 2) // most).astype(colors.dtype)
 
 
 def finite(pixels: Pixels, reading: Reading) -> Pixels:
     """Replace what is not a number by the lower end of the reading's range, and infinity by its ends."""
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return pixels
-    low, high = min(reading.low), max(reading.high)
+    low, high = (min(reading.low), max(reading.high)) if pixels.dtype == reading.dtype else type_range(pixels.dtype)
     return np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
 
 
@@ -80,7 +97,8 @@ def kept_type(dtype: np.dtype[np.generic]) -> str:
 
     Raises UndecodableImage if there is none.
     """
-    names = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32", "int32": "float32"}
+    names = {"bool": "uint8", "int8": "int16"}
+    names |= dict.fromkeys(("float16", "float64", "int32", "int64", "uint64"), "float32")
     name = names.get(dtype.name, dtype.name)
     if name not in DTYPES:
         raise UndecodableImage(f"pixels of type {dtype.name}; expected one of {', '.join(DTYPES)}")

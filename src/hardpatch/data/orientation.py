@@ -42,7 +42,9 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def file_orientation(file: Any) -> int:
-    """Orientation of an open Pillow image, 1 if it has none."""
+    """Orientation of an open Pillow image, 1 if it has none, or if its decoder has turned it."""
+    if file.format == "HEIF" or (file.format == "JXL" and not file.jpeg):  # a JPEG inside of a JPEG XL is not turned
+        return 1
     try:
         return _orientation(file.getexif())
     except Exception:  # broken EXIF raises nearly anything, and says nothing about the pixels

@@ -11,6 +11,7 @@ import numpy as np
 
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
 from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
+from hardpatch.data.jpegxl import check_jpegxl, is_jpegxl
 from hardpatch.data.orientation import file_orientation, upright, upright_size
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
 
@@ -29,8 +30,7 @@ def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -
             if page is None and reading.pages == "channels":
                 return arranged(stacked(_frames(data, file, reading)), reading)
             file.seek(chosen_page(frames, page, reading))
-        turned = 1 if file.format == "HEIF" else file_orientation(file)
-        return arranged(upright(pixels_of(data, file, reading), turned), reading)
+        return arranged(upright(pixels_of(data, file, reading), file_orientation(file)), reading)
 
 
 def _frame_count(file: "PillowImage") -> int:
@@ -49,7 +49,7 @@ def pillow_header(data: bytes, max_pixels: int) -> Header:
     with open_with_pillow(data, max_pixels) as file:
         deep = _deep_png(data) or _deep_pnm(data)
         gray = deep in (1, 2) if deep else file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
-        orientation = 1 if file.format == "HEIF" else file_orientation(file)
+        orientation = file_orientation(file)
         height, width = upright_size((file.height, file.width), orientation)
         dtype = "uint16" if deep or file.mode.startswith("I;16") else _dtype_of(file.mode)
         transparent = bool(file.has_transparency_data)
@@ -64,7 +64,9 @@ def _dtype_of(mode: str) -> str:
 def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
     """Return the pixels of an open image as they are stored, [H, W, C]; transparency is composited."""
     if _deep_png(data):
-        return _decode_deep_png(data, reading)
+        if file.tell():
+            raise UndecodableImage("an animated PNG of 16 bits, of which only the first frame can be read")
+        return _decode_deep_png(data, file.info.get("transparency"), reading)
     if _deep_pnm(data):
         return _decode_deep_pnm(data)
     mode = file.mode
@@ -76,6 +78,8 @@ def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
         return np.array(file)[:, :, None]
     gray = mode in ("1", "L", "LA")
     if file.has_transparency_data:
+        if file.format == "PNG" and mode == "L" and data[24] < 8:  # Pillow scales the pixels, but not this value
+            file.info["transparency"] *= 255 // ((1 << data[24]) - 1)
         colors = np.array(file.convert("LA" if gray else "RGBA"))
         return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
     # np.array, not np.asarray: torch warns about Pillow's read-only memory
@@ -88,6 +92,8 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     """Open a file of one of our formats with Pillow. Raises UndecodableImage for whatever is wrong with it."""
     from PIL import Image, UnidentifiedImageError
 
+    if is_jpegxl(data) and has_extra("JXL"):
+        check_jpegxl(data, max_pixels)
     try:
         # Pillow warns about size, odd metadata and alpha in palettes; here an image is either decoded or an error.
         if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
@@ -104,6 +110,8 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     except Image.DecompressionBombError:
         raise UndecodableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
+        if is_jpegxl(data):
+            raise UndecodableImage("broken or truncated JPEG XL file") from None  # the plugin advises to build libjxl
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UndecodableImage(" ".join(reason.split())) from None
 
@@ -111,14 +119,11 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
 def _unknown(data: bytes) -> str:
     """Why Pillow does not know a file."""
     for name, (_, _, extra) in EXTRAS.items():
-        signature = {"HEIF": data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif"), "JXL": _is_jxl(data)}
-        if signature.get(name) and not has_extra(name):
-            return f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
+        heif = data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif")
+        if {"HEIF": heif, "JXL": is_jpegxl(data)}.get(name):
+            needed = f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
+            return f"broken or truncated {name} file" if has_extra(name) else needed
     return f"not a {KNOWN} file"
-
-
-def _is_jxl(data: bytes) -> bool:
-    return data[:2] == b"\xff\x0a" or data[4:8] == b"JXL "
 
 
 def _deep_png(data: bytes) -> int:
@@ -128,7 +133,7 @@ def _deep_png(data: bytes) -> int:
     return {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
 
 
-def _decode_deep_png(data: bytes, reading: Reading) -> Pixels:
+def _decode_deep_png(data: bytes, transparent: int | tuple[int, ...] | None, reading: Reading) -> Pixels:
     import torch
     from torchvision.io import ImageReadMode, decode_png  # type: ignore[import-untyped]
 
@@ -136,21 +141,23 @@ def _decode_deep_png(data: bytes, reading: Reading) -> Pixels:
     pixels = planes.transpose(1, 2, 0)
     if pixels.shape[2] in (2, 4):
         return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading)
+    if transparent is not None:
+        opaque = (pixels != np.array(transparent)).any(2, keepdims=True)
+        return over_background(pixels, opaque * np.uint16(65535), reading)
     return pixels
 
 
 def _deep_pnm(data: bytes) -> int:
-    """Return the samples per pixel of a binary PGM or PPM of more than 8 bits, which Pillow rescales; else 0."""
-    if data[:2] not in (b"P5", b"P6"):
-        return 0
-    fields = _pnm_fields(data)
-    return (1 if data[:2] == b"P5" else 3) if fields and fields[2] > 255 else 0
+    """Return the samples per pixel of a PGM or PPM of more than 8 bits, which Pillow rescales; else 0."""
+    samples = {b"P2": 1, b"P5": 1, b"P3": 3, b"P6": 3}.get(data[:2], 0)
+    fields = _pnm_fields(data) if samples else None
+    return samples if fields and fields[2] > 255 else 0
 
 
 def _pnm_fields(data: bytes) -> tuple[int, int, int, int] | None:
     """Width, height, largest value and start of the pixels."""
     separator = rb"(?:\s|#[^\n]*\n)+"
-    match = re.match(rb"P[56]" + separator + rb"(\d+)" + separator + rb"(\d+)" + separator + rb"(\d+)\s", data[:4096])
+    match = re.match(rb"P\d" + separator + rb"(\d+)" + separator + rb"(\d+)" + separator + rb"(\d+)\s", data[:4096])
     if match is None:
         return None
     width, height, most = (int(number) for number in match.groups())
@@ -162,7 +169,11 @@ def _decode_deep_pnm(data: bytes) -> Pixels:
     assert fields is not None
     width, height, _, start = fields
     samples = _deep_pnm(data)
-    if len(data) - start < 2 * width * height * samples:
+    count = width * height * samples
+    if data[:2] in (b"P2", b"P3"):  # in decimal
+        values = np.array(re.sub(rb"#[^\n]*", b"", data[start:]).split()[:count], dtype=np.uint16)
+    else:
+        values = np.frombuffer(data, ">u2", min(count, (len(data) - start) // 2), start).astype(np.uint16)
+    if len(values) < count:
         raise UndecodableImage("truncated PNM")
-    values = np.frombuffer(data, ">u2", width * height * samples, start)
-    return values.astype(np.uint16).reshape(height, width, samples)
+    return values.reshape(height, width, samples)

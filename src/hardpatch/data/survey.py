@@ -161,7 +161,9 @@ def resolve_range(
 
 
 def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> tuple[float, float, float, float]:
-    """Return the percentiles of the values of some images, and the least and the greatest value."""
+    """Return the percentiles of the values of some images, and the least and the greatest value, NaN left out."""
+    if reading.dtype == "float32" and not reading.mixed:
+        reading = replace(reading, low=(np.nan,), high=(np.nan,))  # so that NaN stays, and is no value
     rng = np.random.default_rng(0)
     values: list[Any] = []
     bad: list[str] = []
@@ -175,6 +177,9 @@ def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> 
     if not values:
         raise nothing_decodable(len(indices), bad)
     together = np.concatenate(values)
+    together = together[np.isfinite(together)]
+    if not len(together):
+        return 0.0, 1.0, 0.0, 0.0
     low, high = np.percentile(together, PERCENTILES).tolist()
     return low, high if high > low else low + 1, float(together.min()), float(together.max())
 

@@ -6,6 +6,8 @@ Pillow decodes what tifffile needs codecs for (LZW, JPEG, CCITT), where it does 
 
 import io
 import logging
+import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +19,20 @@ from hardpatch.data.orientation import TAG, file_orientation, upright, upright_s
 from hardpatch.data.pillow import open_with_pillow, pixels_of
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
-RGB_COLORS, CMYK = 2, 5
+WHITE_IS_ZERO, RGB_COLORS, PALETTE, CMYK, YCBCR, CIELAB = 0, 2, 3, 5, 6, 8
 """Photometric interpretations."""
-COLORED = (2, 3, 5, 6, 8)
-"""Those that show colors: RGB, palette, CMYK, YCbCr, CIELAB."""
-ALPHA = (1, 2)
+COLORED = (RGB_COLORS, PALETTE, CMYK, YCBCR, CIELAB)
+"""Those that show colors."""
+UNCONVERTED = {YCBCR: "YCbCr", CIELAB: "CIELAB", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
+"""Those that are converted in 8 bits only, or not at all."""
+PILLOW_CODECS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)
+"""Compressions that every Pillow reads."""
+PREMULTIPLIED, ALPHA = 1, (1, 2)
 """Extra samples that are transparency; 0 is a channel of any kind, as near infrared."""
+COLORMAP, NODATA = 320, 42113
+"""Numbers of the tags of a palette and of GDAL's value for missing pixels."""
+SUBFILE_TYPE, SMALLER, MASK, SHORT = 254, 1, 4, 3
+"""Tag of the kind of a page, its bits, and a type of tags."""
 MAX_PAGES = 65_536
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised
@@ -31,26 +41,28 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is rais
 def decode_tiff(data: bytes, reading: Reading, page: int | None = None) -> Pixels:
     """Decode a TIFF as :func:`hardpatch.data.decode.decode` does."""
     with _opened(data) as file:
-        planes = _planes(file)
+        pages = _pages(data, file)
+        planes = _planes(file, pages)
         if planes > 1 and page is None and reading.pages == "channels":
-            pixels = stacked(_page(data, file, k, reading) for k in range(planes))
+            pixels = stacked(_page(data, file, pages, k, reading) for k in range(planes))
         else:
-            pixels = _page(data, file, chosen_page(planes, page, reading), reading)
-        return arranged(finite(upright(pixels, _orientation(file.pages[0])), reading), reading)
+            pixels = _page(data, file, pages, chosen_page(planes, page, reading), reading)
+        return arranged(finite(pixels, reading), reading)
 
 
 def tiff_header(data: bytes, max_pixels: int) -> Header:
     """Read what the first page of a TIFF says."""
     with _opened(data) as file:
-        first = file.pages[0]
+        pages = _pages(data, file)
+        first = file.pages[pages[0]]
         check_pixels(first.imagelength, first.imagewidth, max_pixels)
         turned = _orientation(first)
         height, width = upright_size((first.imagelength, first.imagewidth), turned)
         alpha = _alpha(first)
-        colored = int(first.photometric or 0) in COLORED and _for_pillow(first)
+        colored = int(first.photometric or 0) in COLORED and (_for_pillow(first) or _has_palette(first))
         samples = 3 if colored else first.samplesperpixel - alpha
         dtype = kept_type(np.dtype(first.dtype)) if first.dtype is not None and first.bitspersample > 1 else "uint8"
-        return Header(height, width, samples, dtype, "TIFF", _planes(file), turned, bool(alpha))
+        return Header(height, width, samples, dtype, "TIFF", _planes(file, pages), turned, bool(alpha))
 
 
 @contextmanager
@@ -66,62 +78,149 @@ def _opened(data: bytes) -> Iterator[Any]:
         raise UndecodableImage(f"broken TIFF ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def _planes(file: Any) -> int:
-    """Count the pages, those that are smaller copies of another and masks of it left out."""
-    count = 0
-    for k in range(len(file.pages)):
-        page = file.pages[k]
-        count += not (page.is_reduced or page.is_mask)
-        if k > MAX_PAGES:
-            raise UndecodableImage(f"more than {MAX_PAGES:,} pages")
-    described = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
-    return max(1, count, int(described))
+def _pages(data: bytes, file: Any) -> list[int]:
+    """Return which pages are no smaller copies of another and no masks of it; the first if there is no other.
 
-
-def _page(data: bytes, file: Any, number: int, reading: Reading) -> Pixels:
-    """Decode a page as it is stored: [H, W, C], transparency composited."""
-    if number >= len(file.pages):  # ImageJ stores a large stack behind one page
-        stack = file.series[0].asarray().reshape(-1, *file.pages[0].shape)
-        plane = stack[number]
-        return plane[:, :, None] if plane.ndim == 2 else plane
-    page = file.pages[number]
-    check_pixels(page.imagelength, page.imagewidth, reading.max_pixels)
-    if _for_pillow(page):
-        return _with_pillow(data, number, reading)
+    tifffile parses all tags of a page to say so, which takes longer than the pixels in a stack of a thousand pages.
+    """
+    layout = file.tiff
+    kinds: list[int] = []
+    offset = struct.unpack_from(layout.offsetformat, data, 8 if layout.is_bigtiff else 4)[0]
     try:
-        values = page.asarray()
-    except (ValueError, ImportError) as error:
-        if "imagecodecs" not in str(error):
-            raise
-        if (page.samplesperpixel, page.bitspersample, int(page.sampleformat or 1)) in ((1, 16, 1), (1, 32, 3)):
-            return _with_pillow(data, number, reading)
-        codec = getattr(page.compression, "name", page.compression)
-        raise UndecodableImage(
-            f"TIFF of {page.samplesperpixel} channels of {page.bitspersample} bits with {codec} compression, which "
-            "needs a further package: pip install 'hardpatch[tiff]'"
-        ) from None
+        while offset:
+            if len(kinds) == MAX_PAGES:
+                raise UndecodableImage(f"more than {MAX_PAGES:,} pages")
+            tags = struct.unpack_from(layout.tagnoformat, data, offset)[0]
+            start, end = offset + layout.tagnosize, offset + layout.tagnosize + tags * layout.tagsize
+            kinds.append(_kind(data, range(start, end, layout.tagsize), layout))
+            offset = struct.unpack_from(layout.offsetformat, data, end)[0]
+    except struct.error:
+        raise UndecodableImage(f"truncated TIFF (page {len(kinds) + 1} lies beyond its end)") from None
+    return [k for k, kind in enumerate(kinds) if not kind & (SMALLER | MASK)] or [0]
+
+
+def _kind(data: bytes, tags: range, layout: Any) -> int:
+    """Return the bits of the tag NewSubfileType; tags are in ascending order."""
+    for at in tags:
+        tag, dtype = struct.unpack_from(layout.byteorder + "HH", data, at)
+        if tag >= SUBFILE_TYPE:
+            break
+    else:
+        return 0
+    value = layout.byteorder + ("H" if dtype == SHORT else "I")
+    return int(struct.unpack_from(value, data, at + 4 + layout.offsetsize)[0]) if tag == SUBFILE_TYPE else 0
+
+
+def _planes(file: Any, pages: list[int]) -> int:
+    """Count the pages; ImageJ, MetaMorph and tifffile store many planes behind one."""
+    first = file.pages[pages[0]]
+    if len(pages) > 1 or not (first.is_imagej or first.is_shaped or first.is_stk):
+        return len(pages)
+    described = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
+    return max(1, described, math.prod(file.series[0].shape) // math.prod(first.shape))
+
+
+def _page(data: bytes, file: Any, pages: list[int], number: int, reading: Reading) -> Pixels:
+    """Decode a page upright: [H, W, C], transparency composited."""
+    index = pages[number] if number < len(pages) else pages[0]
+    page = file.pages[index]
+    check_pixels(page.imagelength, page.imagewidth, reading.max_pixels)
+    if number < len(pages) and _for_pillow(page):
+        return upright(_with_pillow(data, index, reading), _orientation(page))
+    values = _decoded(page) if number < len(pages) else _plane(data, file, page, number)
+    if values is None:
+        return upright(_with_pillow(data, index, reading), _orientation(page))
     if page.axes.startswith("S"):  # planar
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3):
         raise UndecodableImage(f"TIFF with axes {page.axes}; expected height, width and channels")
-    pixels = values[:, :, None] if values.ndim == 2 else values
-    if int(page.photometric or 0) == 0 and pixels.dtype.kind == "u":  # white is zero
-        pixels = np.iinfo(pixels.dtype).max - pixels
-    alpha = _alpha(page)
+    return upright(_meant(values[:, :, None] if values.ndim == 2 else values, page, reading), _orientation(page))
+
+
+def _decoded(page: Any) -> Pixels | None:
+    """Return the samples of a page; None if Pillow is to decode them."""
+    try:
+        return page.asarray()
+    except Exception as error:
+        if "imagecodecs" not in str(error):
+            raise
+    if (page.samplesperpixel, page.bitspersample, int(page.sampleformat or 1)) in ((1, 16, 1), (1, 32, 3)):
+        return None
+    codec = getattr(page.compression, "name", page.compression)
+    stored = f"with {codec} compression" if page.compression > 1 else "that fill no whole bytes"
+    raise UndecodableImage(
+        f"TIFF of {page.samplesperpixel} channels of {page.bitspersample} bits {stored}, which needs a further "
+        "package: pip install 'hardpatch[tiff]'"
+    ) from None
+
+
+def _plane(data: bytes, file: Any, page: Any, number: int) -> Pixels:
+    """Return a plane of a stack behind one page, whose planes follow each other."""
+    start, count = file.series[0].dataoffset, math.prod(page.shape)
+    dtype = np.dtype(file.byteorder + page.dtype.char)
+    if start is None or start + (number + 1) * count * dtype.itemsize > len(data):
+        raise UndecodableImage(f"plane {number + 1} of the stack is missing; the file is truncated")
+    return np.frombuffer(data, dtype, count, start + number * count * dtype.itemsize).reshape(page.shape)
+
+
+def _meant(pixels: Pixels, page: Any, reading: Reading) -> Pixels:
+    """Return the colors of the samples [H, W, S] of a page."""
+    photometric = int(page.photometric or 0)
+    if photometric in UNCONVERTED and page.samplesperpixel == 3:
+        raise UndecodableImage(
+            f"TIFF in {UNCONVERTED[photometric]} of {page.bitspersample} bits; convert it to RGB or to 8 bits"
+        )
+    if _has_palette(page):
+        return _of_palette(pixels[:, :, 0], page.tags[COLORMAP].value)
+    most = (1 << page.bitspersample) - 1
+    if photometric == WHITE_IS_ZERO and pixels.dtype.kind == "u":
+        pixels = most - pixels
+    if page.bitspersample < 8:
+        pixels = (pixels.astype(np.uint16) * 255 // most).astype(np.uint8)
     pixels = pixels.astype(kept_type(pixels.dtype))
-    if alpha and pixels.dtype.kind == "u":
-        return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading)
-    return pixels[:, :, :-1] if alpha else pixels
+    if NODATA in page.tags and page.bitspersample > 8:
+        pixels = _without_nodata(pixels, str(page.tags[NODATA].value))
+    if _alpha(page):
+        premultiplied = int(page.extrasamples[-1]) == PREMULTIPLIED
+        return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading, premultiplied=premultiplied)
+    return pixels
+
+
+def _without_nodata(pixels: Pixels, text: str) -> Pixels:
+    """Replace GDAL's value for missing pixels by NaN, or in integers by the least other value."""
+    try:
+        missing = pixels == (np.float32(text.strip(" \0")) if pixels.dtype.kind == "f" else float(text.strip(" \0")))
+    except ValueError:
+        return pixels
+    if missing.all() or not missing.any():
+        return pixels
+    return np.where(missing, np.float32(np.nan) if pixels.dtype.kind == "f" else pixels[~missing].min(), pixels)
+
+
+def _has_palette(page: Any) -> bool:
+    return int(page.photometric or 0) == PALETTE and page.samplesperpixel == 1 and COLORMAP in page.tags
+
+
+def _of_palette(indices: Pixels, colormap: Any) -> Pixels:
+    """Return the colors of a palette: of 16 bits, or of 8 where the indices have 8. Some programs write 8-bit ones."""
+    colors = np.asarray(colormap, np.uint16).reshape(3, -1).T
+    if indices.dtype == np.uint8:
+        colors = (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8)
+    return colors[indices]
 
 
 def _for_pillow(page: Any) -> bool:
     """Return True for 8-bit pictures with a meaning for each sample, which Pillow converts and decompresses."""
-    return not _raw(page) and page.bitspersample <= 8 and int(page.sampleformat or 1) == 1
+    if page.bitspersample not in (1, 2, 4, 8) or int(page.sampleformat or 1) != 1 or _raw(page):
+        return False
+    if _alpha(page) and (int(page.planarconfig) == 2 or page.samplesperpixel == 2):
+        return False
+    return int(page.compression) in PILLOW_CODECS and int(page.photometric or 0) in (0, 1, *COLORED)
 
 
 def _raw(page: Any) -> bool:
     """Return True if the samples of a pixel are channels of any kind, more than its colors and transparency."""
-    colors = {RGB_COLORS: 3, CMYK: 4, 6: 3, 8: 3}.get(int(page.photometric or 0), 1)
+    colors = {RGB_COLORS: 3, CMYK: 4, YCBCR: 3, CIELAB: 3}.get(int(page.photometric or 0), 1)
     return bool(page.samplesperpixel - _alpha(page) != colors)
 
 
@@ -129,7 +228,8 @@ def _alpha(page: Any) -> int:
     """1 if the last sample of a pixel is its transparency, else 0."""
     extra = [int(kind) for kind in page.extrasamples or ()]
     colors = 3 if int(page.photometric or 0) == RGB_COLORS else 1
-    return int(len(extra) == 1 and extra[0] in ALPHA and page.samplesperpixel == colors + 1)
+    alpha = [kind in ALPHA for kind in extra]
+    return int(sum(alpha) == 1 and alpha[-1] and page.samplesperpixel == colors + len(extra))
 
 
 def _orientation(page: Any) -> int:
@@ -138,13 +238,16 @@ def _orientation(page: Any) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def _with_pillow(data: bytes, number: int, reading: Reading) -> Pixels:
+def _with_pillow(data: bytes, index: int, reading: Reading) -> Pixels:
     """Decode a page with Pillow as it is stored."""
     with open_with_pillow(data, reading.max_pixels) as file:
-        if number:
-            file.seek(number)
+        if index:
+            file.seek(index)
         turned = file_orientation(file)
-        pixels = pixels_of(data, file, reading)
+        if file.mode == "P":
+            pixels = _of_palette(np.array(file), file.tag_v2[COLORMAP])  # type: ignore[attr-defined]
+        else:
+            pixels = pixels_of(data, file, reading)
         # newer versions of Pillow turn a TIFF upright and drop the tag
         done = TAG not in file.tag_v2  # type: ignore[attr-defined]
     return upright(pixels, {6: 8, 8: 6}.get(turned, turned)) if done else pixels
