@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hardpatch.check.collect import Collected
-from hardpatch.check.findings import Finding, Level, some
+from hardpatch.check.findings import Finding, Level
+from hardpatch.data.names import some
 from hardpatch.data.reading import type_range
 from hardpatch.data.sources import Source
 from hardpatch.pretrain.sections import RunConfig

@@ -81,7 +81,7 @@ def embed(
         workers=workers,
         progress=progress,
     )
-    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(bad)
+    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(bad)
     values = head(
         "embed",
         run=str(run),

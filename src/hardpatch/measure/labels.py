@@ -92,7 +92,7 @@ def labeled_features(
             columns=columns,
             progress=_shifted(progress, before, total),
         )
-        BadFiles(len(source), max_bad_fraction).update(features.bad)
+        BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(features.bad)
         results.append(features)
         before += len(source)
     train_features, val_features = results
