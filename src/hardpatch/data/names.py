@@ -40,6 +40,11 @@ def class_name(text: str) -> str:
     return printable(normalize("NFC", text))
 
 
+def path_text(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
+    """Return one path, or several, as a line of text."""
+    return os.fspath(paths) if isinstance(paths, str | os.PathLike) else " ".join(os.fspath(path) for path in paths)
+
+
 def some(names: Sequence[str], show: Callable[[str], str] = str) -> str:
     """Name the first few, and say how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

@@ -85,7 +85,7 @@ def embed(
     values = head(
         "embed",
         run=str(run),
-        data={"images": images if isinstance(images, str) else " ".join(images)},
+        data={"images": images},
         images={"images": written},
         classes=None,
         left_out=counts(source.skipped, len(bad)),
