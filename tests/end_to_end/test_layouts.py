@@ -169,12 +169,12 @@ def test_a_suite_names_columns_for_entries_that_have_none(
 
 
 def test_a_study_names_columns(two_labels: Path, tmp_path: Path, fails: Fails) -> None:
-    study = ("table4", "--scale", "micro", "--train.device", "cpu", "--out", tmp_path / "out", "--steps", 1)
-    study += ("--data", two_labels, "--val", two_labels, "--measures", "knn")
+    study = ["table4", "--scale=micro", "--train.device=cpu", "--steps=1", "--out", str(tmp_path / "out")]
+    study += ["--data", str(two_labels), "--val", str(two_labels), "--measures", "knn"]
     assert "2 columns could hold the images" in fails("study", *study)
-    study += ("--image_column", "picture", "--data.label_column", "coarse_label")
-    assert main(["study", "plan", *map(str, study), "--images_per_second", "100"]) == 0
-    assert main(["study", *map(str, study)]) == 0
+    study += ["--image_column", "picture", "--data.label_column", "coarse_label"]
+    assert main(["study", "plan", *study, "--images_per_second", "100"]) == 0
+    assert main(["study", *study]) == 0
     for row in json.loads((tmp_path / "out" / "table4" / "table.json").read_text())["rows"]:
         assert row["ours"]["knn"]["mean"] == pytest.approx(1), "each image is its own neighbor"
 

@@ -164,9 +164,13 @@ def show_json(target: str | None, content: Any) -> bool:
 
 
 def whole_set_arguments(parser: Parser) -> None:
-    """Add the images, --workers and --json of a verb that looks at all images of a set."""
-    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
+    """Add the images, --workers, --json and the settings of reading of a verb that looks at all images of a set."""
+    from hardpatch.pretrain.config import add_data_settings
+    from hardpatch.pretrain.data_section import READING
+
+    parser.add_argument("path", metavar="IMAGES", nargs="+", help="folders, files, Parquet files, demo:train")
     parser.add_argument(
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
     )
     json_argument(parser)
+    add_data_settings(parser, READING)

@@ -40,9 +40,14 @@ def class_name(text: str) -> str:
     return printable(normalize("NFC", text))
 
 
+def listed(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """Return one path, or several, as a list."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
 def path_text(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
     """Return one path, or several, as a line of text."""
-    return os.fspath(paths) if isinstance(paths, str | os.PathLike) else " ".join(os.fspath(path) for path in paths)
+    return " ".join(os.fspath(path) for path in listed(paths))
 
 
 def some(names: Sequence[str], show: Callable[[str], str] = str) -> str:

@@ -136,14 +136,11 @@ def resolve_range(
     Raises:
         UserError: if a range is empty or the number of ranges is not that of the channels.
     """
-    wide = sorted(set(found.dtypes) - {"uint8"})
-    dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
-    low, high = type_range("uint8" if not wide else dtype)
-    mixed = tuple(wide) if len(wide) > 1 else ()
-    reading = replace(reading, dtype=dtype, low=(low,), high=(high,), mixed=mixed)
+    reading = with_types(found, reading)
+    dtype, mixed, wide = reading.dtype, reading.mixed, {*found.dtypes} - {"uint8"}
     if not isinstance(setting, str):
         reading = _with_range(reading, setting)
-    if not wide or (setting != "auto" and not SIGNED & set(wide)):
+    if not wide or (setting != "auto" and not SIGNED & wide):
         return reading, []
     measured = sorted(i for name in wide for i in found.of_type[name])[:MEASURED]
     values = measured_range(source, measured, reading, found.of_type.get("float32", ()))
@@ -160,6 +157,14 @@ def resolve_range(
     if values.odd:
         notes.append(f"data.range: {len(measured)} images looked at: {values.odd}")
     return reading, notes
+
+
+def with_types(found: Survey, reading: Reading) -> Reading:
+    """Return a reading with the type that holds the values of the images, and the range of this type."""
+    wide = sorted(set(found.dtypes) - {"uint8"})
+    dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
+    low, high = type_range(dtype)
+    return replace(reading, dtype=dtype, low=(low,), high=(high,), mixed=tuple(wide) if len(wide) > 1 else ())
 
 
 def _with_range(reading: Reading, setting: Sequence[float] | Sequence[Sequence[float]]) -> Reading:
