@@ -278,7 +278,7 @@ def test_limits_columns_and_several_paths(tmp_path: Path, capsys: pytest.Capture
     assert "20 x 24 pixels; expected at most 100" in "".join(lines(capsys, tmp_path / "a", "--max_pixels", 100, code=1))
     table = write_parquet(tmp_path / "x.parquet", [png(200), png(100)], [0, 1])
     printed = lines(capsys, table, "--image_column", "image", "--label_column", "label")
-    assert row(printed, "images") == "2 images, 2 classes, labels in column 'label'"
+    assert row(printed, "images") == "2 images, 2 classes"
     assert row(printed, "settings").endswith(" --data.image_column=image --data.label_column=label")
 
 
