@@ -98,6 +98,18 @@ def test_an_image_beside_the_class_folders_is_the_reason_for_no_labels(archive: 
     assert open_source(write(archive, {"a.png": png(1)})).unlabeled == ""
 
 
+def test_folders_of_an_archive_without_an_image_are_named(archive: Path) -> None:
+    write(archive, {"set/cat/1.png": png(1), "set/dog/2.png": png(2), "set/owl/3.webm": b"x", "readme.txt": b"x"})
+    source = open_source(archive)
+    assert source.classes == ("cat", "dog")
+    assert source.notes == ["images below set/", "1 folders hold no image: owl"]
+
+
+def test_several_folders_of_one_split_leave_the_others_out(archive: Path) -> None:
+    write(archive, {"train_a/1.png": png(1), "train_b/2.png": png(2), "val/3.png": png(3)})
+    assert values(open_source(archive)) == [1, 2]
+
+
 def test_splits_within_an_archive_are_kept_apart(archive: Path) -> None:
     split = {"set/train/cat/1.png": png(1), "set/train/dog/2.png": png(2), "set/val/cat/3.png": png(3)}
     write(archive, split)

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
+from tests.data.small import write_png
 
 
 def test_bad_files_are_counted_and_logged_once() -> None:
@@ -42,3 +44,14 @@ def test_the_list_of_a_resumed_run_has_one_line_for_each_file(tmp_path: Path) ->
         bad.update(entries)
         assert len(bad) == 2
     assert (tmp_path / "undecodable.txt").read_text() == "a.jpg: broken\nline\\nbreak\\x85.jpg: broken\n"
+
+
+def test_a_class_that_loses_its_last_image_is_named(tmp_path: Path) -> None:
+    for name in ("a: cat/1.png", "a: cat/2.png", "dog/3.png"):
+        write_png(tmp_path / name)
+    source, lines = open_source(tmp_path), list[str]()
+    bad = BadFiles(3, 1.0, log=lines.append, source=source)
+    bad.update([f"{source.name(0)}: broken: at byte 3"])
+    assert len(lines) == 1
+    bad.update([f"{source.name(0)}: broken: at byte 3", f"{source.name(1)}: empty file"])
+    assert lines[2:] == ["class 'a: cat' has no image that can be decoded"]

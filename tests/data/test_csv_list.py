@@ -141,3 +141,11 @@ def test_a_folder_with_only_a_list_says_to_name_it(tmp_path: Path) -> None:
     path = write(tmp_path, "path,label\n/images/a.png,1\n")
     with pytest.raises(UserError, match=f"no images in this folder.*a list of images is named itself: {path}"):
         open_source(tmp_path)
+
+
+def test_a_class_of_which_no_file_is_read_is_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("path,label\na.png,cat\nb.webm,owl\nb.webm,cat\n,dog\n")
+    source = open_source(tmp_path / "list.csv")
+    assert source.classes == ("cat",)
+    assert "2 classes have no image: dog, owl" in source.notes

@@ -8,6 +8,7 @@ from hardpatch.data.folders import FileSource, PassedBy, list_images
 from hardpatch.data.reading import GRAY as GRAYSCALE
 from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import open_source
+from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from tests.data.small import names, png, values, write_png
 
@@ -32,6 +33,54 @@ def test_top_level_folders_are_classes(tmp_path: Path) -> None:
     assert source.classes == ("cat", "dog")
     assert values(source) == [2, 3, 1]
     assert [source.label(i) for i in range(3)] == [0, 0, 1]
+
+
+def test_folders_without_an_image_are_named(tmp_path: Path) -> None:
+    for name in ("dog/1.png", "cat/2.png"):
+        write_png(tmp_path / name)
+    assert open_source(tmp_path).notes == []
+    for name in ("owl/1.webm", "dog/notes.txt", ".cache/1.txt"):
+        write_png(tmp_path / name)
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "1.png").symlink_to("nowhere.png")
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    source = open_source(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert source.notes == ["3 folders hold no image: empty, gone, owl"]
+    assert open_source(f"{tmp_path}/*").notes == ["1 folders hold no image: owl"]
+
+
+def test_folders_of_splits_are_kept_apart(tmp_path: Path) -> None:
+    for k, name in enumerate(["Train/cat/1.png", "Train/dog/2.png", "val/cat/3.png", "test/4.png", "Train/owl/x.webm"]):
+        write_png(tmp_path / name, k)
+    train, val = open_source(tmp_path), open_source(tmp_path, role="val")
+    assert (values(train), values(val)) == ([0, 1], [2])
+    assert (train.classes, val.classes) == (("cat", "dog"), ("cat",))
+    assert train.notes == ["split train", "images below Train/", "1 folders hold no image: owl"]
+    assert [str(entry) for entry in train.skipped[1:]] == [
+        f"1 images of the split test (the first: {tmp_path / 'test' / '4.png'})",
+        f"1 images of the split validation (the first: {tmp_path / 'val' / 'cat' / '3.png'})",
+    ]
+    pattern = open_source(f"{tmp_path}/*")
+    assert values(pattern) == [0, 1, 3, 2]
+    assert "folders of several splits: 1 of split train, 1 of split test, 1 of split validation" in pattern.notes
+    write_png(tmp_path / "extra" / "5.png")
+    write_png(tmp_path / "cover.png")
+    assert values(open_source(tmp_path)) == [0, 1]
+    assert "left out 2 images of no split" in summarize(open_source(tmp_path))
+
+
+def test_folders_of_classes_that_sound_like_splits_are_classes(tmp_path: Path) -> None:
+    for name in ("bullet train/1.png", "test tube/2.png", "owl/3.png"):
+        write_png(tmp_path / name)
+    assert open_source(tmp_path).classes == ("bullet train", "owl", "test tube")
+
+
+def test_splits_of_which_none_is_meant_are_refused(tmp_path: Path) -> None:
+    for name in ("val/cat/1.png", "test/cat/2.png"):
+        write_png(tmp_path / name)
+    with pytest.raises(UserError, match=r"expected folders of one split, got .*; name one, such as .*/test$"):
+        open_source(tmp_path)
 
 
 def test_image_beside_the_folders_makes_the_tree_unlabeled(tmp_path: Path) -> None:

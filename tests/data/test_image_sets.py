@@ -1,6 +1,7 @@
 """Sets of images of more than 8 bits or other channels: what is found in them, and their way to the device."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_range_of_a_set_of_12_bits_is_measured(deep_set: Path) -> None:
     source = open_source(deep_set)
     found = survey(source)
     assert (dict(found.dtypes), dict(found.channels)) == ({"uint16": 12}, {1: 12})
-    reading, note = resolve_range("auto", source, found, Reading(1))
+    reading, (note,) = resolve_range("auto", source, found, Reading(1))
     assert reading.dtype == "uint16"
     assert reading.low[0] == pytest.approx(100, abs=10)
     assert reading.high[0] == pytest.approx(4095, abs=10)
@@ -101,7 +102,36 @@ def test_eight_bits_among_sixteen_are_brought_to_their_scale(tmp_path: Path) -> 
     source = open_source(tmp_path)
     reading = Reading(1, "uint16", high=(4095.0,))
     assert [int(source.image(i, reading)[0, 0, 0]) for i in range(2)] == [819, 819]
-    assert measured_range(source, [1], reading)[2:] == (819, 819)
+    measured = measured_range(source, [1], reading)
+    assert (measured.least, measured.most, measured.odd) == (819, 819, "")
+
+
+@pytest.mark.parametrize("setting", ["auto", "type", [0.0, 50.0]])
+def test_values_that_are_no_numbers_are_counted_and_do_not_move_the_range(setting: Any, tmp_path: Path) -> None:
+    for k in range(4):
+        pixels = np.linspace(1000, 2000, 400, dtype=np.float32).reshape(20, 20)
+        if k < 3:
+            pixels[0, :5] = np.nan
+        if k == 1:
+            pixels[1, :2] = (np.inf, -np.inf)
+        np.save(tmp_path / f"{k}.npy", pixels)
+    source = open_source(tmp_path)
+    reading, notes = resolve_range(setting, source, survey(source), Reading(1))
+    assert notes[-1] == (
+        "data.range: 4 images looked at: 17 values in 3 of them are NaN or infinite and become the ends of the range"
+    )
+    if setting == "auto":
+        assert 1000 <= reading.low[0] < 1020, "NaN, which is read as a number later, is not one of the values"
+        assert (source.image(0, reading)[0, :5] == reading.low[0]).all()
+    np.save(tmp_path / "4.npy", np.full((20, 20), -1, np.int16))
+    source = open_source(tmp_path / "4.npy")
+    assert resolve_range("type", source, survey(source), Reading(1))[1] == [
+        "data.range: 1 images looked at: 400 values in 1 of them are negative"
+    ]
+    np.save(tmp_path / "4.npy", np.full((20, 20), np.nan, np.float32))
+    source = open_source(tmp_path / "4.npy")
+    with pytest.raises(UserError, match=r"none of the values in 1 images is a number"):
+        resolve_range("auto", source, survey(source), Reading(1))
 
 
 # bands in files of their own

@@ -89,8 +89,8 @@ def test_many_bands_in_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert load_backbone(out).reading == model.reading
 
 
-def test_gray_rgb_and_deep_images_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "images"
+def write_mixed(folder: Path) -> Path:
+    """Write photographs of several sizes and formats, gray and in color, of 8 and of 16 bits."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for k in range(4):
@@ -99,7 +99,11 @@ def test_gray_rgb_and_deep_images_in_one_folder(tmp_path: Path, capsys: pytest.C
         Image.fromarray(rgb[..., 0]).save(folder / f"{k}.png")
         Image.fromarray(rgb).save(folder / f"{k}.webp", lossless=True)
         tifffile.imwrite(folder / f"{k}.tif", rgb[..., 0].astype(np.uint16) * 16)
-    run = tmp_path / "run"
+    return folder
+
+
+def test_gray_rgb_and_deep_images_in_one_folder(tmp_path: Path) -> None:
+    folder, run = write_mixed(tmp_path / "images"), tmp_path / "run"
     assert main(["pretrain", "--data", str(folder), "--out", str(run), *SMALL]) == 0
     reading = hardpatch.load(run).reading
     assert (reading.number, reading.dtype) == (3, "uint16")

@@ -2,17 +2,22 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import yaml
 from PIL import Image
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.data.reading import Reading
+from hardpatch.errors import UserError
 from tests.data.small import MANY_WORKERS, make_folder, png, write_parquet, write_png
+from tests.end_to_end.test_any_image import SMALL, write_mixed, write_set
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
@@ -203,9 +208,97 @@ def test_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert values["statistics"]["channels"] == 3
 
 
+def pretrained(images: Path, out: Path, settings: list[str], *more: str) -> Reading:
+    """Pre-train for a step with the settings that a check recommends, and return how the images are read."""
+    arguments = [argument for setting in settings for argument in shlex.split(setting)]  # as a shell takes them
+    assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL, "--steps=1", *more, *arguments]) == 0
+    return hardpatch.load(out).reading
+
+
+@pytest.mark.parametrize("kind", ["13 bands", "floats", "not square", "mixed"])
+def test_recommended_settings_are_those_of_a_training(kind: str, tmp_path: Path) -> None:
+    images, json_file, out = tmp_path / "images", tmp_path / "check.json", tmp_path / "run"
+    if kind == "mixed":
+        write_mixed(images)
+    else:
+        channels, dtype = {"13 bands": (13, "uint16"), "floats": (1, "float32"), "not square": (3, "uint16")}[kind]
+        write_set(images, channels, dtype, size=(12, 60) if kind == "not square" else (20, 28))
+    if kind == "floats":
+        np.save(images / "class0" / "holes.npy", np.array([[np.nan, -9.0], [1.5e-7, np.inf]], np.float32))
+    assert main(["check", str(images), "--workers", "0", "--json", str(json_file)]) == 0
+    statistics = json.loads(json_file.read_text())["statistics"]
+    size = ("--data.image_size=[8,40]",) if kind == "not square" else ()
+    reading = pretrained(images, out, statistics["settings"], *size)
+    assert (reading.number, reading.dtype) == (statistics["channels"], statistics["dtype"])
+    assert (reading.low[0], reading.high[0]) == pytest.approx(statistics["range"], rel=1e-6)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["data"]["mean"] == pytest.approx(statistics["mean"], rel=1e-4)
+    if kind == "floats":
+        line = "2 values in 1 of them are NaN or infinite and become the ends of the range"
+        assert f"data.range: 13 images looked at: {line}" in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "channels"),
+    [
+        (["--pages", "first"], 4, 1),
+        (["--data.pages=all"], 12, 1),
+        (["--pages", "channels"], 4, 3),
+        (["--pages", "channels", "--channels", "[2,0]"], 4, 2),
+        (["--pages", "all", "--bands", '["*a.tif", "*b.tif"]'], 2, 2),
+    ],
+)
+def test_settings_of_the_reading(
+    options: list[str], images: int, channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        pages = rng.integers(0, 3000, (1 if "--bands" in options else 3, 20, 24), dtype=np.uint16)
+        tifffile.imwrite(folder / f"{k // 2}{'ab'[k % 2]}.tif", pages, photometric="minisblack")
+    if "--bands" not in options:
+        assert "4 of 4 images cannot be decoded" in row(lines(capsys, folder, code=1), "refused")
+    printed = lines(capsys, folder, *options)
+    assert row(printed, "readable") == f"{images} of {images}"
+    assert row(printed, "channels") == f"{images} of {channels}"
+    assert pretrained(folder, tmp_path / "run", [row(printed, "settings")]).number == channels
+    assert main(["stats", str(folder), "--workers", "0", *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == row(printed, "settings")
+
+
+def test_limits_columns_and_several_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path / "a", 6)
+    make_folder(tmp_path / "b", 3, broken=(0,))
+    printed = lines(capsys, tmp_path / "a", tmp_path / "b", code=1)
+    assert row(printed, "images") == "9 images, 3 classes, classes of 2 paths brought together by name"
+    assert row(printed, "refused").startswith("1 of 9 images cannot be decoded (11.11%); at most 10% may be")
+    printed = lines(capsys, tmp_path / "a", tmp_path / "b", "--max_bad_fraction", 0.2)
+    assert "--data.max_bad_fraction=0.2" in row(printed, "settings")
+    assert "20 x 24 pixels; expected at most 100" in "".join(lines(capsys, tmp_path / "a", "--max_pixels", 100, code=1))
+    table = write_parquet(tmp_path / "x.parquet", [png(200), png(100)], [0, 1])
+    printed = lines(capsys, table, "--image_column", "image", "--label_column", "label")
+    assert row(printed, "images") == "2 images, 2 classes"
+    assert row(printed, "settings").endswith(" --data.image_column=image --data.label_column=label")
+
+
+def test_folders_of_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path / "train", 6)
+    make_folder(tmp_path / "val", 3)
+    printed = lines(capsys, tmp_path, "--labels")
+    assert row(printed, "images").startswith("6 images, 3 classes, split train, images below train/, left out 3 images")
+    assert row(printed, "balance").startswith("smallest '0' with 2")
+    assert rows(printed, "warning") == []
+
+
 def test_mistakes(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "no such file" in fails("check", tmp_path / "nowhere")
     (tmp_path / "1.png").symlink_to("nowhere.png")
     assert "no images in this folder" in (line := fails("check", tmp_path))
     assert "1 links that lead nowhere" in line
     assert "--workers: expected auto or a whole number from 0, got x" in fails("check", tmp_path, "--workers", "x")
+    for verb in ("check", "stats"):
+        assert "data.pages" in fails(verb, tmp_path, "--pages", "some")
+        assert "data.max_pixels: expected 1 or more" in fails(verb, tmp_path, "--max_pixels", "0")
+    with pytest.raises(UserError, match="did you mean 'pages'"):
+        hardpatch.stats(tmp_path, page="first")

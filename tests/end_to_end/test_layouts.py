@@ -141,6 +141,44 @@ def test_shrink_embed_and_score_say_what_they_leave_out(
     assert "IMAGES: 30 images, 2 classes, split train" in said
 
 
+@pytest.fixture(scope="module")
+def two_labels(layouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a table with two columns of images and two of labels."""
+    table = pq.read_table(layouts / "hub" / "test-0.parquet")
+    table = table.append_column("coarse_label", table["kind_label"]).append_column("thumbnail", table["picture"])
+    path = tmp_path_factory.mktemp("columns") / "set.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+def test_a_suite_names_columns_for_entries_that_have_none(
+    run: Path, two_labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"train": str(two_labels), "val": str(two_labels), "k": 3, "workers": 0, "no_cache": True}
+    entries = [
+        {"name": "a", "verb": "knn", **sets},
+        {"name": "b", "verb": "knn", **sets, "label_column": "coarse_label"},
+    ]
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(entries))
+    columns = ("--image_column", "thumbnail", "--label_column", "kind_label")
+    said = printed(capsys, "evaluate", run, "--suite", tmp_path / "suite.yaml", "--out", tmp_path / "out", *columns)
+    named = [line for line in said.splitlines() if line.startswith("--train: ")]
+    assert len(named) == 2
+    assert "images in column 'thumbnail', labels in column 'kind_label'" in named[0]
+    assert "images in column 'thumbnail', labels in column 'coarse_label'" in named[1]
+
+
+def test_a_study_names_columns(two_labels: Path, tmp_path: Path, fails: Fails) -> None:
+    study = ["table4", "--scale=micro", "--train.device=cpu", "--steps=1", "--out", str(tmp_path / "out")]
+    study += ["--data", str(two_labels), "--val", str(two_labels), "--measures", "knn"]
+    assert "2 columns could hold the images" in fails("study", *study)
+    study += ["--image_column", "picture", "--data.label_column", "coarse_label"]
+    assert main(["study", "plan", *study, "--images_per_second", "100"]) == 0
+    assert main(["study", *study]) == 0
+    for row in json.loads((tmp_path / "out" / "table4" / "table.json").read_text())["rows"]:
+        assert row["ours"]["knn"]["mean"] == pytest.approx(1), "each image is its own neighbor"
+
+
 def test_tokenizer_and_bench_read_them_too(layouts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tokenizer"
     command = ["tokenizer", "--data", layouts / "hub", layouts / "shard.tar", "--image_column", "picture", "--out", out]

@@ -1,7 +1,7 @@
 """One pass over all images of a set, in worker processes: what each file is, and the values of its pixels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from hardpatch.check.histogram import Counts, Histogram, count_values
-from hardpatch.data.decode import decode, read_header
+from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.header import Header
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
@@ -82,18 +82,24 @@ class Collected:
 
 
 def collect(
-    source: Source, workers: int = 0, progress: Callable[[int, int | None], None] = lambda done, total: None
+    source: Source,
+    workers: int = 0,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    reading: Reading = RGB,
+    channels: int | tuple[int, ...] | None = None,
 ) -> Collected:
-    """Read and decode every image once, in its own channels and type.
+    """Read and decode every image once, in its own type.
 
     Args:
         source: the images.
+        reading: pages, background and size of the images.
+        channels: those that are read; None takes the image's own.
         workers: processes that decode.
         progress: called with the number of images done and of all images.
     """
     found = Collected(len(source))
     i = 0
-    for chunk in batch_loader(_Looks(source), None, workers):
+    for chunk in batch_loader(_Looks(source, reading, channels), None, workers):
         for look in chunk:
             _add(found, i, source.name(i), look)
             i += 1
@@ -104,39 +110,42 @@ def collect(
 class _Looks(Dataset[list[Look]]):
     """Chunk k of a source."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, reading: Reading, channels: int | tuple[int, ...] | None) -> None:
+        self.source, self.reading, self.channels = source, reading, channels
 
     def __len__(self) -> int:
         return -(-len(self.source) // CHUNK)
 
     def __getitem__(self, k: int) -> list[Look]:
-        return [look_at(self.source, i) for i in range(k * CHUNK, min((k + 1) * CHUNK, len(self.source)))]
+        indices = range(k * CHUNK, min((k + 1) * CHUNK, len(self.source)))
+        return [look_at(self.source, i, self.reading, self.channels) for i in indices]
 
 
-def look_at(source: Source, i: int) -> Look:
-    """Look at one image."""
+def look_at(source: Source, i: int, reading: Reading = RGB, channels: int | tuple[int, ...] | None = None) -> Look:
+    """Look at one image; see :func:`collect`."""
+    look = Look(b"", None)
     try:
         data = source.encoded(i)
-    except UndecodableImage as error:
-        return Look(b"", None, str(error))
-    if data is None:
-        pixels = source.image(i, RGB)
-        return _values(Look(blake2b(pixels.tobytes(), digest_size=16).digest(), header_of(source, i)), pixels)
-    look = Look(blake2b(data, digest_size=16).digest(), None)
-    try:
-        header = read_header(data)
+        look = look._replace(digest=b"" if data is None else blake2b(data, digest_size=16).digest())
+        header = header_of(source, i, reading)
         look = look._replace(header=header)
-        return _values(look, decode(data, own_reading(header)))
+        own = own_reading(header, reading if channels is None else reading.with_channels(channels), channels is None)
+        if data is None:
+            pixels = source.image(i, own)
+            look = look._replace(digest=blake2b(pixels.tobytes(), digest_size=16).digest())
+        else:
+            with named_errors(source.name, i):
+                pixels = decode(data, own)
     except UndecodableImage as error:
-        return look._replace(reason=f"{source.name(i)}: {error}")
+        return look._replace(reason=str(error))
+    return _values(look._replace(header=header._replace(channels=own.number)), pixels)
 
 
-def own_reading(header: Header) -> Reading:
+def own_reading(header: Header, reading: Reading, own_channels: bool) -> Reading:
     """Return the reading that leaves an image as it is stored; with floating point NaN and infinity stay as well."""
-    if header.dtype != "float32":
-        return Reading(header.channels, header.dtype)
-    return Reading(header.channels, header.dtype, low=(np.nan,), high=(np.inf,))
+    channels = header.channels if own_channels else reading.channels
+    low, high = ((np.nan,), (np.inf,)) if header.dtype == "float32" else (RGB.low, RGB.high)
+    return replace(reading, channels=channels, dtype=header.dtype, low=low, high=high)
 
 
 def _values(look: Look, pixels: Pixels) -> Look:

@@ -1,11 +1,7 @@
 """Findings of a check: lines about a set of images."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-NAMED = 3
-"""Names that a line shows; all of them are in the JSON."""
 
 Level = Literal["note", "warning", "refused"]
 
@@ -25,9 +21,3 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {"kind": self.kind, "level": self.level, "text": self.text, "names": self.names}
-
-
-def some(names: Sequence[str], show: Callable[[str], str] = str) -> str:
-    """Name the first few."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(show(name) for name in names[:NAMED]) + more

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from hardpatch.check.findings import Finding, Level, some
+from hardpatch.check.findings import Finding, Level
 from hardpatch.data.folders import PassedBy, class_names, list_images
+from hardpatch.data.names import some
+from hardpatch.data.splits import of_one_split
 
 
 @dataclass
@@ -25,9 +27,12 @@ class Folder:
 
 
 def look_at_folder(root: Path) -> Folder:
-    """List a folder of images. Raises UserError if that is impossible."""
+    """List a folder of images, or that of the split that is read. Raises UserError if that is impossible."""
     passed = PassedBy()
     images, _ = list_images(root, passed)
+    split = of_one_split(images, os.sep, "train", str(root))
+    if split is not None and split.folder:
+        return look_at_folder(root / split.folder)
     folder = Folder(root, images, passed, class_names(images) if images else None)
     if not images:  # Parquet files, which have classes of their own
         return folder

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hardpatch.check.collect import Collected
-from hardpatch.check.findings import Finding, Level, some
+from hardpatch.check.findings import Finding, Level
+from hardpatch.choices import PagesName
+from hardpatch.data.names import some
 from hardpatch.data.reading import type_range
 from hardpatch.data.sources import Source
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.data_section import DataConfig
 
 NARROW = 0.25
 """Share of the range of a type below which the greatest value is said to be small."""
@@ -33,11 +35,11 @@ def balance_of(found: Collected, source: Source) -> Balance | None:
     return Balance({name: labels[k] for k, name in enumerate(source.classes)}, labels[None])
 
 
-def image_findings(found: Collected, source: Source) -> list[Finding]:
-    """Say what `pretrain` does with what was found in the images."""
+def image_findings(found: Collected, source: Source, data: DataConfig) -> list[Finding]:
+    """Say what `pretrain` with these settings does with what was found in the images."""
     return [
-        *_broken(found),
-        *_kinds(found),
+        *_broken(found, data.max_bad_fraction),
+        *_kinds(found, data.pages),
         *_types(found),
         *_values(found),
         *_duplicates(found, source),
@@ -71,10 +73,10 @@ def class_findings(balance: Balance | None, labels: bool, known: Sequence[Findin
     return findings
 
 
-def _broken(found: Collected) -> list[Finding]:
+def _broken(found: Collected, limit: float) -> list[Finding]:
     if not found.broken:
         return []
-    count, limit = len(found.broken), RunConfig().data.max_bad_fraction
+    count = len(found.broken)
     text = f"{count} of {found.total} images cannot be decoded ({count / found.total:.2%})"
     if count == found.total:
         text += "; none is left"
@@ -86,16 +88,22 @@ def _broken(found: Collected) -> list[Finding]:
     return [Finding("broken", text, list(found.broken.values()), level)]
 
 
-def _kinds(found: Collected) -> list[Finding]:
+PAGES: dict[PagesName, str] = {
+    "error": "they count as broken unless --data.pages is first, all or channels",
+    "first": "the first is read",
+    "all": "each is an image",
+    "channels": "they are the channels of one image",
+}
+"""Treatment of files of several pages."""
+
+
+def _kinds(found: Collected, pages: PagesName) -> list[Finding]:
     """Say what is unusual in how files are stored."""
     findings = []
     if found.paged:
         names, most = list(found.paged), max(found.paged.values())
-        text = (
-            f"{len(names)} files have several pages or frames, up to {most} (the first: {names[0]}); "
-            "they count as broken unless --data.pages is first, all or channels"
-        )
-        findings.append(Finding("pages", text, names, "warning"))
+        text = f"{len(names)} files have several pages or frames, up to {most} (the first: {names[0]}); {PAGES[pages]}"
+        findings.append(Finding("pages", text, names, "warning" if pages == "error" else "note"))
     if found.survey.turned:
         text = f"{found.survey.turned} are stored turned and read upright by their EXIF (the first: {found.turned})"
         findings.append(Finding("turned", text, [found.turned]))

@@ -7,14 +7,16 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from hardpatch.check.collect import Collected, collect
+from hardpatch.check.collect import Collected
 from hardpatch.check.findings import Finding
 from hardpatch.check.folder import folder_findings, look_at_folder
 from hardpatch.check.images import Balance, balance_of, class_findings, image_findings
-from hardpatch.check.stats import Statistics, statistics_of
+from hardpatch.check.reading import ReadingSettings, reading_settings
+from hardpatch.check.stats import Statistics, look_at_all, statistics_of
 from hardpatch.check.targets import annotation_findings, mask_findings
-from hardpatch.data.reading import RGB, type_range
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.names import listed, path_text
+from hardpatch.data.reading import type_range
+from hardpatch.data.sources import Paths
 from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
@@ -71,7 +73,7 @@ class Check:
 
 
 def check(
-    path: str | PathLike[str],
+    path: Paths,
     *,
     labels: bool = False,
     annotations: str | PathLike[str] | None = None,
@@ -79,55 +81,58 @@ def check(
     classes: str | None = None,
     workers: int | str = "auto",
     progress: Callable[[int, int | None], None] = lambda done, total: None,
+    **settings: Any,
 ) -> Check:
     """Look at every image of a set, and say what a training would do with it: ``hardpatch check``.
 
     Nothing is changed or written.
 
     Args:
-        path: images, see :func:`hardpatch.data.sources.open_source`.
+        path: images, one path or several; see :func:`hardpatch.data.sources.open_source`.
         labels: check the set for a training on labels, too, which is refused without two classes.
         annotations: objects of the images, as `detect` reads them; then `path` is a folder.
         masks: folder of label maps, as `segment` reads them; then `path` is a folder.
         classes: number of classes of the label maps, or a file of their names; ``classes.txt`` beside them by default.
         workers: processes that decode images.
         progress: called with the number of images done and of all images.
+        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.pretrain.data_section.READING`).
 
     Raises:
         UserError: if there are no images, or for more than one of labels, annotations and masks.
     """
-    number = resolve_workers(workers)
-    _check_arguments(path, labels, annotations, masks, classes)
-    source = open_source(path)
-    findings = folder_findings(look_at_folder(Path(path)), labels) if Path(path).is_dir() else []
-    found = collect(source, number, progress)
-    findings += image_findings(found, source)
+    number, paths, chosen = resolve_workers(workers), listed(path), reading_settings(settings)
+    _check_arguments(paths, labels, annotations, masks, classes)
+    source, folder, limit = chosen.open(path), Path(paths[0]), chosen.data.max_bad_fraction
+    folders = [Path(each) for each in paths if Path(each).is_dir()]
+    findings = [finding for each in folders for finding in folder_findings(look_at_folder(each), labels)]
+    found = look_at_all(source, chosen, number, progress)
+    findings += image_findings(found, source, chosen.data)
     balance = balance_of(found, source)
     findings += class_findings(balance, labels, findings)
-    statistics, refusal = _statistics(found, source)
-    reading = RGB if statistics is None else statistics.reading()
+    statistics, refusal = _statistics(found, chosen)
+    reading = chosen.initial if statistics is None else statistics.reading
     if annotations is not None:
-        findings += annotation_findings(Path(path), str(annotations), reading, number, progress)
+        findings += annotation_findings(folder, str(annotations), reading, limit, number, progress)
     if masks is not None:
-        findings += mask_findings(Path(path), str(masks), classes, reading, number, progress)
-    return Check(str(path), summarize(source), found, statistics, balance, findings + refusal)
+        findings += mask_findings(folder, str(masks), classes, reading, limit, number, progress)
+    return Check(path_text(path), summarize(source), found, statistics, balance, findings + refusal)
 
 
-def _check_arguments(path: Any, labels: bool, annotations: Any, masks: Any, classes: str | None) -> None:
+def _check_arguments(paths: list[Any], labels: bool, annotations: Any, masks: Any, classes: str | None) -> None:
     given = [name for name, value in (("labels", labels), ("annotations", annotations), ("masks", masks)) if value]
     if len(given) > 1:
         raise UserError(f"--{given[1]}: expected one of --labels, --annotations and --masks, got --{given[0]}, too")
-    if given and given != ["labels"] and not Path(path).is_dir():
-        raise UserError(f"--{given[0]}: expected a folder of images, got {path}")
+    if given and given != ["labels"] and not (len(paths) == 1 and Path(paths[0]).is_dir()):
+        raise UserError(f"--{given[0]}: expected a folder of images, got {path_text(paths)}")
     if classes is not None and masks is None:
         raise UserError("--classes: names the classes of --masks, which is missing")
 
 
-def _statistics(found: Collected, source: Source) -> tuple[Statistics | None, list[Finding]]:
+def _statistics(found: Collected, chosen: ReadingSettings) -> tuple[Statistics | None, list[Finding]]:
     """Return the statistics, or why there are none."""
     if not found.histograms:
         return None, []  # all are broken, which is a finding already
     try:
-        return statistics_of(found, source), []
+        return statistics_of(found, chosen), []
     except UserError as error:
         return None, [Finding("settings", str(error), level="refused")]

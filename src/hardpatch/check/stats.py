@@ -1,18 +1,19 @@
 """Mean and deviation of each channel over all images, and the range of their values."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from hardpatch.check.collect import Collected, collect
 from hardpatch.check.histogram import percentile
+from hardpatch.check.reading import ReadingSettings, reading_settings
 from hardpatch.data.reading import RGB, Reading, type_range
-from hardpatch.data.sources import Source, open_source
+from hardpatch.data.sources import Paths, Source
 from hardpatch.data.statistics import least_std
-from hardpatch.data.survey import PERCENTILES, resolve_channels, resolve_range
+from hardpatch.data.survey import PERCENTILES, Survey, resolve_channels, with_types
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 
@@ -37,55 +38,67 @@ class Statistics:
     negative: int = 0
     broken: list[str] = field(default_factory=list)
     """"name: reason" of the images that cannot be decoded"""
-
-    def reading(self) -> Reading:
-        """Return how these images are read with the settings that fit."""
-        low, high = self.range
-        return Reading(self.channels, self.dtype, low=(low,), high=(high,))
+    reading: Reading = RGB
+    """with the settings that fit"""
+    given: list[str] = field(default_factory=list)
+    """settings of the reading that were given"""
 
     def settings(self) -> list[str]:
         """Return the settings of ``hardpatch pretrain`` that fit these images."""
         low, high = self.range
+        channels = self.reading.channels
         return [
             f"--data.mean=[{','.join(f'{value:.5g}' for value in self.mean)}]",
             f"--data.std=[{','.join(f'{value:.5g}' for value in self.std)}]",
-            f"--data.range=[{low:g},{high:g}]",
-            f"--data.channels={self.channels}",
+            f"--data.range=[{low:.9g},{high:.9g}]",
+            f"--data.channels={channels if isinstance(channels, int) else json.dumps(channels, separators=(',', ':'))}",
+            *self.given,
         ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON file."""
-        return {**self.__dict__, "range": list(self.range), "settings": self.settings()}
+        plain = {name: value for name, value in self.__dict__.items() if name not in ("reading", "given")}
+        return {**plain, "range": list(self.range), "settings": self.settings()}
 
 
 def stats(
-    path: str | PathLike[str],
+    path: Paths,
     *,
     workers: int | str = "auto",
     progress: Callable[[int, int | None], None] = lambda done, total: None,
+    **settings: Any,
 ) -> Statistics:
     """Measure all images of a set in one pass: ``hardpatch stats``.
 
     Args:
-        path: images, see :func:`hardpatch.data.sources.open_source`.
+        path: images, one path or several; see :func:`hardpatch.data.sources.open_source`.
         workers: processes that decode images.
         progress: called with the number of images done and of all images.
+        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.pretrain.data_section.READING`).
 
     Raises:
         UserError: if there are no images, none can be decoded, or they have different channels.
     """
-    source = open_source(path)
-    return statistics_of(collect(source, resolve_workers(workers), progress), source)
+    chosen = reading_settings(settings)
+    return statistics_of(look_at_all(chosen.open(path), chosen, resolve_workers(workers), progress), chosen)
 
 
-def statistics_of(found: Collected, source: Source) -> Statistics:
+def look_at_all(
+    source: Source, chosen: ReadingSettings, workers: int, progress: Callable[[int, int | None], None]
+) -> Collected:
+    """Look at all images as the settings read them."""
+    channels = None if chosen.data.channels == "auto" else resolve_channels(chosen.data.channels, Survey())
+    return collect(source, workers, progress, chosen.initial, channels)
+
+
+def statistics_of(found: Collected, chosen: ReadingSettings) -> Statistics:
     """Compute the statistics of images that were collected. Raises UserError as :func:`stats` does."""
     if not found.histograms:
         raise UserError(
             f"none of the {found.total} images can be decoded; the first: {next(iter(found.broken.values()))}"
         )
-    channels = resolve_channels("auto", found.survey)
-    reading, _ = resolve_range("type", source, found.survey, RGB.with_channels(channels))
+    channels = resolve_channels(chosen.data.channels, found.survey)
+    reading = with_types(found.survey, chosen.initial.with_channels(channels))
     percentiles: dict[str, float] = {}
     if set(found.survey.dtypes) - {"uint8"}:
         percentiles = _percentiles(found, reading)
@@ -103,6 +116,8 @@ def statistics_of(found: Collected, source: Source) -> Statistics:
         found.missing,
         found.negative,
         list(found.broken.values()),
+        reading,
+        chosen.given,
     )
 
 

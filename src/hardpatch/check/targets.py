@@ -7,12 +7,13 @@ from pathlib import Path
 from hardpatch.check.findings import Finding, Level
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
-from hardpatch.pretrain.sections import RunConfig
 
 Count = Callable[[int, int | None], None]
 
 
-def annotation_findings(folder: Path, path: str, reading: Reading, threads: int, count: Count) -> list[Finding]:
+def annotation_findings(
+    folder: Path, path: str, reading: Reading, limit: float, threads: int, count: Count
+) -> list[Finding]:
     """Read annotations of the images of a folder, and compare the sizes of the images with them."""
     from hardpatch.detect.annotations import summary
     from hardpatch.detect.extents import place, without_images
@@ -40,7 +41,7 @@ def annotation_findings(folder: Path, path: str, reading: Reading, threads: int,
     findings = [Finding("annotations", f"--annotations: {text}", [path]) for text in (summary(read), *read.notes)]
     if decoded.bad:
         bad = list(decoded.bad.values())
-        level: Level = "refused" if len(bad) > RunConfig().data.max_bad_fraction * total else "warning"
+        level: Level = "refused" if len(bad) > limit * total else "warning"
         text = f"--annotations: {len(bad)} of {total} images cannot be used, the first: {bad[0]}"
         findings.append(Finding("annotated_images", text, bad, level))
     objects = Counter(each.category for image in read.images for each in image.objects)
@@ -61,7 +62,7 @@ def annotation_findings(folder: Path, path: str, reading: Reading, threads: int,
 
 
 def mask_findings(
-    folder: Path, masks: str, classes: str | None, reading: Reading, workers: int, count: Count
+    folder: Path, masks: str, classes: str | None, reading: Reading, limit: float, workers: int, count: Count
 ) -> list[Finding]:
     """Read the label maps of the images of a folder, and count the pixels of their classes."""
     from hardpatch.segment.check import check_sets
@@ -77,7 +78,6 @@ def mask_findings(
     try:
         pairs = pair(folder, Path(masks), "masks")
         maps = SegmentationSet(pairs.images, pairs.label_maps, labels, said=pairs.said)
-        limit = RunConfig().data.max_bad_fraction
         checked = check_sets({"masks": maps}, reading, max_bad_fraction=limit, workers=workers, progress=count)
     except UserError as error:
         return [Finding("masks", str(error), [masks], "refused")]

@@ -3,7 +3,9 @@
 import argparse
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,33 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
         """Parse a command line whose positional arguments may stand anywhere."""
+        self._say_repeated(arguments or [])
         return self.parse_intermixed_args(arguments, namespace)
+
+    def parse_with_settings(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the command line of a verb that also takes the settings of ``pretrain``; return those, too."""
+        from hardpatch.pretrain.config import with_section
+
+        self._say_repeated(arguments, with_section)
+        return self.parse_known_args(arguments)
+
+    def _say_repeated(self, arguments: Sequence[str], setting: Callable[[str], str] | None = None) -> None:
+        """Say which options stand there more than once and count by their last value.
+
+        Options of images are not among them: they take all values, or refuse a second one.
+        """
+        given = Counter[str]()
+        for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
+            name = argument.split("=", 1)[0]
+            action = self._option_string_actions.get(name)
+            flag = action is not None and action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction)
+            if action is not None and not flag and not isinstance(action, Images):
+                given[action.option_strings[0]] += 1
+            elif action is None and setting is not None and name.startswith("--") and not name.endswith("+"):
+                given[setting(name)] += 1
+        for name, count in given.items():
+            if count > 1:
+                print(f"{self.prog}: {name} is given {count} times, the last one counts", file=sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError, with a suggestion for a misspelled option."""
@@ -26,7 +54,28 @@ class Parser(argparse.ArgumentParser):
 
         options = [option for action in self._actions for option in action.option_strings]
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        several = [
+            action.option_strings[0] for action in self._actions if isinstance(action, Images) and action.several
+        ]
+        if unknown and not unknown[1].startswith("-") and several:
+            message += f"; the option stands before each of several paths, as in {several[0]} A {several[0]} B"
         raise UserError(message + (did_you_mean(unknown[1], options) if unknown else ""))
+
+
+class Images(argparse.Action):
+    """Store the path of images, or a list of paths if there are several; one that takes `several` may be repeated."""
+
+    def __init__(self, *args: Any, several: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.several = several
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Add a path, or several."""
+        before = getattr(namespace, self.dest)
+        paths = [path for part in (before, values) for path in ([part] if isinstance(part, str) else part or [])]
+        if len(paths) > 1 and not self.several:
+            raise argparse.ArgumentError(self, f"expected one path, got {len(paths)}: {', '.join(paths)}")
+        setattr(namespace, self.dest, paths[0] if len(paths) == 1 else paths)
 
 
 def device_arguments(parser: Parser, batch_size: int = 256) -> None:
@@ -57,11 +106,11 @@ def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: flo
     )
 
 
-def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label")) -> None:
-    """Add --image_column and --label_column, or one of them."""
+def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label"), section: str = "") -> None:
+    """Add --image_column and --label_column, or one of them; with a section, as of a setting, both ways to write it."""
     for what in columns:
         parser.add_argument(
-            f"--{what}_column",
+            *dict.fromkeys((f"--{what}_column", f"--{section}{what}_column")),
             metavar="NAME",
             help=f"column of the {what}s in Parquet and CSV files (default: found by its name)",
         )
@@ -115,9 +164,13 @@ def show_json(target: str | None, content: Any) -> bool:
 
 
 def whole_set_arguments(parser: Parser) -> None:
-    """Add the images, --workers and --json of a verb that looks at all images of a set."""
-    parser.add_argument("path", metavar="IMAGES", help="folder, file, Parquet files, demo:train")
+    """Add the images, --workers, --json and the settings of reading of a verb that looks at all images of a set."""
+    from hardpatch.pretrain.config import add_data_settings
+    from hardpatch.pretrain.data_section import READING
+
+    parser.add_argument("path", metavar="IMAGES", nargs="+", help="folders, files, Parquet files, demo:train")
     parser.add_argument(
         "--workers", type=workers, default="auto", metavar="N", help="processes that decode images (default: auto)"
     )
     json_argument(parser)
+    add_data_settings(parser, READING)

@@ -36,7 +36,7 @@ def bench(arguments: list[str]) -> int:
         from hardpatch.cli.bench_data import bench_data
 
         return bench_data(arguments[1:])
-    options, settings = _parser().parse_known_args(arguments)
+    options, settings = _parser().parse_with_settings(arguments)
     names, bases = options.contenders.split(","), (options.base or BASES).split(",")
     if len(set(names)) < len(names):
         raise UserError(f"--contenders: expected each name once, got {options.contenders}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, write_json
+from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, write_json
 from hardpatch.errors import UserError
 
 
@@ -67,7 +67,11 @@ def bench_data(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("bench data", "Measure images per second of each stage of data loading, and name the bottleneck.")
     parser.add_argument(
-        "--data", metavar="PATH", help="images, as for pretrain (default: demo:train, the embedded set)"
+        "--data",
+        metavar="PATH",
+        nargs="+",
+        action=Images,
+        help="images, as for pretrain (default: demo:train, the embedded set)",
     )
     parser.add_argument(
         "--image_size",

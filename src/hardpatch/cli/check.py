@@ -28,7 +28,7 @@ def check(arguments: list[str]) -> int:
 
     show_log()
     with counting("images checked") as progress:
-        chosen = {name: getattr(options, name) for name in ("labels", "annotations", "masks", "classes", "workers")}
+        chosen = {name: value for name, value in vars(options).items() if name not in ("path", "json")}
         result = look(options.path, **chosen, progress=progress)
     if not show_json(options.json, result.to_dict()):
         print(table(result), end="")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
+from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, image_arguments, write_json
 from hardpatch.errors import UserError
 
 
@@ -131,8 +131,9 @@ def _with_protocol(parser: Parser) -> Parser:
 def _parser(verb: str, description: str) -> Parser:
     parser = Parser(verb, description)
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("--train", required=True, metavar="PATH", help="labeled images to learn from")
-    parser.add_argument("--val", required=True, metavar="PATH", help="labeled images to evaluate on")
+    for name, use in (("train", "learn from"), ("val", "evaluate on")):
+        about = f"labeled images to {use}; may be repeated"
+        parser.add_argument(f"--{name}", required=True, metavar="PATH", action=Images, help=about)
     parser.add_argument(
         "--pool",
         choices=("mean", "class"),

@@ -38,7 +38,7 @@ def _train(
     train: "Callable[..., FinetuneResult]",
     arguments: list[str],
 ) -> int:
-    parser = training_parser(verb, description, presets)
+    parser = training_parser(verb, description, presets, several=True)
     column_arguments(parser)
     options = parser.parse_args(arguments)
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, write_json
+from hardpatch.cli.arguments import Images, Parser, write_json
 from hardpatch.cli.settings import stopped
 from hardpatch.pretrain import config
 
@@ -14,11 +14,10 @@ def pretrain(arguments: list[str]) -> int:
     for flag in ("-h", "--help"):
         if flag in arguments:
             return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
-    own, settings = parser.parse_known_args(arguments)
+    own, settings = parser.parse_with_settings(arguments)
     from hardpatch.pretrain.folder import plan
 
-    data = own.data[0] if own.data is not None and len(own.data) == 1 else own.data
-    run, folder = plan(own.recipe, own.config, data, own.out, settings, resume=own.resume)
+    run, folder = plan(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)
     if own.print_config:
         print(config.to_yaml(run), end="")
         return 0
@@ -50,7 +49,7 @@ def _parser() -> Parser:
         "--data",
         metavar="PATH",
         nargs="+",
-        action="extend",
+        action=Images,
         help="images: folders, Parquet, CSV, .zip or .tar files, patterns (default: demo:train, the embedded set)",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")

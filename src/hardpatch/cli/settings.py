@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hardpatch.cli.arguments import Parser, workers
+from hardpatch.cli.arguments import Images, Parser, workers
 from hardpatch.train.settings import LoopSettings
 
 GROUPS = {
@@ -18,14 +18,23 @@ GROUPS = {
 
 
 def training_parser(
-    verb: str, description: str, presets: Mapping[str, LoopSettings], data: str = "--train PATH --val PATH"
+    verb: str,
+    description: str,
+    presets: Mapping[str, LoopSettings],
+    data: str = "--train PATH --val PATH",
+    *,
+    several: bool = False,
 ) -> Parser:
-    """Return the parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting."""
+    """Return the parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting.
+
+    With `several`, --train and --val may be repeated.
+    """
     parser = run_parser(verb, description)
     parser.usage = f"hardpatch {verb} RUN {data} --out DIR [--OPTION VALUE]\n       hardpatch {verb} --resume --out DIR"
     parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, .safetensors file or reference checkpoint")
-    parser.add_argument("--train", metavar="PATH", help="data to train on")
-    parser.add_argument("--val", metavar="PATH", help="data to evaluate on")
+    for name, use in (("train", "train"), ("val", "evaluate")):
+        about = f"data to {use} on" + ("; may be repeated" if several else "")
+        parser.add_argument(f"--{name}", metavar="PATH", action=Images, several=several, help=about)
     if len(presets) > 1:
         parser.add_argument(
             "--preset",

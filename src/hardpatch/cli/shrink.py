@@ -45,7 +45,7 @@ def shrink(arguments: list[str]) -> int:
         written, bad = write(
             source, options.out, options.side, workers=resolve_workers(options.workers), progress=progress
         )
-    BadFiles(len(source), 1.0).update(bad)
+    BadFiles(len(source), 1.0, source=source).update(bad)
     files = sorted(options.out.iterdir())
     size = sum(file.stat().st_size for file in files)
     if options.json is not None:

@@ -15,7 +15,8 @@ def stats(arguments: list[str]) -> int:
 
     show_log()
     with counting("images measured") as progress:
-        found = measure(options.path, workers=options.workers, progress=progress)
+        chosen = {name: value for name, value in vars(options).items() if name not in ("path", "json")}
+        found = measure(options.path, **chosen, progress=progress)
     if show_json(options.json, found.to_dict()):
         return 0
     low, high = found.range

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Parser, at_least_one, write_json
+from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, write_json
 from hardpatch.cli.study_gallery import FIGURES, study_gallery
 from hardpatch.errors import UserError
 
@@ -19,7 +19,7 @@ def study(arguments: list[str]) -> int:
     if arguments and arguments[0] in FIGURES:
         return study_gallery(arguments)
     planning = arguments[:1] == ["plan"]
-    options, settings = _parser().parse_known_args(arguments[1:] if planning else arguments)
+    options, settings = _parser().parse_with_settings(arguments[1:] if planning else arguments)
     if options.images_per_second is not None and (not planning or options.images_per_second <= 0):
         raise UserError(
             "--images_per_second: expected a number above 0 with hardpatch study plan, "
@@ -69,13 +69,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--scale", choices=tuple(SCALES), default="tiny", help="size of the runs (default: %(default)s)"
     )
-    parser.add_argument("--data", metavar="PATH", help="images to train on")
-    parser.add_argument("--val", metavar="PATH", help="labeled images to evaluate on")
-    parser.add_argument(
-        "--train_labeled",
-        metavar="PATH",
-        help="labeled images for k-NN, linear probe and fine-tuning (default: --data)",
-    )
+    for name, about in (
+        ("data", "images to train on"),
+        ("val", "labeled images to evaluate on"),
+        ("train_labeled", "labeled images for k-NN, linear probe and fine-tuning (default: --data)"),
+    ):
+        parser.add_argument(f"--{name}", metavar="PATH", action=Images, several=False, help=about)
+    column_arguments(parser, section="data.")
     parser.add_argument(
         "--seeds",
         type=at_least_one,
@@ -108,9 +108,12 @@ def _add_inputs(parser: Parser) -> None:
 
     for name in DETECT_ARGUMENTS:
         kind = "annotations, as of hardpatch detect" if name.endswith("annotations") else "folder of images"
-        parser.add_argument(f"--{name}", metavar="PATH", help=f"for AP of Table 5: {kind}")
+        parser.add_argument(
+            f"--{name}", metavar="PATH", action=Images, several=False, help=f"for AP of Table 5: {kind}"
+        )
     for name in SEGMENT_ARGUMENTS:
-        parser.add_argument(f"--{name}", metavar="DIR", help="for mIoU of Tables 5 and 7: images and label maps")
+        about = "for mIoU of Tables 5 and 7: images and label maps"
+        parser.add_argument(f"--{name}", metavar="DIR", action=Images, several=False, help=about)
     parser.add_argument(
         "--segment_classes",
         metavar="N|FILE",
@@ -131,9 +134,11 @@ def _add_inputs(parser: Parser) -> None:
 
 
 def _study(options: argparse.Namespace, settings: list[str], arguments: list[str]) -> "Study":
+    from hardpatch.data.columns import Columns
     from hardpatch.study.plan import DETECT_ARGUMENTS, SEGMENT_ARGUMENTS, Study
     from hardpatch.study.scales import SCALES
 
+    columns = Columns(options.image_column, options.label_column)
     scale = SCALES[options.scale]
     data, val = options.data or scale.data, options.val or scale.val
     if data is None or val is None:
@@ -151,7 +156,11 @@ def _study(options: argparse.Namespace, settings: list[str], arguments: list[str
         val=val,
         seeds=options.seeds,
         jobs=options.jobs,
-        settings=tuple(settings),
+        columns=columns,
+        settings=(
+            *settings,
+            *(f"--data.{name}_column={column}" for name, column in columns._asdict().items() if column),
+        ),
         measures=_measures(options.measures),
         detect=_all_or_none(options, DETECT_ARGUMENTS),
         segment=_all_or_none(options, SEGMENT_ARGUMENTS),

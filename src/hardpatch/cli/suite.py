@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, write_json
 from hardpatch.errors import UserError
 
 
@@ -16,12 +16,14 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--suite", metavar="FILE", required=True, help="YAML file, a list of measurements")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
+    column_arguments(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.cli import main
     from hardpatch.study import suite as suites
 
-    suite = suites.read_suite(options.suite)
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    suite = suites.read_suite(options.suite, columns)
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from hardpatch.cli.arguments import column_arguments, write_json
+from hardpatch.cli.arguments import Images, column_arguments, write_json
 from hardpatch.cli.settings import add_settings, given_settings, run_parser, stopped
 from hardpatch.pretrain.tokenizer_settings import PRESETS
 
@@ -19,7 +19,7 @@ def tokenizer(arguments: list[str]) -> int:
         "--data",
         metavar="PATH",
         nargs="+",
-        action="extend",
+        action=Images,
         help="images, as for pretrain; demo:train is the embedded set",
     )
     column_arguments(parser, ("image",))
@@ -34,7 +34,7 @@ def tokenizer(arguments: list[str]) -> int:
     show_log(progress.console)
     settings = given_settings(options, PRESETS)
     result = train_tokenizer(
-        options.data[0] if options.data is not None and len(options.data) == 1 else options.data,
+        options.data,
         options.out,
         image_column=options.image_column,
         resume=options.resume,

@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +12,13 @@ import numpy.typing as npt
 from hardpatch.data.archive_index import DEFLATED, MEMBER, Index, is_hidden, read_index, suffix
 from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.decode import decode, named_errors
+from hardpatch.data.folders import without_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import HIDDEN, NOT_IMAGES, LeftOut, joined, left_out
 from hardpatch.data.names import PackedNames, class_name
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sidecars import SIDECARS, Fields, Sidecars, sidecar_labels
-from hardpatch.data.splits import Role, choose_split, split_of
+from hardpatch.data.splits import Role, of_one_split
 from hardpatch.errors import UserError
 
 MAX_BYTES = 1 << 30
@@ -91,6 +93,9 @@ class ArchiveSource:
             self.classes, self._labels = labels.labels.names, labels.labels.codes
         else:
             self._label_by_folder([name.removeprefix(tree.root) for name in map(_plain, names)])
+            others = [_plain(name) for index in indices for name in _not_images(index)]
+            others = [name.removeprefix(tree.root) for name in others if name.startswith(tree.root)]
+            self.notes += without_images(self.classes, others, "/") if self.classes else []
         self._names, self._owner = PackedNames(names), owner
         rows = _table(indices, chosen)[tree.kept]
         self._offsets, self._sizes, self._lengths, self._methods, self._checksums = rows.T.copy()
@@ -169,6 +174,12 @@ def _images(index: Index) -> list[int]:
     return [last[name] for name in sorted(last)]
 
 
+def _not_images(index: Index) -> Iterator[str]:
+    """Yield the names of the files of an archive that are no images, and of those that cannot be read."""
+    others = (name for name in index.names if not name.lower().endswith(EXTENSIONS))
+    yield from (name for name in (*others, *chain(*index.left_out.values())) if not is_hidden(name))
+
+
 def _others(path: str, index: Index, sidecars: Sidecars) -> list[LeftOut]:
     """Count what is neither an image nor a label of one."""
     hidden: list[str] = []
@@ -207,34 +218,22 @@ def _below(names: Sequence[str], role: Role | None, where: str) -> Tree:
     plain = [_plain(name) for name in names]
     while kept:
         below = [plain[k].removeprefix(root) for k in kept]
-        tops = sorted({path.split("/", 1)[0] for path in below})
+        tops = {path.split("/", 1)[0] for path in below}
         if all(path.count("/") >= 2 for path in below) and len(tops) == 1:
-            root += f"{tops[0]}/"
-        elif role is not None and len(tops) > 1 and all(map(split_of, tops)) and all("/" in path for path in below):
-            split = choose_split(tops, role, where, "folders")
-            skipped += _left_splits(below, tops, split.paths, [names[k] for k in kept], where)
-            notes.append(split.note)
-            if len(split.paths) != 1:
-                break
-            kept = [k for k, path in zip(kept, below, strict=True) if path.split("/", 1)[0] == split.paths[0]]
-            root += f"{split.paths[0]}/"
-        else:
+            root += f"{tops.pop()}/"
+            continue
+        split = None if role is None else of_one_split(below, "/", role, where, [f"{where}/{names[k]}" for k in kept])
+        if split is None:
             break
+        skipped += split.left_out
+        notes.append(split.note)
+        kept = [kept[k] for k in split.kept]
+        if not split.folder:
+            break
+        root += f"{split.folder}/"
     if root:
         notes.append(f"images below {root}")
     return Tree(kept, root, notes, tuple(skipped))
-
-
-def _left_splits(
-    below: Sequence[str], tops: Sequence[str], taken: Sequence[str], names: Sequence[str], where: str
-) -> list[LeftOut]:
-    """Count the images of the splits that are not taken."""
-    entries: list[LeftOut] = []
-    for top in tops:
-        if top not in taken:
-            lost = [name for name, path in zip(names, below, strict=True) if path.split("/", 1)[0] == top]
-            entries += left_out(f"images of the split {split_of(top)}", [f"{where}/{name}" for name in lost])
-    return entries
 
 
 def _table(indices: Sequence[Index], chosen: Sequence[list[int]]) -> npt.NDArray[np.int64]:

@@ -1,11 +1,17 @@
 """Files that cannot be decoded: counted, logged, and too many of them refused."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hardpatch.errors import UserError
 from hardpatch.printable import printable
+
+if TYPE_CHECKING:
+    from hardpatch.data.sources import Source
 
 
 class BadFiles:
@@ -16,6 +22,7 @@ class BadFiles:
         max_bad_fraction: share of them that may be undecodable, in [0, 1].
         option: of the command line that sets this share.
         log: writes one line; None is a warning of the logger `hardpatch`.
+        source: the images, of whose classes each is named that loses its last one.
     """
 
     def __init__(
@@ -24,12 +31,14 @@ class BadFiles:
         max_bad_fraction: float,
         option: str = "--data.max_bad_fraction",
         log: Callable[[str], object] | None = None,
+        source: "Source | None" = None,
     ) -> None:
         self.total, self.max_bad_fraction, self.option = total, max_bad_fraction, option
         self._log = logging.getLogger("hardpatch").warning if log is None else log
         self._entries: dict[str, None] = {}
         self._earlier: set[str] = set()
         self._file: Path | None = None
+        self._source = source
 
     def __len__(self) -> int:
         """Return the number of files, those of earlier calls of a resumed run included."""
@@ -47,6 +56,7 @@ class BadFiles:
             if entry not in self._entries:
                 self._entries[entry] = None
                 self._log(f"cannot decode {entry}")
+                self._count_class(entry)
                 if self._file is not None and entry not in self._earlier:
                     with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
                         file.write(f"{entry}\n")
@@ -58,6 +68,30 @@ class BadFiles:
                 f"cannot be decoded and at most {self.max_bad_fraction:.2%} may be; the last: "
                 f"{'; '.join([*self._entries][-3:])}; raise {self.option} to allow more"
             )
+
+    def _count_class(self, entry: str) -> None:
+        """Say so if the class of this file has no other image left."""
+        if self._source is None or self._source.classes is None:
+            return
+        parts = entry.split(": ")
+        names = (": ".join(parts[:k]) for k in range(len(parts) - 1, 0, -1))  # a name may hold a colon, as a reason may
+        label = next((self._labels[name] for name in names if name in self._labels), None)
+        if label is None:
+            return
+        self._left[label] -= 1
+        if not self._left[label]:
+            self._log(f"class {self._source.classes[label]!r} has no image that can be decoded")
+
+    @cached_property
+    def _labels(self) -> dict[str, int | None]:
+        """Label of each image by its name."""
+        assert self._source is not None
+        return {printable(self._source.name(i)): self._source.label(i) for i in range(self.total)}
+
+    @cached_property
+    def _left(self) -> Counter[int | None]:
+        """Images of each class that are not known to be broken."""
+        return Counter(self._labels.values())
 
 
 def nothing_decodable(total: int, bad: Sequence[str]) -> UserError:

@@ -8,6 +8,7 @@ import numpy as np
 from hardpatch.data.crop import resize
 from hardpatch.data.decode import named_errors
 from hardpatch.data.header import Header
+from hardpatch.data.limits import MAX_PIXELS
 from hardpatch.data.pages import PageSource
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import OpenedSource
@@ -24,8 +25,9 @@ class BandSource:
     Raises UserError if a pattern has no file, or an image lacks a band.
     """
 
-    def __init__(self, source: OpenedSource, patterns: Sequence[str]) -> None:
+    def __init__(self, source: OpenedSource, patterns: Sequence[str], max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.patterns, self.classes = source, tuple(patterns), source.classes
+        self._single = Reading(1, max_pixels=max_pixels)
         self.skipped, self.unlabeled = source.skipped, source.unlabeled
         self.notes = [*source.notes, f"{len(patterns)} bands each, of {len(source)} files"]
         found = [_matches(source, pattern) for pattern in patterns]
@@ -62,7 +64,7 @@ class BandSource:
 
     def header(self, i: int) -> Header:
         """Return the header of the first band, with the number of bands."""
-        return header_of(self.source, int(self._files[i, 0]))._replace(channels=len(self.patterns))
+        return header_of(self.source, int(self._files[i, 0]), self._single)._replace(channels=len(self.patterns))
 
     def files(self) -> Iterator[str]:
         """Yield the files."""
@@ -95,5 +97,5 @@ def _matches(source: OpenedSource, pattern: str) -> dict[str, int]:
 def as_read(source: OpenedSource, reading: Reading) -> OpenedSource:
     """Return the images that a reading makes of the files of a source: bands put together, or pages apart."""
     if reading.bands:
-        return BandSource(source, reading.bands)
+        return BandSource(source, reading.bands, reading.max_pixels)
     return PageSource(source) if reading.pages == "all" else source

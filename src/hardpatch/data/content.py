@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Container
 
 from hardpatch.data.sources import OpenedSource
 
 READ = 1000
-"""Files, evenly spread over the set, whose content counts; of the others names and sizes do."""
-BLOCK, BLOCKS = 1 << 16, 16
+"""Files, evenly spread over the set, whose content counts."""
+SIZED = 100_000
+"""Files, likewise, whose size counts; of the others names do."""
+BLOCK, BLOCKS = 1 << 16, 4
 """Bytes of a block, and blocks that are read of a file, evenly spread; smaller files are read whole."""
 
 
@@ -20,17 +23,31 @@ def content_digest(source: OpenedSource) -> str:
     files = list(source.files())
     root = os.path.dirname(files[0]) if len(files) == 1 else os.path.commonpath(files) if files else ""
     digest = hashlib.blake2b(f"{len(source)}\n".encode(), digest_size=16)
-    read = {round(k * (len(files) - 1) / max(1, READ - 1)) for k in range(READ)} if len(files) > READ else None
+    read, sized = _spread(len(files), READ), _spread(len(files), SIZED)
+    folders: dict[str, str] = {}
     for k, file in enumerate(files):
-        digest.update(os.path.relpath(file, root or ".").encode(errors="surrogateescape") + b"\0")
+        folder, name = os.path.split(file)
+        if folder not in folders:  # as there are far fewer of them than files
+            folders[folder] = os.path.relpath(folder or ".", root or ".")
+        relative = name if folders[folder] == os.curdir else os.path.join(folders[folder], name)
+        digest.update(relative.encode(errors="surrogateescape") + b"\0")
+        if k not in sized:
+            continue
         try:
             size = os.path.getsize(file)
             digest.update(f"{size}\n".encode())
-            if read is None or k in read:
+            if k in read:
                 _add_content(digest, file, size)
         except (OSError, ValueError):  # within an archive, or gone
             continue
     return digest.hexdigest()
+
+
+def _spread(files: int, chosen: int) -> Container[int]:
+    """Return the positions of some files, evenly spread."""
+    if files <= chosen:
+        return range(files)
+    return {round(k * (files - 1) / max(1, chosen - 1)) for k in range(chosen)}
 
 
 def _add_content(digest: "hashlib.blake2b", file: str, size: int) -> None:

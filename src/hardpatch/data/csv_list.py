@@ -14,6 +14,7 @@ from hardpatch.data.columns import AUTO, Columns, find_label, find_path
 from hardpatch.data.folders import FileSource
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import NOT_IMAGES, left_out
+from hardpatch.data.names import some
 from hardpatch.errors import UserError
 
 LISTS = (".csv", ".tsv")
@@ -48,23 +49,29 @@ def open_list(path: Path, columns: Columns = AUTO) -> FileSource:
     labels: list[str | None] = []
     others: list[str] = []
     pathless: list[str] = []
+    unread: list[str | None] = []
     for number, row in zip(table.numbers, table.rows, strict=True):
         name = row[table.image].strip()
+        label = None if table.label is None else row[table.label].strip()
         if "/" not in name and os.sep == "/":
             name = name.replace("\\", "/")  # as Windows writes it
         if not name:
             pathless.append(f"{path} line {number}")
+            unread.append(label)
         elif not name.lower().endswith(EXTENSIONS):
             others.append(name)
+            unread.append(label)
         else:
             names.append(name)
-            labels.append(None if table.label is None else row[table.label].strip())
+            labels.append(label)
     skipped = (*left_out(NOT_IMAGES, others, kinds=True), *left_out("lines without a path", pathless))
     if not names:
         kinds = "; ".join(map(str, skipped)) or "none"
         raise UserError(f"{path}: expected paths of images ({', '.join(EXTENSIONS)}) in this table, got {kinds}")
-    notes = [note for note in (table.note, _missing(path, names)) if note]
     found = from_values(labels)
+    lost = sorted({*from_values(unread).names} - {*found.names})
+    empty = f"{len(lost)} classes have no image: {some(lost)}" if lost else ""
+    notes = [note for note in (table.note, _missing(path, names), empty) if note]
     labeled = bool((found.codes >= 0).any())
     return FileSource(
         str(path.parent),

@@ -1,7 +1,7 @@
 """Image files in folders."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LeftOut
-from hardpatch.data.names import PackedNames, class_name
+from hardpatch.data.names import PackedNames, class_name, some
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
@@ -134,6 +134,19 @@ def class_names(paths: Sequence[str]) -> list[str] | None:
     if not all(os.sep in path for path in paths):
         return None
     return sorted({class_name(path.split(os.sep, 1)[0]) for path in paths})
+
+
+def without_images(classes: Sequence[str], others: Iterable[str], separator: str) -> list[str]:
+    """Name in a line the folders that look like those of classes and hold none of the images.
+
+    Args:
+        classes: names of the folders with images.
+        others: paths of other entries beside them.
+        separator: between the parts of a path.
+    """
+    folders = {class_name(path.split(separator, 1)[0]) for path in others if separator in path}
+    empty = sorted(folders - {*classes})
+    return [f"{len(empty)} folders hold no image: {some(empty)}"] if empty else []
 
 
 def _walk(folder: Path, passed: PassedBy) -> Iterator[str]:

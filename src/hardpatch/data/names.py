@@ -1,12 +1,15 @@
 """Many names in little memory."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from unicodedata import normalize
 
 import numpy as np
 
 from hardpatch.printable import printable
+
+NAMED = 3
+"""Names that a line shows."""
 
 
 class PackedNames:
@@ -35,3 +38,19 @@ class PackedNames:
 def class_name(text: str) -> str:
     """Return a class name as a line of text in Unicode's composed form (NFC): systems write accents in two ways."""
     return printable(normalize("NFC", text))
+
+
+def listed(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """Return one path, or several, as a list."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def path_text(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
+    """Return one path, or several, as a line of text."""
+    return " ".join(os.fspath(path) for path in listed(paths))
+
+
+def some(names: Sequence[str], show: Callable[[str], str] = str) -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(show(name) for name in names[:NAMED]) + more

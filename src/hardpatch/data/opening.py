@@ -11,11 +11,11 @@ from hardpatch.data.archives import ArchiveSource
 from hardpatch.data.columns import Columns
 from hardpatch.data.csv_list import LISTS, open_list
 from hardpatch.data.demo import DemoSource, demo_source
-from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images
+from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images, without_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LINKS, NOT_IMAGES, LeftOut, left_out
 from hardpatch.data.parquet import ParquetSource
-from hardpatch.data.splits import Role, choose_split
+from hardpatch.data.splits import Role, choose_split, of_one_split
 from hardpatch.errors import UserError
 
 Opened = FileSource | ParquetSource | ArchiveSource | DemoSource
@@ -35,8 +35,7 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
     if path.is_dir():
         passed = PassedBy()
         images, others = list_images(path, passed)
-        links = left_out(LINKS, [str(path / link) for link in sorted(passed.dangling)])
-        return _of_files(path, images, others, columns, role, links=links)
+        return _of_files(path, images, others, columns, role, passed=passed)
     if path.exists():
         return _of_file(path, columns, role)
     if glob.has_magic(text):
@@ -92,7 +91,7 @@ def _of_files(
     columns: Columns,
     role: Role | None,
     named: str = "",
-    links: tuple[LeftOut, ...] = (),
+    passed: PassedBy | None = None,
 ) -> Opened:
     """Open files of a folder: the images if there are some, else the Parquet files, else the archives.
 
@@ -103,16 +102,14 @@ def _of_files(
         columns: names of the columns of tables.
         role: decides which split is read; None reads all.
         named: what the user called the files, if not by the folder.
-        links: those that lead nowhere, as they are left out.
+        passed: entries of the folder that are neither.
     """
-    where = named or str(root)
+    where, passed = named or str(root), passed or PassedBy()
+    links = left_out(LINKS, [str(root / link) for link in sorted(passed.dangling)])
     if images:
         skipped = (*left_out(NOT_IMAGES, [str(root / path) for path in others], kinds=True), *links)
-        classes = class_names(images)
-        alone = next((path for path in images if os.sep not in path), "")
-        mixed = classes is None and any(os.sep in path for path in images)
-        unlabeled = f"{root / alone} lies beside the folders of the classes" if mixed else ""
-        return FileSource(str(root), images, skipped, classes, unlabeled=unlabeled)
+        folders = [os.path.join(folder, "") for folder in passed.folders]
+        return _of_images(root, images, [*others, *passed.dangling, *folders], role, where, skipped)
     for kind, endings in CONTAINERS.items():
         found = [path for path in others if path.lower().endswith(endings)]
         if not found:
@@ -133,6 +130,38 @@ def _of_files(
     lists = [str(root / path) for path in others if path.lower().endswith(LISTS)]
     hint = f"; a list of images is named itself: {lists[0]}" if lists else f"; {links[0]}" if links else ""
     raise UserError(f"{where}: no images in this folder; expected {extensions}, *.parquet, *.zip or *.tar{hint}")
+
+
+def _of_images(
+    root: Path, images: list[str], others: list[str], role: Role | None, where: str, skipped: tuple[LeftOut, ...]
+) -> FileSource:
+    """Open the images of a folder or, if it has folders of several splits, those of one.
+
+    Args:
+        root: the folder.
+        images: their paths relative to it.
+        others: paths of files that are not read, of links that lead nowhere and, with a slash, of folders.
+        role: decides which split is read; None reads all.
+        where: what the user called the folder.
+        skipped: what was left out already.
+    """
+    notes: list[str] = []
+    split = of_one_split(images, os.sep, role, where)
+    if split is not None:
+        notes.append(split.note)
+        images, skipped = [images[k] for k in split.kept], (*skipped, *split.left_out)
+        if split.folder:
+            below, root = split.folder + os.sep, root / split.folder
+            images = [path.removeprefix(below) for path in images]
+            others = [path.removeprefix(below) for path in others if path.startswith(below)]
+            notes.append(f"images below {below}")
+    classes = class_names(images)
+    if classes is None:
+        alone = next(path for path in images if os.sep not in path)
+        mixed = any(os.sep in path for path in images)
+        unlabeled = f"{root / alone} lies beside the folders of the classes" if mixed else ""
+        return FileSource(str(root), images, skipped, unlabeled=unlabeled, notes=notes)
+    return FileSource(str(root), images, skipped, classes, notes=[*notes, *without_images(classes, others, os.sep)])
 
 
 def _folders(paths: Sequence[str]) -> str:

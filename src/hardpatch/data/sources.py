@@ -19,6 +19,8 @@ from hardpatch.data.splits import Role
 from hardpatch.errors import UserError
 
 AnyPath = str | os.PathLike[str]
+Paths = AnyPath | Sequence[AnyPath]
+"""One path of images, or several."""
 
 
 class Source(Protocol):
@@ -62,9 +64,7 @@ class OpenedSource(Source, Protocol):
         """Yield the files that the images are read from; none for the embedded set."""
 
 
-def open_source(
-    path: AnyPath | Sequence[AnyPath] | None, columns: Columns = AUTO, role: Role = "train"
-) -> OpenedSource:
+def open_source(path: Paths | None, columns: Columns = AUTO, role: Role = "train") -> OpenedSource:
     """Open a folder, a file, a pattern, several of them, or the embedded demo set.
 
     - a folder or tree of images. If every image lies in a subfolder, the top-level subfolders are the classes;

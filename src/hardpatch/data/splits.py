@@ -19,6 +19,18 @@ WORDS = {
 """Words in names of files and folders, and the split that they stand for, as on the Hugging Face Hub."""
 PREFERRED = {"train": ("train", None), "val": ("validation", "test")}
 """Splits that a role takes, the best first; None is that of files that name no split."""
+FOLDERS = "folders"
+
+
+class OneSplit(NamedTuple):
+    """Images of one split among those below folders of several."""
+
+    kept: list[int]
+    """positions of the images"""
+    folder: str
+    """the folder that holds them; empty if there are several"""
+    note: str
+    left_out: tuple[LeftOut, ...]
 
 
 class Split(NamedTuple):
@@ -61,10 +73,10 @@ def choose_split(paths: Sequence[str], role: Role | None, where: str, kind: str)
         return Split(list(paths), f"{kind} of several splits: {names}", ())
     chosen = next((name for name in PREFERRED[role] if name in groups), "")
     if chosen == "":
-        raise UserError(
-            f"{where}: expected {kind} of one split, got {names}; say which with a pattern, such as "
-            f"'{where}/{PurePath(groups[next(iter(groups))][0]).parent / '*'}'"
-        )
+        first = groups[next(iter(groups))][0]
+        pattern = f"say which with a pattern, such as '{where}/{PurePath(first).parent / '*'}'"
+        which = f"name one, such as {where}/{first}" if kind == FOLDERS else pattern
+        raise UserError(f"{where}: expected {kind} of one split, got {names}; {which}")
     rest = [
         entry
         for name, group in groups.items()
@@ -72,3 +84,43 @@ def choose_split(paths: Sequence[str], role: Role | None, where: str, kind: str)
         for entry in left_out(f"{kind} of {f'the split {name}' if name else 'no split'}", group)
     ]
     return Split(groups[chosen], f"split {chosen}" if chosen else "no split", tuple(rest))
+
+
+def of_one_split(
+    paths: Sequence[str], separator: str, role: Role | None, where: str, names: Sequence[str] | None = None
+) -> OneSplit | None:
+    """Choose the images of one split if the folders at the top are those of several, as `train` and `val`.
+
+    They are if all of them name splits, or if two are called exactly as such. What lies elsewhere is of no split.
+
+    Args:
+        paths: images relative to a folder or an archive.
+        separator: between the parts of a path.
+        role: what the images are for; None takes all splits.
+        where: the folder or archive, for messages.
+        names: of the images, for messages.
+
+    Raises:
+        UserError: if the role fits none of the splits.
+    """
+    tops = [path.split(separator, 1)[0] if separator in path else "" for path in paths]
+    folders = sorted({*tops} - {""})
+    exact = {WORDS[folder.lower()] for folder in folders if folder.lower() in WORDS}
+    named = {split_of(folder) for folder in folders}
+    if len(exact) < 2 and (len(named) < 2 or None in named):
+        return None
+    split = choose_split(folders, role, where, FOLDERS)
+    if role is None:
+        return OneSplit(list(range(len(paths))), "", split.note, ())
+    shown = names or [f"{where}{separator}{path}" for path in paths]
+    others: dict[str | None, list[str]] = {}
+    for top, name in zip(tops, shown, strict=True):
+        if top not in split.paths:
+            others.setdefault(split_of(top), []).append(name)
+    entries = [
+        entry
+        for other, lost in others.items()
+        for entry in left_out(f"images of {f'the split {other}' if other else 'no split'}", lost)
+    ]
+    kept = [k for k, top in enumerate(tops) if top in split.paths]
+    return OneSplit(kept, split.paths[0] if len(split.paths) == 1 else "", split.note, tuple(entries))

@@ -4,14 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.decode import named_errors, read_header
 from hardpatch.data.header import Header
-from hardpatch.data.reading import Reading, UndecodableImage, type_range
+from hardpatch.data.reading import RGB, Reading, UndecodableImage, type_range
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 
@@ -23,6 +23,8 @@ VALUES = 4096
 """Pixels of each of those that are looked at."""
 PERCENTILES = (0.1, 99.9)
 """Percentiles of all values that become 0 and 1."""
+SIGNED = frozenset(("float32", "int16"))
+"""Types whose values may be negative, and which are measured for that whatever the range."""
 
 log = logging.getLogger("hardpatch")
 
@@ -69,22 +71,22 @@ class Survey:
         return "; ".join(parts)
 
 
-def survey(source: Source, at_most: int = SAMPLE, *, pages_as_channels: bool = False) -> Survey:
+def survey(source: Source, reading: Reading = RGB, at_most: int = SAMPLE) -> Survey:
     """Read the headers of at most `at_most` images, drawn at random; what cannot be read is not counted."""
     found = Survey()
     for i in np.random.default_rng(0).permutation(len(source))[:at_most].tolist():
         try:
-            header = header_of(source, i)
-            if pages_as_channels:
-                header = header._replace(channels=header.channels * header.pages)
-            found.add(i, source.name(i), header)
+            found.add(i, source.name(i), header_of(source, i, reading))
         except UndecodableImage:
             continue
     return found
 
 
-def header_of(source: Source, i: int) -> Header:
-    """Read the header of an image. Sources of pixels are 8-bit RGB unless they say otherwise."""
+def header_of(source: Source, i: int, reading: Reading = RGB) -> Header:
+    """Read the header of an image, with as many channels as its pages have together if the reading says so.
+
+    Sources of pixels are 8-bit RGB unless they say otherwise.
+    """
     own = getattr(source, "header", None)
     if own is not None:
         header: Header = own(i)
@@ -94,7 +96,8 @@ def header_of(source: Source, i: int) -> Header:
         height, width = source.image(i).shape[:2]
         return Header(height, width, 3, "uint8", "pixels")
     with named_errors(source.name, i):
-        return read_header(data)
+        header = read_header(data, reading.max_pixels)
+    return header._replace(channels=header.channels * header.pages) if reading.pages == "channels" else header
 
 
 def resolve_channels(channels: str | int | Sequence[int], found: Survey) -> int | tuple[int, ...]:
@@ -121,35 +124,51 @@ def resolve_channels(channels: str | int | Sequence[int], found: Survey) -> int 
 
 def resolve_range(
     setting: str | Sequence[float] | Sequence[Sequence[float]], source: Source, found: Survey, reading: Reading
-) -> tuple[Reading, str]:
-    """Return a reading with the type of the images and the range that the setting ``data.range`` means, and a note.
+) -> tuple[Reading, list[str]]:
+    """Return a reading with the type of the images and the range that ``data.range`` means, and notes, one a line.
 
     Args:
         setting: ``auto``, ``type``, ``[low, high]``, or such a pair for each channel.
-        source: the images; for ``auto`` the pixels of some that have more than 8 bits are read.
+        source: the images; the pixels of some are read for ``auto``, and where values may be no numbers or negative.
         found: their survey.
         reading: how they are read otherwise.
 
     Raises:
         UserError: if a range is empty or the number of ranges is not that of the channels.
     """
-    wide = sorted(set(found.dtypes) - {"uint8"})
-    dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
-    low, high = type_range("uint8" if not wide else dtype)
-    mixed = tuple(wide) if len(wide) > 1 else ()
-    reading = replace(reading, dtype=dtype, low=(low,), high=(high,), mixed=mixed)
-    if setting == "type" or (setting == "auto" and not wide):
-        return reading, ""
-    if isinstance(setting, str):
-        measured = sorted(i for name in wide for i in found.of_type[name])[:MEASURED]
-        low, high, least, most = measured_range(source, measured, reading)
+    reading = with_types(found, reading)
+    dtype, mixed, wide = reading.dtype, reading.mixed, {*found.dtypes} - {"uint8"}
+    if not isinstance(setting, str):
+        reading = _with_range(reading, setting)
+    if not wide or (setting != "auto" and not SIGNED & wide):
+        return reading, []
+    measured = sorted(i for name in wide for i in found.of_type[name])[:MEASURED]
+    values = measured_range(source, measured, reading, found.of_type.get("float32", ()))
+    notes = []
+    if setting == "auto":
+        reading = replace(reading, low=(values.low,), high=(values.high,))
         note = (
-            f"data.range auto: values of {dtype} from {low:g} to {high:g} become 0 to 1, others are cut off; "
-            f"{len(measured)} images have values between {least:g} and {most:g}"
+            f"data.range auto: values of {dtype} from {values.low:g} to {values.high:g} become 0 to 1, others are cut "
+            f"off; {len(measured)} images have values between {values.least:g} and {values.most:g}"
         )
         if mixed:
             note += f"; values of {', '.join(mixed)} are first divided by the greatest value of their type"
-        return replace(reading, low=(low,), high=(high,)), note
+        notes.append(note)
+    if values.odd:
+        notes.append(f"data.range: {len(measured)} images looked at: {values.odd}")
+    return reading, notes
+
+
+def with_types(found: Survey, reading: Reading) -> Reading:
+    """Return a reading with the type that holds the values of the images, and the range of this type."""
+    wide = sorted(set(found.dtypes) - {"uint8"})
+    dtype = wide[0] if len(wide) == 1 else "float32" if wide else "uint8"
+    low, high = type_range(dtype)
+    return replace(reading, dtype=dtype, low=(low,), high=(high,), mixed=tuple(wide) if len(wide) > 1 else ())
+
+
+def _with_range(reading: Reading, setting: Sequence[float] | Sequence[Sequence[float]]) -> Reading:
+    """Return a reading with the range that was set. Raises UserError as :func:`resolve_range` does."""
     pairs = [setting] if not isinstance(setting[0], Sequence) else list(setting)
     lows, highs = (tuple(float(pair[k]) for pair in pairs if isinstance(pair, Sequence)) for k in (0, 1))
     if len(pairs) not in (1, reading.number) or not all(a < b for a, b in zip(lows, highs, strict=True)):
@@ -157,31 +176,59 @@ def resolve_range(
             f"data.range: expected [low, high] with low < high, or such a pair for each of {reading.number} channels, "
             f"got {setting}"
         )
-    return replace(reading, low=lows, high=highs), ""
+    return replace(reading, low=lows, high=highs)
 
 
-def measured_range(source: Source, indices: Sequence[int], reading: Reading) -> tuple[float, float, float, float]:
-    """Return the percentiles of the values of some images, and the least and the greatest value, NaN left out."""
-    if reading.dtype == "float32" and not reading.mixed:
-        reading = replace(reading, low=(np.nan,), high=(np.nan,))  # so that NaN stays, and is no value
-    rng = np.random.default_rng(0)
+class Values(NamedTuple):
+    """Values of some images."""
+
+    low: float
+    high: float
+    """percentiles, the range; above `low`"""
+    least: float
+    most: float
+    odd: str
+    """how many are NaN or infinite, or negative, in how many of the images; empty if none is"""
+
+
+def measured_range(source: Source, indices: Sequence[int], reading: Reading, floats: Sequence[int] = ()) -> Values:
+    """Measure values of some images, and count those that are NaN, infinite or negative.
+
+    Args:
+        source: the images.
+        indices: those to measure.
+        reading: how they are read.
+        floats: images that are stored in floating point, in which NaN and infinity can be.
+
+    Raises:
+        UserError: if none can be decoded, or no value is a number.
+    """
+    rng, stored = np.random.default_rng(0), frozenset(floats)
     values: list[Any] = []
     bad: list[str] = []
+    odd = np.zeros((2, 2), np.int64)
+    kept = replace(reading, low=(np.nan,), high=(np.inf,))
     for i in indices:
         try:
-            pixels = source.image(i, reading).reshape(-1, reading.number)
+            pixels = source.image(i, kept if i in stored else reading).reshape(-1, reading.number)
         except UndecodableImage as error:
             bad.append(str(error))
             continue
-        values.append(pixels[rng.integers(0, len(pixels), min(VALUES, len(pixels)))].astype(np.float64).ravel())
+        finite = np.isfinite(pixels)
+        counts = np.array([(~finite).sum(), (finite & (pixels < 0)).sum()])
+        odd += np.stack([counts, counts > 0], 1)
+        chosen = pixels[rng.integers(0, len(pixels), min(VALUES, len(pixels)))].astype(np.float64).ravel()
+        values.append(chosen[np.isfinite(chosen)])
     if not values:
         raise nothing_decodable(len(indices), bad)
     together = np.concatenate(values)
-    together = together[np.isfinite(together)]
     if not len(together):
-        return 0.0, 1.0, 0.0, 0.0
+        raise UserError(f"data.range: none of the values in {len(values)} images is a number")
     low, high = np.percentile(together, PERCENTILES).tolist()
-    return low, high if high > low else low + 1, float(together.min()), float(together.max())
+    kinds = ("are NaN or infinite and become the ends of the range", "are negative")
+    counted = zip(odd.tolist(), kinds, strict=True)
+    lines = [f"{number} values in {images} of them {kind}" for (number, images), kind in counted if number]
+    return Values(low, high if high > low else low + 1, float(together.min()), float(together.max()), "; ".join(lines))
 
 
 def adapted(reading: Reading, source: Source, argument: str) -> Reading:
@@ -190,14 +237,14 @@ def adapted(reading: Reading, source: Source, argument: str) -> Reading:
     What has more bits than the model's images keeps them, and is brought to its scale by the range of the type, with a
     warning that names the greatest value found.
     """
-    found = survey(source, SAMPLE // 4)
+    found = survey(source, at_most=SAMPLE // 4)
     other = sorted(set(found.dtypes) - {reading.dtype, "uint8", *reading.mixed})
     if not other:
         return reading
     reading = replace(reading, dtype="float32")
     for dtype in other:
         raw = replace(reading, dtype=dtype, low=(0.0,), high=(1.0,))
-        most = measured_range(source, found.of_type[dtype], raw)[3]
+        most = measured_range(source, found.of_type[dtype], raw).most
         log.warning(
             "%s: pixels of type %s, up to %g of %g in %d images; the model was trained on others, and they are brought "
             "to its scale by the range of the type. If the values fill a small part of it, rescale the files",

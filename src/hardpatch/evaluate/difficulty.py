@@ -130,5 +130,5 @@ def score(
         predict=models.masking.predict,
         **numbers,
     )
-    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(result.bad)
+    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(result.bad)
     return result

@@ -81,11 +81,11 @@ def embed(
         workers=workers,
         progress=progress,
     )
-    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction").update(bad)
+    BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(bad)
     values = head(
         "embed",
         run=str(run),
-        data={"images": images if isinstance(images, str) else " ".join(images)},
+        data={"images": images},
         images={"images": written},
         classes=None,
         left_out=counts(source.skipped, len(bad)),

@@ -11,6 +11,7 @@ import torch
 from hardpatch.choices import WeightsName
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
+from hardpatch.data.sources import Paths
 from hardpatch.interchange.load import load
 from hardpatch.measure import linear as linear_probes
 from hardpatch.measure.distributed import process_group, process_rank
@@ -38,8 +39,8 @@ class FrozenResult(Generic[Result]):
 
 def knn(
     run: str | Path,
-    train: str,
-    val: str,
+    train: Paths,
+    val: Paths,
     *,
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
@@ -74,8 +75,8 @@ def knn(
 
 def linear(
     run: str | Path,
-    train: str,
-    val: str,
+    train: Paths,
+    val: Paths,
     *,
     base_lrs: Sequence[float] = linear_probes.BASE_LRS,
     optimizer: linear_probes.Optimizer = "sgd",
@@ -120,8 +121,8 @@ def linear(
 def frozen_accuracy(
     verb: str,
     run: str | Path,
-    train: str,
-    val: str,
+    train: Paths,
+    val: Paths,
     measure: Callable[[LabeledFeatures, torch.device], Result],
     *,
     weights: WeightsName = "student",
@@ -185,14 +186,14 @@ def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
 
 
 def _values(
-    verb: str, run: str | Path, paths: tuple[str, str], features: LabeledFeatures, seconds: float
+    verb: str, run: str | Path, paths: tuple[Paths, Paths], features: LabeledFeatures, seconds: float
 ) -> dict[str, Any]:
     """Return the head of the result and the names of undecodable images."""
     train, val = features.train, features.val
     values = head(
         verb,
         run=str(run),
-        data={"train": str(paths[0]), "val": str(paths[1])},
+        data={"train": paths[0], "val": paths[1]},
         images={"train": len(train.labels), "val": len(val.labels)},
         classes=len(features.classes),
         left_out={

@@ -16,7 +16,7 @@ from hardpatch.data.bands import as_read
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import OpenedSource, Source, open_source
+from hardpatch.data.sources import OpenedSource, Paths, Source, open_source
 from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
@@ -117,8 +117,8 @@ class LoadedClassifier(NamedTuple):
 
 def finetune(
     run: str | Path | RunConfig | None = None,
-    train: str | Path | None = None,
-    val: str | Path | None = None,
+    train: Paths | None = None,
+    val: Paths | None = None,
     out: str | Path | None = None,
     *,
     preset: str | None = None,
@@ -164,8 +164,8 @@ def finetune(
 
 def train_linear_probe(
     run: str | Path | None = None,
-    train: str | Path | None = None,
-    val: str | Path | None = None,
+    train: Paths | None = None,
+    val: Paths | None = None,
     out: str | Path | None = None,
     *,
     image_column: str | None = None,
@@ -343,7 +343,7 @@ def initial_classifier(
             raise UserError(f"--image_size: {error}") from None
 
 
-def _open(role: Role, path: str, columns: Columns) -> OpenedSource:
+def _open(role: Role, path: Paths, columns: Columns) -> OpenedSource:
     try:
         return open_source(path, columns, role)
     except UserError as error:

@@ -92,8 +92,8 @@ class FinetuneJob:
         self.cadence = Cadence(
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
         )
-        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction")
-        self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction")
+        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
+        self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
         self.evaluation: ClassifierEvaluation | None = None
         self._warmup = run.warmup_epochs / (run.epochs or self.total * run.batch_size / self.images)
         self._loss_sum, self._steps = torch.zeros((), device=fabric.device), 0

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hardpatch import __version__
-from hardpatch.data.sources import OpenedSource
+from hardpatch.data.names import path_text
+from hardpatch.data.sources import OpenedSource, Paths
 from hardpatch.files import atomic_path
 from hardpatch.measure.features import Features
 from hardpatch.pickles import save_tensors
@@ -35,7 +36,7 @@ class FeatureCache:
     def __init__(self, folder: Path, model: nn.Module) -> None:
         self.folder, self.weights = folder, _digest_of_weights(model)
 
-    def describe(self, source: OpenedSource, path: str | Path, **settings: Any) -> dict[str, Any]:
+    def describe(self, source: OpenedSource, path: Paths, **settings: Any) -> dict[str, Any]:
         """Return the description of a file: weights, images and the ``settings`` of cropping and pooling.
 
         The settings must be plain values.
@@ -43,7 +44,7 @@ class FeatureCache:
         return {
             "hardpatch": __version__,
             "weights": self.weights,
-            "data": str(path),
+            "data": path_text(path),
             "images": len(source),
             "content": _digest_of_images(source, path),
             **settings,
@@ -83,13 +84,13 @@ def _digest_of_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_images(source: OpenedSource, path: str | Path) -> str:
+def _digest_of_images(source: OpenedSource, path: Paths) -> str:
     """Digest of files, classes and labels; reading the content of a million files takes too long.
 
     A file is known by its name, size and times: that of the content, and that of any change, which no program can set.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{path}\n".encode(errors="surrogateescape"))
+    digest.update(f"{path_text(path)}\n".encode(errors="surrogateescape"))
     for file in source.files():
         try:
             status = os.stat(file)

@@ -12,8 +12,9 @@ from hardpatch.data.bands import as_read
 from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.left_out import LeftOut
 from hardpatch.data.loader import eval_batches
+from hardpatch.data.names import path_text
 from hardpatch.data.reading import RGB, Reading
-from hardpatch.data.sources import OpenedSource, Source, Subset, open_source
+from hardpatch.data.sources import OpenedSource, Paths, Source, Subset, open_source
 from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
@@ -42,8 +43,8 @@ class LabeledFeatures(NamedTuple):
 
 def labeled_features(
     model: HPM,
-    train: str | Path,
-    val: str | Path,
+    train: Paths,
+    val: Paths,
     *,
     device: torch.device | str,
     pool: Pool = "mean",
@@ -92,7 +93,7 @@ def labeled_features(
             columns=columns,
             progress=_shifted(progress, before, total),
         )
-        BadFiles(len(source), max_bad_fraction).update(features.bad)
+        BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(features.bad)
         results.append(features)
         before += len(source)
     train_features, val_features = results
@@ -106,8 +107,8 @@ def _shifted(progress: ProgressCallback | None, before: int, total: int) -> Prog
 
 
 def open_labeled(
-    train: str | Path,
-    val: str | Path,
+    train: Paths,
+    val: Paths,
     columns: Columns = AUTO,
     *,
     reading: Reading = RGB,
@@ -153,7 +154,7 @@ def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> Eval
 def _read_or_extract(
     model: HPM,
     source: OpenedSource,
-    path: str | Path,
+    path: Paths,
     device: torch.device | str,
     *,
     pool: Pool,
@@ -164,7 +165,7 @@ def _read_or_extract(
     progress: ProgressCallback,
 ) -> Features:
     """Read the features of one set from the cache, or compute and store them."""
-    transform = eval_transform(model, source, str(path))
+    transform = eval_transform(model, source, path_text(path))
     autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
     settings = {
         "image_size": list(transform.image_size),

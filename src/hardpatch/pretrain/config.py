@@ -52,8 +52,7 @@ def _parser() -> ArgumentParser:
 
 def add_help(parser: argparse.ArgumentParser, *, everything: bool) -> None:
     """List settings in the help of ``parser``: all of them by section, or the main ones."""
-    texts = {action.dest: action.help or "" for action in _parser()._actions}
-    defaults, names = _flat(to_dict(RunConfig())), setting_names()
+    names = setting_names()
     if everything:
         sections = {key: f"{key} ({getattr(RunConfig(), key).__doc__.rstrip('.')})" for key in names if key}
         groups = {"run": [name for name in names[""] if name not in sections]}
@@ -63,10 +62,22 @@ def add_help(parser: argparse.ArgumentParser, *, everything: bool) -> None:
     for title, settings in groups.items():
         group = parser.add_argument_group(title)
         for name in settings:
-            choices = _choices(_type_of(name))
-            values = f"{' | '.join(choices)}; " if choices else ""
-            text = f"{texts[name]} ({values}default: {_plain_text(defaults[name])})"
-            group.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+            group.add_argument(f"--{name}", metavar="X", help=_help(name))
+
+
+def add_data_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add settings of the section data to the parser of another verb, each with and without the section, as text."""
+    group = parser.add_argument_group("reading, as the settings of pretrain")
+    for name in names:
+        group.add_argument(f"--{name}", f"--data.{name}", metavar="X", help=_help(f"data.{name}"))
+
+
+def _help(name: str) -> str:
+    """Return the help text of a setting: what it is, its choices and its default."""
+    text = next(action.help or "" for action in _parser()._actions if action.dest == name)
+    choices, default = _choices(_type_of(name)), _flat(to_dict(RunConfig()))[name]
+    values = f"{' | '.join(choices)}; " if choices else ""
+    return f"{text} ({values}default: {_plain_text(default)})".replace("%", "%%")
 
 
 def _type_of(setting: str) -> Any:

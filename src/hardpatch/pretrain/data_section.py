@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from hardpatch.choices import PagesName
 from hardpatch.data.limits import MAX_PIXELS
 
+READING = ("channels", "pages", "bands", "background", "max_pixels", "image_column", "label_column", "max_bad_fraction")
+"""Settings that say how images are read, and how many may be broken; ``check`` and ``stats`` have them, too."""
+
 if TYPE_CHECKING:
     from hardpatch.data.columns import Columns
 

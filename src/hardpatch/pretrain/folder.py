@@ -68,6 +68,8 @@ def plan(
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if data is not None:
+        if any(config.with_section(change).split("=")[0] == "--data.path" for change in changes):
+            raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
         changes = [*changes, "--data.path", data if isinstance(data, str) else json.dumps(list(data))]
     no_data = not any(config.with_section(change).split("=")[0] == "--data.path" for change in changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")

@@ -35,11 +35,12 @@ def resolve(run: RunConfig, source: Source) -> Images:
         UserError: if a setting does not fit the images.
     """
     data = run.data
-    found = survey(source, pages_as_channels=data.pages == "channels")
+    initial = initial_reading(run)
+    found = survey(source, initial)
     notes = [f"--data: {found.images} images looked at: {found.describe()}"]
     channels = resolve_channels(data.channels, found)
-    reading, note = resolve_range(data.range, source, found, initial_reading(run).with_channels(channels))
-    notes += [note] if note else []
+    reading, measured = resolve_range(data.range, source, found, initial.with_channels(channels))
+    notes += measured
 
     def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
         notes.append("mean and standard deviation are computed on the images")

@@ -65,7 +65,7 @@ class PretrainJob:
             None if run.knn.train is None else run.knn.every_epochs * self.images / run.batch_size,
             evaluate_at_end=False,
         )
-        self.bad_files = BadFiles(self.images, run.data.max_bad_fraction)
+        self.bad_files = BadFiles(self.images, run.data.max_bad_fraction, source=source)
         self._last: tuple[Schedule, Step]
 
     @property

@@ -143,7 +143,7 @@ def train(
         folder,
         "pretrain",
         run=str(folder),
-        data={"train": " ".join(run.data.paths)},
+        data={"train": run.data.paths},
         images={"train": len(source)},
         classes=None,
         left_out=counts(source.skipped, len(job.bad_files)),

@@ -101,7 +101,7 @@ class TokenizerJob:
         self.network, self.optimizer = fabric.setup(self.model, adamw)
         self.state = TrainingState(fabric, self.model, adamw)
         self.cadence = Cadence(self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps)
-        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction")
+        self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=source)
         self.advice = f"an --lr below {run.lr:g}, or --precision fp32"
         self.quality: Quality | None = None
         self._generator = torch.Generator(fabric.device)

@@ -148,7 +148,7 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
         folder,
         "tokenizer",
         run=str(folder),
-        data={"train": data if isinstance(data, str) else " ".join(data)},
+        data={"train": data},
         images={"train": len(source)},
         classes=None,
         left_out=counts(source.skipped, len(job.bad_files)),

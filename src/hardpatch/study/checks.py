@@ -27,7 +27,7 @@ def check(study: Study, plan: Plan) -> None:
     sources = []
     for argument, path in (("--data", study.data), ("--train_labeled", study.train), ("--val", study.val)):
         try:
-            sources.append(open_source(path, role="val" if argument == "--val" else "train"))
+            sources.append(open_source(path, study.columns, role="val" if argument == "--val" else "train"))
         except UserError as error:
             raise UserError(f"{argument}: {error}") from None
     align_labels(*sources[1:])

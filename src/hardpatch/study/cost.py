@@ -49,7 +49,7 @@ def print_plan(study: Study, images_per_second: float | None = None) -> int:
     """
     planned = plan(study)
     try:
-        images = len(open_source(study.data))
+        images = len(open_source(study.data, study.columns))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     tasks = list({task.run_name: task for stage in planned.stages for task in stage}.values())
@@ -101,7 +101,7 @@ def estimate(study: Study, planned: Plan, images_per_second: float | None = None
     Runs whose steps do the same arithmetic are measured once. The runs that a run depends on need not be done: an
     untrained predictor or tokenizer is as slow as a trained one.
     """
-    images = len(open_source(study.data))
+    images = len(open_source(study.data, study.columns))
     counts: dict[str, int] = {}
     tasks: dict[str, Task] = {}
     for task in (task for stage in planned.stages for task in stage):
@@ -162,7 +162,7 @@ def _images(study: Study, task: Task, images: int) -> int:
         return tokenizer.total_steps(images) * tokenizer.batch_size
     if task.kind in ("supervised_teacher", "scratch", "half"):
         settings = classifier_settings(study, task, random=True)
-        return settings.total_steps(len(open_source(study.train))) * settings.batch_size
+        return settings.total_steps(len(open_source(study.train, study.columns))) * settings.batch_size
     return task.run.total_steps(images) * task.run.batch_size
 
 

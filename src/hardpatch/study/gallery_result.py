@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hardpatch.data.sources import Paths
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, write_text_atomically
 from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, Predict
@@ -200,7 +201,8 @@ def _footer(result: GalleryResult) -> str:
 
 def _write_numbers(folder: Path, result: GalleryResult, pictures: Sequence[str], seconds: float) -> None:
     gallery = result.gallery
-    data = {"images": " ".join(map(str, gallery.images))} | ({"masks": str(gallery.masks)} if gallery.masks else {})
+    data: dict[str, Paths] = {"images": gallery.images}
+    data |= {"masks": gallery.masks} if gallery.masks else {}
     write_result(
         folder,
         f"study {gallery.figure}",

@@ -139,6 +139,7 @@ def _features(study: Study, task: Task) -> Any:
         workers=data.workers,
         max_bad_fraction=data.max_bad_fraction,
         cache=task.folder / "features",
+        columns=study.columns,
     )
 
 

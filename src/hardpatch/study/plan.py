@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.workers import resolve_workers
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.names import run_name
@@ -54,6 +55,8 @@ class Study:
     """Labeled images for the k-NN vote, the linear probe and fine-tuning."""
     val: str
     """Labeled images to evaluate on."""
+    columns: Columns = AUTO
+    """Columns of tables."""
     seeds: int = 1
     jobs: int = 1
     """Number of runs at a time, each in its own process."""

@@ -98,12 +98,12 @@ class Stopwatch:
     @cached_property
     def images(self) -> int:
         """Number of labeled images to learn from."""
-        return len(open_source(self.study.train))
+        return len(open_source(self.study.train, self.study.columns))
 
     @cached_property
     def val_images(self) -> int:
         """Number of labeled images to evaluate on."""
-        return len(open_source(self.study.val, role="val"))
+        return len(open_source(self.study.val, self.study.columns, "val"))
 
     def _pretraining_step(self, task: Task, folder: Path) -> float:
         """Return seconds per image of a step of pre-training, without loading."""
@@ -170,7 +170,7 @@ class Stopwatch:
         """Return seconds per image of decoding and cropping on one core; hosts with several crops take longer."""
         kind = repr((run.data, run.image_size, run.ibot if run.method.host == "ibot" else None))
         if kind not in self._loaded:
-            source: Source = open_source(self.study.data)
+            source: Source = open_source(self.study.data, self.study.columns)
             some = min(len(source), 256)
             batches = train_batches(
                 Subset(source, range(some)), transform_of(run), batch_size=min(32, some), seed=0, start=0, workers=0
@@ -201,7 +201,7 @@ class Stopwatch:
         return (time.perf_counter() - start) * 30
 
     def _features(self) -> tuple[Features, Features, int]:
-        source = open_source(self.study.train)
+        source = open_source(self.study.train, self.study.columns)
         classes = len(source.classes or ())
         train, val = (_random_features(size, classes) for size in (self.images, self.val_images))
         return train, val, classes

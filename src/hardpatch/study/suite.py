@@ -14,6 +14,7 @@ Every other key is an option of the verb: ``key: value`` becomes ``--key value``
 values. ``false`` leaves a flag out; where an option can be on by itself, it turns it off.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
 TRAINING_VERBS = ("finetune", "detect", "segment")
 """Verbs that train in a folder of their own, with ``result.json``; the others write the file that --json names, except
 for linear with the protocol paper."""
+
+TABLES = ("knn", "linear", "finetune")
+"""Verbs that read tables, whose columns may be named."""
+
+IMAGES = ("train", "val")
+"""Options that are repeated for several paths."""
 
 ON_OR_OFF = ("photometric", "reduce_zero_label", "relative_positions", "layer_scale", "train_positions")
 """Options that can be on without being on the command line; ``false`` becomes ``--no-OPTION``."""
@@ -59,8 +66,12 @@ class Measurement:
         return "".join(c if c.isalnum() or c in "-." else "_" for c in f"{self.verb}-{self.name}")
 
 
-def read_suite(path: str | Path) -> list[Measurement]:
+def read_suite(path: str | Path, columns: Mapping[str, str | None] | None = None) -> list[Measurement]:
     """Read the measurements of a suite file.
+
+    Args:
+        path: the file.
+        columns: options of columns for the entries that have none, of verbs that read tables.
 
     Raises:
         UserError: names the entry that is not valid.
@@ -73,7 +84,7 @@ def read_suite(path: str | Path) -> list[Measurement]:
         raise UserError(f"--suite: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"--suite: expected a list of measurements in {path}, got {type(entries).__name__}")
-    suite = [_measurement(entry, number) for number, entry in enumerate(entries, 1)]
+    suite = [_measurement(entry, number, columns or {}) for number, entry in enumerate(entries, 1)]
     keys: set[str] = set()
     for measurement in suite:
         if measurement.key in keys:
@@ -105,7 +116,7 @@ def markdown(run: str, results: list[tuple[Measurement, dict[str, float] | str]]
     return "\n".join(lines) + "\n"
 
 
-def _measurement(entry: Any, number: int) -> Measurement:
+def _measurement(entry: Any, number: int, columns: Mapping[str, str | None]) -> Measurement:
     if not isinstance(entry, dict) or not {"name", "verb"} <= entry.keys():
         raise UserError(f"--suite: expected name and verb in entry {number}, got {entry!r}")
     options = {str(key): value for key, value in entry.items() if key not in ("name", "verb")}
@@ -115,6 +126,8 @@ def _measurement(entry: Any, number: int) -> Measurement:
             f"--suite: expected one of {', '.join(COLUMNS)} as the verb of entry {number}, got {verb!r}"
             f"{did_you_mean(verb, list(COLUMNS))}"
         )
+    if verb in TABLES:
+        options = {**columns, **options}
     reserved = sorted({"out", "json", "resume"} & options.keys())
     if reserved:
         raise UserError(f"--suite: {reserved[0]} of entry {number} is set by hardpatch evaluate; leave it out")
@@ -125,7 +138,9 @@ def _measurement(entry: Any, number: int) -> Measurement:
         if value is False:
             arguments.append(f"--no-{key}")
             continue
-        arguments.append(f"--{key}")
-        if value is not True:
-            arguments += [str(item) for item in (value if isinstance(value, list) else [value])]
+        values = [] if value is True else [str(item) for item in (value if isinstance(value, list) else [value])]
+        if key in IMAGES:
+            arguments += [part for path in values for part in (f"--{key}", path)]
+        else:
+            arguments += [f"--{key}", *values]
     return Measurement(str(entry["name"]), verb, tuple(arguments))

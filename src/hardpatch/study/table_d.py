@@ -119,7 +119,8 @@ def supervised_job(
 ) -> FinetuneJob:
     """Return the training of :func:`train_supervised`, at its first step."""
     fabric = start_fabric(settings.device, settings.precision, "--")
-    images, val_images = open_source(train), open_source(val, role="val")
+    columns = run.data.columns
+    images, val_images = open_source(train, columns), open_source(val, columns, "val")
     check(settings, len(images))
     classes, val_labels = align_labels(images, val_images)
     model = initial_classifier(settings, run, images, len(classes))

@@ -40,7 +40,8 @@ def tokenizer(study: Study, task: Task, progress: Progress) -> None:
     """Train BEiT's visual tokens as ``hardpatch tokenizer`` does."""
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
 
-    _resume(train_tokenizer, study, study.trained_tokenizer, progress, tokenizer_settings(study, task), study.data)
+    settings, columns = tokenizer_settings(study, task), {"image_column": study.columns.image}
+    _resume(train_tokenizer, study, study.trained_tokenizer, progress, settings, study.data, **columns)
 
 
 def classifier(study: Study, task: Task, progress: Progress, *, random: bool = False) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def classifier(study: Study, task: Task, progress: Progress, *, random: bool = F
 
     settings = classifier_settings(study, task, random=random)
     inputs = (task.run if random else str(task.folder), study.train, study.val)
-    result = _resume(finetune, study, task.folder / "finetune", progress, settings, *inputs)
+    result = _resume(finetune, study, task.folder / "finetune", progress, settings, *inputs, **_columns(study))
     return {"top1": result.top1, "top5": result.top5, "best_top1": result.best_top1}
 
 
@@ -66,8 +67,13 @@ def linear_probe(study: Study, task: Task, progress: Progress) -> dict[str, Any]
     from hardpatch.finetune.settings import PROBES
 
     settings, inputs = _settings(PROBES, {"preset": "paper"}, task), (str(task.folder), study.train, study.val)
-    result = _resume(train_linear_probe, study, task.folder / "linear", progress, settings, *inputs)
+    folder = task.folder / "linear"
+    result = _resume(train_linear_probe, study, folder, progress, settings, *inputs, **_columns(study))
     return {"top1": result.top1, "top5": result.top5}
+
+
+def _columns(study: Study) -> dict[str, str | None]:
+    return {"image_column": study.columns.image, "label_column": study.columns.label}
 
 
 def detection(study: Study, task: Task, progress: Progress) -> dict[str, Any]:

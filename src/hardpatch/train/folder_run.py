@@ -67,7 +67,7 @@ def open_run(
     if out is None:
         raise UserError("--out: expected a folder for the run, got nothing")
     folder = Path(out)
-    inputs = {name: str(value) if isinstance(value, Path) else value for name, value in inputs.items()}
+    inputs = {name: _plain(value) for name, value in inputs.items()}
     if preset is not None and preset not in presets:
         raise UserError(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
@@ -81,6 +81,13 @@ def open_run(
             option = "RUN" if name == "run" else f"--{name}"
             raise UserError(f"{option}: expected {expected}, got nothing")
     return FolderRun(folder, dict(inputs), settings, resume)
+
+
+def _plain(value: Any) -> Any:
+    """Return paths as text."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _resumed(

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch import __version__
+from hardpatch.data.names import path_text
+from hardpatch.data.sources import Paths
 from hardpatch.files import write_text_atomically
 
 RESULT = "result.json"
@@ -16,7 +18,7 @@ def write_result(
     verb: str,
     *,
     run: str,
-    data: Mapping[str, str],
+    data: Mapping[str, Paths],
     images: Mapping[str, int],
     classes: int | None,
     left_out: Mapping[str, int],
@@ -46,7 +48,7 @@ def head(
     verb: str,
     *,
     run: str,
-    data: Mapping[str, str],
+    data: Mapping[str, Paths],
     images: Mapping[str, int],
     classes: int | None,
     left_out: Mapping[str, int],
@@ -56,7 +58,7 @@ def head(
     return {
         "verb": verb,
         "run": run,
-        "data": dict(data),
+        "data": {name: path_text(paths) for name, paths in data.items()},
         "images": dict(images),
         "classes": classes,
         "left_out": dict(left_out),
