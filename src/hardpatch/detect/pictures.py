@@ -36,7 +36,7 @@ class DrawnObject(NamedTuple):
 
 
 def detection_sheet(
-    coco: AnnotationSet,
+    annotations: AnnotationSet,
     folder: str | Path,
     results: Sequence[Mapping[str, Any]],
     number: int = 8,
@@ -45,15 +45,15 @@ def detection_sheet(
     """Draw annotated objects and detections side by side, one image in a row.
 
     Args:
-        coco: the images, all of which can be used.
+        annotations: the images, all of which can be used.
         folder: folder of the images.
         results: COCO results; those with a score of :data:`SCORE` or more are drawn.
         number: images to draw, evenly spread over the set.
         reading: channels, type and range of the images.
     """
-    indices = sorted({round(k * (len(coco.images) - 1) / max(number - 1, 1)) for k in range(number)})
+    indices = sorted({round(k * (len(annotations.images) - 1) / max(number - 1, 1)) for k in range(number)})
     rows = []
-    for image in (coco.images[index] for index in indices):
+    for image in (annotations.images[index] for index in indices):
         pixels = to_rgb(to_bytes(read_image(image, folder, reading), reading))
         annotated = [
             DrawnObject(
@@ -75,7 +75,7 @@ def detection_sheet(
             for result in sorted(results, key=lambda result: result["score"])
             if result["image_id"] == image.id and result["score"] >= SCORE
         ]
-        rows.append([_draw(pixels, objects, coco) for objects in (annotated, detected)])
+        rows.append([_draw(pixels, objects, annotations) for objects in (annotated, detected)])
     widths = [max(row[side].width for row in rows) for side in (0, 1)]
     title, gap = 24, 6
     sheet = Image.new("RGB", (sum(widths) + 3 * gap, title + len(rows) * (HEIGHT + gap)), "white")
@@ -89,22 +89,22 @@ def detection_sheet(
     return sheet
 
 
-def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], coco: AnnotationSet) -> Image.Image:
+def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], annotations: AnnotationSet) -> Image.Image:
     """Draw masks, boxes and names over an image, resized to a height of :data:`HEIGHT` pixels."""
     shaded = pixels.astype(np.float32)
     for obj in objects:
         if obj.mask is None:
             continue
-        tint = np.array(COLORS[coco.labels[obj.category] % len(COLORS)], dtype=np.float32)
+        tint = np.array(COLORS[annotations.labels[obj.category] % len(COLORS)], dtype=np.float32)
         shaded = np.where(obj.mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
     ratio = HEIGHT / pixels.shape[0]
     picture = Image.fromarray(shaded.astype(np.uint8)).resize((max(1, round(pixels.shape[1] * ratio)), HEIGHT))
     draw, font = ImageDraw.Draw(picture), _font(12)
     for category, (left, top, width, height), _, score in objects:
-        color = COLORS[coco.labels[category] % len(COLORS)]
+        color = COLORS[annotations.labels[category] % len(COLORS)]
         corner = (left * ratio, top * ratio)
         draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=color, width=2)
-        label = coco.categories[category] + ("" if score is None else f" {score:.2f}")
+        label = annotations.categories[category] + ("" if score is None else f" {score:.2f}")
         overhang = max(0, draw.textbbox(corner, label, font=font)[2] + 2 - picture.width)
         corner = (corner[0] - overhang, corner[1])
         text = draw.textbbox(corner, label, font=font)

@@ -232,13 +232,15 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         classes=len(job.train[0].categories),
         left_out={
             **{
-                f"{split}, objects {reason}": coco.left_out.get(reason, 0) for split, coco in sets for reason in REASONS
+                f"{split}, objects {reason}": annotations.left_out.get(reason, 0)
+                for split, annotations in sets
+                for reason in REASONS
             },
             "train, undecodable": len(job.bad_files),
             "val, undecodable": len(job.bad_val),
         },
-        formats={split: coco.format for split, coco in sets},
-        used={split: counts(coco) for split, coco in sets},
+        formats={split: annotations.format for split, annotations in sets},
+        used={split: counts(annotations) for split, annotations in sets},
         masks=job.masks,
         seconds=seconds,
         steps=job.total,
