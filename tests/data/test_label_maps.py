@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hardpatch.data.label_maps import LabelMap, read_label_map, read_object_mask, stored_orientation
+from hardpatch.data.label_maps import LabelMap, read_label_map, read_object_mask
 from hardpatch.data.reading import UndecodableImage
 
 VALUES = np.array([[0, 1, 2], [2, 0, 1]])
@@ -99,13 +99,6 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, ending: str) -
     for image in (Image.fromarray(VALUES.astype(np.uint8)), palette_image(), Image.fromarray(VALUES.astype(np.uint16))):
         image.save(file, exif=exif)
         assert read_label_map(file).values.tolist() == turned[orientation](VALUES).tolist()
-    assert stored_orientation(file.read_bytes()) == orientation
-
-
-def test_stored_orientation_of_files_without_one(tmp_path: Path) -> None:
-    Image.fromarray(VALUES.astype(np.uint8)).save(tmp_path / "a.png")
-    assert stored_orientation((tmp_path / "a.png").read_bytes()) == 1
-    assert stored_orientation(b"nothing") == 1
 
 
 def pages(file: Path) -> None:

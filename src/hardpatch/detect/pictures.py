@@ -12,7 +12,7 @@ from hardpatch.data.reading import RGB, Reading, to_bytes
 from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.images import read_image
 from hardpatch.detect.masks import decode_mask, object_mask
-from hardpatch.figures import to_rgb
+from hardpatch.figures import shown_channels, to_rgb
 
 SCORE = 0.5
 """Lowest score of the detections that are drawn."""
@@ -76,11 +76,15 @@ def detection_sheet(
             if result["image_id"] == image.id and result["score"] >= SCORE
         ]
         rows.append([_draw(pixels, objects, annotations) for objects in (annotated, detected)])
-    widths = [max(row[side].width for row in rows) for side in (0, 1)]
+    font = _font(14)
+    captions = f"annotated{shown_channels(reading.channels)}", f"detected, score {SCORE} or more"
+    widths = [
+        max(*(row[side].width for row in rows), round(font.getlength(caption))) for side, caption in enumerate(captions)
+    ]
     title, gap = 24, 6
     sheet = Image.new("RGB", (sum(widths) + 3 * gap, title + len(rows) * (HEIGHT + gap)), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(14)
-    for left, caption in ((gap, "annotated"), (widths[0] + 2 * gap, f"detected, score {SCORE} or more")):
+    draw = ImageDraw.Draw(sheet)
+    for left, caption in zip((gap, widths[0] + 2 * gap), captions, strict=True):
         draw.text((left, 4), caption, fill="#333333", font=font)
     for row_number, row in enumerate(rows):
         top = title + row_number * (HEIGHT + gap)

@@ -163,7 +163,7 @@ class DetectJob:
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
         )
         self.bad_files, self.bad_val = (
-            BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction")
+            BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction", verb="use")
             for (annotations, _), number in zip((train, val), bad, strict=True)
         )
         self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
