@@ -97,6 +97,7 @@ def test_a_size_of_0_is_that_of_the_image(images: Path, width: object) -> None:
     ("content", "message"),
     [
         ("<annotation>", "a.xml: expected Pascal VOC annotations as XML"),
+        ("<annotations/>", "got <annotations>; in CVAT, export Pascal VOC or COCO"),
         ("<html/>", "a.xml: expected Pascal VOC annotations, <annotation>; got <html>"),
         (voc_object("cat", 5, "", 10, 12), 'a.xml: object 1: bndbox/ymin: expected a number of pixels, got ""'),
         (voc_object("cat", 5, "nan", 10, 12), "object 1: bndbox/ymin: expected a number of pixels"),

@@ -121,6 +121,13 @@ def test_keypoints_with_and_without_their_shape(images: Path, labels: Path, tmp_
         read(labels, images, flagged)
 
 
+def test_corners_are_asked_about(images: Path, labels: Path) -> None:
+    question = "are they left, top, right, bottom? expected center x, center y, width, height"
+    corners, boxes = "0 0.2 0.2 0.6 0.6\n0 0.1 0.3 0.9 0.5\n", "0 0.5 0.5 0.9 0.9\n0 0.95 0.5 0.2 0.2\n"
+    assert read(labels, images, corners).notes[-1].endswith(question)
+    assert not any(question in note for note in read(labels, images, boxes).notes)
+
+
 def test_oriented_boxes_are_told(images: Path, labels: Path) -> None:
     yolo = read(labels, images, "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n")
     assert yolo.images[0].objects[0].box == pytest.approx((10, 5, 20, 10))

@@ -60,18 +60,19 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         notes.append(f"the annotations have no size of {plural(unknown, 'image')}: taken from the file")
     if cut:
         notes.append(f"{plural(cut, 'box')} over the edge of the image by more than a pixel, cut there")
-    if not annotations.relative:
-        notes += _doubts(annotations.path, placed, cut)
+    notes += _doubts(annotations, placed, cut)
     if apart:
         notes.append(f"{plural(apart, 'object')} with polygons that do not touch the box: are both in pixels?")
     return replace(annotations, images=images, left_out=left_out, notes=tuple(notes), relative=False)
 
 
-def _doubts(path: str, placed: Sequence[tuple[tuple[float, float, float, float], int, int]], cut: int) -> list[str]:
+def _doubts(
+    annotations: AnnotationSet, placed: Sequence[tuple[tuple[float, float, float, float], int, int]], cut: int
+) -> list[str]:
     """Ask about boxes that look like corners, where ``cut`` boxes reach over the edge of their image.
 
     Args:
-        path: of the annotations.
+        annotations: as read.
         placed: box, and width and height of its image.
         cut: number of boxes that reach over the edge.
 
@@ -81,14 +82,18 @@ def _doubts(path: str, placed: Sequence[tuple[tuple[float, float, float, float],
     boxes = [box for box, _, _ in placed]
     if placed and all(max(x + w, y + h) <= 1 < min(width, height) for (x, y, w, h), width, height in placed):
         raise UserError(
-            f"{path}: expected boxes in pixels, and all {len(boxes)} are within one pixel of the upper left corner, "
-            f"such as {list(boxes[0])}: if they are fractions, multiply them by width and height of the image"
+            f"{annotations.path}: expected boxes in pixels, and all {len(boxes)} are within one pixel of the upper "
+            f"left corner, such as {list(boxes[0])}: if they are fractions, multiply them by width and height of the "
+            "image"
         )
-    if cut * 4 <= len(boxes) or not all(w > x >= 0 and h > y >= 0 for x, y, w, h in boxes):
+    half = 0.5 if annotations.relative else 0.0  # YOLO writes the center
+    first = [(x + half * w, y + half * h, w, h) for x, y, w, h in boxes]
+    if cut * 4 <= len(boxes) or not all(w > x >= 0 and h > y >= 0 for x, y, w, h in first):
         return []
+    place_ = "center x, center y" if annotations.relative else "left, top"
     return [
-        f"{cut} of {plural(len(boxes), 'box')} reach over the edge, and in all of them width > left and height > top: "
-        "are they [left, top, right, bottom]? expected [left, top, width, height]"
+        f"{cut} of {plural(len(boxes), 'box')} reach over the edge, and in all of them the third and fourth number are "
+        f"larger than the first and second: are they left, top, right, bottom? expected {place_}, width, height"
     ]
 
 

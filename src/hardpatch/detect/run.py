@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.curves import training_curves
+from hardpatch.data.bands import refuse_bands
 from hardpatch.data.folders import FileSource
 from hardpatch.data.reading import read_reading
 from hardpatch.data.survey import adapted
@@ -172,6 +173,7 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     else:
         backbone = _backbone(_metadata(newest))
     check_encoder(backbone, settings)
+    refuse_bands(backbone.reading)
     shown = counting("images decoded") if isinstance(progress, TrainingProgress) else nullcontext(lambda *_: None)
     with shown as count:
         train, val = open_sets(

@@ -130,7 +130,8 @@ def _read(file: Path, images: Sequence[str], found: _Counts) -> _File:
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{file}: expected Pascal VOC annotations as XML: {error}") from None
     if root.tag != "annotation":
-        raise UserError(f"{file}: expected Pascal VOC annotations, <annotation>; got <{root.tag}>")
+        way_out = "; in CVAT, export Pascal VOC or COCO" if root.tag == "annotations" else ""
+        raise UserError(f"{file}: expected Pascal VOC annotations, <annotation>; got <{root.tag}>{way_out}")
     named = PurePath((root.findtext("filename") or "").strip().replace("\\", "/")).name
     image = next((image for image in images if PurePath(image).name == named), None)
     if image is None and len(images) > 1:
