@@ -106,8 +106,9 @@ def test_detectors_and_segmenters(
     assert "More samples per pixel" not in said  # Pillow's, which does not read many bands
     losses = [row["loss"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
     assert np.isfinite(losses).all()
-    model = hardpatch.load_detector(out).model
-    assert (model.transform.reading.number, model.transform.reading.dtype) == reading
+    canvas = hardpatch.load_detector(out).model.transform
+    assert isinstance(canvas, Canvas)
+    assert (canvas.reading.number, canvas.reading.dtype) == reading
     paths = ["--train", str(data), "--val", str(data), "--out", str(tmp_path / "segmenter")]
     assert main(["segment", run, *paths, "--steps", str(steps[1]), *SEGMENT, *CPU]) == 0
     said = capsys.readouterr().err
