@@ -1,6 +1,7 @@
 """hardpatch detect and segment on 13 bands, 16-bit gray and floats: the model sees the values of the files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ DETECT = [
     *("--rois", "16", "--global_blocks", "2", "--log_every", "1", "--lr", "2e-3"),
 ]
 SEGMENT = [
-    *("--batch_size", "4", "--crop", "24", "--short_side", "24", "--channels", "8", "--warmup_steps", "2"),
+    *("--batch_size", "4", "--crop", "24", "--short_side", "24", "--channels", "8", "--warmup_steps", "1"),
     *("--log_every", "10"),
 ]
 
@@ -158,3 +159,20 @@ def test_the_model_sees_the_values_of_the_files(kind: str, tmp_path: Path) -> No
     expected_set = {stored(file).transpose(2, 0, 1).tobytes() for file in files}
     for images in (crops, whole):
         assert {torch.as_tensor(image).numpy().tobytes() for image in images} == expected_set
+
+
+def test_weights_of_a_file_for_each_band_are_refused(fails: Callable[..., str], tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", "gray16", train=6, val=1)
+    split = data / "images" / "train"
+    for k in range(6):
+        Image.fromarray(stored(split / f"{k}.png")[..., 0]).save(split / f"{k}_red.png")
+        (split / f"{k}.png").rename(split / f"{k}_blue.png")
+    run = tmp_path / "run"
+    bands = ["--data.bands", "['*_red.png', '*_blue.png']", "--data.image_size=24", "--model.depth=4"]
+    assert main(["pretrain", "--data", str(split), "--out", str(run), *SMALL, *bands]) == 0
+    data = write_data(tmp_path / "one", "gray16", train=2, val=1)
+    sets = ["--train", data, "--val", data, "--out", tmp_path / "out"]
+    line = "RUN: was trained on a file for each band (*_red.png, *_blue.png)"
+    assert line in fails("segment", run, *sets, "--steps", 1, *SEGMENT, *CPU)
+    paths = [f"--annotations={data / 'train.json'}", f"--val_annotations={data / 'val.json'}"]
+    assert line in fails("detect", run, *sets, *paths, "--steps", 1, *DETECT, *CPU)
