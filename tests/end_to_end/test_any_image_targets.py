@@ -26,8 +26,8 @@ SIZE = (24, 32)
 BAND = 7
 """The only band in which the object differs from the ground."""
 DETECT = [
-    *("--image_size", "32", "--batch_size", "4", "--window", "3", "--channels", "8", "--head_width", "16"),
-    *("--rois", "16", "--global_blocks", "2", "--log_every", "1", "--lr", "2e-3"),
+    *("--image_size", "32", "--batch_size", "2", "--window", "3", "--channels", "8", "--head_width", "16"),
+    *("--rois", "8", "--global_blocks", "2", "--log_every", "1", "--lr", "2e-3"),
 ]
 SEGMENT = [
     *("--batch_size", "4", "--crop", "24", "--short_side", "24", "--channels", "8", "--warmup_steps", "1"),
