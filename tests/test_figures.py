@@ -18,9 +18,26 @@ from hardpatch.figures import (
     patches_to_pixels,
     reconstruction,
     score_figure,
+    shown_channels,
     to_rgb,
 )
 from hardpatch.methods import targets
+
+
+@pytest.mark.parametrize(
+    ("channels", "text"),
+    [
+        (1, ""),
+        (3, ""),
+        (2, ", channel 0 of 2"),
+        (13, ", channels 0, 1, 2 of 13"),
+        ((3, 2, 1), ", channels 3, 2, 1"),
+        ((7,), ", channel 7"),
+        ((7, 5, 3, 1), ", channels 7, 5, 3 of 4"),
+    ],
+)
+def test_pictures_name_the_channels_that_they_show(channels: int | tuple[int, ...], text: str) -> None:
+    assert shown_channels(channels) == text
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -35,6 +35,20 @@ def to_rgb(image: Image) -> Image:
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
 
 
+def shown_channels(channels: int | tuple[int, ...]) -> str:
+    """Describe which channels of the files :func:`to_rgb` shows; empty if these are all of them.
+
+    Args:
+        channels: number of channels of the images, or which channels of the files they are, as a reading has it.
+    """
+    number = channels if isinstance(channels, int) else len(channels)
+    shown = (range(number) if isinstance(channels, int) else channels)[: 3 if number >= 3 else 1]
+    if number == channels and number in (1, 3):
+        return ""
+    more = f" of {number}" if len(shown) < number else ""
+    return f", channel{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}{more}"
+
+
 def enlarge(image: Image, least: int = 256) -> Image:
     """Repeat pixels by the smallest whole factor with which the shorter side has at least ``least`` pixels."""
     factor = math.ceil(least / min(image.shape[:2]))

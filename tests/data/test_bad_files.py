@@ -18,6 +18,15 @@ def test_bad_files_are_counted_and_logged_once() -> None:
     assert lines == ["cannot decode a.jpg: truncated", "cannot decode b.jpg: empty file"]
 
 
+def test_files_that_cannot_be_used_for_other_reasons() -> None:
+    lines: list[str] = []
+    bad = BadFiles(4, 0.3, log=lines.append, verb="use")
+    bad.update(["a.jpg: No such file or directory"])
+    assert lines == ["cannot use a.jpg: No such file or directory"]
+    with pytest.raises(UserError, match=r"2 of 4 images \(50.00%\) cannot be used and at most 30.00% may be"):
+        bad.update(["b.jpg: another size"])
+
+
 def test_too_many_bad_files_stop_the_run_with_one_line() -> None:
     bad = BadFiles(total=100, max_bad_fraction=0.02, log=lambda line: None)
     bad.update(["a.jpg: x", "b.jpg: x"])

@@ -1,5 +1,7 @@
 """Label files: the values that stand in them, whatever the format."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hardpatch.data.label_maps import LabelMap, read_label_map, read_object_mask, stored_orientation
+from hardpatch.data.label_maps import LabelMap, read_label_map, read_object_mask
 from hardpatch.data.reading import UndecodableImage
 
 VALUES = np.array([[0, 1, 2], [2, 0, 1]])
@@ -99,13 +101,6 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, ending: str) -
     for image in (Image.fromarray(VALUES.astype(np.uint8)), palette_image(), Image.fromarray(VALUES.astype(np.uint16))):
         image.save(file, exif=exif)
         assert read_label_map(file).values.tolist() == turned[orientation](VALUES).tolist()
-    assert stored_orientation(file.read_bytes()) == orientation
-
-
-def test_stored_orientation_of_files_without_one(tmp_path: Path) -> None:
-    Image.fromarray(VALUES.astype(np.uint8)).save(tmp_path / "a.png")
-    assert stored_orientation((tmp_path / "a.png").read_bytes()) == 1
-    assert stored_orientation(b"nothing") == 1
 
 
 def pages(file: Path) -> None:
@@ -120,12 +115,29 @@ def cmyk(file: Path) -> None:
     Image.new("CMYK", (3, 2)).save(file, "TIFF")
 
 
+def deep_rgb(file: Path) -> None:
+    """Write a PNG of one pixel with 16 bits in each of three channels, which Pillow does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(">HHH", 7, 7, 7))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
         (pages, "got 2 pages; keep the one that has the classes"),
         (jpeg, "got JPEG, which changes the values; save it as PNG, or for a mask of two classes see --threshold"),
         (cmyk, "got the color mode CMYK; save it as gray, palette or RGB"),
+        (deep_rgb, "got several channels of 16 bits; save class ids as gray, or colors with 8 bits"),
+        (
+            lambda file: tifffile.imwrite(file, np.full((2, 3, 3), 7, np.uint16), photometric="rgb"),
+            "got several channels of 16 bits",
+        ),
         (lambda file: tifffile.imwrite(file, VALUES / 2), r"0\.5 among them in 2 pixels; save whole numbers"),
         (
             lambda file: tifffile.imwrite(file, np.array([[np.nan, 1]], np.float32)),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from hardpatch.data.orientation import TAG
 from hardpatch.data.reading import Reading
-from hardpatch.detect.images import ORIENTATION
 from hardpatch.detect.sets import CheckedSet, open_sets
 from hardpatch.errors import UserError
 
@@ -95,7 +95,7 @@ def test_annotations_of_a_turned_photograph(
 ) -> None:
     """A photograph is read upright or as stored, and its annotations are drawn on the one or the other."""
     exif = Image.Exif()
-    exif[ORIENTATION] = 6
+    exif[TAG] = 6
     for k in range(4):
         stored = (12, 20) if upright == fits else (20, 12)
         Image.new("RGB", stored).save(folders[0] / "images" / f"{k}.jpg", exif=exif)
@@ -116,10 +116,34 @@ def test_annotations_of_a_turned_photograph(
         opened(folders)
 
 
-def test_missing_images(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "images" / "2.jpg").unlink()
-    with pytest.raises(UserError, match=r"--val: .*images: no such image: 2\.jpg, one of 1 that .*a\.json names"):
-        opened(folders)
+@pytest.mark.parametrize("size", [SIDES, {"height": None, "width": None}])
+def test_missing_images_are_left_out_up_to_the_limit(tmp_path: Path, size: dict[str, Any]) -> None:
+    folders = write_set(tmp_path / "train"), write_set(tmp_path / "val", **size)
+    missing = folders[1] / "images" / "2.jpg"
+    missing.unlink()
+    _, val = opened(folders)
+    assert val.bad == [f"{missing}: No such file or directory"]
+    assert [image.id for image in val.annotations.images] == [0, 1, 3]
+    assert "left out: 1 image that cannot be used, 1 object of images that cannot be used" in val.lines[0]
+    with pytest.raises(UserError, match=r"--val: .*1 of 4 images \(25.00%\) cannot be used .*2\.jpg: No such file"):
+        opened(folders, 0.1)
+    for k in (0, 1, 3):
+        (folders[1] / "images" / f"{k}.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"--val: .*images has none of the 4 images of .*a\.json, such as 0\.jpg; do the"
+    ):
+        opened(folders, 1.0)
+
+
+def test_classes_without_an_object_and_of_the_same_name(folders: tuple[Path, Path]) -> None:
+    names = [{"id": k, "name": name} for k, name in enumerate(("cat", "dog", "cat", "cow"), 1)]
+    for folder in folders:
+        write(folder, read(folder) | {"categories": names})
+    train, val = opened(folders)
+    same = "categories 1 and 3 are all called 'cat' and are classes of their own; give their objects one id"
+    assert train.lines[1].startswith(f"--train: {same}")
+    assert train.lines[2] == "--train: 3 of 4 classes without an object, not learned: dog, cat, cow"
+    assert val.lines[2] == "--val: 3 of 4 classes without an object, not measured: dog, cat, cow"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_corners_are_pixels_counted_from_1(images: Path) -> None:
     first, second = voc.images
     assert (first.file, first.height, first.width, second.file, second.objects) == ("a.jpg", 20, 30, "b.png", [])
     assert [(obj.category, obj.box) for obj in first.objects] == [(2, (0, 0, 30, 20)), (1, (4, 2, 6, 10))]
-    assert voc.notes == ("corners are pixels counted from 1",)
+    assert voc.notes == ("corners are pixels counted from 1", "fields that are not used: part (1 object)")
 
 
 def test_corners_with_a_0_or_a_fraction_are_coordinates(images: Path) -> None:
@@ -97,6 +97,7 @@ def test_a_size_of_0_is_that_of_the_image(images: Path, width: object) -> None:
     ("content", "message"),
     [
         ("<annotation>", "a.xml: expected Pascal VOC annotations as XML"),
+        ("<annotations/>", "got <annotations>; in CVAT, export Pascal VOC or COCO"),
         ("<html/>", "a.xml: expected Pascal VOC annotations, <annotation>; got <html>"),
         (voc_object("cat", 5, "", 10, 12), 'a.xml: object 1: bndbox/ymin: expected a number of pixels, got ""'),
         (voc_object("cat", 5, "nan", 10, 12), "object 1: bndbox/ymin: expected a number of pixels"),
@@ -117,6 +118,57 @@ def test_files_with_mistakes(images: Path, content: str, message: str) -> None:
 def test_an_object_without_a_box_is_counted(images: Path) -> None:
     voc = read_annotations(write(images, a=DOG + "<object><name>cat</name></object>"), images)
     assert voc.left_out == {"without a box": 1}
+
+
+NUMBERED = "<x1>5</x1><y1>3</y1><x2>10</x2><y2>3</y2><x3>10</x3><y3>12</y3>"
+POINTS = "<pt><x>5</x><y>3</y></pt><pt><x>10</x><y>3</y></pt><pt><x>10</x><y>12</y></pt>"
+
+
+@pytest.mark.parametrize("polygon", [NUMBERED, POINTS])
+def test_polygons_are_masks(images: Path, polygon: str) -> None:
+    """Roboflow and LabelMe write them; counted from 1, the center of a pixel is half a pixel before its number."""
+    masked = voc_object("cat", 5, 3, 10, 12, more=f"<polygon>{polygon}</polygon>")
+    alone = f"<object><name>dog</name><polygon>{polygon}</polygon></object>"
+    first, second = read_annotations(write(images, a=masked + alone), images).images[0].objects
+    assert first.segmentation == second.segmentation == [[4.5, 2.5, 9.5, 2.5, 9.5, 11.5]]
+    assert (first.box, second.box) == ((4, 2, 6, 10), (4.5, 2.5, 5, 9))
+    coordinates = read_annotations(write(images, a=masked + voc_object("dog", 0, 1, 9, 9)), images).images[0].objects[0]
+    assert (coordinates.segmentation, coordinates.box) == ([[5, 3, 10, 3, 10, 12]], (5, 3, 5, 9))
+
+
+def test_polygons_that_cannot_be_used(images: Path) -> None:
+    line = "<polygon><x1>5</x1><y1>3</y1><x2>10</x2><y2>3</y2></polygon>"
+    voc = read_annotations(write(images, a=voc_object("cat", 5, 3, 10, 12, more=line)), images)
+    assert (voc.images[0].objects[0].segmentation, voc.images[0].objects[0].box) == (None, (4, 2, 6, 10))
+    assert "1 object with polygons of fewer than three corners or no area" in voc.notes
+    for wrong in ("<x1>5</x1><y1></y1>", "<x1>5</x1><x2>6</x2>", "<x1>5</x1>"):
+        folder = write(images, a=voc_object("cat", 5, 3, 10, 12, more=f"<polygon>{wrong}</polygon>"))
+        with pytest.raises(
+            UserError, match=r"a\.xml: object 1: polygon: expected x1, y1, x2, y2, \.\.\. or points .*x1"
+        ):
+            read_annotations(folder, images)
+
+
+def test_rotated_boxes(images: Path) -> None:
+    """CVAT has the rotation as an attribute, roLabelImg an element of its own."""
+    attribute = "<attributes><attribute><name>rotation</name><value>90.0</value></attribute></attributes>"
+    rotated = voc_object("cat", 10, 5, 20, 11, more=attribute)
+    angle = "<robndbox><cx>15</cx><cy>8</cy><w>10</w><h>6</h><angle>1.5707963</angle></robndbox>"
+    voc = read_annotations(
+        write(images, a=rotated + f"<object><name>dog</name>{angle}</object>" + voc_object("cat", 0, 1, 4, 4)), images
+    )
+    assert [obj.box for obj in voc.images[0].objects[:2]] == [pytest.approx((12, 3, 6, 10))] * 2
+    assert "2 boxes rotated: taken as the upright box around it" in voc.notes
+
+
+def test_what_is_not_used_is_told(images: Path) -> None:
+    flags = "<truncated>1</truncated><occluded>1</occluded>"
+    folder = write(images, a=voc_object("cat", 5, 3, 10, 12, more=flags) + voc_object("dog", 1, 1, 4, 4))
+    content = (folder / "a.xml").read_text().replace("<size>", "<segmented>1</segmented><size>")
+    (folder / "a.xml").write_text(content)
+    notes = read_annotations(folder, images).notes
+    assert "fields that are not used: truncated (1 object), occluded (1 object)" in notes
+    assert any(note.startswith("segmented is 1 in 1 file: masks in PNG files") for note in notes)
 
 
 def test_hidden_files_are_none(images: Path) -> None:

@@ -99,6 +99,43 @@ def test_lines_with_mistakes(images: Path, labels: Path, line: str, message: str
     assert message in str(error.value)
 
 
+def test_keypoints_with_and_without_their_shape(images: Path, labels: Path, tmp_path: Path) -> None:
+    """A box and three points in it, with and without flags; lines of boxes alone may stand between."""
+    flagged = "1 0.5 0.5 0.5 0.2 0.4 0.5 1 0.6 0.5 1 0 0 0"
+    (labels.parent / "classes.txt").unlink()
+    names = tmp_path / "labels" / "data.yaml"
+    for shape, line in (
+        ([3, 3], flagged.replace(" 1 0 0 0", " 2 0 0 0")),
+        ([3, 2], "1 0.5 0.5 0.5 0.2 .4 .5 .6 .5 0 0"),
+    ):
+        names.write_text(f"names: [cat, dog]\nkpt_shape: {shape}\n")
+        yolo = read(labels, images, f"{line}\n0 0.5 0.5 0.5 0.5\n")
+        assert [obj.box for obj in yolo.images[0].objects] == [pytest.approx((10, 8, 20, 4)), (10, 5, 20, 10)]
+        assert [obj.segmentation for obj in yolo.images[0].objects] == [None, None]
+        assert "fields that are not used: keypoints (1 object)" in yolo.notes
+        names.write_text("names: [cat, dog]\n")
+        with pytest.raises(UserError, match=r"keypoints.* kpt_shape .*data\.yaml"):
+            read(labels, images, f"{line}\n")
+    names.write_text("names: [cat, dog]\nkpt_shape: 17\n")
+    with pytest.raises(UserError, match="kpt_shape: expected number of keypoints, and 2 or 3 numbers for each, got 17"):
+        read(labels, images, flagged)
+
+
+def test_corners_are_asked_about(images: Path, labels: Path) -> None:
+    question = "are they left, top, right, bottom? expected center x, center y, width, height"
+    corners, boxes = "0 0.2 0.2 0.6 0.6\n0 0.1 0.3 0.9 0.5\n", "0 0.5 0.5 0.9 0.9\n0 0.95 0.5 0.2 0.2\n"
+    assert read(labels, images, corners).notes[-1].endswith(question)
+    assert not any(question in note for note in read(labels, images, boxes).notes)
+
+
+def test_oriented_boxes_are_told(images: Path, labels: Path) -> None:
+    yolo = read(labels, images, "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n")
+    assert yolo.images[0].objects[0].box == pytest.approx((10, 5, 20, 10))
+    assert any(note.startswith("all 1 polygon have four corners, as oriented boxes have") for note in yolo.notes)
+    yolo = read(labels, images, "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n0 0.1 0.1 0.2 0.1 0.2 0.3\n")
+    assert not any("oriented boxes" in note for note in yolo.notes)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -169,7 +169,8 @@ def test_mistakes(
     assert "--annotations: " in fails(*with_value("--annotations", data / "none.json"))
     message = fails(*with_value("--train", data / "val"))
     assert "--train: " in message
-    assert "no such image: 3.png, one of 2 that" in message
+    assert "max_bad_fraction: 2 of 5 images (40.00%) cannot be used" in message
+    assert "4.png: No such file or directory; raise --max_bad_fraction" in message
     assert "do the two belong together?" in fails(*with_value("--val", run))
     assert "expected COCO annotations as JSON" in fails(*with_value("--val_annotations", run / "README.md"))
     assert "names: expected a list of class names" in fails(*with_value("--val_annotations", run / "config.yaml"))

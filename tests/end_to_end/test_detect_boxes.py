@@ -171,12 +171,12 @@ def test_broken_images_are_found_before_the_first_step(
     out, broken = tmp_path / "out", data / "val" / "1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     line = fails(*command(run, data, out, "--steps", 1))
-    assert "--val: max_bad_fraction: 1 of 3 images (33.33%) cannot be decoded" in line
+    assert "--val: max_bad_fraction: 1 of 3 images (33.33%) cannot be used" in line
     assert str(broken) in line
     assert not out.exists()
     assert main(command(run, data, out, "--steps", 1, "--max_bad_fraction", 0.4)) == 0
-    assert f"cannot decode {broken}" in capsys.readouterr().err
-    assert f"cannot decode {broken}" in (out / "log.txt").read_text()
+    assert f"cannot use {broken}" in capsys.readouterr().err
+    assert f"cannot use {broken}" in (out / "log.txt").read_text()
     result = json.loads((out / "result.json").read_text())
     assert result["images"] == {"train": 5, "val": 2}
     assert result["left_out"]["val, undecodable"] == 1

@@ -239,6 +239,7 @@ def test_gray_maps_that_are_saved_in_colors(tmp_path: Path) -> None:
             "3",
             "has the value 200 in 1 pixels; expected the 3 classes 0 to 2 or, ignored, 255; correct",
         ),
+        ([[1, 2, 3]], "3", "if 3 is the last class and 0 is none, --reduce_zero_label"),
         ([[0, 1, 2, 3]], "3", "if 3 is the last class and 0 is to be ignored, --reduce_zero_label"),
         (
             [[0, 1, 26001]],

@@ -82,6 +82,7 @@ def test_an_ignored_color(tmp_path: Path) -> None:
         ("0 a\n0 b\n", {}, r"names an index twice"),
         ("70000 a\n0 b\n", {}, r"--classes: expected indices up to 65535, got 70000"),
         ("0 0 0 a\n0 0 0 b\n", {}, r"names a color twice"),
+        ("0 road\n1 car\n2 road\n", {}, r"has the name 'road' 2 times; expected a name of its own for each class"),
         ("0 0 0 a\n0 0 300 b\n", {}, r"expected colors from 0 to 255, got '0 0 300 b'"),
         ("0 0 0 a\nroad\n", {}, r"expected a color in each line or in none, got 'road'"),
         ("a\nb", {"ignore": [0]}, r"--ignore: 0 is the class a; without it b is left, expected two classes or more"),

@@ -171,6 +171,8 @@ def test_colors_and_sheets_of_label_maps() -> None:
     truth[:, :3] = IGNORED
     figure = label_sheet([(image, truth, predicted)] * 2, ["sky", "$5 road$", "car"])
     assert [axes.get_title() for axes in figure.axes] == ["image", "truth", "prediction", "", "", ""]
+    titled = label_sheet([(image, truth, predicted)], ["sky", "road"], ", channels 0, 1, 2 of 13")
+    assert titled.axes[0].get_title() == "image, channels 0, 1, 2 of 13"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "$5 road$"]
     shown = np.asarray(figure.axes[1].images[0].get_array())
     assert shown[0, 0].tolist() == [0, 0, 0]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hardpatch.errors import UserError
 from hardpatch.printable import printable
@@ -22,6 +22,7 @@ class BadFiles:
         max_bad_fraction: share of them that may be undecodable, in [0, 1].
         option: of the command line that sets this share.
         log: writes one line; None is a warning of the logger `hardpatch`.
+        verb: is said of such a file: it cannot "decode", or "use" where other reasons count, too.
         source: the images, of whose classes each is named that loses its last one.
     """
 
@@ -31,9 +32,10 @@ class BadFiles:
         max_bad_fraction: float,
         option: str = "--data.max_bad_fraction",
         log: Callable[[str], object] | None = None,
+        verb: Literal["decode", "use"] = "decode",
         source: "Source | None" = None,
     ) -> None:
-        self.total, self.max_bad_fraction, self.option = total, max_bad_fraction, option
+        self.total, self.max_bad_fraction, self.option, self.verb = total, max_bad_fraction, option, verb
         self._log = logging.getLogger("hardpatch").warning if log is None else log
         self._entries: dict[str, None] = {}
         self._earlier: set[str] = set()
@@ -55,7 +57,7 @@ class BadFiles:
         for entry in map(printable, bad):  # a file's name may hold line breaks
             if entry not in self._entries:
                 self._entries[entry] = None
-                self._log(f"cannot decode {entry}")
+                self._log(f"cannot {self.verb} {entry}")
                 self._count_class(entry)
                 if self._file is not None and entry not in self._earlier:
                     with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
@@ -65,7 +67,7 @@ class BadFiles:
         if count > self.max_bad_fraction * self.total:
             raise UserError(
                 f"{self.option.removeprefix('--')}: {count} of {self.total} images ({count / self.total:.2%}) "
-                f"cannot be decoded and at most {self.max_bad_fraction:.2%} may be; the last: "
+                f"cannot be {self.verb}d and at most {self.max_bad_fraction:.2%} may be; the last: "
                 f"{'; '.join([*self._entries][-3:])}; raise {self.option} to allow more"
             )
 

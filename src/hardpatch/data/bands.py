@@ -94,6 +94,19 @@ def _matches(source: OpenedSource, pattern: str) -> dict[str, int]:
     return found
 
 
+def refuse_bands(reading: Reading) -> None:
+    """Refuse weights of images of several files, for a task whose images are one file each.
+
+    Raises:
+        UserError: names the bands.
+    """
+    if reading.bands:
+        raise UserError(
+            f"RUN: was trained on a file for each band ({', '.join(reading.bands)}), and images with objects or label "
+            "maps are one file each: write their bands into one TIFF, and pre-train on such files"
+        )
+
+
 def as_read(source: OpenedSource, reading: Reading) -> OpenedSource:
     """Return the images that a reading makes of the files of a source: bands put together, or pages apart."""
     if reading.bands:

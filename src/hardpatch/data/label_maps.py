@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.orientation import TAG
 from hardpatch.data.reading import UndecodableImage
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ LOSSY = {"JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 """The same of formats that change values; masks in them are compared with a threshold."""
 EXACT_ENDINGS = tuple(ending for endings in EXACT.values() for ending in endings)
 LOSSY_ENDINGS = tuple(ending for endings in LOSSY.values() for ending in endings)
-ORIENTATION = 0x0112
-"""EXIF's tag of the orientation of an image; 1 is upright."""
 HALF = 128
 """From this value on a pixel of a lossy object mask belongs to the object."""
 
@@ -91,18 +90,6 @@ def read_object_mask(path: Path) -> npt.NDArray[np.bool_]:
     return np.asarray(label_map.values != 0)
 
 
-def stored_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of an image file, 1 to 8; 1 if there is none or the file cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=(*EXACT, *LOSSY)) as file:
-            orientation = file.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's plugins raise nearly anything on broken bytes; decoding says what is wrong
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
 def _with_pillow(data: bytes, lossy: bool) -> LabelMap:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -116,6 +103,8 @@ def _with_pillow(data: bytes, lossy: bool) -> LabelMap:
                     f"got {file.format}, which changes the values; save it as PNG, or for a mask of two classes see "
                     "--threshold"
                 )
+            if file.mode[0] in "RL" and ";16" in str(file.tile):  # Pillow would cut the values to 8 bits
+                raise UndecodableImage("got several channels of 16 bits; save class ids as gray, or colors with 8 bits")
             file.load()
             return _values(file, ImageOps.exif_transpose(file))
     except UndecodableImage:
@@ -161,7 +150,7 @@ def _with_tifffile(data: bytes, error: UndecodableImage) -> LabelMap:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages, values = len(file.pages), file.asarray()
-            orientation = file.pages.first.tags.valueof(ORIENTATION, 1)
+            orientation = file.pages.first.tags.valueof(TAG, 1)
     except Exception:  # as Pillow's plugins, on broken bytes
         raise error from None
     if pages > 1 or values.ndim != 2:

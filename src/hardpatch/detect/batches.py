@@ -153,7 +153,7 @@ class DetectionBatch(NamedTuple):
 
 
 def training_batches(
-    coco: AnnotationSet,
+    annotations: AnnotationSet,
     folder: str | os.PathLike[str],
     transform: ScaleJitter,
     *,
@@ -170,7 +170,7 @@ def training_batches(
     be. Close the generator to stop the workers.
 
     Args:
-        coco: images and their objects.
+        annotations: images and their objects.
         folder: folder of the images.
         transform: flips, resizes and crops.
         batch_size: images in a batch.
@@ -184,15 +184,15 @@ def training_batches(
         UserError: if no image can be used.
     """
     mask_tools()  # fails here rather than in a worker
-    dataset = _TrainingDataset(coco, str(folder), transform, reading, seed, masks)
-    for batch in batch_loader(dataset, _TrainingOrder(len(coco.images), batch_size, seed, start), workers):
+    dataset = _TrainingDataset(annotations, str(folder), transform, reading, seed, masks)
+    for batch in batch_loader(dataset, _TrainingOrder(len(annotations.images), batch_size, seed, start), workers):
         if not batch.samples:
-            raise nothing_decodable(len(coco.images), batch.bad)
+            raise nothing_decodable(len(annotations.images), batch.bad)
         yield batch
 
 
 def evaluation_batches(
-    coco: AnnotationSet,
+    annotations: AnnotationSet,
     folder: str | os.PathLike[str],
     size: int,
     *,
@@ -203,7 +203,7 @@ def evaluation_batches(
     """Load every image once, in order, without targets; images that cannot be used are left out.
 
     Args:
-        coco: the images.
+        annotations: the images.
         folder: folder of the images.
         size: pixels of the longer side, to which each image is resized.
         batch_size: images in a batch.
@@ -211,17 +211,17 @@ def evaluation_batches(
         workers: processes that decode; 0 decodes in this one.
     """
     mask_tools()
-    dataset = _EvaluationDataset(coco, str(folder), size, reading)
-    yield from batch_loader(dataset, EvaluationOrder(len(coco.images), batch_size), workers)
+    dataset = _EvaluationDataset(annotations, str(folder), size, reading)
+    yield from batch_loader(dataset, EvaluationOrder(len(annotations.images), batch_size), workers)
 
 
 class _TrainingDataset(Dataset[DetectionBatch]):
     """Whole training batches by the (epoch, index) of their samples; empty if no image can be used."""
 
     def __init__(
-        self, coco: AnnotationSet, folder: str, transform: ScaleJitter, reading: Reading, seed: int, masks: bool
+        self, annotations: AnnotationSet, folder: str, transform: ScaleJitter, reading: Reading, seed: int, masks: bool
     ) -> None:
-        self.images, self.labels = coco.images, coco.labels
+        self.images, self.labels = annotations.images, annotations.labels
         self.folder, self.transform, self.reading, self.seed, self.masks = folder, transform, reading, seed, masks
 
     def __getitem__(self, keys: list[tuple[int, int]]) -> DetectionBatch:
@@ -261,8 +261,8 @@ class _TrainingDataset(Dataset[DetectionBatch]):
 class _EvaluationDataset(Dataset[DetectionBatch]):
     """Whole batches by the indices of their images; images that cannot be used are left out."""
 
-    def __init__(self, coco: AnnotationSet, folder: str, size: int, reading: Reading) -> None:
-        self.images, self.folder, self.size, self.reading = coco.images, folder, size, reading
+    def __init__(self, annotations: AnnotationSet, folder: str, size: int, reading: Reading) -> None:
+        self.images, self.folder, self.size, self.reading = annotations.images, folder, size, reading
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> DetectionBatch:
         samples, bad = [], []

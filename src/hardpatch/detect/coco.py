@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
-from hardpatch.detect.extents import NO_BOX, REPEATED, box_around
-from hardpatch.detect.fields import flag, number, plural, refusal, whole_number
+from hardpatch.detect.extents import NO_BOX, REPEATED, around_rotated, box_around, rotated_boxes, with_area
+from hardpatch.detect.fields import flag, number, plural, refusal, unused_fields, whole_number
 from hardpatch.errors import UserError
 
 FLAT, POINTS = "a flat list of numbers", "lists of points"
 SHORT, LINE = "polygons of fewer than three corners", "polygons without an area"
 """Segmentations without a usable polygon ``[[x, y, x, y, x, y, ...], ...]``."""
+READ = {"id", "image_id", "category_id", "bbox", "segmentation", "area", "iscrowd", "num_keypoints"}
+"""Fields of an annotation of which no line has to tell that they are not used."""
 
 
 def read_coco(path: str | os.PathLike[str]) -> AnnotationSet:
@@ -116,7 +118,8 @@ class _ObjectReader:
         self.path, self.categories = path, categories
         self.left_out: Counter[str] = Counter()
         self.unusual: Counter[str] = Counter()
-        self.boxes_of_masks = self.shared_ids = 0
+        self.unused: Counter[str] = Counter()
+        self.boxes_of_masks = self.shared_ids = self.rotated = 0
         self._seen: dict[Any, tuple[Any, ...]] = {}
 
     def read(self, entry: Any, index: int, images: Mapping[int | str, AnnotatedImage]) -> None:
@@ -153,7 +156,7 @@ class _ObjectReader:
         crowd = flag(entry.get("iscrowd"))
         if crowd is None:
             raise refusal(subject, "iscrowd", "0 or 1", entry["iscrowd"])
-        image.objects.append(AnnotatedObject(category, box, mask, area, crowd, name))
+        image.objects.append(AnnotatedObject(category, self._upright(box, mask, entry), mask, area, crowd, name))
 
     def notes(self) -> Iterator[str]:
         """Yield lines about what was taken another way than it is written."""
@@ -166,6 +169,25 @@ class _ObjectReader:
             yield f"{plural(self.boxes_of_masks, 'box')} missing, taken around the mask of the object"
         if self.shared_ids:
             yield f"{plural(self.shared_ids, 'annotation')} with the id of another; all are used, ids do not matter"
+        if self.rotated:
+            yield rotated_boxes(self.rotated)
+        yield from unused_fields(self.unused)
+
+    def _upright(
+        self, box: tuple[float, float, float, float], mask: Any, entry: Mapping[str, Any]
+    ) -> tuple[float, float, float, float]:
+        """Return the box around a box that CVAT rotates by an attribute, and count the fields that are not used."""
+        attributes = entry.get("attributes")
+        attributes = dict(attributes) if isinstance(attributes, dict) else {}
+        degrees = number(attributes.get("rotation")) if mask is None else None
+        if degrees:
+            del attributes["rotation"]
+            self.rotated += 1
+            box = around_rotated(box, degrees)
+        others = {key: value for key, value in entry.items() if key not in (*READ, "attributes")}
+        others |= {f"attributes.{key}": value for key, value in attributes.items()}
+        self.unused.update(key for key, value in others.items() if (any(value) if isinstance(value, list) else value))
+        return box
 
     def _repeated(self, entry: Mapping[str, Any]) -> bool:
         """Return True for a copy of an earlier annotation with its id; count one of another content."""
@@ -202,7 +224,7 @@ class _ObjectReader:
             if len(polygon) % 2:
                 raise UserError(f"{subject}: expected polygons as [x, y, x, y, ...], got one of an odd length")
         polygons = [_numbers(polygon, subject) for polygon in polygons]
-        areas = [polygon for polygon in polygons if min(box_around([polygon])[2:]) > 0]
+        areas = with_area(polygons)
         if any(lists) and not areas:
             self.unusual[LINE if polygons else SHORT] += 1
         return areas or None

@@ -1,5 +1,6 @@
 """Place of objects in their images: pixels instead of fractions, and objects without an extent left out."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,9 +33,10 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         sizes: (height, width) by file, of the images whose size the annotations do not have.
 
     Raises:
-        UserError: if run lengths do not fit their image; names the annotation.
+        UserError: if run lengths do not fit their image, names the annotation; if all boxes are fractions.
     """
     left_out, images = Counter(annotations.left_out), []
+    placed: list[tuple[tuple[float, float, float, float], int, int]] = []
     cut = apart = 0
     for image in annotations.images:
         height, width = (image.height, image.width) if image.has_size else sizes[image.file]
@@ -45,6 +47,7 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
             if reason:
                 left_out[reason] += 1
                 continue
+            placed.append((obj.box, width, height))
             obj = _with_checked_mask(obj, sized, annotations.path)
             inside = _cut(obj, width, height)
             cut += inside is not obj
@@ -57,9 +60,41 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         notes.append(f"the annotations have no size of {plural(unknown, 'image')}: taken from the file")
     if cut:
         notes.append(f"{plural(cut, 'box')} over the edge of the image by more than a pixel, cut there")
+    notes += _doubts(annotations, placed, cut)
     if apart:
         notes.append(f"{plural(apart, 'object')} with polygons that do not touch the box: are both in pixels?")
     return replace(annotations, images=images, left_out=left_out, notes=tuple(notes), relative=False)
+
+
+def _doubts(
+    annotations: AnnotationSet, placed: Sequence[tuple[tuple[float, float, float, float], int, int]], cut: int
+) -> list[str]:
+    """Ask about boxes that look like corners, where ``cut`` boxes reach over the edge of their image.
+
+    Args:
+        annotations: as read.
+        placed: box, and width and height of its image.
+        cut: number of boxes that reach over the edge.
+
+    Raises:
+        UserError: if all boxes are within a pixel of the upper left corner, as fractions are.
+    """
+    boxes = [box for box, _, _ in placed]
+    if placed and all(max(x + w, y + h) <= 1 < min(width, height) for (x, y, w, h), width, height in placed):
+        raise UserError(
+            f"{annotations.path}: expected boxes in pixels, and all {len(boxes)} are within one pixel of the upper "
+            f"left corner, such as {list(boxes[0])}: if they are fractions, multiply them by width and height of the "
+            "image"
+        )
+    half = 0.5 if annotations.relative else 0.0  # YOLO writes the center
+    first = [(x + half * w, y + half * h, w, h) for x, y, w, h in boxes]
+    if cut * 4 <= len(boxes) or not all(w > x >= 0 and h > y >= 0 for x, y, w, h in first):
+        return []
+    place_ = "center x, center y" if annotations.relative else "left, top"
+    return [
+        f"{cut} of {plural(len(boxes), 'box')} reach over the edge, and in all of them the third and fourth number are "
+        f"larger than the first and second: are they left, top, right, bottom? expected {place_}, width, height"
+    ]
 
 
 def without_images(annotations: AnnotationSet, indices: Mapping[int, object]) -> AnnotationSet:
@@ -131,6 +166,26 @@ def _with_checked_mask(obj: AnnotatedObject, image: AnnotatedImage, path: str) -
         raise refusal(subject, "segmentation.counts", expected, encoded["counts"])
     has_pixels = any(lengths[1::2])
     return obj._replace(segmentation={"counts": encoded["counts"], "size": shape} if has_pixels else None)
+
+
+def rotated_boxes(count: int) -> str:
+    """Return the line about boxes that are rotated."""
+    return f"{plural(count, 'box')} rotated: taken as the upright box around it"
+
+
+def around_rotated(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """Return the upright box around a box (left, top, width, height) that is rotated about its center."""
+    if not degrees:
+        return box
+    left, top, width, height = box
+    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    wide, high = width * cosine + height * sine, width * sine + height * cosine
+    return left + (width - wide) / 2, top + (height - high) / 2, wide, high
+
+
+def with_area(polygons: Sequence[list[float]]) -> list[list[float]]:
+    """Return the polygons that have three corners or more, and an area."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and min(box_around([polygon])[2:]) > 0]
 
 
 def box_around(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:

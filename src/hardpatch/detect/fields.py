@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hardpatch.errors import UserError
+
+NAMED = 8
+"""Fields and classes that a line names."""
 
 
 def refusal(subject: str, field: str, expected: str, value: Any) -> UserError:
@@ -51,6 +54,13 @@ def flag(value: Any) -> bool | None:
 def plural(count: int, noun: str) -> str:
     """Return "1 image", "2 images"; "box" becomes "boxes"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('x', 's')) else 's'}"
+
+
+def unused_fields(counts: Mapping[str, int]) -> list[str]:
+    """Return a line about fields of objects that are not used, with the number of objects; none without such fields."""
+    listed = [f"{name} ({plural(count, 'object')})" for name, count in counts.items()]
+    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    return [f"fields that are not used: {', '.join(listed[:NAMED])}{more}"] if listed else []
 
 
 def visible(folder: Path, suffix: str) -> Iterator[Path]:

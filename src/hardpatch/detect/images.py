@@ -1,6 +1,5 @@
 """Images of a set, each decoded once before training, and their sizes compared with the annotations."""
 
-import io
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hardpatch.data.decode import decode
-from hardpatch.data.formats import FORMATS
+from hardpatch.data.decode import decode, read_header
+from hardpatch.data.orientation import upright_size
 from hardpatch.data.reading import RGB, Reading, UndecodableImage
 from hardpatch.detect.annotations import AnnotatedImage
 from hardpatch.detect.extents import Size
 
 Image = npt.NDArray[np.uint8]
-ORIENTATION = 0x0112
-"""EXIF tag of the orientation, 1 to 8; 5 to 8 exchange height and width."""
 
 
 def read_image(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Reading = RGB) -> Image:
@@ -44,7 +41,7 @@ def _load(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Readin
     if image.has_size and size != (image.height, image.width):
         raise UndecodableImage(
             f"{path}: the annotations say {image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}"
-            f"{_turned(data, image, size)}"
+            f"{_turned(data, image, size, reading)}"
         )
     return pixels, data
 
@@ -85,7 +82,7 @@ def decode_images(
             pixels, data = _load(image, folder, reading)
         except UndecodableImage as error:
             return index, str(error), 1
-        return index, (pixels.shape[0], pixels.shape[1]), _header(data)[1]
+        return index, (pixels.shape[0], pixels.shape[1]), read_header(data, reading.max_pixels).orientation
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for index, found, orientation in pool.map(look, images):
@@ -99,25 +96,14 @@ def decode_images(
     return result
 
 
-def _header(data: bytes) -> tuple[Size, int]:
-    """Return (height, width) as stored, and the EXIF orientation; ((0, 0), 1) if Pillow cannot read them."""
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as file:
-            orientation = file.getexif().get(ORIENTATION, 1)
-            return (file.height, file.width), orientation if orientation in range(1, 9) else 1
-    except Exception:  # Pillow's plugins raise nearly anything; the pixels are what counts
-        return (0, 0), 1
-
-
-def _turned(data: bytes, image: AnnotatedImage, size: Size) -> str:
+def _turned(data: bytes, image: AnnotatedImage, size: Size, reading: Reading) -> str:
     """Explain a difference in size that a turn by 90 degrees would settle; empty for any other."""
     if size != (image.width, image.height):
         return ""
-    stored, orientation = _header(data)
+    header = read_header(data, reading.max_pixels)
+    orientation = header.orientation
     if orientation < 5:
         return " (height and width exchanged)"
-    if size == stored:
+    if size == upright_size((header.height, header.width), orientation):  # of the picture as it is stored
         return f"; they fit it only turned upright by its EXIF orientation {orientation}, and it is read as stored"
     return f"; they fit it only as stored, and it is read turned upright by its EXIF orientation {orientation}"

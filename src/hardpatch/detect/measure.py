@@ -38,13 +38,13 @@ class Detections(NamedTuple):
 
 
 @torch.inference_mode()
-def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: AnnotationSet) -> Detections:
+def detect(detector: nn.Module, batches: Iterable[DetectionBatch], annotations: AnnotationSet) -> Detections:
     """Detect objects in images.
 
     Args:
         detector: :func:`~hardpatch.detect.model.mask_rcnn` in eval mode.
-        batches: :func:`~hardpatch.detect.batches.evaluation_batches` of ``coco``.
-        coco: source of the image sizes, image ids and category ids.
+        batches: :func:`~hardpatch.detect.batches.evaluation_batches` of ``annotations``.
+        annotations: source of the image sizes, image ids and category ids.
     """
     device = next(detector.parameters()).device
     results: list[dict[str, Any]] = []
@@ -55,24 +55,24 @@ def detect(detector: nn.Module, batches: Iterable[DetectionBatch], coco: Annotat
         if not images:
             continue
         for sample, output in zip(batch.samples, detector(images), strict=True):
-            results += in_coco_layout({name: values.cpu() for name, values in output.items()}, sample, coco)
+            results += in_coco_layout({name: values.cpu() for name, values in output.items()}, sample, annotations)
             indices.add(sample.image_index)
     return Detections(results, indices, bad)
 
 
-def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: AnnotationSet) -> list[dict[str, Any]]:
+def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, annotations: AnnotationSet) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results.
 
     Args:
         output: ``boxes``, ``labels``, ``scores`` and, if it has a mask head, ``masks`` of
             :func:`~hardpatch.detect.model.mask_rcnn`.
         sample: the image that the detector got.
-        coco: the set that the sample is from.
+        annotations: the set that the sample is from.
 
     Returns:
         Entries of :attr:`Detections.results`.
     """
-    image = coco.images[sample.image_index]
+    image = annotations.images[sample.image_index]
     size = (image.height, image.width)
     ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
     boxes = output["boxes"] * ratio
@@ -81,7 +81,7 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, coco: Annotatio
     return [
         {
             "image_id": image.id,
-            "category_id": coco.category_ids[label - 1],
+            "category_id": annotations.category_ids[label - 1],
             "bbox": box,
             "score": score,
             **segmentation,

@@ -12,7 +12,7 @@ from hardpatch.data.reading import RGB, Reading, to_bytes
 from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.images import read_image
 from hardpatch.detect.masks import decode_mask, object_mask
-from hardpatch.figures import to_rgb
+from hardpatch.figures import shown_channels, to_rgb
 
 SCORE = 0.5
 """Lowest score of the detections that are drawn."""
@@ -36,7 +36,7 @@ class DrawnObject(NamedTuple):
 
 
 def detection_sheet(
-    coco: AnnotationSet,
+    annotations: AnnotationSet,
     folder: str | Path,
     results: Sequence[Mapping[str, Any]],
     number: int = 8,
@@ -45,15 +45,15 @@ def detection_sheet(
     """Draw annotated objects and detections side by side, one image in a row.
 
     Args:
-        coco: the images, all of which can be used.
+        annotations: the images, all of which can be used.
         folder: folder of the images.
         results: COCO results; those with a score of :data:`SCORE` or more are drawn.
         number: images to draw, evenly spread over the set.
         reading: channels, type and range of the images.
     """
-    indices = sorted({round(k * (len(coco.images) - 1) / max(number - 1, 1)) for k in range(number)})
+    indices = sorted({round(k * (len(annotations.images) - 1) / max(number - 1, 1)) for k in range(number)})
     rows = []
-    for image in (coco.images[index] for index in indices):
+    for image in (annotations.images[index] for index in indices):
         pixels = to_rgb(to_bytes(read_image(image, folder, reading), reading))
         annotated = [
             DrawnObject(
@@ -75,12 +75,16 @@ def detection_sheet(
             for result in sorted(results, key=lambda result: result["score"])
             if result["image_id"] == image.id and result["score"] >= SCORE
         ]
-        rows.append([_draw(pixels, objects, coco) for objects in (annotated, detected)])
-    widths = [max(row[side].width for row in rows) for side in (0, 1)]
+        rows.append([_draw(pixels, objects, annotations) for objects in (annotated, detected)])
+    font = _font(14)
+    captions = f"annotated{shown_channels(reading.channels)}", f"detected, score {SCORE} or more"
+    widths = [
+        max(*(row[side].width for row in rows), round(font.getlength(caption))) for side, caption in enumerate(captions)
+    ]
     title, gap = 24, 6
     sheet = Image.new("RGB", (sum(widths) + 3 * gap, title + len(rows) * (HEIGHT + gap)), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(14)
-    for left, caption in ((gap, "annotated"), (widths[0] + 2 * gap, f"detected, score {SCORE} or more")):
+    draw = ImageDraw.Draw(sheet)
+    for left, caption in zip((gap, widths[0] + 2 * gap), captions, strict=True):
         draw.text((left, 4), caption, fill="#333333", font=font)
     for row_number, row in enumerate(rows):
         top = title + row_number * (HEIGHT + gap)
@@ -89,22 +93,22 @@ def detection_sheet(
     return sheet
 
 
-def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], coco: AnnotationSet) -> Image.Image:
+def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], annotations: AnnotationSet) -> Image.Image:
     """Draw masks, boxes and names over an image, resized to a height of :data:`HEIGHT` pixels."""
     shaded = pixels.astype(np.float32)
     for obj in objects:
         if obj.mask is None:
             continue
-        tint = np.array(COLORS[coco.labels[obj.category] % len(COLORS)], dtype=np.float32)
+        tint = np.array(COLORS[annotations.labels[obj.category] % len(COLORS)], dtype=np.float32)
         shaded = np.where(obj.mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
     ratio = HEIGHT / pixels.shape[0]
     picture = Image.fromarray(shaded.astype(np.uint8)).resize((max(1, round(pixels.shape[1] * ratio)), HEIGHT))
     draw, font = ImageDraw.Draw(picture), _font(12)
     for category, (left, top, width, height), _, score in objects:
-        color = COLORS[coco.labels[category] % len(COLORS)]
+        color = COLORS[annotations.labels[category] % len(COLORS)]
         corner = (left * ratio, top * ratio)
         draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=color, width=2)
-        label = coco.categories[category] + ("" if score is None else f" {score:.2f}")
+        label = annotations.categories[category] + ("" if score is None else f" {score:.2f}")
         overhang = max(0, draw.textbbox(corner, label, font=font)[2] + 2 - picture.width)
         corner = (corner[0] - overhang, corner[1])
         text = draw.textbbox(corner, label, font=font)

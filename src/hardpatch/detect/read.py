@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.coco import read_coco
-from hardpatch.detect.fields import visible
+from hardpatch.detect.fields import plural, visible
 from hardpatch.detect.settings import ANNOTATIONS
 from hardpatch.detect.voc import read_voc
 from hardpatch.detect.yolo import NAMES, read_yolo
@@ -53,20 +53,17 @@ def _read_folder(path: Path, folder: Path, categories: Mapping[int, str] | None)
 
 
 def check_images(annotations: AnnotationSet, folder: str | Path) -> None:
-    """Refuse a folder that lacks images of the annotations.
+    """Refuse a folder that has none of the images of the annotations; single ones that lack are bad files.
 
     Raises:
-        UserError: names the first image that is missing.
+        UserError: names the folder and the first image.
     """
     _expect_folder(Path(folder), annotations.path)
-    missing = [image.file for image in annotations.images if not (Path(folder) / image.file).is_file()]
-    if missing and len(missing) == len(annotations.images):
+    if not any((Path(folder) / image.file).is_file() for image in annotations.images):
         raise UserError(
-            f"{folder} has none of the {len(missing)} images of {annotations.path}, such as {missing[0]}; "
-            "do the two belong together?"
+            f"{folder} has none of the {plural(len(annotations.images), 'image')} of {annotations.path}, such as "
+            f"{annotations.images[0].file}; do the two belong together?"
         )
-    if missing:
-        raise UserError(f"{folder}: no such image: {missing[0]}, one of {len(missing)} that {annotations.path} names")
 
 
 def _expect_folder(folder: Path, path: str | Path) -> None:

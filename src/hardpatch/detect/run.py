@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hardpatch.curves import training_curves
+from hardpatch.data.bands import refuse_bands
 from hardpatch.data.folders import FileSource
 from hardpatch.data.reading import read_reading
 from hardpatch.data.survey import adapted
@@ -172,6 +173,7 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     else:
         backbone = _backbone(_metadata(newest))
     check_encoder(backbone, settings)
+    refuse_bands(backbone.reading)
     shown = counting("images decoded") if isinstance(progress, TrainingProgress) else nullcontext(lambda *_: None)
     with shown as count:
         train, val = open_sets(
@@ -232,13 +234,15 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         classes=len(job.train[0].categories),
         left_out={
             **{
-                f"{split}, objects {reason}": coco.left_out.get(reason, 0) for split, coco in sets for reason in REASONS
+                f"{split}, objects {reason}": annotations.left_out.get(reason, 0)
+                for split, annotations in sets
+                for reason in REASONS
             },
             "train, undecodable": len(job.bad_files),
             "val, undecodable": len(job.bad_val),
         },
-        formats={split: coco.format for split, coco in sets},
-        used={split: counts(coco) for split, coco in sets},
+        formats={split: annotations.format for split, annotations in sets},
+        used={split: counts(annotations) for split, annotations in sets},
         masks=job.masks,
         seconds=seconds,
         steps=job.total,

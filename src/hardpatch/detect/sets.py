@@ -8,7 +8,7 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.reading import Reading
 from hardpatch.detect.annotations import AnnotatedImage, AnnotationSet, summary
 from hardpatch.detect.extents import Size, place, without_images
-from hardpatch.detect.fields import plural
+from hardpatch.detect.fields import NAMED, plural
 from hardpatch.detect.images import decode_images
 from hardpatch.detect.read import check_images, read_annotations
 from hardpatch.errors import UserError
@@ -142,7 +142,8 @@ class _Opening:
             UserError: names the last of them.
         """
         try:
-            BadFiles(self.total, max_bad_fraction, "--max_bad_fraction", log=lambda line: None).update(self.bad)
+            bad_files = BadFiles(self.total, max_bad_fraction, "--max_bad_fraction", lambda line: None, "use")
+            bad_files.update(self.bad)
         except UserError as error:
             raise UserError(f"--{self.split}: {error}") from None
         if len(self.bad) == self.total:
@@ -151,7 +152,7 @@ class _Opening:
     def checked(self) -> CheckedSet:
         """Return the set with its lines for the user."""
         lines = [f"--{self.split}: {summary(self.read, len(self.bad))}"]
-        lines += [f"--{self.split}: {note}" for note in self.read.notes]
+        lines += [f"--{self.split}: {note}" for note in (*self.read.notes, *self._class_notes())]
         if self.oriented:
             lines.append(
                 f"--{self.split}: {plural(self.oriented, 'image')} with an EXIF orientation: see "
@@ -160,6 +161,28 @@ class _Opening:
         if not self.read.objects:
             lines.append(f"--{self.split}: no object; average precision cannot be measured")
         return CheckedSet(self.read, self.folder, self.bad, lines)
+
+    def _class_notes(self) -> list[str]:
+        """Return lines about classes of the same name, and about classes without an object."""
+        by_name: dict[str, list[int]] = {}
+        for number, name in self.read.categories.items():
+            by_name.setdefault(name, []).append(number)
+        notes = [
+            f"categories {' and '.join(map(str, numbers))} are all called {name!r} and are classes of their own; give "
+            "their objects one id if they are one class"
+            for name, numbers in by_name.items()
+            if len(numbers) > 1
+        ]
+        present = {obj.category for obj in self.read.objects}
+        absent = [name for number, name in self.read.categories.items() if number not in present]
+        if present and absent:
+            more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+            effect = "not learned" if self.split == "train" else "not measured"
+            notes.append(
+                f"{len(absent)} of {plural(len(self.read.categories), 'class')} without an object, {effect}: "
+                f"{', '.join(absent[:NAMED])}{more}"
+            )
+        return notes
 
 
 def _first_difference(train: Mapping[int, str], val: Mapping[int, str]) -> str:

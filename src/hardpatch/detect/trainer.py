@@ -163,8 +163,8 @@ class DetectJob:
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
         )
         self.bad_files, self.bad_val = (
-            BadFiles(len(coco.images) + number, run.max_bad_fraction, "--max_bad_fraction")
-            for (coco, _), number in zip((train, val), bad, strict=True)
+            BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction", verb="use")
+            for (annotations, _), number in zip((train, val), bad, strict=True)
         )
         self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
@@ -222,21 +222,21 @@ class DetectJob:
         Raises:
             UserError: if too many of them cannot be used.
         """
-        coco, folder = self.val
+        annotations, folder = self.val
         batches = evaluation_batches(
-            coco,
+            annotations,
             folder,
             self.run.image_size,
             batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
             reading=self.reading,
             workers=loader_workers(self.run.workers),
         )
-        results, indices, bad = detect(self.model.eval(), batches, coco)
+        results, indices, bad = detect(self.model.eval(), batches, annotations)
         self.model.train()
         self.bad_val.update(bad)
         if not indices:
-            raise nothing_decodable(len(coco.images), bad)
-        self.evaluated_set = coco.without(set(range(len(coco.images))) - indices)
+            raise nothing_decodable(len(annotations.images), bad)
+        self.evaluated_set = annotations.without(set(range(len(annotations.images))) - indices)
         precision = average_precision(self.evaluated_set.ground_truth(), results, self.kinds)
         self.evaluation = EvaluationResult(precision, results)
         return self.evaluation.metrics()

@@ -97,9 +97,11 @@ def _refuse_unreadable(split: str, pairs: SegmentationSet, found: Survey, max_ba
         raise UserError(
             f"--{split}: none of the {len(pairs)} pairs can be read; the first: {next(iter(found.unreadable.values()))}"
         )
-    BadFiles(len(pairs), max_bad_fraction, "--max_bad_fraction", log=lambda line: None).update(
-        found.unreadable.values()
-    )
+    try:
+        bad_files = BadFiles(len(pairs), max_bad_fraction, "--max_bad_fraction", lambda line: None)
+        bad_files.update(found.unreadable.values())
+    except UserError as error:
+        raise UserError(f"--{split}: {error}") from None
 
 
 def _refuse_sizes(split: str, pairs: SegmentationSet, found: Survey) -> None:

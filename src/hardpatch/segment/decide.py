@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 
 from hardpatch.errors import UserError
 from hardpatch.segment.label_reading import UNKNOWN, LabelReading, by_color, by_value, color_text
-from hardpatch.segment.labels import COLOR_TABLE, Labels
+from hardpatch.segment.labels import COLOR_TABLE, MAX_VALUE, Labels
 from hardpatch.segment.survey import WHITE, Look
 
 LISTED = 8
@@ -183,12 +183,14 @@ def _way_out(labels: Labels, reading: LabelReading, found: set[int], unknown: Se
             f"between 0 and 255 lie the edges of masks that were smoothed or saved as JPEG: with --threshold 128, "
             f"128 and more is {labels.names[1]!r}"
         )
-    if classes == 2 and found <= {0, *unknown} and len(unknown) == 1:
+    if classes == 2 and found <= {0, *unknown} and len(unknown) == 1 and 0 < unknown[0] <= MAX_VALUE:
         return f"for {unknown[0]} as {labels.names[1]!r}, write '0 {labels.names[0]}' and '{unknown[0]} " + (
             f"{labels.names[1]}' in classes.txt"
         )
-    if labels.values == tuple(range(classes)) and [*unknown] == [classes] and 0 in found:
-        return f"if {classes} is the last class and 0 is to be ignored, --reduce_zero_label"
+    if labels.values == tuple(range(classes)) and [*unknown] == [classes]:
+        return (
+            f"if {classes} is the last class and 0 is {'to be ignored' if 0 in found else 'none'}, --reduce_zero_label"
+        )
     if len(found) <= 16 and all(code % 17 == 0 for code in found):
         return (
             "multiples of 17 or 85 may be the ids 0, 1, 2, ... of gray PNGs of 4 or 2 bits, which decoders multiply; "

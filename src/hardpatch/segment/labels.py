@@ -1,6 +1,7 @@
 """Classes of a segmentation set: from a number, a text file with or without colors, or ADE20K's own table."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -26,6 +27,7 @@ _COLORED = tuple(
         rf"{_INDEX}{_NAME}[\s:,]+#(?P<hex>[0-9a-fA-F]{{6}})",
     )
 )
+_IGNORED = re.compile(r"\(ignored?\)$", re.IGNORECASE)
 _COMMENT = re.compile(r"#(?![0-9a-fA-F]{6}\b).*|name[\s,]+r[\s,]+g[\s,]+b", re.IGNORECASE)
 
 
@@ -123,7 +125,7 @@ def _without_ignored(
     found: Sequence[_Class], ignore: Sequence[int] | None, shift: int, threshold: int | None, said: tuple[str, ...]
 ) -> Labels:
     """Tell classes from what is ignored."""
-    marked = [entry for entry in found if re.search(r"\(ignored?\)$", entry.name, re.IGNORECASE)]
+    marked = [entry for entry in found if _IGNORED.search(entry.name)]
     classes = [entry for entry in sorted(found) if entry not in marked]
     default = {IGNORED} - {entry.value for entry in classes}
     ignored = (
@@ -208,6 +210,13 @@ def _read_classes(path: Path) -> list[_Class]:
     for what, values in (("an index", [e.value for e in entries]), ("a color", [e.color for e in entries])):
         if len(set(values) - {None}) != len([value for value in values if value is not None]):
             raise UserError(f"--classes: {path} names {what} twice")
+    names = Counter(entry.name for entry in entries if not _IGNORED.search(entry.name))
+    name, count = max(names.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise UserError(
+            f"--classes: {path} has the name {name!r} {count} times; expected a name of its own for each class: to "
+            "make one class of several, write one value or color in the label maps"
+        )
     return entries
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
 from hardpatch.data.reading import Reading, to_bytes
-from hardpatch.figures import INK, legible, to_rgb
+from hardpatch.figures import INK, legible, shown_channels, to_rgb
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
@@ -35,8 +35,13 @@ def palette() -> Map:
     return colors
 
 
-def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) -> "Figure":
+def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str], channels: str = "") -> "Figure":
     """Draw rows of an image ``[H, W, C]``, its true and its predicted classes ``[H, W]``, and a legend.
+
+    Args:
+        rows: image, true and predicted classes of each.
+        names: of the classes.
+        channels: is appended to the title of the images.
 
     Raises:
         ValueError: if there is no row.
@@ -55,7 +60,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str]) ->
     figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
     top = total - title
     for row, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
-        pictures = {"image": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
+        pictures = {f"image{channels}": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
         for column, (name, picture) in enumerate(pictures.items()):
             left = 0.06 + column * (width + 0.06)
             box = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
@@ -88,7 +93,7 @@ def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: Segmentati
             for i, map in evaluation.maps.items()
         ]
         pictures.append(folder / "pictures" / "predictions.png")
-        label_sheet(rows, pairs.labels.names).savefig(pictures[-1])
+        label_sheet(rows, pairs.labels.names, shown_channels(reading.channels)).savefig(pictures[-1])
     return pictures
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hardpatch.data.bands import refuse_bands
 from hardpatch.data.folders import FileSource
 from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
@@ -248,6 +249,7 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
     settings = labeled.settings
     backbone = load_backbone(labeled.inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     encoder = backbone.encoder
+    refuse_bands(backbone.reading)
     check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, len(train))
     reading = adapted(backbone.reading, FileSource("", [str(path) for path in train.images]), "--train")
     _transfer(encoder, settings)

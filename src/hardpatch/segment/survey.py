@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from hardpatch.data.label_maps import Kind, LabelMap, stored_orientation
+from hardpatch.data.decode import read_header
+from hardpatch.data.label_maps import Kind, LabelMap
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.segment.data import SegmentationSet
@@ -83,7 +84,7 @@ class _Looks(Dataset[Look | str]):
             image, content = self.pairs.image(i, self.reading), self.pairs.content(i)
         except UndecodableImage as error:
             return str(error)
-        orientation = stored_orientation(self.pairs.images[i].read_bytes())
+        orientation = read_header(self.pairs.images[i].read_bytes(), self.reading.max_pixels).orientation
         mismatch = _mismatch(image.shape[:2], content.values.shape[:2], orientation)
         return _look(content, orientation, mismatch, self.pairs.labels.threshold)
 
