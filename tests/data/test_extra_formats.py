@@ -94,6 +94,7 @@ def test_heic_of_more_bits(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
         pillow_heif.from_bytes(mode, (96, 64), pixels.tobytes()).save(file, quality=-1)
         assert pillow_heif.open_heif(file).info["bit_depth"] == bits
         assert distance(file.getvalue(), pixels / scale, reading) <= (6 if scale > 1 else 300)
+        assert read_header(file.getvalue()).lost_bits == (bits - 8 if scale > 1 else 0)
 
 
 @heic
@@ -134,6 +135,18 @@ def test_deep_jpeg_xl() -> None:
     assert np.array_equal(read(saved(Image.fromarray(values), "JXL", lossless=True)), values)
     floats = RNG.random((H, W)).astype(np.float32)
     assert np.array_equal(read(saved(Image.fromarray(floats), "JXL", lossless=True)), floats)
+
+
+@jxl
+def test_jpeg_xl_in_color_loses_bits_and_says_so() -> None:
+    """4 x 4 pixels of 16 bits, by libjxl through imagecodecs."""
+    text = (
+        "0000CN?1%F4GM<}0000KW^{RQYItlQ00000YItlQ00009YItmH3IG5AVrqD7WB&>m5c~iXEdmGx0RSukOE_ql!h`oE6wE;Jv_UAlc>$"
+        "@2&<g|v;NdR!+;h)8_uO;OJ@?#m&pr3t(b3V-(b3V-(b3V-(b3V-PcL+IbO6xNC0QgHC1Vl"
+    )
+    data = base64.b85decode(text)
+    assert decode(data).dtype == np.uint8
+    assert read_header(data).lost_bits == 8
 
 
 @jxl

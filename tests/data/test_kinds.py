@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hardpatch.data.decode import decode, read_header
+from hardpatch.data.pillow import _bits
 from hardpatch.data.reading import UndecodableImage
 from tests.data.pixels import DEEP, H, W, numbers, on_white, packed, read, saved
 
@@ -123,6 +124,15 @@ def test_avif_is_upright(orientation: int, photograph: np.ndarray) -> None:
     pixels = decode(saved(image, "AVIF", exif=exif, quality=95, subsampling="4:4:4"))
     assert pixels.shape == upright.shape
     assert np.abs(pixels - upright).mean() < 2
+
+
+def test_avif_of_10_bits_says_what_is_lost() -> None:
+    """Pillow writes 8 bits only, and refuses a file whose header alone says 10."""
+    data = saved(Image.new("RGB", (16, 16)), "AVIF")
+    assert read_header(data).lost_bits == 0
+    eight, ten = b"pixi" + bytes(4) + b"\3\x08\x08\x08", b"pixi" + bytes(4) + b"\3\x0a\x0a\x0a"
+    assert eight in data
+    assert _bits(data.replace(eight, ten), "AVIF") == 10
 
 
 @pytest.mark.parametrize("most", [100, 255, 1023, 65535])

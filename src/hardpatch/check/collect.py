@@ -69,6 +69,7 @@ class Collected:
     """pages of the files that have several"""
     turned: str = ""
     transparent: str = ""
+    cut: str = ""
     """name of the first of each"""
     broken: dict[int, str] = field(default_factory=dict)
     """"name: reason" of those that cannot be decoded, by index"""
@@ -181,6 +182,7 @@ def _add(found: Collected, i: int, name: str, look: Look) -> None:
     found.formats[header.format] = found.formats.get(header.format, 0) + 1
     found.turned = found.turned or (name if header.orientation != 1 else "")
     found.transparent = found.transparent or (name if header.transparent else "")
+    found.cut = found.cut or (name if header.lost_bits else "")
     infinite: Any = np.zeros(header.channels) if look.infinite is None else look.infinite
     found.not_finite = found.not_finite or (name if look.missing else "")
     found.missing += look.missing

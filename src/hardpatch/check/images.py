@@ -112,6 +112,9 @@ def _kinds(found: Collected, pages: PagesName) -> list[Finding]:
             f"{found.survey.transparent} have transparency, shown on --data.background (the first: {found.transparent})"
         )
         findings.append(Finding("transparent", text, [found.transparent]))
+    if found.survey.cut:
+        text = f"{found.survey.cut} have more than 8 bits, of which the decoder gives 8 (the first: {found.cut})"
+        findings.append(Finding("lost bits", text, [found.cut], "warning"))
     return findings
 
 

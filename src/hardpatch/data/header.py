@@ -22,6 +22,8 @@ class Header(NamedTuple):
     orientation: int = 1
     """EXIF orientation; the picture is stored turned if it is not 1"""
     transparent: bool = False
+    lost_bits: int = 0
+    """bits of a sample that the decoder drops"""
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:

@@ -92,9 +92,8 @@ def _with_imagecodecs(data: bytes, layout: _Layout) -> Pixels:
 def _layout(data: bytes) -> _Layout | None:
     """Read the marker SIZ of the codestream, and the box cdef in front of it; None if they are not there."""
     start = data.find(CODESTREAM)
-    sizes = data[
-        start + 4 : start + 44
-    ]  # of the marker, its length and capabilities, sides, offsets, tiles, components
+    # length of the marker, capabilities, sides, offsets, tiles, components
+    sizes = data[start + 4 : start + 44]
     if start < 0 or len(sizes) < 40:
         return None
     right, bottom, left, top = (int.from_bytes(sizes[k : k + 4]) for k in (4, 8, 12, 16))

@@ -16,19 +16,28 @@ def is_jpegxl(data: bytes) -> bool:
     return data.startswith((CODESTREAM, CONTAINER))
 
 
-def check_jpegxl(data: bytes, max_pixels: int) -> None:
-    """Refuse too many pixels, and animations, by UndecodableImage."""
+def jpegxl_bits(data: bytes, max_pixels: int) -> int:
+    """Return the bits of a sample, 8 where they cannot be told. Refuse too many pixels, and animations.
+
+    Raises UndecodableImage.
+    """
     bits = _Bits(_codestream(data)[2:64])
     height, width = bits.size()
     check_pixels(height, width, max_pixels)
-    if bits.take(1) or not bits.take(1):  # all fields have their usual values, or the first ones have
-        return
-    bits.take(3)  # orientation
-    if bits.take(1):
-        bits.size()  # to be shown at
-    preview, animated = bits.take(1), bits.take(1)
-    if animated and not preview:
-        raise UndecodableImage("an animation in JPEG XL, of which pillow-jxl-plugin reads the first frame only")
+    if bits.take(1):  # all fields have their usual values
+        return 8
+    if bits.take(1):  # the first ones have not
+        bits.take(3)  # orientation
+        if bits.take(1):
+            bits.size()  # to be shown at
+        preview, animated = bits.take(1), bits.take(1)
+        if preview:
+            return 8
+        if animated:
+            raise UndecodableImage("an animation in JPEG XL, of which pillow-jxl-plugin reads the first frame only")
+    floating = bits.take(1)
+    usual, choice = ((32, 16, 24) if floating else (8, 10, 12)), bits.take(2)
+    return usual[choice] if choice < 3 else 1 + bits.take(6)
 
 
 def _codestream(data: bytes) -> bytes:

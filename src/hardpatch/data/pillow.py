@@ -11,7 +11,7 @@ import numpy as np
 
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
 from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
-from hardpatch.data.jpegxl import check_jpegxl, is_jpegxl
+from hardpatch.data.jpegxl import is_jpegxl, jpegxl_bits
 from hardpatch.data.orientation import file_orientation, upright, upright_size
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
 
@@ -53,8 +53,16 @@ def pillow_header(data: bytes, max_pixels: int) -> Header:
         height, width = upright_size((file.height, file.width), orientation)
         dtype = "uint16" if deep or file.mode.startswith("I;16") else _dtype_of(file.mode)
         transparent = bool(file.has_transparency_data)
-        pages = _frame_count(file)
-        return Header(height, width, 1 if gray else 3, dtype, file.format or "", pages, orientation, transparent)
+        pages, lost = _frame_count(file), max(0, _bits(data, file.format) - 8) if dtype == "uint8" else 0
+        return Header(height, width, 1 if gray else 3, dtype, file.format or "", pages, orientation, transparent, lost)
+
+
+def _bits(data: bytes, format: str | None) -> int:
+    """Return the bits of a sample in formats of which plugins may read fewer."""
+    if format in ("HEIF", "AVIF"):  # in the property "pixi": version and flags, number of channels, bits of each
+        at = data.find(b"pixi")
+        return data[at + 9] if 0 <= at < len(data) - 9 else 8
+    return jpegxl_bits(data, len(data) << 32) if format == "JXL" else 8
 
 
 def _dtype_of(mode: str) -> str:
@@ -93,7 +101,7 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     from PIL import Image, UnidentifiedImageError
 
     if is_jpegxl(data) and has_extra("JXL"):
-        check_jpegxl(data, max_pixels)
+        jpegxl_bits(data, max_pixels)  # refuses
     try:
         # Pillow warns about size, odd metadata and alpha in palettes; here an image is either decoded or an error.
         if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):
@@ -108,10 +116,13 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
     except UnidentifiedImageError:
         raise UndecodableImage(_unknown(data)) from None
     except Image.DecompressionBombError:
-        raise UndecodableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise UndecodableImage(f"more than {most:,} pixels; raise data.max_pixels to read it") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         if is_jpegxl(data):
             raise UndecodableImage("broken or truncated JPEG XL file") from None  # the plugin advises to build libjxl
+        if "MAX_TEXT" in str(error):
+            raise UndecodableImage("text in a PNG that unpacks to more than 1 MiB; save the file without it") from None
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UndecodableImage(" ".join(reason.split())) from None
 

@@ -40,6 +40,8 @@ class Survey:
     turned: int = 0
     """images that are stored turned, by their EXIF orientation"""
     transparent: int = 0
+    cut: int = 0
+    """images of more than 8 bits of which the decoder gives 8"""
     examples: dict[tuple[str, int | str], str] = field(default_factory=dict)
     of_type: dict[str, list[int]] = field(default_factory=dict)
     """indices of the images of each type"""
@@ -52,6 +54,7 @@ class Survey:
         self.pages[header.pages] += 1
         self.turned += header.orientation != 1
         self.transparent += header.transparent
+        self.cut += header.lost_bits > 0
         for key in (("channels", header.channels), ("dtype", header.dtype), ("pages", header.pages)):
             self.examples.setdefault(key, name)
         self.of_type.setdefault(header.dtype, []).append(index)
@@ -68,6 +71,8 @@ class Survey:
             parts.append(f"{self.turned} stored turned and read upright (EXIF)")
         if self.transparent:
             parts.append(f"{self.transparent} with transparency")
+        if self.cut:
+            parts.append(f"{self.cut} of more than 8 bits that can be read in 8 only (color in HEIC, AVIF, JPEG XL)")
         return "; ".join(parts)
 
 

@@ -134,7 +134,7 @@ def _page(data: bytes, file: Any, pages: list[int], number: int, reading: Readin
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3):
         raise UndecodableImage(f"TIFF with axes {page.axes}; expected height, width and channels")
-    return upright(_meant(values[:, :, None] if values.ndim == 2 else values, page, reading), _orientation(page))
+    return upright(_interpreted(values[:, :, None] if values.ndim == 2 else values, page, reading), _orientation(page))
 
 
 def _decoded(page: Any) -> Pixels | None:
@@ -163,7 +163,7 @@ def _plane(data: bytes, file: Any, page: Any, number: int) -> Pixels:
     return np.frombuffer(data, dtype, count, start + number * count * dtype.itemsize).reshape(page.shape)
 
 
-def _meant(pixels: Pixels, page: Any, reading: Reading) -> Pixels:
+def _interpreted(pixels: Pixels, page: Any, reading: Reading) -> Pixels:
     """Return the colors of the samples [H, W, S] of a page."""
     photometric = int(page.photometric or 0)
     if photometric in UNCONVERTED and page.samplesperpixel == 3:
@@ -177,7 +177,7 @@ def _meant(pixels: Pixels, page: Any, reading: Reading) -> Pixels:
         pixels = most - pixels
     if page.bitspersample < 8:
         pixels = (pixels.astype(np.uint16) * 255 // most).astype(np.uint8)
-    pixels = pixels.astype(kept_type(pixels.dtype))
+    pixels = pixels.astype(kept_type(pixels.dtype), copy=not pixels.flags.writeable)
     if NODATA in page.tags and page.bitspersample > 8:
         pixels = _without_nodata(pixels, str(page.tags[NODATA].value))
     if _alpha(page):
