@@ -298,6 +298,8 @@ def test_each_page_as_an_image(tmp_path: Path) -> None:
     assert [each.label(i) for i in range(5)] == [0, 0, 1, 1, 1]
     expected = decode((tmp_path / "b" / "x.tif").read_bytes(), Reading(1), page=2)
     assert np.array_equal(each.image(4, Reading(1)), expected)
+    with pytest.raises(UndecodableImage, match="expected at most 10, raise data"):
+        PageSource(open_source(tmp_path), max_pixels=10).header(0)
 
 
 # memory

@@ -111,4 +111,4 @@ def as_read(source: OpenedSource, reading: Reading) -> OpenedSource:
     """Return the images that a reading makes of the files of a source: bands put together, or pages apart."""
     if reading.bands:
         return BandSource(source, reading.bands, reading.max_pixels)
-    return PageSource(source) if reading.pages == "all" else source
+    return PageSource(source, reading.max_pixels) if reading.pages == "all" else source

@@ -100,8 +100,8 @@ def _with_pillow(data: bytes, lossy: bool) -> LabelMap:
                 raise UndecodableImage(f"got {pages} pages; keep the one that has the classes")
             if file.format in LOSSY and not lossy:
                 raise UndecodableImage(
-                    f"got {file.format}, which changes the values; save it as PNG, or for a mask of two classes see "
-                    "--threshold"
+                    f"got {file.format}, which changes the values{' (unless lossless)' * (file.format == 'WEBP')}; "
+                    "save it as PNG, or for a mask of two classes see --threshold"
                 )
             if file.mode[0] in "RL" and ";16" in str(file.tile):  # Pillow would cut the values to 8 bits
                 raise UndecodableImage("got several channels of 16 bits; save class ids as gray, or colors with 8 bits")

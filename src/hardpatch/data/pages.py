@@ -1,6 +1,7 @@
 """Each page of stacks, and each frame of animations, as an image of its own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,13 +19,14 @@ class PageSource:
     The headers of all files are read once. A page has the label of its file.
     """
 
-    def __init__(self, source: OpenedSource) -> None:
+    def __init__(self, source: OpenedSource, max_pixels: int = RGB.max_pixels) -> None:
         self.source, self.classes, self.skipped = source, source.classes, source.skipped
         self.notes, self.unlabeled = [*source.notes, f"the pages of {len(source)} files"], source.unlabeled
+        self._headers_by = replace(RGB, max_pixels=max_pixels)
         pages = np.ones(len(source), np.int64)
 
         def count(i: int) -> None:
-            pages[i] = header_of(source, i).pages
+            pages[i] = header_of(source, i, self._headers_by).pages
 
         run_in_threads(count, range(len(source)), {})
         self._ends = np.cumsum(pages)
@@ -48,7 +50,7 @@ class PageSource:
 
     def header(self, i: int) -> Header:
         """Return the header of the file, as one page."""
-        return header_of(self.source, self._locate(i)[0])._replace(pages=1)
+        return header_of(self.source, self._locate(i)[0], self._headers_by)._replace(pages=1)
 
     def files(self) -> Iterator[str]:
         """Yield the files."""
