@@ -144,7 +144,7 @@ def test_mistakes(settings: list[str], error: str, tmp_path: Path, capsys: pytes
     line = capsys.readouterr().err.strip().splitlines()[-1]
     for part in error.split(".*"):
         assert part.lstrip("r") in line
-    assert not (out / "checkpoints").exists()
+    assert not out.exists()
 
 
 def test_maps_drawn_on_turned_photographs(tmp_path: Path) -> None:

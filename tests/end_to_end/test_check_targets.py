@@ -38,15 +38,15 @@ def test_annotations_that_fit(coco: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_annotations_that_are_refused(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGB", (9, 9)).save(coco / "images" / "7.png")
-    (printed,) = (
-        line for line in lines(capsys, coco / "images", "--annotations", coco / "a.json", code=1) if "7.png" in line
-    )
-    assert printed.startswith("refused       --annotations: 1 of 3 images cannot be used, the first: ")
-    assert "the annotations say 4x6 pixels, the image has 9x9" in printed
-    (coco / "images" / "7.png").unlink()
-    (printed,) = lines(capsys, coco / "images", "--annotations", coco / "a.json", code=1)
-    assert "no such image: 7.png" in printed
+    for reason in ("the annotations say 4x6 pixels, the image has 9x9", "No such file or directory"):
+        if reason.startswith("No"):
+            (coco / "images" / "7.png").unlink()
+        else:
+            Image.new("RGB", (9, 9)).save(coco / "images" / "7.png")
+        said = lines(capsys, coco / "images", "--annotations", coco / "a.json", code=1)
+        (refused,) = (line for line in said if "7.png" in line)
+        assert refused.startswith("refused       --annotations: 1 of 3 images cannot be used, the first: ")
+        assert reason in refused
     (coco / "a.json").write_text("{}")
     (printed,) = lines(capsys, coco / "images", "--annotations", coco / "a.json", code=1)
     assert printed.startswith("refused ")

@@ -43,9 +43,9 @@ EVERYTHING = [
 ]
 
 
-def command(run: Path, images: Path, out: Path, *options: object) -> list[str]:
+def command(run: Path, images: Path, out: Path, *options: object, val: Path | None = None) -> list[str]:
     return [
-        *("finetune", str(run), "--train", str(images), "--val", str(images), "--out", str(out), *BRIEF),
+        *("finetune", str(run), "--train", str(images), "--val", str(val or images), "--out", str(out), *BRIEF),
         *map(str, options),
     ]
 
@@ -234,7 +234,7 @@ def test_classes_are_matched_by_name(run: Path, images: Path, tmp_path: Path) ->
     val = tmp_path / "val"
     shutil.copytree(images / "class_1", val / "class_1")  # label 0 here, 1 in the training set
     out = tmp_path / "run"
-    assert main([*command(run, images, out), "--val", str(val), "--image_size", "24"]) == 0
+    assert main(command(run, images, out, "--image_size", 24, val=val)) == 0
     result = read_result(out)
     assert result["per_class"][0] == {"name": "class_0", "images": 0, "top1": None}
     assert result["per_class"][1] == {"name": "class_1", "images": 15, "top1": result["top1"]}
@@ -269,18 +269,18 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     assert "RUN: expected a pre-trained encoder to start from, got nothing" in fails("finetune", *good[2:])
     assert "--train: expected labeled images to learn from, got nothing" in fails(*good[:2], "--out", out)
     assert "--val: expected labeled images to evaluate on, got nothing" in fails(*good[:4], "--out", out)
-    assert f"--train: {tmp_path}/missing: no such file" in fails(*good, "--train", tmp_path / "missing")
-    assert f"--val: {tmp_path}/missing: no such file" in fails(*good, "--val", tmp_path / "missing")
+    assert f"--train: {tmp_path}/missing: no such file" in fails(*command(run, tmp_path / "missing", out, val=images))
+    assert f"--val: {tmp_path}/missing: no such file" in fails(*command(run, images, out, val=tmp_path / "missing"))
     assert "does not exist" in fails(*command(tmp_path / "missing", images, out))
     assert "of another kind, classifier" in fails(*command(tuned, images, out))
     assert "expected a network of hardpatch finetune" in fails_to_load(run)
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "a.png")
-    assert "expected a label for every image" in fails(*good, "--train", tmp_path / "flat")
+    assert "expected a label for every image" in fails(*command(run, tmp_path / "flat", out, val=images))
     other = write_images(tmp_path / "other", classes=3, each=1)
-    assert "'class_2'" in fails(*good, "--val", other)
+    assert "'class_2'" in fails(*command(run, images, out, val=other))
     one = write_images(tmp_path / "one", classes=1, each=2)
-    assert "train: one class, " in fails(*good, "--train", one, "--val", one)
+    assert "train: one class, " in fails(*command(run, one, out))
     assert "--image_size: patch_size: expected a divisor" in fails(*good, "--image_size", 30)
     assert "did you mean 'tiny'?" in fails(*good, "--preset", "tinny")
     assert "did you mean '--mixup'?" in fails(*good, "--mixpu", 1)
@@ -326,8 +326,8 @@ def test_too_many_broken_validation_images(run: Path, images: Path, tmp_path: Pa
     val = write_images(tmp_path / "val", each=2)
     broken = val / "class_0" / "0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    assert main([*command(run, images, tmp_path / "a"), "--val", str(val)]) == 2
-    assert main([*command(run, images, tmp_path / "b"), "--val", str(val), "--max_bad_fraction", "0.3"]) == 0
+    assert main(command(run, images, tmp_path / "a", val=val)) == 2
+    assert main(command(run, images, tmp_path / "b", "--max_bad_fraction", 0.3, val=val)) == 0
     result = read_result(tmp_path / "b")
     assert result["images"] == {"train": 30, "val": 3}
     assert result["left_out"] == {**dict.fromkeys(result["left_out"], 0), "val, undecodable": 1}
@@ -338,8 +338,8 @@ def test_a_broken_training_image_is_replaced(run: Path, images: Path, tmp_path: 
     train = write_images(tmp_path / "train", each=10)
     broken = train / "class_1" / "3.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    assert main([*command(run, images, tmp_path / "a"), "--train", str(train), "--max_bad_fraction", "0.01"]) == 2
-    assert main([*command(run, images, tmp_path / "b"), "--train", str(train)]) == 0
+    assert main(command(run, train, tmp_path / "a", "--max_bad_fraction", 0.01, val=images)) == 2
+    assert main(command(run, train, tmp_path / "b", val=images)) == 0
     result = read_result(tmp_path / "b")
     assert result["images"] == {"train": 20, "val": 30}
     assert result["left_out"] == {**dict.fromkeys(result["left_out"], 0), "train, undecodable": 1}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,16 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: a forked process waits forever for OpenMP's others, which it does not have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_killed_job_resumes_to_the_same_bits(name: str, jobs: dict[str, Job], data: Path, tmp_path: Path) -> None:
     job, whole, killed = jobs[name], tmp_path / "whole", tmp_path / "killed"
@@ -285,7 +295,7 @@ def test_a_corrupt_image_is_counted_and_skipped_up_to_the_limit(
     with caplog.at_level(logging.WARNING, logger="hardpatch"):
         jobs[name](tmp_path / "run", root, max_bad_fraction=0.5)
     assert newest(tmp_path / "run").name == f"step_{STEPS:08d}"
-    named = [record.getMessage() for record in caplog.records if record.getMessage().startswith("cannot decode ")]
+    named = [record.getMessage() for record in caplog.records if record.getMessage().startswith("cannot ")]
     assert len([line for line in named if "1.jpg" in line or "1.png" in line]) >= 1
     with pytest.raises(UserError, match=r"max_bad_fraction: 1 of \d+ images .*raise --(data\.)?max_bad_fraction"):
         jobs[name](tmp_path / "strict", root, max_bad_fraction=0.01)

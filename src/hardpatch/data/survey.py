@@ -87,6 +87,23 @@ def survey(source: Source, reading: Reading = RGB, at_most: int = SAMPLE) -> Sur
     return found
 
 
+def check_decodable(source: Source, reading: Reading) -> None:
+    """Decode one image, which may take several tries, so that a set without any is refused before a training begins.
+
+    Raises:
+        UserError: with the reason of the last, if none of at most :data:`SAMPLE` images can be decoded.
+    """
+    bad: list[str] = []
+    for i in np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist():
+        try:
+            source.image(i, reading)
+        except UndecodableImage as error:
+            bad.append(str(error))
+        else:
+            return
+    raise nothing_decodable(len(bad), bad)
+
+
 def header_of(source: Source, i: int, reading: Reading = RGB) -> Header:
     """Read the header of an image, with as many channels as its pages have together if the reading says so.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.data.statistics import channel_statistics, resolve_statistics
-from hardpatch.data.survey import resolve_channels, resolve_range, survey
+from hardpatch.data.survey import check_decodable, resolve_channels, resolve_range, survey
 from hardpatch.errors import UserError
 from hardpatch.pretrain.sections import RunConfig
 
@@ -41,6 +41,8 @@ def resolve(run: RunConfig, source: Source) -> Images:
     channels = resolve_channels(data.channels, found)
     reading, measured = resolve_range(data.range, source, found, initial.with_channels(channels))
     notes += measured
+
+    check_decodable(source, reading)
 
     def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
         notes.append("mean and standard deviation are computed on the images")
