@@ -62,6 +62,12 @@ def test_wide_types_of_tiff(tmp_path: Path, dtype: type) -> None:
     assert content.values.dtype.kind in "iu"
 
 
+def test_unsigned_values_of_32_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 2**31], [2**31 - 1, 2**32 - 1, 7]], np.uint32)
+    tifffile.imwrite(tmp_path / "x.tif", values)
+    assert np.array_equal(read_label_map(tmp_path / "x.tif").values, values)
+
+
 def test_16_bit_png(tmp_path: Path) -> None:
     values = np.array([[26001, 65535]], dtype=np.uint16)
     assert read_label_map_of(tmp_path, Image.fromarray(values)).values.tolist() == values.tolist()

@@ -1,10 +1,11 @@
 """Images on the disk, and one short run that several tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hardpatch.cli import main
@@ -59,3 +60,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return line.strip()
 
     return check
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: a forked process waits forever for OpenMP's others, which it does not have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +182,6 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     assert one.name == other.name
     for file in (checkpoint.WEIGHTS, checkpoint.TRAINING):
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: a forked process waits forever for OpenMP's others, which it does not have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -20,6 +20,8 @@ LOSSY = {"JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 """The same of formats that change values; masks in them are compared with a threshold."""
 EXACT_ENDINGS = tuple(ending for endings in EXACT.values() for ending in endings)
 LOSSY_ENDINGS = tuple(ending for endings in LOSSY.values() for ending in endings)
+SAMPLE_FORMAT, UNSIGNED = 339, 1
+"""Tag of a TIFF for the type of its values, and one of the types."""
 HALF = 128
 """From this value on a pixel of a lossy object mask belongs to the object."""
 
@@ -138,6 +140,9 @@ def _values(file: "ImageFile", upright: "Image") -> LabelMap:
         return LabelMap(np.array(upright).astype(np.uint8), "1-bit")
     if mode == "F":
         return LabelMap(_whole_numbers(np.array(upright)), "gray")
+    tags = getattr(file, "tag_v2", {})
+    if mode == "I" and file.format == "TIFF" and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
+        return LabelMap(np.array(upright).view(np.uint32).astype(np.int64), "gray")  # Pillow has signed ones only
     if mode == "L" or mode.startswith("I"):
         return LabelMap(np.array(upright), "gray")
     raise UndecodableImage(f"got the color mode {mode}; save it as gray, palette or RGB")
