@@ -90,10 +90,10 @@ def _doubts(
     first = [(x + half * w, y + half * h, w, h) for x, y, w, h in boxes]
     if cut * 4 <= len(boxes) or not all(w > x >= 0 and h > y >= 0 for x, y, w, h in first):
         return []
-    place_ = "center x, center y" if annotations.relative else "left, top"
+    numbers = "center x, center y" if annotations.relative else "left, top"
     return [
         f"{cut} of {plural(len(boxes), 'box')} reach over the edge, and in all of them the third and fourth number are "
-        f"larger than the first and second: are they left, top, right, bottom? expected {place_}, width, height"
+        f"larger than the first and second: are they left, top, right, bottom? expected {numbers}, width, height"
     ]
 
 

@@ -53,7 +53,7 @@ def _read_folder(path: Path, folder: Path, categories: Mapping[int, str] | None)
 
 
 def check_images(annotations: AnnotationSet, folder: str | Path) -> None:
-    """Refuse a folder that has none of the images of the annotations; single ones that lack are bad files.
+    """Refuse a folder that has none of the images of the annotations; single missing ones are bad files.
 
     Raises:
         UserError: names the folder and the first image.

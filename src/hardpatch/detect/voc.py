@@ -168,7 +168,7 @@ def _read_object(element: ElementTree.Element, subject: str, found: _Counts) -> 
     written = [_polygon(polygon, subject) for polygon in element.findall("polygon")]
     polygons = with_area(written)
     found.no_polygons += bool(written) and not polygons
-    found.unused.update(flag_ for flag_ in FLAGS if _is_set(element, flag_))
+    found.unused.update(tag for tag in FLAGS if _is_set(element, tag))
     if element.find("part") is not None:
         found.unused["part"] += 1
     difficult = flag((element.findtext("difficult") or "0").strip() or None)
