@@ -1,7 +1,10 @@
-"""File names as text: names need not be valid UTF-8, and may hold line breaks and other control characters."""
+"""Text for terminals that may be gone, and file names as text, which need not be valid UTF-8 or of one line."""
 
+import errno
 import logging
+import os
 import re
+import sys
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -31,3 +34,17 @@ def _valid(text: str) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     return match.group().encode("unicode_escape").decode()
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line while work goes on, to stdout or stderr; a terminal or reader that is gone does not end the work."""
+    try:
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    except OSError as reason:
+        if reason.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - all that follows is written to it
+        if error:
+            sys.stderr = nowhere
+        else:
+            sys.stdout = nowhere

@@ -3,13 +3,13 @@
 import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hardpatch.errors import UserError
+from hardpatch.printable import say
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
                 given[setting(name)] += 1
         for name, count in given.items():
             if count > 1:
-                print(f"{self.prog}: {name} is given {count} times, the last one counts", file=sys.stderr)
+                say(f"{self.prog}: {name} is given {count} times, the last one counts", error=True)
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError, with a suggestion for a misspelled option."""

@@ -1,11 +1,11 @@
 """Run a study: perform the runs that are not done, and write the tables after each."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
+from hardpatch.printable import say
 from hardpatch.study import table as output
 from hardpatch.study.checks import FACTS, check, facts
 from hardpatch.study.page import write_page
@@ -44,9 +44,9 @@ def run_study(study: Study) -> int:
                     for task, reason in performed:
                         if reason:
                             failures[task.run_name] = reason
-                            print(f"{task.name}: failed: {reason}", file=sys.stderr, flush=True)
+                            say(f"{task.name}: failed: {reason}", error=True)
                         else:
-                            print(_summary(study, task), flush=True)
+                            say(_summary(study, task))
                         _write(study, planned, failures)
     except Stopped as request:
         signal_number = request.number
@@ -63,9 +63,9 @@ def _announce(study: Study, planned: Plan, remaining: Sequence[Sequence[Task]]) 
     """Print the number of runs, and which rows are not run."""
     names = ", ".join(table.name for table in study.tables)
     total, rows = sum(map(len, planned.stages)), sum(len(table.rows) for table in study.tables)
-    print(f"{names}: {rows} rows, {total} runs, {sum(map(len, remaining))} of them to do", flush=True)
+    say(f"{names}: {rows} rows, {total} runs, {sum(map(len, remaining))} of them to do")
     for (table, row), reason in planned.reasons.items():
-        print(f"{table}: {row}: not run, {reason}", flush=True)
+        say(f"{table}: {row}: not run, {reason}")
 
 
 def _summary(study: Study, task: Task) -> str:
