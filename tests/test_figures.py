@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from hardpatch.figures import (
     COLOR_MAP,
     ScoreRow,
+    channels_caption,
     contact_sheet,
     enlarge,
     heat_map,
@@ -18,7 +19,6 @@ from hardpatch.figures import (
     patches_to_pixels,
     reconstruction,
     score_figure,
-    shown_channels,
     to_rgb,
 )
 from hardpatch.methods import targets
@@ -37,7 +37,7 @@ from hardpatch.methods import targets
     ],
 )
 def test_pictures_name_the_channels_that_they_show(channels: int | tuple[int, ...], text: str) -> None:
-    assert shown_channels(channels) == text
+    assert channels_caption(channels) == text
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -35,7 +35,7 @@ def to_rgb(image: Image) -> Image:
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
 
 
-def shown_channels(channels: int | tuple[int, ...]) -> str:
+def channels_caption(channels: int | tuple[int, ...]) -> str:
     """Describe which channels of the files :func:`to_rgb` shows; empty if these are all of them.
 
     Args:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from hardpatch.data.sources import Source
 
 
+FOLLOWED = 2_000_000
+"""Images of a set whose classes are followed. The first broken file waits for all names, 0.4 s for 200,000 of them."""
+
+
 class BadFiles:
     """Files of a source that could not be decoded. Each is logged once; too many of them stop the run.
 
@@ -23,7 +27,7 @@ class BadFiles:
         option: of the command line that sets this share.
         log: writes one line; None is a warning of the logger `hardpatch`.
         verb: is said of such a file: it cannot "decode", or "use" where other reasons count, too.
-        source: the images, of whose classes each is named that loses its last one.
+        source: the images, of whose classes each is named that loses its last one, up to :data:`FOLLOWED` images.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class BadFiles:
 
     def _count_class(self, entry: str) -> None:
         """Say so if the class of this file has no other image left."""
-        if self._source is None or self._source.classes is None:
+        if self._source is None or self._source.classes is None or self.total > FOLLOWED:
             return
         parts = entry.split(": ")
         names = (": ".join(parts[:k]) for k in range(len(parts) - 1, 0, -1))  # a name may hold a colon, as a reason may

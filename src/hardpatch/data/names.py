@@ -50,7 +50,7 @@ def path_text(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     return " ".join(os.fspath(path) for path in listed(paths))
 
 
-def some(names: Sequence[str], show: Callable[[str], str] = str) -> str:
-    """Name the first few, and say how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(show(name) for name in names[:NAMED]) + more
+def some(names: Sequence[str], show: Callable[[str], str] = str, limit: int = NAMED) -> str:
+    """Name the first few, as `show` writes them, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(show(name) for name in names[:limit]) + more

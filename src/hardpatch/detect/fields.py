@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hardpatch.data.names import some
 from hardpatch.errors import UserError
 
 NAMED = 8
@@ -59,8 +60,7 @@ def plural(count: int, noun: str) -> str:
 def unused_fields(counts: Mapping[str, int]) -> list[str]:
     """Return a line about fields of objects that are not used, with the number of objects; none without such fields."""
     listed = [f"{name} ({plural(count, 'object')})" for name, count in counts.items()]
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return [f"fields that are not used: {', '.join(listed[:NAMED])}{more}"] if listed else []
+    return [f"fields that are not used: {some(listed, limit=NAMED)}"] if listed else []
 
 
 def visible(folder: Path, suffix: str) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from hardpatch.data.reading import RGB, Reading, to_bytes
 from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.images import read_image
 from hardpatch.detect.masks import decode_mask, object_mask
-from hardpatch.figures import shown_channels, to_rgb
+from hardpatch.figures import channels_caption, to_rgb
 
 SCORE = 0.5
 """Lowest score of the detections that are drawn."""
@@ -77,7 +77,7 @@ def detection_sheet(
         ]
         rows.append([_draw(pixels, objects, annotations) for objects in (annotated, detected)])
     font = _font(14)
-    captions = f"annotated{shown_channels(reading.channels)}", f"detected, score {SCORE} or more"
+    captions = f"annotated{channels_caption(reading.channels)}", f"detected, score {SCORE} or more"
     widths = [
         max(*(row[side].width for row in rows), round(font.getlength(caption))) for side, caption in enumerate(captions)
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.names import some
 from hardpatch.data.reading import Reading
 from hardpatch.detect.annotations import AnnotatedImage, AnnotationSet, summary
 from hardpatch.detect.extents import Size, place, without_images
@@ -176,11 +177,10 @@ class _Opening:
         present = {obj.category for obj in self.read.objects}
         absent = [name for number, name in self.read.categories.items() if number not in present]
         if present and absent:
-            more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
             effect = "not learned" if self.split == "train" else "not measured"
             notes.append(
                 f"{len(absent)} of {plural(len(self.read.categories), 'class')} without an object, {effect}: "
-                f"{', '.join(absent[:NAMED])}{more}"
+                f"{some(absent, limit=NAMED)}"
             )
         return notes
 

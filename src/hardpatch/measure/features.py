@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hardpatch.choices import PoolName
 from hardpatch.data.batch import Batch
+from hardpatch.data.names import some
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
@@ -94,8 +95,8 @@ def align_labels(train: Source, val: Source) -> LabelMapping:
     missing = sorted(set(val_names.values()) - set(number))
     if missing:
         raise UserError(
-            f"val: expected only classes that train has ({_shorten(sorted(number))}), got {_shorten(missing)}: remove "
-            "those images, add them to train, or give the classes the same names"
+            f"val: expected only classes that train has ({some(sorted(number), repr, 5)}), got {some(missing, repr, 5)}: "
+            "remove those images, add them to train, or give the classes the same names"
         )
     if len(number) == 1:
         (only,) = number
@@ -122,9 +123,3 @@ def _used_names(source: Source, argument: str) -> dict[int, str]:
             "the column 'label'"
         )
     return {label: source.classes[label] for label in sorted({label for label in labels if label is not None})}
-
-
-def _shorten(names: list[str], limit: int = 5) -> str:
-    """List at most ``limit`` names, then count the rest."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -10,7 +10,7 @@ import numpy as np
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
 from hardpatch.data.reading import Reading, to_bytes
-from hardpatch.figures import INK, legible, shown_channels, to_rgb
+from hardpatch.figures import INK, channels_caption, legible, to_rgb
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
@@ -93,7 +93,7 @@ def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: Segmentati
             for i, map in evaluation.maps.items()
         ]
         pictures.append(folder / "pictures" / "predictions.png")
-        label_sheet(rows, pairs.labels.names, shown_channels(reading.channels)).savefig(pictures[-1])
+        label_sheet(rows, pairs.labels.names, channels_caption(reading.channels)).savefig(pictures[-1])
     return pictures
 
 
