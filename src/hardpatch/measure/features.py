@@ -95,8 +95,8 @@ def align_labels(train: Source, val: Source) -> LabelMapping:
     missing = sorted(set(val_names.values()) - set(number))
     if missing:
         raise UserError(
-            f"val: expected only classes that train has ({some(sorted(number), repr, 5)}), got {some(missing, repr, 5)}: "
-            "remove those images, add them to train, or give the classes the same names"
+            f"val: expected only classes that train has ({some(sorted(number), repr, 5)}), got "
+            f"{some(missing, repr, 5)}: remove those images, add them to train, or give the classes the same names"
         )
     if len(number) == 1:
         (only,) = number
