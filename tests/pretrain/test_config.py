@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hardpatch.errors import UserError
 from hardpatch.pretrain import config, recipes, sections
 from hardpatch.pretrain.data_section import DataConfig
-from hardpatch.pretrain.folder import plan
+from hardpatch.pretrain.folder import configure
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]
 SMALL = ["cifar10_tiny", "tiny_imagenet_small", "demo"]
@@ -75,7 +75,7 @@ def test_a_setting_with_a_unique_name_needs_no_section() -> None:
     for section, names in config.setting_names().items():
         for name in names if section else ():
             assert config.with_section(f"--{name}=1") in (f"--{section}.{name}=1", f"--{name}=1")
-    run, folder = plan(None, None, None, None, ["--path", "images", "--epochs", "3"])  # not the demo recipe
+    run, folder = configure(None, None, None, None, ["--path", "images", "--epochs", "3"])  # not the demo recipe
     assert (run.data.path, run.data.image_size, folder.name) == ("images", 224, "run")
     assert config.with_section("--base_lr") == "--optim.base_lr"
     assert config.with_section("--train") == "--train"  # a section, and a setting of section knn

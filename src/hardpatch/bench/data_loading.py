@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hardpatch.bench.timing import Quartiles, RoundCallback, quartiles, synchronize
+from hardpatch.bench.timing import Quartiles, RoundCallback, quartiles
 from hardpatch.data.augment import TrainTransform
 from hardpatch.data.batch import Batch
 from hardpatch.data.crop import crop_box, crop_pixels, torch_type
@@ -21,6 +21,7 @@ from hardpatch.data.reading import Reading, UndecodableImage
 from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import cores
 from hardpatch.errors import UserError
+from hardpatch.train.device import synchronize
 
 TURNS = 5
 """Measurements of each stage, alternating with the other stages."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from hardpatch.train.device import synchronize
+
 WARM_UP = 2
 """Turns that do not count: kernels are compiled and selected, the optimizer creates its state."""
 
@@ -144,12 +146,6 @@ def device_name(device: torch.device) -> str:
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     return device.type
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 def allocated(device: torch.device) -> int:

@@ -15,9 +15,9 @@ def pretrain(arguments: list[str]) -> int:
         if flag in arguments:
             return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
     own, settings = parser.parse_with_settings(arguments)
-    from hardpatch.pretrain.folder import plan
+    from hardpatch.pretrain.folder import configure
 
-    run, folder = plan(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)
+    run, folder = configure(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)
     if own.print_config:
         print(config.to_yaml(run), end="")
         return 0

@@ -36,7 +36,7 @@ class InMemorySource:
     Raises UserError, before anything is decoded, if the pixels do not fit into the free memory.
     """
 
-    def __init__(self, source: Source, reading: Reading) -> None:
+    def __init__(self, source: Source, reading: Reading, *, announce: bool = True) -> None:
         check_channels(reading.channels)
         self.source, self.reading = source, reading
         self.classes, self.skipped = source.classes, source.skipped
@@ -45,7 +45,8 @@ class InMemorySource:
         # Anonymous and shared: /dev/shm, which torch would use, is small in containers.
         dtype = np.dtype(reading.dtype)
         pixels = np.frombuffer(mmap.mmap(-1, dtype.itemsize * max(1, int(self._ends[-1]))), dtype)
-        log.info("decoding %d images into memory, %.2f GB", len(source), pixels.nbytes / 1e9)
+        if announce:
+            log.info("decoding %d images into memory, %.2f GB", len(source), pixels.nbytes / 1e9)
 
         def decode(i: int) -> None:
             self._view(pixels, i)[:] = source.image(i, reading)

@@ -11,7 +11,7 @@ from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.train import checkpoint
 from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
 
-__all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
+__all__ = ["check_new", "check_resume", "configure", "read_config", "write"]
 
 FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction", "data.label_column")
 """Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
@@ -43,7 +43,7 @@ In Python, `hardpatch.load("{folder}")` gives the model.
 """
 
 
-def plan(
+def configure(
     recipe: str | None,
     file: str | Path | None,
     data: str | Sequence[str] | None,

@@ -22,7 +22,7 @@ from hardpatch.measure.labels import open_labeled
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
-from hardpatch.pretrain.folder import plan
+from hardpatch.pretrain.folder import configure
 from hardpatch.pretrain.images import Images, initial_reading, resolve
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
@@ -91,7 +91,7 @@ def pretrain(
         TrainingError: if the loss becomes NaN or infinite.
     """
     changes = [f"--{name}={value}" for name, value in settings.items()]
-    run, folder = plan(recipe, config, data, None if out is None else Path(out), changes, resume=resume)
+    run, folder = configure(recipe, config, data, None if out is None else Path(out), changes, resume=resume)
     return train(run, folder, resume=resume, progress=progress, arguments=arguments)
 
 

@@ -1,9 +1,8 @@
 """Measure how fast the steps and the measurements of a study are on this machine, in seconds."""
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from hardpatch.bench.contenders import noise_batch, prepare_contender
-from hardpatch.bench.timing import synchronize
 from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.workers import resolve_workers
@@ -23,14 +20,12 @@ from hardpatch.models.tokenizer import FILE
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, transform_of
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.speed import BATCH, median_seconds, seconds_per_image
 from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer
 from hardpatch.pretrain.tokenizer_run import write_tokenizer
 from hardpatch.study.plan import Study, Task
 from hardpatch.study.trainings import classifier_settings, tokenizer_settings
 from hardpatch.train.device import start_fabric
-
-BATCH = 64
-"""Largest batch of a measured step."""
 
 SECONDS = 1.0
 """A step is repeated for about this long."""
@@ -115,10 +110,7 @@ class Stopwatch:
             run = replace(run, method=replace(run.method, tokenizer=str(folder / FILE)))
         if run.method.frozen == "hardpatch":  # not trained yet; the student's own teacher is as large
             run = replace(run, method=replace(run.method, target="teacher", frozen=None, frozen_weights=None))
-        run = replace(run, batch_size=min(run.batch_size, BATCH))
-        fabric = start_fabric(run.train.device, run.train.precision, "train.")
-        contender = prepare_contender("hpm", run, fabric, noise_batch(run, fabric.device))
-        return _seconds(contender.step, fabric.device) / run.batch_size
+        return seconds_per_image(run, SECONDS)
 
     def _supervised_step(self, task: Task) -> float:
         """Estimate seconds per image of a supervised step: three forward passes of the patches that it sees."""
@@ -141,7 +133,7 @@ class Stopwatch:
                 with torch.no_grad(), fabric.autocast():
                     model.host.encoder(images)
 
-            self._forward[kind] = _seconds(step, fabric.device) / len(images)
+            self._forward[kind] = median_seconds(step, fabric.device, SECONDS) / len(images)
         return self._forward[kind]
 
     def _tokenizer_step(self, task: Task) -> float:
@@ -156,7 +148,7 @@ class Stopwatch:
                 loss = tokenizer(images).images.mean()
             loss.backward()
 
-        return _seconds(step, fabric.device) / len(images)
+        return median_seconds(step, fabric.device, SECONDS) / len(images)
 
     def _with_loading(self, seconds: float, run: RunConfig) -> float:
         """Return seconds per image with decoding and cropping, which share the cores with a step on a CPU."""
@@ -221,16 +213,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a step, the median of up to five after one for warm-up."""
-    step()
-    synchronize(device)
-    times: list[float] = []
-    while not times or (sum(times) < SECONDS and len(times) < 5):
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

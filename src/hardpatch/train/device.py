@@ -77,6 +77,12 @@ def use_device(name: str) -> torch.device:
     return device
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def loader_workers(workers: int | None) -> int:
     """Return the number of loader processes: ``workers``, or one fewer than there are cores for None."""
     return resolve_workers("auto" if workers is None else workers)
