@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hardpatch.methods.ibot import IBOT
     from hardpatch.methods.mae import MAE
     from hardpatch.methods.simmim import SimMIM
+    from hardpatch.pretrain.planning import plan
     from hardpatch.pretrain.run import pretrain
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
     from hardpatch.segment.file import load_segmenter
@@ -43,6 +44,7 @@ __all__ = [
     "load_classifier",
     "load_detector",
     "load_segmenter",
+    "plan",
     "pretrain",
     "score",
     "segment",
@@ -62,6 +64,7 @@ _HOME = {
     "load_classifier": "finetune.run",
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
+    "plan": "pretrain.planning",
     "score": "evaluate.difficulty",
     "stats": "check.stats",
     "train_linear_probe": "finetune.run",

@@ -20,7 +20,8 @@ usage: hardpatch VERB ...
 
 Hard Patches Mining: self-supervised pre-training of Vision Transformers that also learn what to mask.
 
-  pretrain   pre-train on images without labels        hardpatch pretrain --recipe cifar10_tiny --data IMAGES
+  pretrain   pre-train on images without labels        hardpatch pretrain --data IMAGES [--hours H | --recipe NAME]
+  plan       choose a training for images and a time   hardpatch plan IMAGES --hours 2
   tokenizer  train visual tokens for host beit         hardpatch tokenizer --data IMAGES --out DIR
   knn        k-NN accuracy of a run's features         hardpatch knn RUN --train IMAGES --val IMAGES
   linear     linear probe on a run's features          hardpatch linear RUN --train IMAGES --val IMAGES
@@ -47,6 +48,7 @@ quotes, or demo:train or demo:test, the embedded set.
 
 VERBS = {
     "pretrain": "pretrain",
+    "plan": "plan",
     "tokenizer": "tokenizer",
     "knn": "evaluate",
     "linear": "evaluate",

@@ -28,7 +28,19 @@ class Parser(argparse.ArgumentParser):
         from hardpatch.pretrain.config import with_section
 
         self._say_repeated(arguments, with_section)
-        return self.parse_known_args(arguments)
+        return self.parse_known_args(self._joined(arguments))
+
+    def _joined(self, arguments: Sequence[str]) -> list[str]:
+        """Join each setting and its value to ``--name=value``, so that no value is taken for a positional argument."""
+        joined: list[str] = []
+        for argument in arguments:
+            before = joined[-1] if joined else ""
+            setting = before.startswith("--") and "=" not in before and before not in self._option_string_actions
+            if setting and before != "--" and not argument.startswith("--"):
+                joined[-1] = f"{before}={argument}"
+            else:
+                joined.append(argument)
+        return joined
 
     def _say_repeated(self, arguments: Sequence[str], setting: Callable[[str], str] | None = None) -> None:
         """Say which options stand there more than once and count by their last value.

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from hardpatch.cli.arguments import Images, Parser, write_json
+from hardpatch.cli.plan import add_hours
 from hardpatch.cli.settings import stopped
 from hardpatch.pretrain import config
 
@@ -15,19 +16,24 @@ def pretrain(arguments: list[str]) -> int:
         if flag in arguments:
             return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
     own, settings = parser.parse_with_settings(arguments)
-    from hardpatch.pretrain.folder import configure
-
-    run, folder = configure(own.recipe, own.config, own.data, own.out, settings, resume=own.resume)
-    if own.print_config:
-        print(config.to_yaml(run), end="")
-        return 0
+    from hardpatch.pretrain.plan import Plan
+    from hardpatch.pretrain.planning import plan_or_configure
     from hardpatch.pretrain.run import train
     from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.progress import TrainingProgress, doing
 
     progress = TrainingProgress()
     show_log(progress.console)
-    result = train(run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments])
+    with doing() as say:
+        run, folder = plan_or_configure(
+            own.recipe, own.config, own.data, own.out, settings, resume=own.resume, hours=own.hours, say=say
+        )
+    if own.print_config:
+        print(config.to_yaml(run.run if isinstance(run, Plan) else run), end="")
+        return 0
+    result = train(
+        run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments], announce_time=True
+    )
     if not result.finished:
         return stopped("pretrain", result.step, result.total, folder, result.signal)
     if own.json is not None:
@@ -40,10 +46,15 @@ def pretrain(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("pretrain", "Pre-train a Vision Transformer on images without labels.")
     parser.usage = (
-        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH]\n"
+        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH] [--hours H]\n"
         "                          [--out DIR] [--resume] [--SETTING VALUE]"
     )
-    parser.add_argument("--recipe", metavar="NAME", help="named run to start from; hardpatch recipes lists them")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="named run to start from; hardpatch recipes lists them (default: settings are chosen for the images, this "
+        "machine and --hours; hardpatch plan shows them)",
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings to start from, instead of a recipe")
     parser.add_argument(
         "--data",
@@ -52,6 +63,7 @@ def _parser() -> Parser:
         action=Images,
         help="images: folders, Parquet, CSV, .zip or .tar files, patterns (default: demo:train, the embedded set)",
     )
+    add_hours(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")

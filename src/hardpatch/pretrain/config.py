@@ -110,21 +110,43 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
             misspelled name.
     """
     check_names(values)
-    parser = _parser()
-    arguments = [with_section(argument) for argument in arguments]
-    options = {argument.split("=")[0] for argument in arguments}
+    options = names_in(arguments)
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if f"--{one}" in options and f"--{other}" not in options:  # the length replaces one in the other unit
+        if one in options and other not in options:  # the length replaces one in the other unit
             values = {**values, other: None}
-    try:
-        namespace = parser.parse_args(list(arguments), namespace=parser.parse_object(dict(values)))
-    except ArgumentError as error:
-        raise UserError(explain(error)) from None
-    nested = namespace.as_dict()
+    nested = _parse(values, arguments)
     sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
     run = RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
     check(run)
     return run
+
+
+def given(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values that are set on a command line, by dotted name.
+
+    Raises:
+        UserError: as :func:`build` does for a name or a value; whether they go together is not checked.
+    """
+    values = _flat(_parse({}, arguments))
+    return {name: values[name] for name in names_in(arguments) if name in values}
+
+
+def names_in(arguments: Sequence[str]) -> set[str]:
+    """Return the dotted names of the settings on a command line."""
+    options = (with_section(argument).split("=")[0] for argument in arguments if argument.startswith("--"))
+    return {option.removeprefix("--").removesuffix("+") for option in options}
+
+
+def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return nested values of all settings, those of the command line over `values` over the defaults."""
+    parser = _parser()
+    try:
+        defaults = parser.parse_object(dict(values))
+        namespace = parser.parse_args([with_section(argument) for argument in arguments], namespace=defaults)
+    except ArgumentError as error:
+        raise UserError(explain(error)) from None
+    nested: dict[str, Any] = namespace.as_dict()
+    return nested
 
 
 def with_section(argument: str) -> str:

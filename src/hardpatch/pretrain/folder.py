@@ -25,6 +25,7 @@ Made by `{command}`.
 |---|---|
 | `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
 | `environment.json` | versions and hardware |
+| `plan.txt` | images seen and expected time, and what each setting rests on if no recipe was named |
 | `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
@@ -68,10 +69,10 @@ def configure(
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if data is not None:
-        if any(config.with_section(change).split("=")[0] == "--data.path" for change in changes):
+        if "data.path" in config.names_in(changes):
             raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
         changes = [*changes, "--data.path", data if isinstance(data, str) else json.dumps(list(data))]
-    no_data = not any(config.with_section(change).split("=")[0] == "--data.path" for change in changes)
+    no_data = "data.path" not in config.names_in(changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
     folder = folder or Path("runs") / name
     if recipe:

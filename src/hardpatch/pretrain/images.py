@@ -2,12 +2,25 @@
 
 from typing import NamedTuple
 
+from hardpatch.data.bands import as_read
 from hardpatch.data.reading import Reading
-from hardpatch.data.sources import Source
+from hardpatch.data.sources import OpenedSource, Source, open_source
 from hardpatch.data.statistics import channel_statistics, resolve_statistics
 from hardpatch.data.survey import check_decodable, resolve_channels, resolve_range, survey
 from hardpatch.errors import UserError
 from hardpatch.pretrain.sections import RunConfig
+
+
+def open_images(run: RunConfig) -> OpenedSource:
+    """Open the images of a run.
+
+    Raises:
+        UserError: if there are none.
+    """
+    try:
+        return as_read(open_source(run.data.path, run.data.columns), initial_reading(run))
+    except UserError as error:
+        raise UserError(f"--data: {error}") from None
 
 
 class Images(NamedTuple):

@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
-from hardpatch.data.bands import as_read
 from hardpatch.data.content import content_digest
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.left_out import counts
 from hardpatch.data.memory import InMemorySource
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import OpenedSource, Source, open_source
+from hardpatch.data.sources import OpenedSource, Source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 from hardpatch.measure.labels import open_labeled
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
-from hardpatch.pretrain.folder import configure
-from hardpatch.pretrain.images import Images, initial_reading, resolve
+from hardpatch.pretrain.images import Images, open_images, resolve
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
 from hardpatch.pretrain.pictures import write_pictures
+from hardpatch.pretrain.plan import Plan
+from hardpatch.pretrain.planning import estimate, plan_or_configure
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.train import checkpoint
@@ -36,6 +37,9 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
+
+ANNOUNCED = 20_000
+"""Images that a training sees, from which on it is measured how long it will take."""
 
 log = logging.getLogger("hardpatch")
 
@@ -64,11 +68,12 @@ class PretrainResult:
 
 
 def pretrain(
-    recipe: str | None = None,
+    recipe: str | Plan | None = None,
     *,
     data: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     config: str | Path | None = None,
+    hours: float | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
@@ -77,10 +82,12 @@ def pretrain(
     """Pre-train on images without labels: ``hardpatch pretrain``.
 
     Args:
-        recipe: named run to start from; ``demo`` if neither this nor ``data`` is set.
+        recipe: named run to start from, or a plan of :func:`hardpatch.plan`. Without it settings are chosen for
+            ``data``; without ``data`` it is ``demo``.
         data: images: one path or several, as :func:`hardpatch.data.sources.open_source` takes them.
         out: folder of the run; ``runs/NAME`` by default.
         config: YAML file of settings, in place of a recipe.
+        hours: time that the training may take; with a recipe only its length follows.
         resume: continue the run in ``out``, which then needs nothing else.
         progress: shows steps and metrics; silent by default.
         arguments: command line of the call, for the folder's README.
@@ -90,31 +97,43 @@ def pretrain(
         UserError: for a mistake in the settings or the data, before anything is written.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    changes = [f"--{name}={value}" for name, value in settings.items()]
-    run, folder = configure(recipe, config, data, None if out is None else Path(out), changes, resume=resume)
-    return train(run, folder, resume=resume, progress=progress, arguments=arguments)
+    folder = None if out is None else Path(out)
+    run: RunConfig | Plan
+    if isinstance(recipe, Plan):
+        if settings or data or config or resume or hours:
+            raise UserError("plan: it holds all settings; expected nothing beside it but out, or make another plan")
+        run, folder = recipe, folder or Path("runs") / "run"
+    else:
+        changes = [f"--{name}={value}" for name, value in settings.items()]
+        run, folder = plan_or_configure(recipe, config, data, folder, changes, resume=resume, hours=hours)
+    return train(run, folder, resume=resume, progress=progress, arguments=arguments, announce_time=True)
 
 
 def train(
-    run: RunConfig,
+    run: RunConfig | Plan,
     folder: Path,
     *,
     resume: bool = False,
     progress: Progress | None = None,
     arguments: Sequence[str] = (),
     pictures: bool = True,
+    announce_time: bool = False,
 ) -> PretrainResult:
     """Train a run to its end, or until SIGINT or SIGTERM; see :func:`pretrain`.
 
     Args:
-        run: the configuration.
+        run: the configuration, or a plan.
         folder: of the run; new, or with ``resume`` the folder of a run with these settings.
         resume: continue from the newest checkpoint, if there is one.
         progress: shows steps and metrics.
         arguments: command line for the folder's README.
         pictures: draw curves and difficulty at the end.
+        announce_time: say before the first step how long the training will take, which takes seconds to measure.
     """
     started = time.monotonic()
+    planned = run if isinstance(run, Plan) else None
+    if isinstance(run, Plan):
+        run = run.run
     check(run)
     if resume:
         run_folder.check_resume(folder, run)
@@ -132,6 +151,11 @@ def train(
     for line in (f"--data: {summarize(opened)}", *images.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
+    long = job.total * run.batch_size > ANNOUNCED
+    if planned or (announce_time and newest is None and long):
+        planned = planned or estimate(run, opened, images)
+        write_text_atomically(folder / "plan.txt", f"{planned}\n")
+        log.info("%s", planned if planned.reasons else planned.announcement())
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -157,10 +181,7 @@ def train(
 
 def _open(run: RunConfig) -> OpenedSource:
     """Open the images, and once the labeled sets, so that a mistake in them does not stop the training later."""
-    try:
-        source = as_read(open_source(run.data.path, run.data.columns), initial_reading(run))
-    except UserError as error:
-        raise UserError(f"--data: {error}") from None
+    source = open_images(run)
     if run.knn.train is not None and run.knn.val is not None:
         open_labeled(run.knn.train, run.knn.val, run.data.columns, options=("--knn.train", "--knn.val"))
     return source

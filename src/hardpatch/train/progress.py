@@ -142,6 +142,17 @@ class TrainingProgress:
 
 
 @contextmanager
+def doing() -> Iterator[Callable[[str], None]]:
+    """Show what is being done, on a terminal only. Yields a function that shows another line."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: None
+        return
+    with console.status("") as status:
+        yield lambda line: status.update(f"{line} ...")
+
+
+@contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that counts, on a terminal only.
 
