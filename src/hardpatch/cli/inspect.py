@@ -1,6 +1,6 @@
 """The verbs info and recipes, which only print."""
 
-from hardpatch.cli.arguments import Parser
+from hardpatch.cli.arguments import Parser, at_least_one, json_argument, show_json
 
 
 def info(arguments: list[str]) -> int:
@@ -19,6 +19,13 @@ def recipes(arguments: list[str]) -> int:
     """Run ``hardpatch recipes`` and return the exit code."""
     parser = Parser("recipes", "List the recipes, or print one of them.")
     parser.add_argument("name", metavar="NAME", nargs="?", help="recipe to print")
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=at_least_one,
+        help="images of your set (default: the set that a recipe is named after)",
+    )
+    json_argument(parser)
     options = parser.parse_args(arguments)
 
     from hardpatch.pretrain import recipes
@@ -26,8 +33,14 @@ def recipes(arguments: list[str]) -> int:
     if options.name:
         print(recipes.text(options.name), end="")
         return 0
-    names = recipes.names()
-    for name in names:
-        summary = recipes.text(name).splitlines()[0].removeprefix("# ")
-        print(f"{name:<{max(map(len, names))}}  {summary}")
+    from hardpatch.report.recipes import HEADER, recipe_rows
+    from hardpatch.train.progress import doing
+
+    with doing() as say:
+        say("measuring this machine")
+        rows = recipe_rows(options.images)
+    if show_json(options.json, [row._asdict() for row in rows]):
+        return 0
+    print(HEADER, *rows, sep="\n")
+    print("Time by arithmetic, without loading; hardpatch plan IMAGES --recipe NAME measures it on your images.")
     return 0
