@@ -1,0 +1,183 @@
+"""Search for the rules of ``hardpatch plan``, and the evidence for them: many arms on many sets, at equal time.
+
+    python benchmarks/plan_rules.py --set NAME=TRAIN,VAL ... --images 3000 --hours 0.17 --out DIR --arms auto mae lr_x2
+
+TRAIN and VAL are labeled sets, as ``hardpatch knn`` takes them. From TRAIN, ``--images`` are taken evenly (all of them
+without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS` and ``--hours``, then k-NN and
+linear accuracy on VAL with TRAIN's subset as the labeled images, of the trained and of the untrained encoder. A run is
+one process with ``--threads`` threads; ``--jobs`` run at a time. A run that has ``OUT/NAME_IMAGES_HOURS/ARM/seed_K/
+measured.json`` is not made again. At the end a table of all that is in OUT, as Markdown.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hardpatch.data.sources import open_source
+
+SMALL = (
+    "--data.image_size 64 --model.patch_size 8 --model.width 128 --model.depth 4 --model.heads 4 "
+    "--model.decoder_width 64 --model.decoder_depth 2 --model.decoder_heads 4"
+)
+OF_RECIPE = "--recipe demo --data.image_size 64 --model.patch_size 8"
+
+ARMS = {
+    "auto": "",
+    "mae": "--method.predicting_loss none",
+    "exact": "--fast.remember false --fast.shared_blocks 0 --fast.prediction_ratio 1",
+    # what someone would have taken before there were plans
+    "demo": f"{OF_RECIPE} --batch_size 64",
+    "tiny_imagenet_small": "--recipe tiny_imagenet_small",
+    # one choice changed
+    **{f"batch_{size}": f"--batch_size {size}" for size in (16, 32, 64, 128, 256)},
+    **{f"lr_{lr}": f"--optim.lr {lr}" for lr in ("1e-5", "2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3", "1")},
+    **{f"width_{width}": f"--model.width {width}" for width in (96, 128, 192, 256, 384)},
+    **{f"depth_{depth}": f"--model.depth {depth}" for depth in (2, 4, 6, 8, 12)},
+    **{f"decoder_depth_{depth}": f"--model.decoder_depth {depth}" for depth in (1, 2, 4)},
+    **{f"decoder_width_{width}": f"--model.decoder_width {width}" for width in (32, 64, 128)},
+    **{f"mask_{ratio}": f"--method.mask_ratio {ratio}" for ratio in (0.5, 0.6, 0.75, 0.85)},
+    **{f"side_{side}": f"--data.image_size {side}" for side in (32, 48, 64, 96, 128)},
+    **{f"patch_{patch}": f"--data.image_size 64 --model.patch_size {patch}" for patch in (4, 8, 16)},
+    **{f"crop_{low}": f"--data.crop_scale [{low},1]" for low in (0.08, 0.2, 0.4, 0.6)},
+    **{f"decay_{decay}": f"--optim.weight_decay {decay}" for decay in (0.0, 0.05, 0.2)},
+    **{f"warmup_{share}": f"--optim.warmup {share}" for share in (0.0, 0.05, 0.15)},
+    **{f"momentum_{m}": f"--fast.remember false --method.momentum_start {m}" for m in (0.9, 0.99, 0.999)},
+    "normalized": "--method.target normalized_pixels",
+    "alpha_0": "--method.alpha_end 0",
+}
+"""Options of ``hardpatch pretrain`` by the name of an arm."""
+
+
+class Setup(argparse.Namespace):
+    """Command line of this script."""
+
+    sets: list[str]
+    images: int | None
+    hours: float
+    arms: list[str]
+    seeds: int
+    threads: int
+    jobs: int
+    out: Path
+
+
+def subset(source: str, images: int | None, file: Path) -> str:
+    """Write evenly spaced images of a labeled set as Parquet, and return its path; all images are the set itself."""
+    if images is None:
+        return source
+    opened = open_source(source)
+    if not file.exists():
+        step = len(opened) / images
+        chosen = [int(k * step) for k in range(images)]
+        assert opened.classes is not None
+        columns = {
+            "image": [{"bytes": opened.encoded(i), "path": None} for i in chosen],
+            "label": [opened.classes[label] for i in chosen if (label := opened.label(i)) is not None],
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), file)
+    return str(file)
+
+
+def hardpatch(arguments: str, threads: int) -> None:
+    """Run the command line in a process; raises CalledProcessError with its last words."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "hardpatch", *shlex.split(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{arguments}: {done.stderr[-500:]}")
+
+
+def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: int) -> None:
+    """Train and measure one arm with one seed."""
+    out = folder / arm / f"seed_{seed}"
+    if (out / "measured.json").exists():
+        return
+    run = out / "run"
+    resume = "--resume" if (run / "config.yaml").exists() else f"--data {train} --hours {setup.hours} {ARMS[arm]}"
+    hardpatch(f"pretrain {resume} {'' if resume == '--resume' else f'--seed {seed}'} --out {run}", setup.threads)
+    labeled = f"{run} --train {train} --val {val} --random_baseline"
+    hardpatch(f"knn {labeled} --json {out / 'knn.json'}", setup.threads)
+    hardpatch(f"linear {labeled} --json {out / 'linear.json'}", setup.threads)
+    result = json.loads((run / "result.json").read_text())
+    measured = {
+        "arm": arm,
+        "seed": seed,
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "verdict": result.get("verdict"),
+        "metrics": result["metrics"],
+        **{verb: json.loads((out / f"{verb}.json").read_text()) for verb in ("knn", "linear")},
+    }
+    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print(f"{folder.name} {arm} seed {seed}: {summary([measured])}", flush=True)
+
+
+def summary(runs: list[dict[str, Any]]) -> str:
+    """Return k-NN and linear accuracy, trained and untrained, and verdicts, as cells of a table."""
+    cells = []
+    for verb in ("knn", "linear"):
+        for name in ("random", None):
+            values = [100 * (run[verb][name] if name else run[verb])["top1"] for run in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+    words = [run["verdict"]["learned"] if run["verdict"] else "?" for run in runs]
+    return " | ".join([*cells, ", ".join(words), str(round(statistics.fmean(run["steps"] for run in runs)))])
+
+
+def table(out: Path) -> str:
+    """Return all results in a folder as Markdown."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted(out.glob("*/*/seed_*/measured.json")):
+        groups[file.parts[-4], file.parts[-3]].append(json.loads(file.read_text()))
+    lines = [
+        "| set, images, hours | arm | seeds | k-NN untrained | k-NN | linear untrained | linear | learned | steps |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(f"| {name} | {arm} | {len(runs)} | {summary(runs)} |" for (name, arm), runs in groups.items()),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", dest="sets", metavar="NAME=TRAIN,VAL", nargs="+", default=[], help="labeled sets")
+    parser.add_argument("--images", type=int, help="images of TRAIN (default: all)")
+    parser.add_argument("--hours", type=float, default=1 / 6, help="time of each run (default: 10 minutes)")
+    parser.add_argument(
+        "--arms", nargs="+", default=["auto", "mae"], choices=ARMS, metavar="ARM", help=f"{', '.join(ARMS)}"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to K - 1 (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    setup = parser.parse_args(namespace=Setup())
+    tasks = []
+    for entry in setup.sets:
+        name, paths = entry.split("=", 1)
+        train, val = paths.split(",")
+        folder = setup.out / f"{name}_{setup.images or 'all'}_{setup.hours:.3g}h"
+        part = subset(train, setup.images, setup.out / "sets" / f"{name}_{setup.images}.parquet")
+        tasks += [(folder, part, val, arm, seed) for seed in range(setup.seeds) for arm in setup.arms]
+    with ThreadPoolExecutor(setup.jobs) as pool:
+        for future in [pool.submit(measure, setup, *task) for task in tasks]:
+            try:
+                future.result()
+            except RuntimeError as error:
+                print(error, file=sys.stderr, flush=True)
+    print(table(setup.out))
+
+
+if __name__ == "__main__":
+    main()
