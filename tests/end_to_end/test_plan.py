@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,7 +59,8 @@ def test_a_recipe_of_days_says_so_and_names_the_way_out(images: Path) -> None:
 
 
 def test_the_plan_in_python(images: Path, tmp_path: Path) -> None:
-    plan = hardpatch.plan(images, hours=0.003, **{"model.width": 32})
+    changes: dict[str, Any] = {"model.width": 32}
+    plan = hardpatch.plan(images, hours=0.003, **changes)
     result = hardpatch.pretrain(plan, out=tmp_path / "run")
     assert result.finished
     assert result.total == plan.run.steps

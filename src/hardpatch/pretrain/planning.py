@@ -211,6 +211,7 @@ class _Planner:
         for size in rules.sizes(fixed):
             draft = Draft(fixed)
             rules.choose_size(draft, size, self.facts)
+            rules.choose_pixels(draft, self.facts)
             rules.choose_loading(draft, self.facts, self.machine)
             self._finish(draft, rules.STEPS * rules.LR_BATCH)
             self.say(f"timing a model {size.width} wide")

@@ -51,9 +51,12 @@ EPOCHS_TO_REMEMBER = 5
 MAX_EPOCHS = 4000
 MEMORY_SHARE = 0.4
 """Fraction of the free memory that decoded images may take."""
+MEASURED = 2000
+"""Images, at most, on which mean and deviation are computed."""
+PATIENCE = 30.0
+"""Seconds that this may take."""
 WAITING = 0.25
-"""Fraction of the time spent waiting for images from which on several crops of each decoded image are taken."""
-CROPS = 4
+"""Fraction of the time spent waiting for images from which on the plan advises smaller copies of them."""
 HOURS = {"cpu": 2.0, "mps": 4.0, "cuda": 8.0}
 """Hours of a training where none are set."""
 
@@ -181,6 +184,12 @@ def choose_loading(draft: Draft, facts: SetFacts, machine: Machine) -> None:
             f"decoded anew for each epoch; in memory they would take {need / 1e9:.1f} GB",
         )
     draft.choose("loading", values, reason)
+
+
+def choose_pixels(draft: Draft, facts: SetFacts) -> None:
+    """Choose mean and deviation of the channels: the set's own, unless they would take long to compute."""
+    if min(facts.images, MEASURED) * facts.decode_seconds <= PATIENCE:
+        draft.choose("pixels", {"data.mean": "computed", "data.std": "computed"}, "")
 
 
 def choose_mining(draft: Draft, epochs: float) -> None:
