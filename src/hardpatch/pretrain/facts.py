@@ -16,7 +16,7 @@ from hardpatch.data.workers import cores
 SAMPLE = 256
 """Images whose headers are read."""
 DECODED = 48
-"""Of those, images that are decoded."""
+"""Images that are decoded among them."""
 MOSTLY = 0.5
 """Fraction of distinct images below which a set is doubtful."""
 PLAIN = 0.01

@@ -151,11 +151,10 @@ def train(
     for line in (f"--data: {summarize(opened)}", *images.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
-    long = job.total * run.batch_size > ANNOUNCED
-    if planned or (announce_time and newest is None and long):
-        planned = planned or estimate(run, opened, images)
-        write_text_atomically(folder / "plan.txt", f"{planned}\n")
-        log.info("%s", planned if planned.reasons else planned.announcement())
+    if planned is None and announce_time and newest is None and job.total * run.batch_size > ANNOUNCED:
+        planned = estimate(run, opened, images)
+    if planned is not None:
+        _announce(planned, folder)
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -185,6 +184,12 @@ def _open(run: RunConfig) -> OpenedSource:
     if run.knn.train is not None and run.knn.val is not None:
         open_labeled(run.knn.train, run.knn.val, run.data.columns, options=("--knn.train", "--knn.val"))
     return source
+
+
+def _announce(plan: Plan, folder: Path) -> None:
+    """Say what was planned, or of a recipe how long it takes, and write it into the folder."""
+    write_text_atomically(folder / "plan.txt", f"{plan}\n")
+    log.info("%s", plan if plan.reasons else plan.announcement())
 
 
 def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:

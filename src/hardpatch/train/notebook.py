@@ -39,7 +39,10 @@ class NotebookProgress:
         self.row: dict[str, Any] = {}
         self.evaluations: list[str] = []
         self._shown = 0.0
-        self._bar, self._picture = (display({}, raw=True, display_id=True) for _ in range(2))
+        self._bar, self._picture = (
+            display({}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
 
     def start(self, step: int, total: int, batch_size: int) -> None:
         """Show the bar."""
@@ -84,7 +87,7 @@ class NotebookProgress:
 
         pictures = sorted(self.folder.glob("pictures/*.png"), key=lambda path: path.stat().st_mtime)
         if pictures:
-            self._picture.update(Image(filename=str(pictures[-1])))
+            self._picture.update(Image(filename=str(pictures[-1])))  # type: ignore[no-untyped-call]
 
 
 def _values(row: dict[str, Any]) -> str:
