@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hardpatch.pretrain import rules
 from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.facts import Machine, SetFacts
 from hardpatch.pretrain.plan import duration, short
 from hardpatch.pretrain.rules import Draft
+from hardpatch.pretrain.set_and_machine import Machine, SetFacts
 
 SET = SetFacts(
     images=3000,

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hardpatch.pretrain import config
-from hardpatch.pretrain.facts import Machine, SetFacts
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.set_and_machine import Machine, SetFacts
 
 ALWAYS = ("set", "machine", "images", "model", "length", "time")
 """Topics that are shown even if nothing was chosen."""

@@ -11,12 +11,12 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.pretrain import config, rules
 from hardpatch.pretrain.build import initial_model, with_channels
-from hardpatch.pretrain.facts import Machine, SetFacts, set_facts, this_machine
 from hardpatch.pretrain.folder import check_new, configure
 from hardpatch.pretrain.images import Images, open_images, resolve
 from hardpatch.pretrain.plan import Plan, short
 from hardpatch.pretrain.rules import Draft
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.set_and_machine import Machine, SetFacts, set_facts, this_machine
 from hardpatch.pretrain.speed import Speed, seconds_per_image, training_speed
 
 OVERHEAD = 0.05

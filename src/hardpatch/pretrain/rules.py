@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from hardpatch.choices import SIZES
 from hardpatch.pretrain import config
-from hardpatch.pretrain.facts import Machine, SetFacts
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.set_and_machine import Machine, SetFacts
 
 
 class Size(NamedTuple):
