@@ -66,13 +66,16 @@ def _vit_mae_outputs(mask: Tensor, folder: Path) -> Outputs:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[Any]:
+    """Import the library. Hides progress bars, and that there is one kind only of the class that prepares images."""
     import transformers
 
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield transformers
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
