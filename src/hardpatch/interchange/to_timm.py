@@ -57,17 +57,15 @@ def timm_config(encoder: Encoder, name: str, arguments: dict[str, Any]) -> dict[
     """Return the ``config.json`` of a folder for ``timm.create_model("local-dir:FOLDER")``, or of timm's hub."""
     arguments = dict(arguments)
     overlay, classes = arguments.pop("pretrained_cfg_overlay"), arguments.pop("num_classes")
+    pretrained = {**overlay, "fixed_input_size": True, "classifier": "head"}
+    if encoder.channels == 3:  # timm before 1.0.31 converts the weights of other numbers of channels as if they had 3
+        pretrained["first_conv"] = "patch_embed.proj"
     return {
         "architecture": name,
         "num_classes": classes,
         "num_features": encoder.width,
         "model_args": arguments,
-        "pretrained_cfg": {
-            **overlay,
-            "fixed_input_size": True,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
+        "pretrained_cfg": pretrained,
     }
 
 
