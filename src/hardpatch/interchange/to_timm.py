@@ -58,7 +58,7 @@ def timm_config(encoder: Encoder, name: str, arguments: dict[str, Any]) -> dict[
     arguments = dict(arguments)
     overlay, classes = arguments.pop("pretrained_cfg_overlay"), arguments.pop("num_classes")
     pretrained = {**overlay, "fixed_input_size": True, "classifier": "head"}
-    if encoder.channels == 3:  # timm before 1.0.31 converts the weights of other numbers of channels as if they had 3
+    if encoder.channels == 3:  # else timm 1.0.21 converts the weights as if they were for 3 channels
         pretrained["first_conv"] = "patch_embed.proj"
     return {
         "architecture": name,
