@@ -25,11 +25,17 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     model = hardpatch.load(run)
     images = torch.randn(2, 3, 32, 32)
     expected = model.encode(images)
-    for to, name in (("timm", "vit.safetensors"), ("hf", "vit")):
+    for to, name in (("timm", "vit.safetensors"), ("timm", "timm"), ("hf", "vit")):
         command = ["export", str(run), "--to", to, "--out", str(tmp_path / name)]
         assert main([*command, "--json", str(tmp_path / "result.json")]) == 0
-        assert json.loads((tmp_path / "result.json").read_text())["path"] == str(tmp_path / name)
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert result["path"] == str(tmp_path / name)
+        assert max(result["files"]["png"], result["files"]["jpeg"]) < 1e-5
         printed = capsys.readouterr().out
+        library = {"timm": "timm", "hf": "transformers"}[to]
+        checked = r"checked from a PNG and a JPEG file: largest difference (0|\de-\d\d) of the largest feature"
+        assert re.search(rf"{checked} \({library} \d", printed)
+        assert f"  {result['preprocessing']}\n" in printed
         code = next(line.strip() for line in printed.splitlines() if line.startswith("  "))
         exported: Any = eval(code, {"timm": timm, "transformers": transformers}).eval()
         features = exported.forward_features(images) if to == "timm" else exported(images).last_hidden_state
@@ -65,7 +71,7 @@ def test_mistakes(fails: Fails, run: Path, tmp_path: Path) -> None:
     assert "--out" in fails("export", run, "--to", "timm")
     assert "--to" in fails("export", run, "--out", out)
     assert "invalid choice: 'onnx'" in fails("export", run, "--to", "onnx", "--out", out)
-    assert "ends in .safetensors" in fails("export", run, "--to", "timm", "--out", out)
+    assert "ends in .safetensors" in fails("export", run, "--to", "timm", "--out", tmp_path / "vit.pth")
     assert "exists and is never overwritten" in fails("export", run, "--to", "hf", "--out", run)
     assert "only --to hf has forms" in fails("export", run, *to_timm, "--form", "vit")
     assert "only --form vit_mae has a decoder" in fails("export", run, *to_hf, "--decoder_heads", 4)

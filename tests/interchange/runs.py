@@ -21,7 +21,7 @@ def run_of(folder: Path, host: str = "mae", *, teacher: bool = True, **changes: 
     ``changes`` are settings by section; a ``model`` with a size replaces :data:`SMALL`.
     """
     channels = changes.get("data", {}).get("channels", 3)
-    mean, std = MEAN[:channels], STD[:channels]
+    mean, std = (MEAN * channels)[:channels], (STD * channels)[:channels]
     model = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 2}
     if "size" not in changes.get("model", {}):
         model = model | SMALL

@@ -290,7 +290,7 @@ def test_nothing_is_overwritten_or_left_incomplete(tmp_path: Path) -> None:
     for export_function, out in ((export_timm, "vit.safetensors"), (export_hugging_face, "vit")):
         with pytest.raises(UserError, match="exists and is never overwritten"):
             export_function(run, tmp_path / out)
-    with pytest.raises(UserError, match=r"expected a file that ends in .safetensors"):
+    with pytest.raises(UserError, match=r"expected a file that ends in .safetensors, or a folder, got"):
         export_timm(run, tmp_path / "vit.pth")
     with pytest.raises(UserError, match="--out: cannot write"):
         export_timm(run, tmp_path / "vit.safetensors" / "below.safetensors")

@@ -1,9 +1,14 @@
 """The verb export."""
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import Parser, at_least_one, write_json
 from hardpatch.errors import UserError
+
+if TYPE_CHECKING:
+    from hardpatch.interchange.export import ExportResult
 
 
 def export(arguments: list[str]) -> int:
@@ -29,45 +34,75 @@ def export(arguments: list[str]) -> int:
             normalize_pixels=options.normalize_pixels,
         )
     if options.json is not None:
-        difference = None if written.difference is None else written.difference._asdict()
-        write_json(
-            options.json,
-            {
-                "verb": "export",
-                "run": options.run,
-                **written._asdict(),
-                "difference": difference,
-                "reading": written.reading.to_dict(),
-            },
-        )
-    height, width = written.image_size
+        _write(options.json, options.run, written)
     print(f"{written.path}: written; load it with")
     print(f"  {written.code}")
+    if written.not_from_files is None:
+        mode = "RGB" if len(written.mean) == 3 else "L"
+        print(f"and prepare images, opened with Pillow in mode {mode}, with")
+        print(f"  {written.preprocessing}")
+    _print_images(written)
+    _print_differences(written, {"timm": "timm", "hf": "transformers"}[options.to])
+    return 0
+
+
+def _write(path: Path, run: str, written: "ExportResult") -> None:
+    nested = {
+        "difference": written.difference and written.difference._asdict(),
+        "files": written.files and written.files._asdict(),
+    }
+    write_json(
+        path, {"verb": "export", "run": run, **written._asdict(), **nested, "reading": written.reading.to_dict()}
+    )
+
+
+def _print_images(written: "ExportResult") -> None:
+    from hardpatch.measure.labels import crop_fraction
+
+    height, width = written.image_size
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (written.mean, written.std))
     if written.reading.dtype != "uint8" or written.reading.ranged:
         low, high = (
             ", ".join(f"{value:g}" for value in values) for values in (written.reading.low, written.reading.high)
         )
         print(f"pixels: {written.reading.dtype}, (value - {low}) / ({high} - {low}), cut off at 0 and 1: do this first")
-    print(f"images: {height} x {width}, pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
+    fraction = crop_fraction(written.image_size)
+    cover = "" if fraction == 1 else f"the center of {math.floor(height / fraction)} x {math.floor(width / fraction)}, "
+    print(f"images: {height} x {width}, {cover}pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
+
+
+def _print_differences(written: "ExportResult", library: str) -> None:
     if written.difference is None:
-        print("transformers is not installed, so its outputs were not compared with ours")
-        return 0
+        print(f"{library} is not installed, so neither its outputs nor its preprocessing were compared with ours")
+        return
     real = "" if written.difference.real is None else f", {written.difference.real:.1e} on real images"
     print(
         f"largest difference of outputs: {written.difference.random:.1e} on a random image{real} "
         f"(outputs up to {written.difference.largest:.1f})"
     )
-    return 0
+    if written.files is None:
+        print(f"not checked from image files: with {library}'s own preprocessing, {written.not_from_files}")
+        return
+    kinds = "a PNG and a JPEG file" if len(written.mean) == 3 else "a gray PNG and a gray JPEG file"
+    largest = max(written.files.png, written.files.jpeg)
+    print(f"checked from {kinds}: largest difference {largest:.1g} of the largest feature ({written.files.library})")
 
 
 def _parser() -> Parser:
     parser = Parser(
-        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the outputs."
+        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the features."
     )
     parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
-    parser.add_argument("--to", choices=("timm", "hf"), required=True, help="format: timm writes a file, hf a folder")
-    parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="new .safetensors file, or new folder")
+    parser.add_argument(
+        "--to", choices=("timm", "hf"), required=True, help="format: timm writes a folder or a file, hf a folder"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        required=True,
+        help="new folder; with --to timm also a new .safetensors file",
+    )
     parser.add_argument(
         "--weights",
         choices=("student", "teacher"),

@@ -3,6 +3,7 @@
 All randomness comes from the generator that is passed in, so a crop does not depend on the process that makes it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from hardpatch.data.color import MULTI_CROP_COLORS, ColorTransform
-from hardpatch.data.crop import Image, crop_box, crop_pixels, resize, torch_type
+from hardpatch.data.crop import Image, crop_box, crop_pixels, resize, resize_as_pillow, torch_type
 from hardpatch.data.decode import Jpeg
 from hardpatch.data.reading import RGB, Reading
 
@@ -93,7 +94,11 @@ class MultiCropTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize so that the image covers image_size / crop_fraction, then crop the center to image_size."""
+    """Resize so that the image covers image_size / crop_fraction, then crop the center to image_size.
+
+    The pixels are those of timm's evaluation transform of the same image with Pillow, in mode `center` with crop_pct
+    equal to crop_fraction.
+    """
 
     image_size: tuple[int, int]
     reading: Reading = RGB
@@ -101,14 +106,20 @@ class EvalTransform:
 
     def __call__(self, image: Image) -> torch.Tensor:
         """Turn [H, W, C] into [C, h, w] of the same type."""
-        height, width = image.shape[:2]
         h, w = self.image_size
-        zoom = max(h / height, w / width) / self.crop_fraction
-        # sizes rounded down and margins rounded, as in torchvision; 1e-6 because 49 * (32 / 49) is below 32
-        covering = (max(h, int(height * zoom + 1e-6)), max(w, int(width * zoom + 1e-6)))
+        covering = self._covering(*image.shape[:2])
         top, left = round((covering[0] - h) / 2), round((covering[1] - w) / 2)
-        cropped = resize(image, covering)[top : top + h, left : left + w]
+        cropped = resize_as_pillow(image, covering)[top : top + h, left : left + w]
         return torch.from_numpy(cropped).permute(2, 0, 1)
+
+    def _covering(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the resized image. timm rounds down for square models, and to the nearest for others."""
+        h, w = (math.floor(side / self.crop_fraction) for side in self.image_size)
+        if h == w:
+            shorter = min(height, width)
+            return int(h * height / shorter), int(h * width / shorter)
+        ratio = min(height / h, width / w)
+        return round(height / ratio), round(width / ratio)
 
 
 def _random_crop(

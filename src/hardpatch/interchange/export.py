@@ -4,7 +4,6 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,17 +16,18 @@ from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
-from hardpatch.interchange import to_hugging_face
+from hardpatch.interchange import hugging_face_outputs, to_hugging_face
 from hardpatch.interchange.backbone import EXPORTED, Backbone, load_backbone
+from hardpatch.interchange.file_check import FileDifference, Outputs, compare_files, unchecked
 from hardpatch.interchange.load import load, training_masks
-from hardpatch.interchange.to_timm import timm_arguments, timm_state
+from hardpatch.interchange.to_timm import timm_arguments, timm_config, timm_data, timm_state
 from hardpatch.methods.mae import MAE
-from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.patches import gather, to_indices
 from hardpatch.pickles import save_tensors
 
+OTHER_FILES = (".bin", ".ckpt", ".onnx", ".pt", ".pth")
+"""Endings of files of weights that are not written."""
 REAL_IMAGES = 2
 """Images of the embedded set in the comparison, in addition to a random one."""
 TOLERANCE = 1e-3
@@ -59,6 +59,12 @@ class ExportResult(NamedTuple):
     """(height, width) in pixels"""
     difference: OutputDifference | None
     """None if the other library is not installed"""
+    preprocessing: str
+    """Python code of the other library that prepares image files for ``model``"""
+    files: FileDifference | None
+    """None if the other library is not installed, or for the reason in `not_from_files`"""
+    not_from_files: str | None = None
+    """reason why the other library cannot read image files as the model needs them"""
     reading: Reading = RGB
     """type and range of the pixels before that"""
 
@@ -74,7 +80,7 @@ def export(
 
     Args:
         run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
-        to: ``timm`` writes a file, ``hf`` a folder.
+        to: ``timm`` writes a file or a folder, ``hf`` a folder.
         out: a new file or folder.
         weights: which weights of the run.
         options: see :func:`export_timm` and :func:`export_hugging_face`.
@@ -89,41 +95,56 @@ def export(
 def export_timm(
     run: str | Path, out: str | Path, weights: Literal["student", "teacher"] = "student", *, heads: int | None = None
 ) -> ExportResult:
-    """Write the encoder of ``run`` as a ``.safetensors`` file that ``timm.create_model`` loads strictly.
+    """Write the encoder of ``run`` as a ``.safetensors`` file or as a folder that ``timm.create_model`` loads strictly.
 
-    An encoder with relative positions becomes timm's BEiT, any other its ViT.
+    An encoder with relative positions becomes timm's BEiT, any other its ViT. A folder holds the preprocessing, too, in
+    the ``config.json`` of timm's hub. In a file it is metadata, which timm does not read.
 
     Args:
         run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
-        out: a new file.
+        out: a new file that ends in ``.safetensors``, or a new folder.
         weights: which weights of the run.
         heads: attention heads, if the file does not say.
 
     Raises:
         UserError: if there is nothing to load, or ``out`` exists or cannot be written.
     """
+    import timm
+
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out: expected a file that ends in .safetensors, got {out}")
+    if out.suffix in OTHER_FILES:
+        raise UserError(f"--out: expected a file that ends in .safetensors, or a folder, got {out}")
     check_new(out)
-    encoder, mean, std, reading = _backbone(run, weights, heads)
-    name, arguments = timm_arguments(encoder, mean, std)
+    backbone = _backbone(run, weights, heads)
+    encoder = backbone.encoder
+    name, arguments = timm_arguments(encoder, backbone.mean, backbone.std)
+    config = timm_config(encoder, name, arguments)
     settings = encoder_settings(encoder)
-    metadata = {key: settings[key] for key in ("image_size", "heads")} | {"mean": mean, "std": std}
-    metadata["reading"] = reading.to_dict()
-
-    def outputs(path: Path, images: Tensor) -> Tensor:
-        import timm
-
-        network: Any = timm.create_model(name, **arguments, checkpoint_path=str(path)).eval()
-        return network.forward_features(images)
-
+    metadata = {key: settings[key] for key in ("image_size", "heads")} | {"mean": backbone.mean, "std": backbone.std}
+    metadata["reading"] = backbone.reading.to_dict()
     with _new_path(out) as path:
-        save_tensors(_cloned(timm_state(encoder)), path, {EXPORTED: json.dumps(metadata)})
-        difference = _difference(encoder, encoder, lambda images: outputs(path, images))
-    keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    code = f'timm.create_model("{name}", {keywords}, checkpoint_path="{out}")'
-    return ExportResult(out, code, mean, std, _size(encoder), difference, reading)
+        file = path
+        if out.suffix != ".safetensors":
+            _write_folder(path, config)
+            file = path / "model.safetensors"
+        save_tensors(
+            _cloned(timm_state(encoder)), file, {EXPORTED: json.dumps(metadata), "timm_config": json.dumps(config)}
+        )
+        network: Any
+        if file is path:
+            network = timm.create_model(name, **arguments, checkpoint_path=str(path))
+            keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            code = f'timm.create_model("{name}", {keywords}, checkpoint_path="{out}")'
+        else:
+            network = timm.create_model(f"local-dir:{path}", pretrained=True)
+            code = f'timm.create_model("local-dir:{out}", pretrained=True)'
+        outputs = network.eval().forward_features
+        difference = _difference(encoder, encoder, outputs)
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+        library = f"timm {timm.__version__}"
+        files = compare_files(backbone, encoder, outputs, lambda picture: transform(picture)[None], library)
+    preprocessing = "timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+    return _result(backbone, out, code, difference, preprocessing, files)
 
 
 def export_hugging_face(
@@ -154,36 +175,51 @@ def export_hugging_face(
     """
     out = Path(out)
     check_new(out)
-    own_outputs: Callable[[Tensor], Tensor]
-    exported_outputs: Callable[[Path, Tensor], Tensor]
+    own_outputs: Outputs
+    load_outputs: Callable[[Path], Outputs]
     if form == "vit":
-        encoder, mean, std, reading = _backbone(run, weights, heads)
-        config, state = to_hugging_face.vit(encoder)
-        own_outputs, exported_outputs = encoder, _vit_outputs
+        backbone = _backbone(run, weights, heads)
+        config, state = to_hugging_face.vit(backbone.encoder)
+        own_outputs, load_outputs = backbone.encoder, hugging_face_outputs.vit_outputs
         code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
+    elif weights == "teacher":
+        raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
     else:
-        if weights == "teacher":
-            raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
         model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
         host = model.host
         if not isinstance(host, MAE):
             raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
-        encoder, mean, std = host.encoder, _rounded(model.mean.tolist()), _rounded(model.std.tolist())
-        reading = model.reading
+        mean, std = _rounded(model.mean.tolist()), _rounded(model.std.tolist())
+        backbone = Backbone(host.encoder, mean, std, model.reading)
         ratio, _ = training_masks(run)
         config, state = to_hugging_face.vit_mae(host, ratio)
-        mask = _mask(encoder, ratio)
-        own_outputs, exported_outputs = partial(_mae_outputs, host, mask), partial(_vit_mae_outputs, mask)
+        own_outputs, load_outputs = hugging_face_outputs.of_vit_mae(host, ratio)
         code = f'transformers.ViTMAEForPreTraining.from_pretrained("{out}")'
+    encoder, mean, std = backbone[:3]
+    config |= to_hugging_face.processor_entries(timm_data(encoder, mean, std))
     with _new_path(out) as folder:
-        folder.mkdir()
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "preprocessor_config.json", to_hugging_face.preprocessor(encoder, mean, std))
+        _write_folder(folder, config, to_hugging_face.preprocessor(encoder, mean, std))
         save_tensors(_cloned(state), folder / "model.safetensors", {"format": "pt"})
-        difference = None
+        difference = files = None
         if importlib.util.find_spec("transformers") is not None:
-            difference = _difference(encoder, own_outputs, partial(exported_outputs, folder))
-    return ExportResult(out, code, mean, std, _size(encoder), difference, reading)
+            outputs = load_outputs(folder)
+            difference = _difference(encoder, own_outputs, outputs)
+            files = compare_files(backbone, own_outputs, outputs, *hugging_face_outputs.preprocessing(folder))
+    preprocessing = f'transformers.AutoImageProcessor.from_pretrained("{out}")'
+    return _result(backbone, out, code, difference, preprocessing, files)
+
+
+def _result(
+    backbone: Backbone,
+    out: Path,
+    code: str,
+    difference: OutputDifference | None,
+    preprocessing: str,
+    files: FileDifference | None,
+) -> ExportResult:
+    encoder, mean, std, reading = backbone
+    size, reason = encoder.image_size, unchecked(backbone)
+    return ExportResult(out, code, mean, std, size, difference, preprocessing, files, reason, reading)
 
 
 def check_new(out: Path) -> None:
@@ -197,21 +233,19 @@ def check_new(out: Path) -> None:
 
 
 @torch.no_grad()
-def _difference(
-    encoder: Encoder, own_outputs: Callable[[Tensor], Tensor], exported_outputs: Callable[[Tensor], Tensor]
-) -> OutputDifference:
+def _difference(encoder: Encoder, own_outputs: Outputs, exported_outputs: Outputs) -> OutputDifference:
     """Compare the outputs for the same images.
 
     Raises:
         RuntimeError: if they differ by more than rounding.
     """
-    noise = torch.randn(1, encoder.channels, *_size(encoder), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, encoder.channels, *encoder.image_size, generator=torch.Generator().manual_seed(0))
     real = None
     if encoder.channels in (1, 3):
         source = demo_source("test")
         pixels = np.stack([source.image(i, Reading(encoder.channels)) for i in range(REAL_IMAGES)])
         real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        real = F.interpolate(real, size=_size(encoder), mode="bicubic", antialias=True)
+        real = F.interpolate(real, size=encoder.image_size, mode="bicubic", antialias=True)
     images = noise if real is None else torch.cat([noise, real])
     expected = own_outputs(images)
     difference = (exported_outputs(images) - expected).abs().flatten(1).amax(dim=1).tolist()
@@ -220,50 +254,6 @@ def _difference(
     if not max(difference) <= TOLERANCE * largest:
         raise RuntimeError(f"the exported model gives other outputs, nothing was written: {result}")
     return result
-
-
-def _vit_outputs(folder: Path, images: Tensor) -> Tensor:
-    with _quiet_transformers() as transformers:
-        model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    return model(images).last_hidden_state
-
-
-def _mae_outputs(host: MAE, mask: Tensor, images: Tensor) -> Tensor:
-    """Concatenate latent and predictions of the masked patches: ``[B, ...]``."""
-    patches = to_indices(mask.expand(len(images), -1))
-    latent = host.encode(images, patches)
-    prediction = host.reconstruct(latent, host.decoder_tokens(latent, patches), patches)
-    return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
-
-
-def _vit_mae_outputs(mask: Tensor, folder: Path, images: Tensor) -> Tensor:
-    with _quiet_transformers() as transformers:
-        model = transformers.ViTMAEForPreTraining.from_pretrained(folder).eval()
-    mask = mask.expand(len(images), -1)
-    # the library keeps the patches with the least noise, in the order of the noise
-    noise = mask.float() * mask.shape[1] + torch.arange(mask.shape[1])
-    latent = model.vit(images, noise=noise).last_hidden_state
-    prediction = gather(model(images, noise=noise).logits, to_indices(mask).masked)
-    return torch.cat([latent.flatten(1), prediction.flatten(1)], dim=1)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[Any]:
-    import transformers
-
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _mask(encoder: Encoder, ratio: float) -> Tensor:
-    patches = encoder.grid[0] * encoder.grid[1]
-    return random_mask(torch.rand(1, patches, generator=torch.Generator().manual_seed(0)), masked_count(patches, ratio))
 
 
 def _backbone(run: str | Path, weights: Literal["student", "teacher"], heads: int | None) -> Backbone:
@@ -276,17 +266,17 @@ def _rounded(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in values)
 
 
-def _size(encoder: Encoder) -> tuple[int, int]:
-    return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size
-
-
 def _cloned(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy each tensor, since safetensors does not accept tensors that share memory."""
     return {name: value.clone() for name, value in state.items()}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write_folder(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> None:
+    """Make a folder with ``config.json`` and, if there is one, ``preprocessor_config.json``."""
+    folder.mkdir()
+    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

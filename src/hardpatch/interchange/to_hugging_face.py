@@ -3,6 +3,7 @@
 The library itself is not needed. The keys are those of its published checkpoints, which all its versions read.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.errors import UserError
+from hardpatch.measure.labels import crop_fraction
 from hardpatch.methods.mae import MAE
 from hardpatch.models.block import NORM_EPS, Block, LayerScale
 from hardpatch.models.encoder import Encoder
@@ -109,14 +111,34 @@ def vit_mae(host: MAE, mask_ratio: float) -> HuggingFaceModel:
     )
 
 
+def processor_entries(data: dict[str, Any]) -> dict[str, Any]:
+    """Return entries of ``config.json`` by which ``AutoImageProcessor`` is the one that runs timm's transform.
+
+    The library's other classes round the margins of a center crop down, which in one of four images that are not square
+    moves the crop by a pixel.
+
+    Args:
+        data: see :func:`~hardpatch.interchange.to_timm.timm_data`.
+    """
+    return {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": data}
+
+
 def preprocessor(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Return ``preprocessor_config.json``: resize to the encoder's image size, scale to [0, 1], normalize."""
-    height, width = (side * encoder.patch_size for side in encoder.grid)
+    """Return ``preprocessor_config.json``, for ``BitImageProcessor`` where timm is not installed.
+
+    The class has no size that a rectangle of any shape covers: for rectangular models it changes the aspect ratio.
+    """
+    height, width = encoder.image_size
+    fraction = crop_fraction(encoder.image_size)
+    covering = {"height": math.floor(height / fraction), "width": math.floor(width / fraction)}
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": encoder.channels == 3,
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": {"shortest_edge": covering["height"]} if height == width else covering,
         "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

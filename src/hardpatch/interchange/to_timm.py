@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.choices import SIZES
+from hardpatch.measure.labels import crop_fraction
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 
@@ -38,6 +39,34 @@ def timm_state(encoder: Encoder) -> dict[str, Tensor]:
         else:
             renamed[name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = value
     return renamed
+
+
+def timm_data(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Return the entries of timm's ``pretrained_cfg`` by which ``timm.data.create_transform`` prepares images."""
+    return {
+        "input_size": (encoder.channels, *encoder.image_size),
+        "interpolation": "bicubic",
+        "crop_pct": crop_fraction(encoder.image_size),
+        "crop_mode": "center",
+        "mean": tuple(mean),
+        "std": tuple(std),
+    }
+
+
+def timm_config(encoder: Encoder, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``config.json`` of a folder for ``timm.create_model("local-dir:FOLDER")``, or of timm's hub."""
+    arguments = dict(arguments)
+    overlay, classes = arguments.pop("pretrained_cfg_overlay"), arguments.pop("num_classes")
+    pretrained = {**overlay, "fixed_input_size": True, "classifier": "head"}
+    if encoder.channels == 3:  # else timm 1.0.21 converts the weights as if they were for 3 channels
+        pretrained["first_conv"] = "patch_embed.proj"
+    return {
+        "architecture": name,
+        "num_classes": classes,
+        "num_features": encoder.width,
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+    }
 
 
 def timm_arguments(encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> tuple[str, dict[str, Any]]:
@@ -72,9 +101,5 @@ def timm_arguments(encoder: Encoder, mean: Sequence[float], std: Sequence[float]
     elif settings["layer_scale"] is not None:
         arguments["init_values"] = settings["layer_scale"]
     arguments["num_classes"] = 0
-    arguments["pretrained_cfg_overlay"] = {
-        "mean": tuple(mean),
-        "std": tuple(std),
-        "input_size": (settings["channels"], height, width),
-    }
+    arguments["pretrained_cfg_overlay"] = timm_data(encoder, mean, std)
     return name, arguments

@@ -147,8 +147,13 @@ def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> Eval
 
     Images of another type than the model's are adapted to it, with a warning that begins with `argument`.
     """
-    crop_fraction = 0.875 if min(model.image_size) >= LARGE_IMAGE else 1.0
-    return EvalTransform(model.image_size, adapted(model.reading, source, argument), crop_fraction)
+    reading = adapted(model.reading, source, argument)
+    return EvalTransform(model.image_size, reading, crop_fraction(model.image_size))
+
+
+def crop_fraction(image_size: tuple[int, int]) -> float:
+    """Return 7/8, the share of the resized image that a model of (height, width) sees, or 1 if it is small."""
+    return 0.875 if min(image_size) >= LARGE_IMAGE else 1.0
 
 
 def _read_or_extract(
@@ -170,6 +175,7 @@ def _read_or_extract(
     settings = {
         "image_size": list(transform.image_size),
         "crop_fraction": transform.crop_fraction,
+        "resize": "pillow",  # features of earlier versions were of pixels that differed by rounding
         **transform.reading.to_dict(),
         "pool": pool,
         "autocast": str(autocast),

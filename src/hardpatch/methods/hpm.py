@@ -301,7 +301,7 @@ class HPM(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the model was built for."""
-        return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+        return self.host.encoder.image_size
 
     @property
     def has_predictor(self) -> bool:

@@ -100,6 +100,11 @@ class Encoder(nn.Module):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that it was built for."""
+        return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+
     def forward(self, images: Tensor, mask: Tensor | PatchIndices | None = None) -> Tensor:
         """Encode the visible patches of images.
 
