@@ -55,7 +55,11 @@ def _check_ranges(run: RunConfig) -> None:
             f"method.mask_ratio_spread: expected a number that keeps the ratio {method.mask_ratio} between 0 and 1, "
             f"got {method.mask_ratio_spread}"
         )
+    for name, count in (("verdict.checks", run.verdict.checks), ("data.hold_out", data.hold_out)):
+        if count < 0:
+            raise UserError(f"{name}: expected 0 or more, got {count}")
     at_least_one: dict[str, float | None] = {
+        "verdict.images": run.verdict.images,
         "batch_size": run.batch_size,
         "steps": run.steps,
         "model.patch_size": run.model.patch_size,

@@ -13,7 +13,10 @@ from hardpatch.train.run_folder import check_new, read_values, refuse_changes, w
 
 __all__ = ["check_new", "check_resume", "plan", "read_config", "write"]
 
-FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction", "data.label_column")
+FREE_TO_CHANGE = (
+    *("train.", "knn.", "verdict.checks", "verdict.images"),
+    *("data.workers", "data.max_bad_fraction", "data.label_column"),
+)
 """Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
 images, as long as the images are the same, which the job checks."""
 

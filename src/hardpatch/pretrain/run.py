@@ -4,10 +4,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
 
 from hardpatch.data.bands import as_read
 from hardpatch.data.content import content_digest
@@ -15,20 +19,24 @@ from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.left_out import counts
 from hardpatch.data.memory import InMemorySource
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import OpenedSource, Source, open_source
+from hardpatch.data.sources import OpenedSource, Source, hold_out, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.measure.labels import open_labeled
+from hardpatch.methods.hpm import HPM
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.folder import plan
 from hardpatch.pretrain.images import Images, initial_reading, resolve
 from hardpatch.pretrain.job import PretrainJob
+from hardpatch.pretrain.looked_at import looked_at
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
+from hardpatch.pretrain.monitor import Monitor
 from hardpatch.pretrain.pictures import write_pictures
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
+from hardpatch.pretrain.verdict import Verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.log import log_to
@@ -56,11 +64,39 @@ class PretrainResult:
     metrics: Mapping[str, Any] | None = None
     """the last line of metrics"""
     pictures: tuple[Path, ...] = ()
+    verdict: Verdict | None = None
+    """whether it has learned anything; None if it was interrupted, or had no checks"""
 
     @property
     def finished(self) -> bool:
         """True unless the run was interrupted."""
         return self.step == self.total
+
+    def encoder(self, images: Tensor) -> Tensor:
+        """Return the mean patch token of each image, ``[B, C, H, W]`` -> float32 ``[B, D]``, by the student's encoder.
+
+        Args:
+            images: of any size, resized to that of the run; pixels of the type of the data, which is mostly uint8, or
+                for 8-bit data floating-point numbers in [0, 1].
+        """
+        model = self._model
+        pixels = images.float()
+        if images.is_floating_point() and model.reading.dtype == "uint8":
+            pixels = 255.0 * pixels
+        if pixels.shape[-2:] != model.image_size:
+            pixels = F.interpolate(pixels, size=model.image_size, mode="bilinear", antialias=True)
+        with torch.inference_mode():
+            return model.encode(model.normalize(pixels))[:, 1:].float().mean(dim=1)
+
+    @cached_property
+    def _model(self) -> HPM:
+        """The student of the newest checkpoint, on the CPU."""
+        file = self.checkpoint / checkpoint.WEIGHTS
+        metadata = checkpoint.read_metadata(file) or {}
+        run, reading = run_folder.read_config(self.folder), read_reading(metadata)
+        model = initial_model(run, metadata["mean"], metadata["std"], metadata["outputs"], reading)
+        model.load_state_dict(checkpoint.with_prefix(load_file(file), "student."))
+        return model.requires_grad_(False).eval()
 
 
 def pretrain(
@@ -122,14 +158,14 @@ def train(
         run_folder.check_new(folder)
     opened = _open(run)
     newest = checkpoint.newest(folder)
-    images = _images(run, opened, newest)
-    source: Source = opened
+    source, held = hold_out(opened, run.data.hold_out)
+    images = _images(run, source, newest)
     if run.data.in_memory == "host":
-        source = InMemorySource(opened, images.reading)
-    job = _job(run, folder, source, newest, images, content_digest(opened))
+        source = InMemorySource(source, images.reading)
+    job = _job(run, folder, source, newest, images, content_digest(opened), held)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
-    for line in (f"--data: {summarize(opened)}", *images.notes):
+    for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
     signal = fit(job, progress or Silent())
@@ -139,20 +175,22 @@ def train(
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
     paths = tuple(write_pictures(job)) if pictures else ()
+    found = job.verdict(job.monitor.rows(job.total + 1)[-1]) if job.monitor is not None else None
     write_result(
         folder,
         "pretrain",
         run=str(folder),
         data={"train": run.data.paths},
-        images={"train": len(source)},
+        images={"train": len(source)} | ({"held_out": len(held)} if held else {}),
         classes=None,
         left_out=counts(source.skipped, len(job.bad_files)),
         seconds=time.monotonic() - started,
         steps=job.total,
         weights=str(saved / checkpoint.WEIGHTS),
         metrics=metrics,
+        verdict=None if found is None else found.to_dict(),
     )
-    return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
+    return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths, found)
 
 
 def _open(run: RunConfig) -> OpenedSource:
@@ -175,7 +213,13 @@ def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
 
 
 def _job(
-    run: RunConfig, folder: Path, source: Source, newest: Path | None, images: Images, content: str
+    run: RunConfig,
+    folder: Path,
+    source: Source,
+    newest: Path | None,
+    images: Images,
+    content: str,
+    held: Source | None,
 ) -> PretrainJob:
     """Build student, teacher and optimizer, and load the newest checkpoint into them."""
     run = with_channels(run, images.reading.number)
@@ -191,7 +235,10 @@ def _job(
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content)
+    monitor = None
+    if run.verdict.checks:
+        monitor = Monitor(run, folder, looked_at(run, model, source, held), learner.mining.target, fabric)
+    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content, monitor)
     if newest is not None:
         job.restore(newest)
     return job
