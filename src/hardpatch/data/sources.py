@@ -203,7 +203,7 @@ class Subset:
 
     @property
     def header(self) -> Callable[[int], Header] | None:
-        """What reads the header of image i, of a source that has its own way to."""
+        """Function that reads the header of image i, if the other source has one."""
         own = getattr(self.source, "header", None)
         return None if own is None else lambda i: own(self.indices[i])
 

@@ -82,7 +82,7 @@ class PretrainJob:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the checks look at, a line each."""
+        """Images that the checks look at, a line each."""
         return () if self.monitor is None else self.monitor.images.notes
 
     @property

@@ -19,7 +19,7 @@ SOME_ERRORS = 1.0
 CHANCE_ERRORS = 2.0
 """Sampling errors above the share of the largest class from which on labels tell something."""
 FLAT_DROP = 0.05
-"""Fall of the loss, as a share of the untrained encoder's, below which it is flat."""
+"""Fall of the loss, as a share of the untrained model's, below which it is flat; likewise at the mean color, late."""
 MEAN_COLOR = 0.97
 """Loss, as a share of the mean color's, above which nothing more than the mean color has been learned."""
 FALLING = 0.05
@@ -178,10 +178,11 @@ def _loss(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Loss:
         if rises or train < (1 - GAP) * end:
             return "overfitting"
     color = checks[-1].get("check_mean_color")
-    if not facts.moving and (start - end < FLAT_DROP * start or (color is not None and end > color)):
-        return "flat"
     steps = [check["step"] for check in checks]
-    late = next((loss for step, loss in zip(steps, losses, strict=True) if step >= 2 * steps[-1] / 3), end)
+    late = [loss for step, loss in zip(steps, losses, strict=True) if step <= 2 * steps[-1] / 3][-1]
+    at_color = color is not None and end > MEAN_COLOR * color and late - end < FLAT_DROP * end
+    if not facts.moving and (start - end < FLAT_DROP * start or at_color):
+        return "flat"
     return "falling" if late - end > FALLING * (start - end) else "settled"
 
 
