@@ -68,12 +68,8 @@ def test_held_out_images_are_not_trained_on(images: Path, tmp_path: Path) -> Non
 
 
 def test_the_result_is_a_verdict_and_an_encoder(images: Path, tmp_path: Path) -> None:
-    run = hardpatch.pretrain(
-        "demo",
-        data=str(images),
-        out=tmp_path / "run",
-        **{"steps": 4, "model.width": 32, "model.depth": 2, "batch_size": 16, "data.workers": 0},
-    )
+    settings: dict[str, Any] = {"steps": 4, "model.width": 32, "model.depth": 2, "batch_size": 16, "data.workers": 0}
+    run = hardpatch.pretrain("demo", data=str(images), out=tmp_path / "run", **settings)
     assert run.verdict is not None
     assert run.verdict.to_dict() == json.loads((tmp_path / "run" / "result.json").read_text())["verdict"]
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from hardpatch.pretrain.verdict import Verdict, verdict
 from hardpatch.pretrain.vital_signs import vital_signs
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
+
+PICTURE_SECONDS = 30.0
+"""Seconds between two sets of pictures, at least; the end of the run draws them in any case."""
 
 log = logging.getLogger("hardpatch")
 
@@ -66,6 +70,9 @@ class PretrainJob:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
         self.held, self.content, self.monitor = held, content, monitor
         self.mining_stopped = False
+        self.draw: Callable[[PretrainJob], None] | None = None
+        """Draws pictures of a check during the training."""
+        self._drawn_at = time.monotonic()
         self.total, self.batch_size, self.images = learner.total, run.batch_size, len(source)
         self.check_steps = frozenset[int]() if monitor is None else check_steps(run, self.total)
         self.cadence = Cadence(
@@ -191,6 +198,9 @@ class PretrainJob:
             row["mining_stopped"] = float(self.mining_stopped)
         if 0 < step < self.total:
             log.info("so far: %s", self.verdict({"step": step, **row}).summary)
+            if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
+                self.draw(self)
+                self._drawn_at = time.monotonic()
         return row
 
     def verdict(self, last: Mapping[str, Any]) -> Verdict:

@@ -12,6 +12,7 @@ from hardpatch.data.augment import EvalTransform
 from hardpatch.data.batch import Batch
 from hardpatch.data.crop import torch_type
 from hardpatch.data.loader import eval_batches
+from hardpatch.data.order import evenly_spread
 from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import resolve_workers
 from hardpatch.measure.labels import eval_transform, open_labeled
@@ -108,7 +109,7 @@ def looked_at(run: RunConfig, model: HPM, trained: Source, held: Source | None) 
             "not measured"
         )
     else:
-        images, rest = chosen(held, _spread(len(held), count)), order
+        images, rest = chosen(held, evenly_spread(len(held), count)), order
         same = chosen(trained, sorted(order[: -(-len(images) // 2)]))
         note = (
             f"data.hold_out: {len(held)} images are held out and {len(trained)} trained on; checks look at "
@@ -158,10 +159,3 @@ def _own_labels(queries: ImageSet, neighbors: ImageSet) -> LabeledSets | None:
     if None in found | of_queries or len(found) < 2:
         return None
     return LabeledSets(neighbors, queries, len(classes))
-
-
-def _spread(images: int, count: int) -> list[int]:
-    """Return ``count`` positions, or all, evenly spread over a set."""
-    if count >= images:
-        return list(range(images))
-    return [k * images // count for k in range(count)]

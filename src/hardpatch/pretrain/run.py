@@ -33,7 +33,7 @@ from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.looked_at import looked_at
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
 from hardpatch.pretrain.monitor import Monitor
-from hardpatch.pretrain.pictures import write_pictures
+from hardpatch.pretrain.pictures import write_check_pictures, write_pictures
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.pretrain.verdict import Verdict
@@ -152,10 +152,7 @@ def train(
     """
     started = time.monotonic()
     check(run)
-    if resume:
-        run_folder.check_resume(folder, run)
-    else:
-        run_folder.check_new(folder)
+    run_folder.check_resume(folder, run) if resume else run_folder.check_new(folder)
     opened = _open(run)
     newest = checkpoint.newest(folder)
     source, held = hold_out(opened, run.data.hold_out)
@@ -168,6 +165,7 @@ def train(
     for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
+    job.draw = write_check_pictures if pictures else None
     signal = fit(job, progress or Silent())
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -175,7 +173,7 @@ def train(
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
     paths = tuple(write_pictures(job)) if pictures else ()
-    found = job.verdict(job.monitor.rows(job.total + 1)[-1]) if job.monitor is not None else None
+    found = None if job.monitor is None else job.verdict(job.monitor.rows(job.total + 1)[-1])
     write_result(
         folder,
         "pretrain",
