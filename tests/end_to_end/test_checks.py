@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import hardpatch
@@ -114,6 +115,33 @@ def test_a_warning_leaves_mining_on(images: Path, tmp_path: Path, monkeypatch: p
     assert all(row["alpha"] > 0 for row in rows if "alpha" in row)
     assert all(row["mining_stopped"] == 0 for row in rows if "check_loss" in row)
     assert "the patches that are mined are the easy ones" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("verb", ["knn", "linear"])
+def test_a_run_that_goes_on_is_measured_by_its_step(
+    verb: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, json_file = tmp_path / "run", tmp_path / "result.json"
+    pretrain(images, run, "--steps", "4", "--train.checkpoint_steps", "2", "--verdict.checks", "0")
+    command = [verb, str(run), "--train", str(images), "--val", str(images), "--no_cache", "--json", str(json_file)]
+    assert main(command) == 0
+    assert "still running" not in capsys.readouterr().out
+    shutil.rmtree(run / "checkpoints" / "step_00000004")
+    assert main([*command, "--random_baseline"]) == 0
+    trained, random = capsys.readouterr().out.splitlines()
+    assert trained.startswith("student (step 2 of 4, still running or interrupted): ")
+    assert random.startswith("random: ")
+    values = json.loads(json_file.read_text())
+    assert (values["step"], values["steps"]) == (2, 4)
+
+
+def test_a_plain_host_has_reconstructions(images: Path, tmp_path: Path) -> None:
+    pretrain(images, tmp_path / "run", "--steps", "2", "--method.predicting_loss", "none", "--verdict.checks", "0")
+    folder = tmp_path / "run" / "pictures" / "difficulty"
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        picture, masked, reconstruction, true_loss = 1, 1, 1, 1.2  # widths of the columns
+        assert sheet.width > 230 * (picture + masked + reconstruction + true_loss)
+    assert len(list(folder.glob("*-*.png"))) == 8
 
 
 def test_mistakes(images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:

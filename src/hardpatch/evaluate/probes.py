@@ -12,7 +12,7 @@ from hardpatch.choices import WeightsName
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Paths
-from hardpatch.interchange.load import load
+from hardpatch.interchange.load import load, training_step, weights_file
 from hardpatch.measure import linear as linear_probes
 from hardpatch.measure.distributed import process_group, process_rank
 from hardpatch.measure.features import Pool
@@ -35,6 +35,15 @@ class FrozenResult(Generic[Result]):
     """the same for the random initialization; None if it was not requested"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     """the whole result as plain values, for JSON"""
+    step: tuple[int, int] | None = None
+    """optimizer step of the weights, and steps of the whole run; None for weights of other origin"""
+
+    @property
+    def unfinished(self) -> str:
+        """The step of a run that has not ended, in words; empty otherwise."""
+        if self.step is None or self.step[0] >= self.step[1]:
+            return ""
+        return f"step {self.step[0]} of {self.step[1]}, still running or interrupted"
 
 
 def knn(
@@ -156,10 +165,12 @@ def frozen_accuracy(
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
     columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
+    file = weights_file(run)  # a run that goes on may write another one meanwhile
+    step = training_step(file)
     with process_group(use_device(device)) as used_device:
         for name in names:
             features = labeled_features(
-                load(run, name, device=used_device),
+                load(file, name, device=used_device),
                 train,
                 val,
                 device=used_device,
@@ -176,7 +187,9 @@ def frozen_accuracy(
     result, random = results[weights], results["random"] if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started)
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
-    return FrozenResult(result, random, values)
+    if step is not None:
+        values |= {"step": step[0], "steps": step[1]}
+    return FrozenResult(result, random, values, step)
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:

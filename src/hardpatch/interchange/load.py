@@ -126,6 +126,12 @@ def training_masks(run: str | Path) -> TrainingMasks:
     return TrainingMasks(settings.method.mask_ratio, "masked" if settings.fast.remember else "whole")
 
 
+def training_step(path: Path) -> tuple[int, int] | None:
+    """Return the optimizer step of a weights file of a run, and the steps of the whole run; None for other weights."""
+    metadata = read_metadata(path) or {}
+    return (metadata["step"], metadata["steps"]) if {"step", "steps"} <= metadata.keys() else None
+
+
 def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
     """Return the configuration in the metadata of a weights file, whichever version wrote it."""
     return config.build(upgrade(metadata["config"], str(path)))
