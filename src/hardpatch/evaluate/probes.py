@@ -35,15 +35,12 @@ class FrozenResult(Generic[Result]):
     """the same for the random initialization; None if it was not requested"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     """the whole result as plain values, for JSON"""
-    step: tuple[int, int] | None = None
-    """optimizer step of the weights, and steps of the whole run; None for weights of other origin"""
 
     @property
     def unfinished(self) -> str:
         """The step of a run that has not ended, in words; empty otherwise."""
-        if self.step is None or self.step[0] >= self.step[1]:
-            return ""
-        return f"step {self.step[0]} of {self.step[1]}, still running or interrupted"
+        step, steps = self.values.get("step", 0), self.values.get("steps", 0)
+        return f"step {step} of {steps}, still running or interrupted" if step < steps else ""
 
 
 def knn(
@@ -164,9 +161,8 @@ def frozen_accuracy(
     started = time.monotonic()
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
-    columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
-    file = weights_file(run)  # a run that goes on may write another one meanwhile
-    step = training_step(file)
+    # a run that goes on may write another file meanwhile
+    columns, folder, file = Columns(image_column, label_column), _cache_folder(run, cache), weights_file(run)
     with process_group(use_device(device)) as used_device:
         for name in names:
             features = labeled_features(
@@ -185,11 +181,9 @@ def frozen_accuracy(
     if not results:
         return FrozenResult(None)
     result, random = results[weights], results["random"] if random_baseline else None
-    values = _values(verb, run, (train, val), features, time.monotonic() - started)
+    values = _values(verb, run, (train, val), features, time.monotonic() - started) | training_step(file)
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
-    if step is not None:
-        values |= {"step": step[0], "steps": step[1]}
-    return FrozenResult(result, random, values, step)
+    return FrozenResult(result, random, values)
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:

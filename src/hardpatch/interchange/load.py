@@ -126,10 +126,10 @@ def training_masks(run: str | Path) -> TrainingMasks:
     return TrainingMasks(settings.method.mask_ratio, "masked" if settings.fast.remember else "whole")
 
 
-def training_step(path: Path) -> tuple[int, int] | None:
-    """Return the optimizer step of a weights file of a run, and the steps of the whole run; None for other weights."""
+def training_step(path: Path) -> dict[str, int]:
+    """Return the ``step`` of a weights file of a run, and the ``steps`` of the whole run; empty for other weights."""
     metadata = read_metadata(path) or {}
-    return (metadata["step"], metadata["steps"]) if {"step", "steps"} <= metadata.keys() else None
+    return {name: metadata[name] for name in ("step", "steps") if name in metadata}
 
 
 def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:

@@ -28,11 +28,13 @@ Made by `{command}`.
 |---|---|
 | `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
 | `environment.json` | versions and hardware |
-| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, one JSON object per line |
+| `metrics.jsonl` | losses, learning rate, alpha, vital signs of the miner and checks, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
 | `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
-| `pictures/` | curves, and the difficulty of images |
+| `neighbors.safetensors` | nearest neighbors of the images that the checks look at, for the next check |
+| `pictures/` | curves, reconstruction and difficulty of images; `step_*.png` as they were during the training |
+| `result.json` | results of the finished run, and the verdict on it |
 
 Commands for this run; the last one resumes it if it was interrupted:
 
