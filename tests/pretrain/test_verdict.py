@@ -106,6 +106,13 @@ def test_a_rate_that_is_too_high() -> None:
     assert "--optim.lr 0.00025" in found.suggestions[0][1]
 
 
+def test_a_run_that_was_too_short_to_leave_the_mean_color() -> None:
+    found = verdict(run([1.3, 0.92, 0.91, 0.9]), replace(FACTS, steps=400))
+    assert (found.learned, found.loss) == ("no", "flat")
+    assert any("stays at that of the mean color" in reason for reason in found.reasons)
+    assert "--batch_size 32" in found.suggestions[0][1]
+
+
 def test_one_image_repeated() -> None:
     found = verdict(run([1.3, 0.4, 0.1, 0.01], check_variation=0.001), FACTS)
     assert found.learned == "no"

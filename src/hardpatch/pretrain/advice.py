@@ -45,7 +45,6 @@ def suggestions(
     """Return pairs of a reason and a command, the most promising one first."""
     found: list[tuple[str, str, dict[str, Any]]] = []
     kept = end.get("check_start_neighbors", 0.0)
-    collapsed = collapsed or (loss == "flat" and kept < UNCHANGED)
     if of_map == "upside down" and facts.mines:
         if facts.can_remember:
             found.append(("mine by predictions of masked patches", "remember", {"fast.remember": "true"}))
@@ -53,7 +52,7 @@ def suggestions(
             found.append(("train without mining", "random", {"method.alpha_start": 0, "method.alpha_end": 0}))
     if learned != "yes" and collapsed:
         found.append(("a lower learning rate, as the features collapsed", "lower_lr", _lr(facts, 1 / FACTOR)))
-    elif learned != "yes" and (loss == "flat" or kept > UNCHANGED):
+    elif learned != "yes" and kept > UNCHANGED:
         found.append(("a higher learning rate, as little has changed", "higher_lr", _lr(facts, FACTOR)))
     if loss == "overfitting":
         half = {"epochs": round(facts.epochs / 2, 2)}

@@ -58,8 +58,9 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        """The verdict in one line."""
-        return f"{self.learned} - {'; '.join(self.reasons)}"
+        """The verdict in one line: its two first reasons, and a map that is upside down."""
+        reasons = [*self.reasons[:2], *(self.reasons[-1:] if self.map == "upside down" else ())]
+        return f"{self.learned} - {'; '.join(dict.fromkeys(reasons))}"
 
     def __str__(self) -> str:
         """Return a few lines for the terminal."""
@@ -194,8 +195,10 @@ def _loss_reasons(loss: Loss, start: Mapping[str, Any], end: Mapping[str, Any], 
         "overfitting": "the run overfits",
     }
     text = texts[loss]
+    if loss == "flat" and start["check_loss"] - end["check_loss"] >= FLAT_DROP * start["check_loss"]:
+        text = "the loss stays at that of the mean color"
     if "check_train_loss" in end:
-        text += f": {end['check_loss']:.3f} on held-out images, {end['check_train_loss']:.3f} on training images"
+        text += f" ({end['check_loss']:.3f} on held-out images, {end['check_train_loss']:.3f} on training images)"
     elif not facts.held_out:
         text += "; whether the run overfits was not measured, as no image was held out (data.hold_out)"
     return [text]
