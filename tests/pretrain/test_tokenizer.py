@@ -48,8 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TokenizerResult:
 
 def test_training_lowers_the_loss_and_uses_many_tokens(trained: TokenizerResult) -> None:
     rows = read_metrics(trained.folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [50, 100, 150]
-    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert [row["step"] for row in rows] == [1, 2, 5, 10, 20, 50, 100, 150]
+    assert rows[-1]["loss"] < 0.7 * sum(row["loss"] for row in rows[:6]) / 6
     assert rows[-1]["used"] > 32
     assert rows[-1]["perplexity"] > 16
     assert rows[-1]["entropy"] <= 6
