@@ -117,6 +117,7 @@ def test_one_image_repeated() -> None:
     found = verdict(run([1.3, 0.4, 0.1, 0.01], check_variation=0.001), FACTS)
     assert found.learned == "no"
     assert "all images are the same" in found.reasons[0]
+    assert found.suggestions == ()
 
 
 def test_noise_has_nothing_to_predict() -> None:
@@ -124,6 +125,9 @@ def test_noise_has_nothing_to_predict() -> None:
     checks = [{**check, **noise} for check in run([1.6, 1.05, 1.0, 1.0])]
     found = verdict(checks, FACTS)
     assert (found.learned, found.loss) == ("no", "flat")
+    nearly = verdict([*checks[:-1], {**checks[-1], "check_loss": 0.99}], FACTS)
+    assert nearly.learned == "no"
+    assert "0.990 after 1.600 untrained, no better than the best trivial predictor's" in nearly.reasons[0]
 
 
 def test_an_upside_down_map_is_told_whatever_was_learned() -> None:

@@ -57,6 +57,8 @@ def suggestions(
     if loss == "overfitting":
         half = {"epochs": round(facts.epochs / 2, 2)}
         found.append(("half the epochs (more images would be better still)", "shorter", half))
+    elif learned != "yes" and collapsed:
+        pass  # first of all it has to learn anything
     elif learned != "yes" and facts.steps < FEW_STEPS and facts.batch_size >= 2 * 16:
         smaller = {"batch_size": facts.batch_size // 2, "epochs": round(facts.epochs, 2), "optim.lr": facts.lr}
         found.append(("smaller batches, which give twice as many steps", "batch", smaller))

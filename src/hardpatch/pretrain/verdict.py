@@ -90,11 +90,14 @@ def verdict(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Verdict:
     reasons += _loss_reasons(loss, start, end, facts) + _map_reasons(of_map, end, facts)
     numbers = {name.removeprefix("check_"): end[name] for name in end if name.startswith(("check_", "mining"))}
     numbers |= {f"start_{name.removeprefix('check_')}": start[name] for name in start if name.startswith("check_")}
+    collapsed = end.get("check_rankme", math.inf) < COLLAPSED
+    tried = suggestions(learned, loss, of_map, end, facts, collapsed=collapsed)
+    alike = start.get("check_variation", 1.0) < ALIKE  # no setting helps then
     return Verdict(
         learned,
         tuple(reasons),
         numbers,
-        suggestions(learned, loss, of_map, end, facts, collapsed=end.get("check_rankme", math.inf) < COLLAPSED),
+        () if alike else tried,
         loss,
         of_map,
         "images" if by_labels is None else "labels",
@@ -130,7 +133,7 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any]) -> tuple[Learne
 def _by_images(start: Mapping[str, Any], end: Mapping[str, Any], loss: Loss, facts: Facts) -> tuple[Learned, list[str]]:
     """Judge without labels, by loss, effective rank and neighbors."""
     if start.get("check_variation", 1.0) < ALIKE:
-        return "no", ["all images are the same, so there is nothing to tell them apart by"]
+        return "no", ["all images are the same, so there is nothing to learn; other images are needed"]
     reasons = [_loss_text(start, end, facts)]
     rank, kept = end.get("check_rankme", math.inf), end.get("check_start_neighbors")
     features = f"features use {rank:.1f} directions (RankMe), {start.get('check_rankme', math.nan):.1f} untrained"
@@ -165,7 +168,10 @@ def _loss_text(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -
         return f"{text}; the target ({facts.target}) moves with the training, so the two cannot be compared"
     if best is None:
         return f"{text}; there is no trivial predictor of {facts.target}"
-    text += f", {'below' if end['check_loss'] < best[1] else 'above'} the best trivial predictor's: "
+    relation = "below" if end["check_loss"] < best[1] else "above"
+    if relation == "below" and end["check_loss"] > MEAN_COLOR * best[1]:
+        relation = "no better than"
+    text += f", {relation} the best trivial predictor's: "
     return text + ", ".join(f"{TEXT[name]} {end[f'check_{name}']:.3f}" for name in NAMES)
 
 
