@@ -20,6 +20,19 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("auxiliary_loss", "auxiliary head"),
         ),
     ),
+    (
+        "loss of the images of the checks",
+        (
+            ("check_loss", "looked at"),
+            ("check_blurred_neighbors", "blurred neighbors"),
+            ("check_train_loss", "trained on"),
+        ),
+    ),
+    (
+        "difficulty map of the checks, rank correlation",
+        (("check_map_correlation", "mined by"), ("check_masked_correlation", "masked patches")),
+    ),
+    ("effective rank of features (RankMe)", (("check_rankme", "RankMe"),)),
     ("loss predictor", (("pair_accuracy", "pairs in correct order"), ("spearman", "rank correlation"))),
     ("use of tokens, 1 = uniform", (("token_entropy", "predicted"), ("target_entropy", "target"))),
     ("accuracy on validation images", (("top1", "top-1"), ("top5", "top-5"))),
@@ -28,7 +41,7 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (("miou", "mIoU"), ("mean_accuracy", "mean accuracy of classes"), ("pixel_accuracy", "accuracy")),
     ),
     ("average precision on validation images", (("box_ap", "boxes"), ("mask_ap", "masks"))),
-    ("k-NN top-1", (("knn_top1", "k-NN top-1"),)),
+    ("k-NN top-1", (("knn_top1", "k-NN top-1"), ("check_knn_top1", "checks"))),
     ("share of hard patches (alpha)", (("alpha", "alpha"),)),
     ("learning rate", (("lr", "learning rate"),)),
 )

@@ -120,7 +120,8 @@ class ScoreRow(NamedTuple):
     difficulty: Floats | None
     """predicted difficulty ``[N]``; None without a loss predictor, its columns are left out"""
     mask: Bools | None
-    """the hardest patches ``[N]``, True = masked; None likewise"""
+    """patches that are masked for the reconstruction ``[N]``, True = masked: the hardest, or random without a
+    difficulty; None leaves the column out"""
     reconstruction: Image | None
     """None if the model does not predict pixels; the column is left out"""
     true_loss: Floats
@@ -157,7 +158,10 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", show
     titles = {"picture": f"picture{shown}"}
     if rows[0].mask is not None:
         percent = round(100 * float(rows[0].mask.mean()))
-        titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}
+        if rows[0].difficulty is None:
+            titles["masked"] = f"{percent} % masked at random"
+        else:
+            titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}
     if rows[0].reconstruction is not None:
         titles["reconstruction"] = "reconstruction"
     titles["true_loss"] = f"true loss, {draws} random mask{'s' if draws > 1 else ''}"
@@ -183,8 +187,9 @@ def _pictures(row: ScoreRow) -> dict[str, Image]:
     """Picture of each column."""
     image = enlarge(row.image)
     pictures = {"picture": to_rgb(image), "true_loss": heat_map(image, row.true_loss, row.grid)}
-    if row.difficulty is not None and row.mask is not None:
+    if row.difficulty is not None:
         pictures["difficulty"] = heat_map(image, row.difficulty, row.grid)
+    if row.mask is not None:
         pictures["masked"] = to_rgb(masked_image(image, row.mask, row.grid))
     if row.reconstruction is not None:
         pictures["reconstruction"] = to_rgb(enlarge(row.reconstruction))

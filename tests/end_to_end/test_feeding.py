@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hardpatch.cli import main
+from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
 Fails = Callable[..., str]
@@ -21,7 +22,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
 
 
 def test_images_in_memory_give_the_same_training(run: Path, images: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ STEPS = 100
 COMMAND = [sys.executable, "-m", "hardpatch.cli", "pretrain", *SMALL, "--steps", str(STEPS)]
 # One thread: the same sums in the same order on any machine. One worker: the loader runs ahead of the step.
 OPTIONS = ["--data.workers", "1", "--train.checkpoint_steps", "4", "--train.log_every", "1"]
+OPTIONS += ["--verdict.images", "10", "--data.hold_out", "10"]  # five checks during the training
 
 
 def start(images: Path, folder: Path, *more: str) -> "subprocess.Popen[str]":

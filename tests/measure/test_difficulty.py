@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardpatch.measure.difficulty import losses_over_masks
+from hardpatch.measure.difficulty import fixed_masks, losses_over_masks
 from hardpatch.methods.hpm import HPM
 from hardpatch.patches import patchify
 from tests.measure.brightness_model import BrightnessModel
@@ -56,3 +56,14 @@ def test_each_single_mask_is_uniformly_random() -> None:
         pairs.fill_diagonal_(12 / 16 * 11 / 15)
         assert (pairs - 12 / 16 * 11 / 15).abs().max() < 0.04
     assert any(not torch.equal(one, other) for one, other in pairwise(model.masks))
+
+
+def test_fixed_masks_take_every_patch_equally_often_and_whole_units() -> None:
+    indices = torch.arange(5)
+    masks = torch.stack(list(fixed_masks(indices, (4, 6), 4, 3, seed=1, unit=2)))  # [draws, B, N], 6 units
+    assert (masks.sum(2) == 4 * 4).all()
+    assert (masks.sum(0) == 2).all()
+    blocks = masks.unflatten(2, (2, 2, 3, 2)).transpose(3, 4).flatten(4)
+    assert torch.equal(blocks.any(4), blocks.all(4))
+    alone = torch.stack(list(fixed_masks(indices[3:4], (4, 6), 4, 3, seed=1, unit=2)))
+    assert torch.equal(alone[:, 0], masks[:, 3])

@@ -48,8 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TokenizerResult:
 
 def test_training_lowers_the_loss_and_uses_many_tokens(trained: TokenizerResult) -> None:
     rows = read_metrics(trained.folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [50, 100, 150]
-    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert [row["step"] for row in rows] == [1, 2, 5, 10, 20, 50, 100, 150]
+    assert rows[-1]["loss"] < 0.7 * sum(row["loss"] for row in rows[:6]) / 6
     assert rows[-1]["used"] > 32
     assert rows[-1]["perplexity"] > 16
     assert rows[-1]["entropy"] <= 6
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_divergence_is_reported_and_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"NaN or infinite between steps 1 and 4; .* an --lr below 1e\+30"):
+    with pytest.raises(TrainingError, match=r"NaN or infinite between steps 3 and 4; .* an --lr below 1e\+30"):
         train(tmp_path / "run", steps=4, batch_size=8, lr=1e30)
     assert not (tmp_path / "run" / FILE).exists()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -50,7 +50,8 @@ def test_steps_between_lines_and_checkpoints(total: int, log_every: int, checkpo
     due = all_steps(start(total, log_every, NEVER, checkpoint_steps, evaluate_at_end=False))
     saves = {total} | set(range(checkpoint_steps or total, total + 1, checkpoint_steps or total))
     assert {step for step in due if due[step].save} == saves
-    assert {step for step in due if due[step].log} == saves | set(range(log_every, total + 1, log_every))
+    early = {step for step in (1, 2, 5, 10, 20, 50) if step < min(log_every, total + 1)}
+    assert {step for step in due if due[step].log} == early | saves | set(range(log_every, total + 1, log_every))
     assert not any(due[step].evaluate for step in due)
 
 
@@ -98,6 +99,16 @@ def test_asking_changes_nothing(clock: Clock) -> None:
     assert cadence.due(3) == cadence.due(3) == (True, True, False)
     cadence.saved()
     assert cadence.due(3) == (False, False, False)
+
+
+@given(TOTALS, st.sets(st.integers(0, 150)), st.floats(1.0, 60) | st.none())
+def test_evaluations_at_given_steps_are_added(total: int, steps: set[int], every: float | None) -> None:
+    plain = start(total, total, NEVER, None, every)
+    more = start(total, total, NEVER, None, every, evaluate_at=steps)
+    for step in range(total + 1):
+        assert more.evaluates(step) == (plain.evaluates(step) or step in steps)
+        assert more.completes_interval(step) == plain.completes_interval(step)
+    assert all(more.due(step).save for step in steps if 0 < step <= total)
 
 
 @given(TOTALS, st.floats(0.1, 60) | st.none(), st.booleans())

@@ -29,6 +29,14 @@ def test_a_row_includes_the_evaluation_after_its_step(tmp_path: Path) -> None:
     rows = [{"step": 10, "loss": 2.0, "knn_top1": 0.5}, {"step": 20, "loss": 1.0}]
     assert read_metrics(tmp_path / "metrics.jsonl") == rows
     assert read_metrics(tmp_path / "missing.jsonl") == []
+    (tmp_path / "start").mkdir()
+    log = MetricsLog(tmp_path / "start")
+    log.write({"step": 0, "knn_top1": 0.1})
+    log.close()
+    again = MetricsLog(tmp_path / "start")  # killed before its first checkpoint
+    again.close()
+    assert not log.evaluated
+    assert again.evaluated
     for step, evaluated in ((20, False), (10, True)):  # step 10 comes last: it drops the lines of step 20
         log = MetricsLog(tmp_path, step)
         log.close()

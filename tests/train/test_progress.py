@@ -19,7 +19,7 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.splitlines() == [
         "100 steps of 64 images",
         "step 20/100  epoch 1.25  loss 0.5000  images_per_second 80  left 1.1 min",  # 80 steps of 64 images
-        "step 20/100  epoch 1.25  knn_top1 0.2500",
+        "step 20/100  epoch 1.25  knn_top1 0.2500  left 1.1 min",
     ]
 
 

@@ -20,11 +20,14 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_a_first_signal_requests_a_stop_and_a_second_one_interrupts(number: int) -> None:
+def test_a_first_signal_requests_a_stop_and_a_second_one_interrupts(
+    number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     with requests_by_signal() as requests:
         assert requests == Requests(0, False)
         os.kill(os.getpid(), number)
         assert requests == Requests(number, False)
+        assert capfd.readouterr().err == "\nstopping after this step, with a checkpoint\n"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
 

@@ -184,7 +184,8 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             progress=progress,
             **settings,
         )
-    for name, result in ((options.weights, evaluation.result), ("random", evaluation.random)):
+    measured = options.weights + (f" ({evaluation.unfinished})" if evaluation.unfinished else "")
+    for name, result in ((measured, evaluation.result), ("random", evaluation.random)):
         if result is not None:
             print(f"{name}: {line(result)}" + (f"; {result.note}" if result.note else ""))
     if options.json is not None and evaluation.result is not None:

@@ -40,6 +40,8 @@ def pretrain(arguments: list[str]) -> int:
         write_json(own.json, json.loads((folder / "result.json").read_text(encoding="utf-8")))
     print(f"{folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"pictures: {', '.join(map(str, result.pictures))}")
+    if result.verdict is not None:
+        print(result.verdict)
     return 0
 
 

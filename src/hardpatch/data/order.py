@@ -71,3 +71,10 @@ def images_per_batch(batch_size: int, crops: int, world_size: int = 1) -> int:
     if crops < 1 or share % crops:
         raise UserError(f"data.crops: expected a divisor of the {share} crops of a process's batch, got {crops}")
     return batch_size // crops
+
+
+def evenly_spread(images: int, count: int) -> list[int]:
+    """Return `count` positions from the first to the last of `images`, or all of them if there are no more."""
+    if count >= images:
+        return list(range(images))
+    return [round(k * (images - 1) / max(1, count - 1)) for k in range(count)]

@@ -5,13 +5,14 @@ work in forked and in spawned workers.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Protocol
 
 import numpy as np
 
 from hardpatch.data.columns import AUTO, Columns
+from hardpatch.data.header import Header
 from hardpatch.data.left_out import LeftOut, joined
 from hardpatch.data.opening import open_path, unused_columns
 from hardpatch.data.reading import RGB, Pixels, Reading
@@ -173,6 +174,23 @@ def _classes(sources: Sequence[OpenedSource], paths: Sequence[str]) -> tuple[tup
     return tuple(sorted(union, key=int) if numbers[0] else sorted(union)), ""
 
 
+def hold_out(source: Source, count: int) -> tuple[Source, Source | None]:
+    """Split `count` images off, drawn at random but always the same ones. Returns the others and those, or None for 0.
+
+    Raises:
+        UserError: if none would be left.
+    """
+    if not count:
+        return source, None
+    if count >= len(source):
+        raise UserError(
+            f"data.hold_out: expected fewer than the {len(source)} images of --data, got {count}; a tenth is usual"
+        )
+    order = np.random.default_rng(0).permutation(len(source))
+    held, others = np.sort(order[:count]), np.sort(order[count:])
+    return Subset(source, others.tolist()), Subset(source, held.tolist())
+
+
 class Subset:
     """Images of another source at `indices`, in this order."""
 
@@ -182,6 +200,12 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def header(self) -> Callable[[int], Header] | None:
+        """Function that reads the header of image i, if the other source has one."""
+        own = getattr(self.source, "header", None)
+        return None if own is None else lambda i: own(self.indices[i])
 
     def name(self, i: int) -> str:
         """Name of image i in the other source."""

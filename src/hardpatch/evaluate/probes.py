@@ -12,7 +12,7 @@ from hardpatch.choices import WeightsName
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Paths
-from hardpatch.interchange.load import load
+from hardpatch.interchange.load import load, training_step, weights_file
 from hardpatch.measure import linear as linear_probes
 from hardpatch.measure.distributed import process_group, process_rank
 from hardpatch.measure.features import Pool
@@ -35,6 +35,12 @@ class FrozenResult(Generic[Result]):
     """the same for the random initialization; None if it was not requested"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     """the whole result as plain values, for JSON"""
+
+    @property
+    def unfinished(self) -> str:
+        """The step of a run that has not ended, in words; empty otherwise."""
+        step, steps = self.values.get("step", 0), self.values.get("steps", 0)
+        return f"step {step} of {steps}, still running or interrupted" if step < steps else ""
 
 
 def knn(
@@ -155,11 +161,12 @@ def frozen_accuracy(
     started = time.monotonic()
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
-    columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
+    # a run that goes on may write another file meanwhile
+    columns, folder, file = Columns(image_column, label_column), _cache_folder(run, cache), weights_file(run)
     with process_group(use_device(device)) as used_device:
         for name in names:
             features = labeled_features(
-                load(run, name, device=used_device),
+                load(file, name, device=used_device),
                 train,
                 val,
                 device=used_device,
@@ -174,7 +181,7 @@ def frozen_accuracy(
     if not results:
         return FrozenResult(None)
     result, random = results[weights], results["random"] if random_baseline else None
-    values = _values(verb, run, (train, val), features, time.monotonic() - started)
+    values = _values(verb, run, (train, val), features, time.monotonic() - started) | training_step(file)
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
     return FrozenResult(result, random, values)
 

@@ -126,6 +126,12 @@ def training_masks(run: str | Path) -> TrainingMasks:
     return TrainingMasks(settings.method.mask_ratio, "masked" if settings.fast.remember else "whole")
 
 
+def training_step(path: Path) -> dict[str, int]:
+    """Return the ``step`` of a weights file of a run, and the ``steps`` of the whole run; empty for other weights."""
+    metadata = read_metadata(path) or {}
+    return {name: metadata[name] for name in ("step", "steps") if name in metadata}
+
+
 def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
     """Return the configuration in the metadata of a weights file, whichever version wrote it."""
     return config.build(upgrade(metadata["config"], str(path)))

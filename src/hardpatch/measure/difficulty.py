@@ -1,5 +1,6 @@
 """Predicted difficulty and true reconstruction loss of each patch, and their agreement (paper, Fig. 2)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import random_mask
-from hardpatch.methods.mining import hard_patches
+from hardpatch.methods.mining import hard_patches, spread_units
 from hardpatch.methods.targets import Target
+from hardpatch.methods.teacher import TeacherOutput
 from hardpatch.models.pixels import to_bytes
 from hardpatch.patches import all_masked, gather, to_indices
 from hardpatch.printable import printable
@@ -102,12 +104,7 @@ def patch_difficulty(
     whole, in_masks = (student.has_predictor and predict == source for source in ("whole", "masked"))
     if whole or target is not None:
         output = teacher.forward_whole(images, difficulty=whole)
-    if target is None:
-        targets = student.target(images)  # [B, N, ...]
-    else:
-        targets = target(
-            to_bytes(pixels, student), output, all_masked(len(images), student.grid[0] * student.grid[1], images.device)
-        )
+    targets = whole_targets(student, target, pixels, images, output)
     losses = losses_over_masks(
         student, images, indices, targets, masked=masked, draws=draws, seed=seed, predict=in_masks
     )
@@ -120,6 +117,48 @@ def patch_difficulty(
     return difficulty
 
 
+def whole_targets(
+    student: HPM, target: Target | None, pixels: Tensor, images: Tensor, output: TeacherOutput | None
+) -> Tensor:
+    """Targets of every patch, ``[B, N, ...]``.
+
+    Args:
+        student: the model.
+        target: reconstruction target if it comes from another network; None uses the student's own.
+        pixels: ``[B, C, H, W]`` of the type of the student's reading.
+        images: the same, normalized.
+        output: of the teacher on them; None if the target does not need it.
+    """
+    if target is None:
+        return student.target(images)
+    patches = student.grid[0] * student.grid[1]
+    return target(to_bytes(pixels, student), output, all_masked(len(images), patches, images.device))
+
+
+def fixed_masks(
+    indices: Tensor, grid: tuple[int, int], masked: int, draws: int, seed: int, unit: int = 1
+) -> Iterator[Tensor]:
+    """Yield random masks, bool ``[B, N]``, that together mask every patch equally often, up to a difference of one.
+
+    A mask takes those patches first that were masked least often, in random order. Each single mask is thus uniformly
+    random. Independent masks would leave one patch in a million unmasked at 75 % and ten draws.
+
+    Args:
+        indices: int64 ``[B]``; with ``seed`` they determine the masks.
+        grid: (rows, columns) of patches.
+        masked: units in a mask; for each to be masked once, ``draws * masked`` must be at least their number.
+        draws: number of masks.
+        seed: of the masks.
+        unit: side, in patches, of the squares that are masked as a whole.
+    """
+    units = (grid[0] // unit) * (grid[1] // unit)
+    times = torch.zeros(len(indices), units, device=indices.device)
+    for draw in range(draws):
+        mask = random_mask(patch_noise(seed, draw, indices, units) - times, masked)
+        times += mask
+        yield spread_units(mask, grid, unit)
+
+
 def losses_over_masks(
     model: HPM,
     images: Tensor,
@@ -130,28 +169,25 @@ def losses_over_masks(
     draws: int,
     seed: int,
     predict: bool = False,
+    unit: int = 1,
 ) -> MaskedLosses:
     """Average the reconstruction loss of every patch over random masks, and optionally the student's prediction of it.
-
-    A mask takes those patches first that were masked least often, in random order. Each single mask is thus uniformly
-    random, while all patches are masked equally often up to a difference of one. Independent masks would leave one
-    patch in a million unmasked at 75 % and ten draws.
 
     Args:
         model: in eval mode.
         images: normalized ``[B, C, H, W]``.
-        indices: int64 ``[B]``; with ``seed`` they determine the masks.
+        indices: int64 ``[B]``; with ``seed`` they determine the masks, those of :func:`fixed_masks`.
         target: of every patch, ``[B, N, ...]``.
-        masked: patches in a mask; ``draws * masked`` must be at least N.
+        masked: units in a mask; ``draws * masked`` must be at least the number of units.
         draws: number of masks.
         seed: of the masks.
         predict: average the predicted loss, too.
+        unit: side, in patches, of the squares that are masked as a whole.
     """
     true_loss = torch.zeros(target.shape[:2], device=images.device)
     times, predicted = torch.zeros_like(true_loss), torch.zeros_like(true_loss)
-    for draw in range(draws):
-        mask = random_mask(patch_noise(seed, draw, indices, true_loss.shape[1]) - times, masked)
-        patches = to_indices(mask, masked)
+    for mask in fixed_masks(indices, model.grid, masked, draws, seed, unit):
+        patches = to_indices(mask, masked * unit**2)
         output = model.predict(images, patches, with_loss=predict)
         loss = model.reconstruction_loss(output.prediction, gather(target, patches.masked))  # [B, M]
         true_loss.scatter_add_(1, patches.masked, loss.float())

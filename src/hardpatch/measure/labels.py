@@ -142,12 +142,13 @@ def open_labeled(
     return (sources[0], sources[1]), matched
 
 
-def eval_transform(model: HPM, source: Source, argument: str = "IMAGES") -> EvalTransform:
+def eval_transform(model: HPM, source: Source | None, argument: str = "IMAGES") -> EvalTransform:
     """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none.
 
-    Images of another type than the model's are adapted to it, with a warning that begins with `argument`.
+    Images of another type than the model's are adapted to it, with a warning that begins with `argument`; None stands
+    for the images that it is trained on.
     """
-    reading = adapted(model.reading, source, argument)
+    reading = model.reading if source is None else adapted(model.reading, source, argument)
     return EvalTransform(model.image_size, reading, crop_fraction(model.image_size))
 
 

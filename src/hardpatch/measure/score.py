@@ -90,6 +90,7 @@ def score(
     seed: int = 0,
     pictures: int = 32,
     show: Sequence[int] | None = None,
+    singles: bool = True,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -97,8 +98,8 @@ def score(
 ) -> ScoreResult:
     """Predict the difficulty of every patch, measure its true loss, and write both as pictures and as a table.
 
-    Writes ``scores.parquet`` (one row per image), ``contact_sheet.png``, a picture of each of the first images and a
-    README. The values depend on ``seed`` and on the position of an image in ``source``, not on the batch size.
+    Writes ``scores.parquet`` (one row per image), ``contact_sheet.png``, a picture of some images and a README. The
+    values depend on ``seed`` and on the position of an image in ``source``, not on the batch size.
 
     Args:
         student: reconstructs; in eval mode, on ``device``. Without a loss predictor only the true loss is measured.
@@ -111,8 +112,9 @@ def score(
         draws: random masks over which the true loss is averaged.
         predict: source of the predicted difficulty, see :data:`~hardpatch.measure.difficulty.Predict`.
         seed: of the random masks.
-        pictures: number of images with a picture; all are in the table.
+        pictures: number of images with a picture, evenly spread over the set; all are in the table.
         show: one or three channels that pictures show; None is all, or the first three.
+        singles: write a picture of each of these beside the contact sheet.
         batch_size: images per forward pass.
         workers: processes that decode images.
         device: where the models are.
@@ -124,18 +126,25 @@ def score(
     """
     masked = masked_patches(student, mask_ratio, draws)
     read_mask = mask_reader(source, masks, student.image_size)
-    files = ScoreFiles(out, student, masked, pictures, draws=draws, predict=predict, show=show)
+    files = ScoreFiles(
+        out, student, masked, pictures, images=len(source), draws=draws, predict=predict, show=show, singles=singles
+    )
     measure = partial(
         patch_difficulty, student, teacher, masked=masked, draws=draws, seed=seed, predict=predict, target=target
     )
-    bad: list[str] = []
     scored = scored_batches(measure, student, source, read_mask, batch_size=batch_size, workers=workers, device=device)
+    return _result(files, _add(files, scored, len(source), progress))
+
+
+def _add(files: ScoreFiles, scored: Iterable[ScoredBatch], total: int, progress: ProgressCallback | None) -> list[str]:
+    """Add all images to the files. Returns a line for each that could not be read."""
+    bad: list[str] = []
     for batch, difficulty, scores in scored:
         files.add(batch, difficulty, scores)
         bad += batch.bad
         if progress is not None:
-            progress(len(files.scores) + len(bad), len(source))
-    return _result(files, bad)
+            progress(len(files.scores) + len(bad), total)
+    return bad
 
 
 @torch.inference_mode()

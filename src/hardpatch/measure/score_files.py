@@ -8,9 +8,17 @@ from torch import Tensor
 
 from hardpatch import figures
 from hardpatch.data.batch import Batch
+from hardpatch.data.order import evenly_spread
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, write_text_atomically
-from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, PatchDifficulty, Predict, hardest_patches
+from hardpatch.measure.difficulty import (
+    OF_PREDICTION,
+    ImageScore,
+    PatchDifficulty,
+    Predict,
+    fixed_masks,
+    hardest_patches,
+)
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.pixels import to_bytes
 
@@ -37,8 +45,8 @@ README = """# Difficulty of image patches
 | file | content |
 |---|---|
 | `scores.parquet` | a row for each of {images} images |
-| `contact_sheet.png` | the first images below each other |
-| `*-*.png` | a picture of each of the first images; bright patches have the highest values of the image |
+| `contact_sheet.png` | some images, evenly spread over the set, below each other |
+| `*-*.png` | a picture of each of more images; bright patches have the highest values of the image |
 
 {note}Columns of `scores.parquet`; a value that does not exist is null:
 
@@ -54,10 +62,13 @@ class ScoreFiles:
     Args:
         folder: where to write; created if it does not exist.
         student: the model that reconstructs.
-        masked: number of patches masked for the reconstruction, the hardest ones.
-        limit: number of images with a picture.
+        masked: number of patches masked for the reconstruction, the hardest ones, or random ones without a predictor.
+        limit: number of images with a picture, evenly spread over the set; so are those on the contact sheet.
+        images: number in the set.
         draws: random masks over which the true loss was averaged, for the titles.
         predict: source of the predicted difficulty, for the titles.
+        show: one or three channels that pictures show; None is all, or the first three.
+        singles: also write a picture of each single image.
 
     Raises:
         UserError: if the folder cannot be created.
@@ -70,15 +81,20 @@ class ScoreFiles:
         masked: int,
         limit: int,
         *,
+        images: int,
         draws: int,
         predict: Predict,
         show: Sequence[int] | None = None,
+        singles: bool = True,
     ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"out: expected a folder that can be written, got {folder}: {error.strerror}") from None
-        self.folder, self.student, self.masked, self.limit, self.draws = folder, student, masked, limit, draws
+        self.folder, self.student, self.masked, self.draws, self.singles = folder, student, masked, draws, singles
+        pictured = evenly_spread(images, limit)
+        self._pictured = set(pictured)
+        self._on_sheet = {pictured[k] for k in evenly_spread(len(pictured), SHEET_ROWS)}
         self.show = shown_channels(show, student.reading.number)
         self.shown = "" if self.show is None else f", channels {', '.join(map(str, self.show))}"
         self.suffix = ", masked" if predict == "masked" else ""
@@ -87,23 +103,24 @@ class ScoreFiles:
         self._sheet: list[figures.ScoreRow] = []
 
     def add(self, batch: Batch, difficulty: PatchDifficulty, scores: Sequence[ImageScore]) -> None:
-        """Take the scores of a batch, and draw its images until the limit is reached."""
+        """Take the scores of a batch, and draw those of its images that get a picture."""
         self.scores += scores
-        count = min(len(scores), self.limit - len(self.pictures))
-        if count <= 0:
+        chosen = [k for k, index in enumerate(batch.indices.tolist()) if index in self._pictured]
+        if not chosen:
             return
+        indices = batch.indices[chosen]
         if difficulty.predicted is None:
-            rows = [
-                self._true_loss_row(*pair)
-                for pair in zip(self._shown(self._images(batch.images[:count])), scores, strict=False)
-            ]
+            mask = next(fixed_masks(indices.to(difficulty.true_loss.device), self.student.grid, self.masked, 1, seed=0))
         else:
-            hardest = hardest_patches(difficulty.predicted, self.masked)[:count]  # bool [count, N]
-            rows = self._rows(batch.images[:count], hardest, scores[:count])
-        for index, row in zip(batch.indices.tolist(), rows, strict=False):
-            self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
-            figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown).savefig(self.pictures[-1])
-        self._sheet += rows[: SHEET_ROWS - len(self._sheet)]
+            mask = hardest_patches(difficulty.predicted[chosen], self.masked)  # bool [pictures, N]
+        rows = self._rows(batch.images[chosen], mask, [scores[k] for k in chosen])
+        for index, row in zip(indices.tolist(), rows, strict=True):
+            if self.singles:
+                self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
+                figure = figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown)
+                figure.savefig(self.pictures[-1])
+            if index in self._on_sheet:
+                self._sheet.append(row)
 
     def write_contact_sheet(self) -> Path | None:
         """Write the contact sheet. Returns its path, None without pictures."""
@@ -147,24 +164,18 @@ class ScoreFiles:
         """Return the channels of ``[..., C]`` that pictures show."""
         return images if self.show is None else images[..., list(self.show)]
 
-    def _true_loss_row(self, image: figures.Image, score: ImageScore) -> figures.ScoreRow:
-        """Collect what a picture shows without a predictor."""
-        caption = _caption({"AUC": score.true_loss_auc})
-        return figures.ScoreRow(
-            score.path, image, None, None, None, score.true_loss, self.student.grid, true_loss_caption=caption
-        )
-
-    def _rows(self, pixels: Tensor, hardest: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:
-        """Reconstruct the hardest patches of images ``[B, C, H, W]``, and collect what a picture shows."""
+    def _rows(self, pixels: Tensor, masks: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:
+        """Reconstruct the masked patches of images ``[B, C, H, W]``, and collect what a picture shows."""
         student, host = self.student, self.student.host
-        latent = student.encode(student.normalize(pixels.to(hardest.device)), hardest)
-        predictions = student.reconstruct(latent, hardest).float().cpu().numpy()  # [B, M, T]
+        latent = student.encode(student.normalize(pixels.to(masks.device)), masks)
+        predictions = student.reconstruct(latent, masks).float().cpu().numpy()  # [B, M, T]
         mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
         in_pixels = bool(getattr(host, "reconstructs_pixels", False))
         normalized = bool(getattr(host, "normalize_pixels", False))
-        images, masks = self._images(pixels), hardest.cpu().numpy()
         rows = []
-        for image, prediction, mask, score in zip(images, predictions, masks, scores, strict=True):
+        for image, prediction, mask, score in zip(
+            self._images(pixels), predictions, masks.cpu().numpy(), scores, strict=True
+        ):
             reconstruction = None
             if in_pixels:
                 reconstruction = figures.reconstruction(

@@ -40,8 +40,11 @@ def pixels(images: Tensor, patch_size: int, *, normalize: bool = False, eps: flo
     With ``normalize`` each patch vector is brought to mean 0 and unbiased variance 1 (MAE, Sec. 3).
     """
     patches = patchify(images, patch_size)
-    if not normalize:
-        return patches
+    return normalize_patches(patches, eps) if normalize else patches
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """Bring each vector of ``patches [..., T]`` to mean 0 and unbiased variance 1."""
     mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
     return (patches - mean) / (variance + eps).sqrt()
 

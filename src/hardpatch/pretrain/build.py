@@ -58,6 +58,12 @@ def initial_model(
     return HPM(host, predictor, predicting_loss=method.predicting_loss, mean=mean, std=std, reading=reading)
 
 
+def initial_like(run: RunConfig, model: HPM, outputs: int | None) -> HPM:
+    """Build the initial student of a run once more, on the device of its ``model``; ``outputs`` as above."""
+    initial = initial_model(run, model.mean.tolist(), model.std.tolist(), outputs, model.reading)
+    return initial.to(model.mean.device)
+
+
 def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | None, int | None]:
     """Load the network that computes the targets, if there is one, and return it with its number of values per patch.
 

@@ -56,6 +56,7 @@ def _check_ranges(run: RunConfig) -> None:
             f"got {method.mask_ratio_spread}"
         )
     at_least_one: dict[str, float | None] = {
+        "verdict.images": run.verdict.images,
         "batch_size": run.batch_size,
         "steps": run.steps,
         "model.patch_size": run.model.patch_size,
@@ -119,8 +120,10 @@ def _check_data(run: RunConfig) -> None:
         raise UserError(f"data.background: expected red, green and blue from 0 to 255, got {list(data.background)}")
     if data.max_pixels < 1:
         raise UserError(f"data.max_pixels: expected 1 or more, got {data.max_pixels}")
-    if isinstance(data.workers, int) and data.workers < 0:
-        raise UserError(f"data.workers: expected 0 or more, got {data.workers}")
+    counts = {"verdict.checks": run.verdict.checks, "data.hold_out": data.hold_out, "data.workers": data.workers}
+    for name, count in counts.items():
+        if isinstance(count, int) and count < 0:
+            raise UserError(f"{name}: expected 0 or more, got {count}")
     if data.channels == "auto":
         return  # whether statistics fit shows when the images are seen
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):

@@ -62,6 +62,8 @@ class DataConfig:
     """Where decoded images are kept: nowhere, in the host's memory, or on the device, which then also crops them."""
     device_side: int | None = None
     """Side to which in_memory device resizes images of different sizes; null is the size that a mean crop needs."""
+    hold_out: int = 0
+    """Images that are not trained on but looked at by the checks (section verdict); always the same ones."""
     max_bad_fraction: float = 0.1
     """Largest fraction of images that may fail to decode; such files are logged and skipped."""
 

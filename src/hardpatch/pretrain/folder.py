@@ -13,7 +13,10 @@ from hardpatch.train.run_folder import check_new, read_values, refuse_changes, w
 
 __all__ = ["check_new", "check_resume", "configure", "read_config", "write"]
 
-FREE_TO_CHANGE = ("train.", "knn.", "data.workers", "data.max_bad_fraction", "data.label_column")
+FREE_TO_CHANGE = (
+    *("train.", "knn.", "verdict.checks", "verdict.images"),
+    *("data.workers", "data.max_bad_fraction", "data.label_column"),
+)
 """Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
 images, as long as the images are the same, which the job checks."""
 
@@ -26,11 +29,13 @@ Made by `{command}`.
 | `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
 | `environment.json` | versions and hardware |
 | `plan.txt` | images seen and expected time, and what each setting rests on if no recipe was named |
-| `metrics.jsonl` | losses, learning rate, alpha and the vital signs of the miner, one JSON object per line |
+| `metrics.jsonl` | losses, learning rate, alpha, vital signs of the miner and checks, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
 | `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
-| `pictures/` | curves, and the difficulty of images |
+| `neighbors.safetensors` | nearest neighbors of the images that the checks look at, for the next check |
+| `pictures/` | curves, reconstruction and difficulty of images; `step_*.png` as they were during the training |
+| `result.json` | results of the finished run, and the verdict on it |
 
 Commands for this run; the last one resumes it if it was interrupted:
 

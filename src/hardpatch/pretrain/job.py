@@ -2,8 +2,11 @@
 
 import logging
 import math
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,15 +19,23 @@ from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.labels import labeled_features
+from hardpatch.methods.teacher import Teacher
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.pretrain.build import transform_of
+from hardpatch.pretrain.build import initial_like, transform_of
 from hardpatch.pretrain.config import to_dict
+from hardpatch.pretrain.facts import facts
+from hardpatch.pretrain.guard import stops_mining
+from hardpatch.pretrain.monitor import Monitor, check_steps
 from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
+from hardpatch.pretrain.verdict import Verdict, verdict
 from hardpatch.pretrain.vital_signs import vital_signs
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
+
+PICTURE_SECONDS = 30.0
+"""Seconds between two sets of pictures, at least; the end of the run draws them in any case."""
 
 log = logging.getLogger("hardpatch")
 
@@ -40,6 +51,7 @@ class PretrainJob:
         outputs: values per patch of another network's target; saved in the checkpoint.
         held: the same images on the device, from which batches are then made.
         content: digest of the images, saved in the checkpoint and compared when the run is resumed.
+        monitor: measurements of the checks; None without checks.
     """
 
     advice = "a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16)"
@@ -53,10 +65,16 @@ class PretrainJob:
         outputs: int | None = None,
         held: DeviceDataset | None = None,
         content: str | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
-        self.held, self.content = held, content
+        self.held, self.content, self.monitor = held, content, monitor
+        self.mining_stopped = False
+        self.draw: Callable[[PretrainJob], None] | None = None
+        """Draws pictures of a check during the training."""
+        self._drawn_at = time.monotonic()
         self.total, self.batch_size, self.images = learner.total, run.batch_size, len(source)
+        self.check_steps = frozenset[int]() if monitor is None else check_steps(run, self.total)
         self.cadence = Cadence(
             self.total,
             run.train.log_every,
@@ -64,9 +82,15 @@ class PretrainJob:
             run.train.checkpoint_steps,
             None if run.knn.train is None else run.knn.every_epochs * self.images / run.batch_size,
             evaluate_at_end=False,
+            evaluate_at=self.check_steps,
         )
         self.bad_files = BadFiles(self.images, run.data.max_bad_fraction, source=source)
         self._last: tuple[Schedule, Step]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Images that the checks look at, a line each."""
+        return () if self.monitor is None else self.monitor.images.notes
 
     @property
     def step(self) -> int:
@@ -93,6 +117,8 @@ class PretrainJob:
     def train_step(self, batch: Batch, *, observe: bool) -> None:
         """Take one optimizer step."""
         values = schedule(self.run, self.step, self.total)
+        if self.mining_stopped:
+            values = values._replace(alpha=0.0)
         self._last = values, self.learner.train_step(batch, values, observe=observe)
 
     def metrics(self) -> dict[str, float]:
@@ -127,6 +153,7 @@ class PretrainJob:
             "images": self.images,
             "content": self.content,
             "outputs": self.outputs,
+            "mining_stopped": self.mining_stopped,
         }
         self.learner.state.save(self.folder, self.step, metadata, keep=self.run.train.keep_checkpoints)
 
@@ -151,9 +178,64 @@ class PretrainJob:
                 )
             # a broken image may have been repaired
             log.warning("--resume: images in --data were replaced since the last call; the training goes on with them")
+        self.mining_stopped = metadata.get("mining_stopped", False)
         self.learner.step = self.learner.state.restore(saved)
 
     def evaluate(self) -> dict[str, float]:
+        """Check the run, measure its k-NN accuracy, or both, whichever is due."""
+        row = self._check() if self.step in self.check_steps else {}
+        return (
+            row | self._knn() if self.run.knn.train is not None and self.cadence.completes_interval(self.step) else row
+        )
+
+    def _check(self) -> dict[str, float]:
+        """Measure what the run has learned so far, and stop mining by a map that is upside down."""
+        assert self.monitor is not None
+        step, learner = self.step, self.learner
+        row = self.monitor.measure(learner.model, learner.teacher, step, linear=step in (0, self.total))
+        if self.run.mines:
+            self._guard([*self.monitor.rows(step), {"step": step, **row}])
+            row["mining_stopped"] = float(self.mining_stopped)
+        if 0 < step < self.total:
+            log.info("so far: %s", self.verdict({"step": step, **row}).summary)
+            if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
+                self.draw(self)
+                self._drawn_at = time.monotonic()
+        return row
+
+    def verdict(self, last: Mapping[str, Any]) -> Verdict:
+        """Judge the run by its checks up to the ``last``, whose metrics may not be in the log yet."""
+        assert self.monitor is not None
+        checks = [*self.monitor.rows(self.step), last]
+        if checks[0]["step"] > 0:
+            checks = [self._untrained, *checks]
+        return verdict(checks, facts(self.run, self.folder, self.images, self.total, self.monitor.images.held_out))
+
+    @cached_property
+    def _untrained(self) -> dict[str, Any]:
+        """Measure the untrained start of a run that was begun without checks."""
+        assert self.monitor is not None
+        model, old = initial_like(self.run, self.learner.model, self.outputs), self.learner.teacher
+        teacher = None if old is None else Teacher(model, old.resolution)
+        return {"step": 0, **self.monitor.measure(model, teacher, 0, linear=True)}
+
+    def _guard(self, checks: list[dict[str, Any]]) -> None:
+        """Stop mining if the map was upside down at the last checks, or go on; at the end there is nothing to stop."""
+        stop = stops_mining(checks, self.mining_stopped)
+        if stop == self.mining_stopped or self.step == self.total:
+            return
+        told = f"rank correlation with the true loss {checks[-1]['check_map_correlation']:.2f}"
+        if self.run.verdict.upside_down == "warn":
+            log.warning("the difficulty map is upside down (%s): the patches that are mined are the easy ones", told)
+            return
+        self.mining_stopped = stop
+        self.save()  # before the line of the check, so that neither is lost without the other
+        if stop:
+            log.warning("the difficulty map is upside down (%s): mining stops, masks are random from here on", told)
+        else:
+            log.warning("the difficulty map is upright again (%s): mining goes on", told)
+
+    def _knn(self) -> dict[str, float]:
         """Measure k-NN accuracy on the labeled set of section ``knn``."""
         knn, data, learner = self.run.knn, self.run.data, self.learner
         assert knn.train is not None

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.left_out import counts
 from hardpatch.data.memory import InMemorySource
 from hardpatch.data.reading import read_reading
-from hardpatch.data.sources import OpenedSource, Source
+from hardpatch.data.sources import OpenedSource, Source, hold_out
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
@@ -24,10 +23,13 @@ from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_ch
 from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.images import Images, open_images, resolve
 from hardpatch.pretrain.job import PretrainJob
+from hardpatch.pretrain.looked_at import looked_at
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps
-from hardpatch.pretrain.pictures import write_pictures
+from hardpatch.pretrain.monitor import Monitor
+from hardpatch.pretrain.pictures import write_check_pictures, write_pictures
 from hardpatch.pretrain.plan import Plan
 from hardpatch.pretrain.planning import estimate, plan_or_configure
+from hardpatch.pretrain.result import PretrainResult
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.train import checkpoint
@@ -35,36 +37,14 @@ from hardpatch.train.device import start_fabric
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
-from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.notebook import default_progress
+from hardpatch.train.progress import Progress
 from hardpatch.train.result import write_result
 
 ANNOUNCED = 20_000
 """Images that a training sees, from which on it is measured how long it will take."""
 
 log = logging.getLogger("hardpatch")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """Result of :func:`pretrain`."""
-
-    folder: Path
-    checkpoint: Path
-    """the newest"""
-    step: int
-    """optimizer steps done"""
-    total: int
-    """optimizer steps of the complete run"""
-    signal: int = 0
-    """signal that interrupted the run, 0 for none"""
-    metrics: Mapping[str, Any] | None = None
-    """the last line of metrics"""
-    pictures: tuple[Path, ...] = ()
-
-    @property
-    def finished(self) -> bool:
-        """True unless the run was interrupted."""
-        return self.step == self.total
 
 
 def pretrain(
@@ -89,7 +69,7 @@ def pretrain(
         config: YAML file of settings, in place of a recipe.
         hours: time that the training may take; with a recipe only its length follows.
         resume: continue the run in ``out``, which then needs nothing else.
-        progress: shows steps and metrics; silent by default.
+        progress: shows steps and metrics; by default in a notebook only.
         arguments: command line of the call, for the folder's README.
         settings: further settings, such as ``epochs=10`` or ``**{"optim.base_lr": 5e-4}``.
 
@@ -131,51 +111,55 @@ def train(
         announce_time: say before the first step how long the training will take, which takes seconds to measure.
     """
     started = time.monotonic()
-    planned = run if isinstance(run, Plan) else None
-    if isinstance(run, Plan):
-        run = run.run
+    plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
-    if resume:
-        run_folder.check_resume(folder, run)
-    else:
-        run_folder.check_new(folder)
+    run_folder.check_resume(folder, run) if resume else run_folder.check_new(folder)
     opened = _open(run)
     newest = checkpoint.newest(folder)
-    images = _images(run, opened, newest)
-    source: Source = opened
+    source, held = hold_out(opened, run.data.hold_out)
+    images = _images(run, source, newest)
     if run.data.in_memory == "host":
-        source = InMemorySource(opened, images.reading)
-    job = _job(run, folder, source, newest, images, content_digest(opened))
+        source = InMemorySource(source, images.reading)
+    job = _job(run, folder, source, newest, images, content_digest(opened), held)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
-    for line in (f"--data: {summarize(opened)}", *images.notes):
+    for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
-    if planned is None and announce_time and newest is None and job.total * run.batch_size > ANNOUNCED:
-        planned = estimate(run, opened, images)
-    if planned is not None:
-        _announce(planned, folder)
-    signal = fit(job, progress or Silent())
+    if plan is None and announce_time and newest is None and job.total * run.batch_size > ANNOUNCED:
+        plan = estimate(run, source, images)
+    if plan is not None:
+        _announce(plan, folder)
+    job.draw = write_check_pictures if pictures else None
+    signal = fit(job, progress or default_progress(folder))
+    return _result(job, signal, pictures, {"train": len(source)} | ({"held_out": len(held)} if held else {}), started)
+
+
+def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, int], started: float) -> PretrainResult:
+    """Return the result; of a finished run also draw the pictures, judge it, and write ``result.json``."""
+    folder, run = job.folder, job.run
     saved = checkpoint.newest(folder)
     assert saved is not None
     metrics = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
     paths = tuple(write_pictures(job)) if pictures else ()
+    found = None if job.monitor is None else job.verdict(job.monitor.rows(job.total + 1)[-1])
     write_result(
         folder,
         "pretrain",
         run=str(folder),
         data={"train": run.data.paths},
-        images={"train": len(source)},
+        images=images,
         classes=None,
-        left_out=counts(source.skipped, len(job.bad_files)),
+        left_out=counts(job.source.skipped, len(job.bad_files)),
         seconds=time.monotonic() - started,
         steps=job.total,
         weights=str(saved / checkpoint.WEIGHTS),
         metrics=metrics,
+        verdict=None if found is None else found.to_dict(),
     )
-    return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths)
+    return PretrainResult(folder, saved, job.step, job.total, 0, metrics, paths, found)
 
 
 def _open(run: RunConfig) -> OpenedSource:
@@ -201,7 +185,13 @@ def _log_micro_batches(run: RunConfig, job: PretrainJob) -> None:
 
 
 def _job(
-    run: RunConfig, folder: Path, source: Source, newest: Path | None, images: Images, content: str
+    run: RunConfig,
+    folder: Path,
+    source: Source,
+    newest: Path | None,
+    images: Images,
+    content: str,
+    held: Source | None,
 ) -> PretrainJob:
     """Build student, teacher and optimizer, and load the newest checkpoint into them."""
     run = with_channels(run, images.reading.number)
@@ -217,7 +207,10 @@ def _job(
     if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
         learner.accumulation_steps = fewest_accumulation_steps(learner)
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content)
+    monitor = None
+    if run.verdict.checks:
+        monitor = Monitor(run, folder, looked_at(run, model, source, held), learner.mining.target, fabric)
+    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content, monitor)
     if newest is not None:
         job.restore(newest)
     return job

@@ -212,6 +212,18 @@ class KnnConfig:
 
 
 @dataclass(frozen=True)
+class VerdictConfig:
+    """Checks during training, without labels if there are none, and the verdict at the end."""
+
+    checks: int = 10
+    """Checks during the training, beside those before the first step and after the last; 0 is no check, no verdict."""
+    images: int = 512
+    """Images that each check looks at."""
+    upside_down: Literal["stop", "warn"] = "stop"
+    """Response to a difficulty map that is upside down at two checks in a row: stop mining, or only say so."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A pre-training run."""
 
@@ -223,6 +235,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
     epochs: float | None = None
     """Length in epochs, each one crop per image on average; set this or steps."""
     steps: int | None = None
@@ -265,6 +278,11 @@ class RunConfig:
     def has_predictor(self) -> bool:
         """True if the run has a loss predictor."""
         return self.method.predicting_loss != "none"
+
+    @property
+    def mines(self) -> bool:
+        """True if patches are mined at some time of the run."""
+        return self.has_predictor and max(self.method.alpha_start, self.method.alpha_end) > 0.0
 
     @property
     def encoder_shape(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Cadence:
         checkpoint_steps: steps between two checkpoints, in addition to those by time.
         evaluate_every: steps between two evaluations, not necessarily a whole number; None for none during training.
         evaluate_at_end: evaluate after the last step in any case.
+        evaluate_at: further steps after which to evaluate; 0 is before the first step.
     """
 
     total: int
@@ -33,23 +35,30 @@ class Cadence:
     checkpoint_steps: int | None = None
     evaluate_every: float | None = None
     evaluate_at_end: bool = True
+    evaluate_at: Container[int] = ()
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> Due:
         """Return what is due after optimizer step number ``step``, counted from 1.
 
-        Each checkpoint comes with a line of metrics, and each evaluation with a checkpoint before it.
+        Each checkpoint comes with a line of metrics, and each evaluation with a checkpoint before it. The first lines
+        come early, after steps 1, 2, 5, 10, 20 and so on, so that one need not wait for numbers.
         """
         last = step == self.total
         save = last or step % (self.checkpoint_steps or self.total) == 0
         save = save or time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
         evaluate = self.evaluates(step)
-        return Due(save or evaluate or step % self.log_every == 0, save or evaluate, evaluate)
+        log = step % self.log_every == 0 or (step < self.log_every and is_early(step))
+        return Due(save or evaluate or log, save or evaluate, evaluate)
 
     def evaluates(self, step: int) -> bool:
-        """Return whether there is an evaluation after ``step``."""
+        """Return whether there is an evaluation after ``step``; 0 is before the first step."""
         at_end = self.evaluate_at_end and step == self.total
-        return step > 0 and (at_end or self._intervals(step) > self._intervals(step - 1))
+        return step in self.evaluate_at or (step > 0 and (at_end or self.completes_interval(step)))
+
+    def completes_interval(self, step: int) -> bool:
+        """Return whether ``step`` completes an interval of ``evaluate_every``."""
+        return step > 0 and self._intervals(step) > self._intervals(step - 1)
 
     def saved(self) -> None:
         """Record that a checkpoint was written: the minutes to the next one count from now."""
@@ -60,3 +69,8 @@ class Cadence:
         every = self.evaluate_every
         # The interval is rounded: 10 steps are three times 10 / 3 steps, although 10 // (10 / 3) is 2.
         return 0 if every is None else math.floor(step / every + 1e-9)
+
+
+def is_early(step: int) -> bool:
+    """Return True for 1, 2 and 5, and these times 10, 100 and so on."""
+    return str(step).rstrip("0") in ("1", "2", "5")

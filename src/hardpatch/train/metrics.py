@@ -21,8 +21,8 @@ class MetricsLog:
 
         self.path = folder / "metrics.jsonl"
         rows = [row for row in _read_lines(self.path) if row["step"] <= step]
-        self.evaluated = sum(row["step"] == step for row in rows) > 1
-        """True if ``step`` has a line of an evaluation as well as a line of the training"""
+        self.evaluated = sum(row["step"] == step for row in rows) > (step > 0)
+        """True if ``step`` has a line of an evaluation as well as a line of the training, which step 0 lacks"""
         write_text_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

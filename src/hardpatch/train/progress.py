@@ -23,6 +23,16 @@ SHOWN = {
     "pixel_accuracy": ".4f",
     "box_ap": ".4f",
     "mask_ap": ".4f",
+    "check_loss": ".4f",
+    "check_train_loss": ".4f",
+    "check_mean_color": ".4f",
+    "check_blurred_neighbors": ".4f",
+    "check_rankme": ".1f",
+    "check_start_neighbors": ".2f",
+    "check_map_correlation": ".2f",
+    "check_knn_top1": ".4f",
+    "check_linear_top1": ".4f",
+    "mining_stopped": ".0f",
     "images_per_second": ".0f",
 }
 """Metrics that are shown on the terminal, and their formats."""
@@ -95,6 +105,8 @@ class TrainingProgress:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: rich_progress.Progress | None = None
+        self.speed: float | None = None
+        """images per second, by the last line of the training"""
 
     def start(self, step: int, total: int, batch_size: int) -> None:
         """Print the length of the run and, on a terminal, start the bar."""
@@ -130,8 +142,9 @@ class TrainingProgress:
             self.bar.update(self.task, description=f"loss {row['loss']:.4f}", speed=speed)
             return
         line = f"step {row['step']}/{self.total}  epoch {row['epoch']:.2f}  {values}"
-        if "loss" in row:
-            left = (self.total - row["step"]) * self.batch_size / row["images_per_second"]
+        self.speed = row.get("images_per_second", self.speed)
+        if self.speed is not None:
+            left = (self.total - row["step"]) * self.batch_size / self.speed
             line += f"  left {left / 60:.1f} min"
         self.console.print(line, highlight=False, soft_wrap=True)
 

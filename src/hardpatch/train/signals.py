@@ -1,9 +1,10 @@
 """Signals that make a training save a checkpoint or stop."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -26,7 +27,8 @@ class Requests:
 def requests_by_signal() -> Iterator[Requests]:
     """Turn signals into requests, so that the current step can be completed.
 
-    SIGINT and SIGTERM request a stop; a second one of the same kind has its usual effect. SIGUSR1 and SIGHUP (the
+    SIGINT and SIGTERM request a stop, which is said on the terminal at once; a second one of the same kind has its
+    usual effect. SIGUSR1 and SIGHUP (the
     terminal was closed) request a checkpoint. Outside the main thread Python allows no signal handlers; signals then
     keep their usual effect.
 
@@ -40,6 +42,8 @@ def requests_by_signal() -> Iterator[Requests]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         requests.stop = number
+        with suppress(OSError):  # a closed terminal
+            os.write(2, b"\nstopping after this step, with a checkpoint\n")  # print may be interrupted in a print
         signal.signal(number, previous[number])
 
     def save(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,77 @@
+"""The one or two settings most worth trying after a run, each with its command."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Preliminary, as the thresholds of the verdict are.
+MOST = 2
+"""Suggestions at most."""
+FEW_STEPS = 1000
+"""Steps below which smaller batches, which give more steps, are suggested."""
+UNCHANGED = 0.7
+"""Share of the neighbors that are still the untrained encoder's above which a learning rate was too low."""
+FACTOR = 4
+"""Factor by which a learning rate is changed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of a run that its checks do not tell."""
+
+    target: str
+    """what is reconstructed, in words"""
+    moving: bool
+    """the target changes with the training, so that losses cannot be compared over time"""
+    held_out: bool
+    """the checks look at images that are not trained on"""
+    images: int
+    """in the training set"""
+    epochs: float
+    steps: int
+    batch_size: int
+    lr: float
+    """peak learning rate"""
+    mines: bool
+    can_remember: bool
+    """the host can mine by remembered predictions of masked patches"""
+    folder: str
+
+
+def suggestions(
+    learned: str, loss: str, of_map: str, end: Mapping[str, Any], facts: Facts, *, collapsed: bool
+) -> tuple[tuple[str, str], ...]:
+    """Return pairs of a reason and a command, the most promising one first."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    kept = end.get("check_start_neighbors", 0.0)
+    if of_map == "upside down" and facts.mines:
+        if facts.can_remember:
+            found.append(("mine by predictions of masked patches", "remember", {"fast.remember": "true"}))
+        else:
+            found.append(("train without mining", "random", {"method.alpha_start": 0, "method.alpha_end": 0}))
+    if learned != "yes" and collapsed:
+        found.append(("a lower learning rate, as the features collapsed", "lower_lr", _lr(facts, 1 / FACTOR)))
+    elif learned != "yes" and kept > UNCHANGED:
+        found.append(("a higher learning rate, as little has changed", "higher_lr", _lr(facts, FACTOR)))
+    if loss == "overfitting":
+        half = {"epochs": round(facts.epochs / 2, 2)}
+        found.append(("half the epochs (more images would be better still)", "shorter", half))
+    elif learned != "yes" and collapsed:
+        pass  # first of all it has to learn anything
+    elif learned != "yes" and facts.steps < FEW_STEPS and facts.batch_size >= 2 * 16:
+        smaller = {"batch_size": facts.batch_size // 2, "epochs": round(facts.epochs, 2), "optim.lr": facts.lr}
+        found.append(("smaller batches, which give twice as many steps", "batch", smaller))
+    elif loss == "falling" or learned != "yes":
+        found.append(("twice the epochs", "longer", {"epochs": round(2 * facts.epochs, 2)}))
+    return tuple((why, _command(facts, name, settings)) for why, name, settings in found[:MOST])
+
+
+def _lr(facts: Facts, factor: float) -> dict[str, Any]:
+    return {"optim.lr": float(f"{facts.lr * factor:.2g}")}
+
+
+def _command(facts: Facts, name: str, settings: Mapping[str, Any]) -> str:
+    options = " ".join(f"--{setting} {value}" for setting, value in settings.items())
+    config, out = (shlex.quote(f"{facts.folder}{end}") for end in ("/config.yaml", f"_{name}"))
+    return f"hardpatch pretrain --config {config} {options} --out {out}"

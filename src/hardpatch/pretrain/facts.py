@@ -1,0 +1,46 @@
+"""Facts of a run that its verdict rests on, beside the metrics of its checks."""
+
+from pathlib import Path
+
+from hardpatch.pretrain.advice import Facts
+from hardpatch.pretrain.hosts import HOSTS
+from hardpatch.pretrain.sections import RunConfig
+
+
+def facts(run: RunConfig, folder: Path, images: int, total: int, held_out: bool) -> Facts:
+    """Collect the facts of a run.
+
+    Args:
+        run: its configuration.
+        folder: of the run.
+        images: number in the training set.
+        total: optimizer steps.
+        held_out: the checks look at images that are not trained on.
+    """
+    host = HOSTS[run.method.host]
+    return Facts(
+        target=target_words(run),
+        moving=host.uses_teacher or run.method.target == "teacher",
+        held_out=held_out,
+        images=images,
+        epochs=total * run.batch_size / images,
+        steps=total,
+        batch_size=run.batch_size,
+        lr=run.peak_lr,
+        mines=run.mines,
+        can_remember=host.drops_masked and not run.fast.remember and run.method.target != "teacher",
+        folder=str(folder),
+    )
+
+
+def target_words(run: RunConfig) -> str:
+    """Describe what a run reconstructs."""
+    method, host = run.method, HOSTS[run.method.host]
+    if host.tokenizer:
+        return "visual tokens"
+    if host.uses_teacher:
+        return "tokens of the teacher"
+    if method.target == "normalized_pixels":
+        return "pixels normalized patch by patch"
+    features = {"teacher": "features of the teacher", "frozen": f"features of {method.frozen}"}
+    return features.get(method.target, "pixels")
