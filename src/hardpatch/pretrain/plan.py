@@ -33,7 +33,12 @@ class Plan:
     @property
     def images_seen(self) -> int:
         """Images that the training sees, repeated ones counted again."""
-        return self.run.total_steps(self.facts.images) * self.run.batch_size
+        return self.steps * self.run.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the training."""
+        return self.run.total_steps(self.facts.images - self.run.data.hold_out)
 
     def __str__(self) -> str:
         """Return the plan in about ten lines."""
@@ -49,8 +54,9 @@ class Plan:
             "teacher": f"momentum {method.momentum_start:g} to {method.momentum_end:g}",
             "batch": f"{run.batch_size} images",
             "rate": f"{run.peak_lr:.2g} at its peak",
+            "held out": f"{run.data.hold_out} images",
             "loading": "",
-            "length": f"{run.total_steps(self.facts.images):,} steps, {self.images_seen:,} images",
+            "length": f"{self.steps:,} steps, {self.images_seen:,} images",
             "time": f"{duration(self.seconds)} at {self.images_per_second:,.0f} images/s, measured here",
         }
         shown = {topic: text for topic, text in lines.items() if topic in self.reasons or topic in ALWAYS}

@@ -167,8 +167,9 @@ def estimate(
     if hours is not None:
         steps = max(1, int(_images_in(3600 * hours, start, speed.images_per_second) / run.batch_size))
         run = replace(run, steps=steps, epochs=None)
-        reasons["length"] = f"{steps * run.batch_size / facts.images:,.1f} epochs, by --hours {hours:g}"
-    seen = run.total_steps(facts.images) * run.batch_size
+        epochs = steps * run.batch_size / (facts.images - run.data.hold_out)
+        reasons["length"] = f"{epochs:,.1f} epochs, by --hours {hours:g}"
+    seen = run.total_steps(facts.images - run.data.hold_out) * run.batch_size
     seconds = start + seen / speed.images_per_second / (1 - OVERHEAD)
     return Plan(run, facts, machine, seconds, speed.images_per_second, _parameters(run, images), reasons)
 
@@ -193,14 +194,14 @@ class _Planner:
         speed = _speed(run, self.source, self.images, facts, machine)
         start = _starting(run, facts, machine)
         if not draft.length_fixed:
-            rules.choose_length(draft, _images_in(self.seconds, start, speed.images_per_second), facts.images)
+            self._finish(draft, _images_in(self.seconds, start, speed.images_per_second))
             run = draft.build()
         if speed.waiting > rules.WAITING and run.data.in_memory == "no":
             draft.reasons["loading"] += (
                 f"; {speed.waiting:.0%} of the time is spent waiting for them: smaller copies load faster "
                 f"(hardpatch shrink --side {2 * max(run.image_size)})"
             )
-        seen = run.total_steps(facts.images) * run.batch_size
+        seen = run.total_steps(facts.images - run.data.hold_out) * run.batch_size
         seconds = start + seen / speed.images_per_second / (1 - OVERHEAD)
         parameters = _parameters(run, self.images)
         return Plan(run, facts, machine, seconds, speed.images_per_second, parameters, draft.reasons)
@@ -211,6 +212,7 @@ class _Planner:
         for size in rules.sizes(fixed):
             draft = Draft(fixed)
             rules.choose_size(draft, size, self.facts)
+            rules.choose_held_out(draft, self.facts)
             rules.choose_pixels(draft, self.facts)
             rules.choose_loading(draft, self.facts, self.machine)
             self._finish(draft, rules.STEPS * rules.LR_BATCH)
@@ -231,15 +233,16 @@ class _Planner:
         """Return the images that a training sees in the time, or in the length that is fixed."""
         run = draft.build()
         if draft.length_fixed:
-            return run.total_steps(self.facts.images) * run.batch_size
+            return run.total_steps(self.facts.images - run.data.hold_out) * run.batch_size
         seconds = seconds_per_image(run, TRIAL) + _loading(run, self.facts, self.machine)
         return _images_in(self.seconds, _starting(run, self.facts, self.machine), 1 / seconds)
 
     def _finish(self, draft: Draft, seen: float) -> None:
         """Choose what depends on the number of images that the training sees."""
-        rules.choose_mining(draft, seen / self.facts.images)
+        images = self.facts.images - draft.value("data.hold_out", 0)
+        rules.choose_mining(draft, seen / images)
         rules.choose_optimizer(draft, seen)
-        rules.choose_length(draft, seen, self.facts.images)
+        rules.choose_length(draft, seen, images)
 
 
 def _speed(run: RunConfig, source: Source, images: Images, facts: SetFacts, machine: Machine) -> Speed:

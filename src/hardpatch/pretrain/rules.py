@@ -51,6 +51,8 @@ EPOCHS_TO_REMEMBER = 5
 MAX_EPOCHS = 4000
 MEMORY_SHARE = 0.4
 """Fraction of the free memory that decoded images may take."""
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 20, 512
+"""Fraction of the images that are kept out of the training, the least number that tells anything, and the most."""
 MEASURED = 2000
 """Images, at most, on which mean and deviation are computed."""
 PATIENCE = 30.0
@@ -184,6 +186,14 @@ def choose_loading(draft: Draft, facts: SetFacts, machine: Machine) -> None:
             f"decoded anew for each epoch; in memory they would take {need / 1e9:.1f} GB",
         )
     draft.choose("loading", values, reason)
+
+
+def choose_held_out(draft: Draft, facts: SetFacts) -> None:
+    """Choose how many images are kept out of the training, for the checks and the verdict."""
+    count = min(int(HELD_OUT * facts.images), MOST_HELD_OUT)
+    count = count if count >= LEAST_HELD_OUT else 0
+    why = "for the checks and the verdict" if count else f"so few images, {facts.images}, are all trained on"
+    draft.choose("held out", {"data.hold_out": count}, why)
 
 
 def choose_pixels(draft: Draft, facts: SetFacts) -> None:

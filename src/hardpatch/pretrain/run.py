@@ -127,7 +127,7 @@ def train(
         log.info("%s", line)
     _log_micro_batches(run, job)
     if plan is None and announce_time and newest is None and job.total * run.batch_size > ANNOUNCED:
-        plan = estimate(run, source, images)
+        plan = estimate(run, opened, images)
     if plan is not None:
         _announce(plan, folder)
     job.draw = write_check_pictures if pictures else None
