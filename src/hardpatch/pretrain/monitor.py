@@ -36,7 +36,7 @@ LEAST_DRAWS = 2
 """Fixed random masks of each image, at least."""
 SEED = 0x636865636B
 """Distinguishes the masks of the checks from those of the training."""
-TRAINED = 32
+TRAINED = 64
 """Images that are trained on between two checks for each image that a check looks at, at least: checks stay cheap."""
 EARLY = 0.02
 """Share of the training before the first of several checks."""

@@ -1,8 +1,10 @@
 """Result of a pre-training."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,18 @@ class PretrainResult:
             pixels = F.interpolate(pixels, size=model.image_size, mode="bilinear", antialias=True)
         with torch.inference_mode():
             return model.encode(model.normalize(pixels))[:, 1:].float().mean(dim=1)
+
+    def _repr_html_(self) -> str:
+        """Return verdict and pictures, as a notebook shows them."""
+        text = f"{self.folder}: step {self.step} of {self.total}"
+        if self.verdict is not None:
+            text += f"\n{self.verdict}"
+        encoded = (base64.b64encode(path.read_bytes()).decode() for path in self.pictures)
+        pictures = "".join(
+            f'<img src="data:image/png;base64,{data}" alt="{escape(path.name)}" style="max-width: 100%">'
+            for path, data in zip(self.pictures, encoded, strict=True)
+        )
+        return f"<pre>{escape(text)}</pre>{pictures}"
 
     @cached_property
     def _model(self) -> HPM:

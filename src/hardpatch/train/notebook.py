@@ -66,6 +66,7 @@ class NotebookProgress:
 
     def stop(self) -> None:
         """Show the last state."""
+        self._show_picture()
         self._update()
 
     def html(self) -> str:
