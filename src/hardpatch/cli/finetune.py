@@ -1,7 +1,7 @@
 """The verb finetune, and the protocol paper of the verb linear: trainings of a classifier in a run folder."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardpatch.cli.arguments import column_arguments, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
@@ -66,6 +66,23 @@ def _train(
         write_json(options.json, result.result)
     print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
+    if "kept" in result.result:
+        print(_both(result.result))
     best = f" (best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})" if verb == "finetune" else ""
-    print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
+    if result.result.get("kept") == "probe":
+        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of the probe")
+    else:
+        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
     return 0
+
+
+def _both(result: Mapping[str, Any]) -> str:
+    """Return the line about the probe and the network that was trained from there."""
+    probe, trained = result["probe"], result["fine_tuned"]
+    if trained is None:
+        return f"probe {probe['top1']:.2%} on --val, not trained further"
+    reason = "" if trained["held_out_top1"] > probe["held_out_top1"] else "not more than "
+    return (
+        f"probe {probe['top1']:.2%}, fine-tuned {trained['top1']:.2%} on --val; kept: {result['kept']}, because it has "
+        f"{trained['held_out_top1']:.2%}, {reason}the probe's {probe['held_out_top1']:.2%}"
+    )
