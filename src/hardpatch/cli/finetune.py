@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardpatch.cli.arguments import column_arguments, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
-from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings
+from hardpatch.finetune.settings import AUTO, BY_SIZE, PRESETS, PROBES, FinetuneSettings
 
 if TYPE_CHECKING:
     from hardpatch.finetune.run import FinetuneResult
@@ -16,7 +16,11 @@ def finetune(arguments: list[str]) -> int:
     from hardpatch.finetune.run import finetune as train
 
     return _train(
-        "finetune", "Train the encoder of RUN and a linear layer on labeled images.", PRESETS, train, arguments
+        "finetune",
+        "Train the encoder of RUN and a linear layer on labeled images: first the layer, then both (preset auto).",
+        PRESETS,
+        train,
+        arguments,
     )
 
 
@@ -38,7 +42,7 @@ def _train(
     train: "Callable[..., FinetuneResult]",
     arguments: list[str],
 ) -> int:
-    parser = training_parser(verb, description, presets, several=True)
+    parser = training_parser(verb, description, presets, several=True, by_size=BY_SIZE if AUTO in presets else ())
     column_arguments(parser)
     options = parser.parse_args(arguments)
 
@@ -81,8 +85,9 @@ def _both(result: Mapping[str, Any]) -> str:
     probe, trained = result["probe"], result["fine_tuned"]
     if trained is None:
         return f"probe {probe['top1']:.2%} on --val, not trained further"
-    reason = "" if trained["held_out_top1"] > probe["held_out_top1"] else "not more than "
+    better = "better" if result["kept"] == "fine-tuned" else "not better"
     return (
-        f"probe {probe['top1']:.2%}, fine-tuned {trained['top1']:.2%} on --val; kept: {result['kept']}, because it has "
-        f"{trained['held_out_top1']:.2%}, {reason}the probe's {probe['held_out_top1']:.2%}"
+        f"probe {probe['top1']:.2%}, fine-tuned {trained['top1']:.2%} on --val; kept: {result['kept']} (on "
+        f"{result['images']['held_out']} held-out images of --train {probe['held_out_top1']:.2%} and "
+        f"{trained['held_out_top1']:.2%}: {better} by more than a standard error, {result['standard_error']:.2%})"
     )

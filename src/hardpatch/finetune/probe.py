@@ -5,6 +5,7 @@ batch norm is written into the layer norm of the network, so that the network be
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -212,7 +213,7 @@ def start_from_probe(job: FinetuneJob, train: Source, held_out: Subset, *, quiet
     BadFiles(len(train), run.max_bad_fraction, "--max_bad_fraction", source=train).update(known.bad)
     probe = fit_probe(known, list(held_out.indices), len(job.classes), fabric, share=run.held_out, seed=run.seed)
     install(model, probe.whole, 0)
-    result = job.classify(job.val, job.val_labels)
+    result = job.classify(job.val, job.val_labels, model)
     numbers = {"top1": result.top1, "top5": result.top5, "held_out_top1": probe.held_out_top1, "base_lr": probe.base_lr}
     save_probe(job.folder, model, {**describe(run, model, job.classes, job.image_size), "probe": numbers})
     log.info("probe: top-1 %.2f%% on --val; its learning rate was picked on parts of --train", 100 * result.top1)
@@ -225,17 +226,24 @@ def start_from_probe(job: FinetuneJob, train: Source, held_out: Subset, *, quiet
 def choose(job: FinetuneJob, held_out: Source) -> tuple[ClassifierEvaluation, dict[str, Any]]:
     """Choose between the probe of a finished run and the network that was trained from there.
 
+    The network is kept if it is better on the held-out images by more than a standard error.
+
     Returns:
-        The result on the validation images of the one with the better accuracy on the held-out images, which is the
-        probe if they are equal; and for ``result.json`` the numbers of both.
+        The result on the validation images of the one that is kept, and for ``result.json`` the numbers of both.
     """
     file = job.folder / PROBE
-    numbers = {"kept": "probe", "probe": (checkpoint.read_metadata(file) or {})["probe"], "fine_tuned": None}
+    probe = (checkpoint.read_metadata(file) or {})["probe"]
+    numbers = {"kept": "probe", "probe": probe, "fine_tuned": None}
     if not job.run.probe_only:
         assert job.evaluation is not None
-        top1 = job.classify(held_out, torch.arange(len(job.classes))).top1
-        numbers["fine_tuned"] = {"top1": job.evaluation.top1, "top5": job.evaluation.top5, "held_out_top1": top1}
-        if top1 > numbers["probe"]["held_out_top1"]:
+        trained = job.classify(held_out, torch.arange(len(job.classes)))
+        numbers["fine_tuned"] = {
+            "top1": job.evaluation.top1,
+            "top5": job.evaluation.top5,
+            "held_out_top1": trained.top1,
+        }
+        error = math.sqrt(sum(p * (1 - p) for p in (probe["held_out_top1"], trained.top1)) / trained.images)
+        numbers["standard_error"] = error
+        if trained.top1 - probe["held_out_top1"] > error:
             return job.evaluation, numbers | {"kept": "fine-tuned"}
-    probe = load_classifier(file).model.to(job.fabric.device)
-    return job.classify(job.val, job.val_labels, probe), numbers
+    return job.classify(job.val, job.val_labels, load_classifier(file).model.to(job.fabric.device)), numbers

@@ -215,7 +215,7 @@ def _train(
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
     if newest is None:
-        for line in warnings(job):
+        for line in warnings(job, len(train)):
             log.warning(line)
     if held_out is not None and newest is None:
         start_from_probe(job, train, held_out, quiet=isinstance(progress, Silent))
@@ -229,12 +229,12 @@ def _train(
     return _finish(verb, job, folder_run, saved, held_out, started)
 
 
-def warnings(job: FinetuneJob) -> Iterator[str]:
-    """Yield a line for each setting of a new run that hardly suits its images or its encoder."""
+def warnings(job: FinetuneJob, images: int) -> Iterator[str]:
+    """Yield a line for each setting of a new run that hardly suits its encoder or its ``images``."""
     run = job.run
     if job.images < run.batch_size:
         yield f"{job.images} images are fewer than a batch of {run.batch_size}; see --batch_size"
-    short = short_of(run, job.images, len(job.classes))
+    short = short_of(run, job.total, images, len(job.classes))
     if short is not None:
         yield short
     path = run.peak_lr * job.total

@@ -49,14 +49,14 @@ class FinetuneSettings(TrainingSettings):
         False,
         "train a linear layer on frozen features first, begin from it, and keep it if the training does not improve it",
     )
-    probe_only: bool = setting(False, "stop after that linear layer; also --probe-only")
+    probe_only: bool = setting(False, "stop after that linear layer")
     held_out: float = setting(
         0.2, "with a probe: share of --train that picks its learning rate and decides at the end what is kept"
     )
 
     @property
     def probes(self) -> bool:
-        """Whether the run begins with a probe."""
+        """True if the run begins with a probe."""
         return self.probe or self.probe_only
 
     @property
@@ -101,10 +101,12 @@ AUTO = "auto"
 """Name of the preset whose settings follow the number of images."""
 LEAST_STEPS, EPOCHS, MOST_EPOCHS = 2000, 50, 400
 """Length of ``auto``: so many steps at least and so many epochs, but never more than the last number of epochs."""
+PEAK_LR = 5e-4
+"""Peak learning rate of ``auto``, whatever its batch."""
 FEW_STEPS = 300
 """Steps below which a training is called short however large its batches are."""
 BY_SIZE = (
-    *("steps", "batch_size", "val_every", "held_out"),
+    *("steps", "batch_size", "base_lr", "val_every", "held_out"),
     *("randaugment", "mixup", "cutmix", "mix_prob", "erase", "crop_scale"),
 )
 """Settings that ``auto`` takes from the number of images."""
@@ -129,7 +131,7 @@ def by_size(images: int) -> FinetuneSettings:
         epochs=None,
         steps=steps,
         batch_size=batch,
-        lr=5e-4,
+        base_lr=float(f"{PEAK_LR * 256 / batch:.4g}"),
         warmup_epochs=None,
         val_every=float(f"{steps * batch / learned_from / 10:.3g}"),  # ten times
         probe=True,
@@ -138,11 +140,12 @@ def by_size(images: int) -> FinetuneSettings:
 
 
 _SIZES: tuple[tuple[float, FinetuneSettings, int, float], ...] = (
+    (2_000, _TINY, 32, 0.2),
     (10_000, _TINY, 64, 0.2),
     (200_000, _SMALL, 128, 0.1),
     (float("inf"), FinetuneSettings(), 256, 0.05),
 )
-"""Of ``auto``: fewer images than this take the augmentation of a preset, a batch size, and a held-out share."""
+"""Sets of fewer images than this take the augmentation of a preset, a batch size, and a held-out share."""
 
 PRESETS: dict[str, FinetuneSettings] = {
     AUTO: by_size(5000),
@@ -234,15 +237,16 @@ def check(run: FinetuneSettings, images: int) -> None:
         )
 
 
-def short_of(run: FinetuneSettings, images: int, classes: int) -> str | None:
+def short_of(run: FinetuneSettings, steps: int, images: int, classes: int) -> str | None:
     """Return a line about a training with less than half of the steps that ``auto`` would take, else None.
 
     Args:
         run: the settings.
-        images: number of images in the training set.
+        steps: optimizer steps of the run.
+        images: number of images in the training set, those that are held out included.
         classes: number of classes.
     """
-    steps, auto = run.total_steps(images), by_size(images)
+    auto = by_size(images)
     assert auto.steps is not None
     few = steps < FEW_STEPS or 2 * steps * run.batch_size < auto.steps * auto.batch_size
     if run.frozen or run.probe_only or 2 * steps >= auto.steps or not few:
