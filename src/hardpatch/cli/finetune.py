@@ -88,6 +88,6 @@ def _both(result: Mapping[str, Any]) -> str:
     better = "better" if result["kept"] == "fine-tuned" else "not better"
     return (
         f"probe {probe['top1']:.2%}, fine-tuned {trained['top1']:.2%} on --val; kept: {result['kept']} (on "
-        f"{result['images']['held_out']} held-out images of --train {probe['held_out_top1']:.2%} and "
+        f"held-out images of --train {probe['held_out_top1']:.2%} and "
         f"{trained['held_out_top1']:.2%}: {better} by more than a standard error, {result['standard_error']:.2%})"
     )

@@ -45,7 +45,9 @@ class Probe(NamedTuple):
     best: int
     """position in ``part`` of the layer with the best accuracy on images that it did not learn from"""
     held_out_top1: float
-    """accuracy of that layer on the held-out images"""
+    """mean accuracy of the layers with its learning rate over all splits, each on the images that it held out"""
+    held_out_images: int
+    """number of images over which this is the mean; an image counts in each split that holds it out"""
     whole: LinearHeads
     """trained on all images with its learning rate"""
 
@@ -154,7 +156,9 @@ def fit_probe(known: Features, held_out: list[int], classes: int, fabric: Fabric
     best = max(range(len(BASE_LRS)), key=lambda k: sum(row[k].top1 for row in rows))
     whole = trained(known, [BASE_LRS[best]])
     whole.norm.eval()
-    return Probe(layers[0], best, rows[0][best].top1, whole)
+    counts = [int(out.sum()) for out in splits]
+    correct = sum(row[best].top1 * count for row, count in zip(rows, counts, strict=True))
+    return Probe(layers[0], best, correct / sum(counts), sum(counts), whole)
 
 
 def _where(known: Features, chosen: Tensor) -> Features:
@@ -214,7 +218,13 @@ def start_from_probe(job: FinetuneJob, train: Source, held_out: Subset, *, quiet
     probe = fit_probe(known, list(held_out.indices), len(job.classes), fabric, share=run.held_out, seed=run.seed)
     install(model, probe.whole, 0)
     result = job.classify(job.val, job.val_labels, model)
-    numbers = {"top1": result.top1, "top5": result.top5, "held_out_top1": probe.held_out_top1, "base_lr": probe.base_lr}
+    numbers = {
+        "top1": result.top1,
+        "top5": result.top5,
+        "held_out_top1": probe.held_out_top1,
+        "held_out_images": probe.held_out_images,
+        "base_lr": probe.base_lr,
+    }
     save_probe(job.folder, model, {**describe(run, model, job.classes, job.image_size), "probe": numbers})
     log.info("probe: top-1 %.2f%% on --val; its learning rate was picked on parts of --train", 100 * result.top1)
     install(model, probe.part, probe.best)
@@ -233,7 +243,7 @@ def choose(job: FinetuneJob, held_out: Source) -> tuple[ClassifierEvaluation, di
     """
     file = job.folder / PROBE
     probe = (checkpoint.read_metadata(file) or {})["probe"]
-    numbers = {"kept": "probe", "probe": probe, "fine_tuned": None}
+    numbers: dict[str, Any] = {"kept": "probe", "probe": probe, "fine_tuned": None}
     if not job.run.probe_only:
         assert job.evaluation is not None
         trained = job.classify(held_out, torch.arange(len(job.classes)))
@@ -242,7 +252,8 @@ def choose(job: FinetuneJob, held_out: Source) -> tuple[ClassifierEvaluation, di
             "top5": job.evaluation.top5,
             "held_out_top1": trained.top1,
         }
-        error = math.sqrt(sum(p * (1 - p) for p in (probe["held_out_top1"], trained.top1)) / trained.images)
+        known = ((probe["held_out_top1"], probe["held_out_images"]), (trained.top1, trained.images))
+        error = math.sqrt(sum(top1 * (1 - top1) / images for top1, images in known))
         numbers["standard_error"] = error
         if trained.top1 - probe["held_out_top1"] > error:
             return job.evaluation, numbers | {"kept": "fine-tuned"}
