@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
-    from hardpatch.finetune.run import finetune, load_classifier, train_linear_probe
+    from hardpatch.finetune.file import load_classifier
+    from hardpatch.finetune.run import finetune, train_linear_probe
     from hardpatch.interchange.export import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
@@ -61,7 +62,7 @@ _HOME = {
     "knn": "evaluate.probes",
     "linear": "evaluate.probes",
     "load": "interchange.load",
-    "load_classifier": "finetune.run",
+    "load_classifier": "finetune.file",
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
     "plan": "pretrain.planning",

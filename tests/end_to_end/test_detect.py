@@ -83,6 +83,10 @@ def test_a_run_becomes_a_detector(
     assert set(result["box"]) == set(result["mask"]) == {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"}
     assert (result["verb"], result["images"], result["steps"]) == ("detect", {"train": 5, "val": 3}, 5)
     assert (result["classes"], set(result["left_out"].values())) == (2, {0})
+    assert result["verdict"]["learned"] == "no"
+    assert any("learned nothing yet (5 steps of 2 images" in reason for reason in result["verdict"]["reasons"])
+    assert f"learned: no; {'; '.join(result['verdict']['reasons'])}" in captured.out
+    assert "5 steps of 2: with fewer than 1,000 the result means little" in (out / "log.txt").read_text()
     detections = json.loads((out / "detections.json").read_text())
     assert len(detections) == result["detections"]
     for entry in detections:

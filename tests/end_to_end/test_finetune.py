@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
-from hardpatch.finetune.run import FinetuneResult, finetune, load_classifier
+from hardpatch.finetune.file import load_classifier
+from hardpatch.finetune.run import FinetuneResult, finetune
 from hardpatch.interchange.load import load
 from hardpatch.train.checkpoint import checkpoints, with_prefix
 from hardpatch.train.metrics import read_metrics

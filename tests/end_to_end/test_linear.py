@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
-from hardpatch.finetune.run import load_classifier
+from hardpatch.finetune.file import load_classifier
 from hardpatch.finetune.trainer import FinetuneJob
 from hardpatch.interchange.load import load
 from hardpatch.train.checkpoint import newest

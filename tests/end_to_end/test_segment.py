@@ -101,6 +101,13 @@ def test_a_run_becomes_a_segmenter(
     assert list(result["train_pixels"]) == ["sky", "road", "car"]
     assert sum(result["train_pixels"].values()) == 5 * 22 * 32
     assert result["miou"] == rows[-1]["miou"]
+    everywhere = result["one_class_everywhere"]
+    assert everywhere["class"] == max(result["train_pixels"], key=result["train_pixels"].__getitem__)
+    true = {entry["name"]: entry["pixels"] for entry in result["per_class"]}
+    assert everywhere["pixel_accuracy"] == true[everywhere["class"]] / sum(true.values())
+    assert sum(entry["predicted"] for entry in result["per_class"]) <= 3 * 24 * 32
+    assert f"learned: {result['verdict']['learned']}; " in printed.out
+    assert "6 steps of 2: with fewer than 300 the result means little; --preset small takes 2,000" in printed.err
     assert [entry["name"] for entry in result["per_class"]] == ["sky", "road", "car"]
     assert sum(entry["pixels"] for entry in result["per_class"]) == 3 * 22 * 32
     ious = [entry["iou"] for entry in result["per_class"] if entry["iou"] is not None]

@@ -8,7 +8,8 @@ import torch
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
-from hardpatch.finetune.run import finetune, load_classifier
+from hardpatch.finetune.file import load_classifier
+from hardpatch.finetune.run import finetune
 from hardpatch.finetune.scratch import describe, random_encoder
 from hardpatch.finetune.settings import SCRATCH
 from hardpatch.pretrain import config, recipes

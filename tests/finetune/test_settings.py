@@ -7,7 +7,7 @@ import yaml
 
 from hardpatch.cli.finetune import finetune
 from hardpatch.errors import UserError
-from hardpatch.finetune.settings import PRESETS, SCRATCH, FinetuneSettings, check
+from hardpatch.finetune.settings import PRESETS, SCRATCH, FinetuneSettings, by_size, check, short_of
 from hardpatch.train.settings import changed, to_dict, to_yaml
 
 PAPER = PRESETS["paper"]
@@ -20,14 +20,14 @@ def test_presets() -> None:
     assert (PAPER.weight_decay, PAPER.betas, PAPER.decay_per_layer) == (0.05, (0.9, 0.999), 0.8)
     assert (PAPER.randaugment, PAPER.randaugment_std, PAPER.erase) == (9, 0.5, 0.25)
     assert (PAPER.smoothing, PAPER.mixup, PAPER.cutmix, PAPER.drop_path) == (0.1, 0.8, 1.0, 0.1)
-    assert next(iter(PRESETS)) == "small"  # the default
+    assert next(iter(PRESETS)) == "auto"  # the default
     for name in ("small", "tiny"):
         preset = PRESETS[name]
         assert 64 <= preset.batch_size <= 128
         assert preset.randaugment < PAPER.randaugment
         assert changed(preset, {"batch_size": 8}).batch_size == 8
-    for preset in PRESETS.values():
-        check(preset, IMAGES)
+    for name, preset in PRESETS.items():
+        check(by_size(IMAGES) if name == "auto" else preset, IMAGES)
     assert changed(PAPER, {"weights": "random"}).decay_per_layer == 1.0
     assert changed(PAPER, {"weights": "random", "layer_decay": 0.9}).decay_per_layer == 0.9
 
@@ -43,6 +43,56 @@ def test_settings_are_those_of_table_s2() -> None:
     scratch = changed(PAPER, SCRATCH)  # "without another tuning": Section A.1
     assert (scratch.weights, scratch.decay_per_layer, scratch.peak_lr) == ("random", 0.8, 2e-3)
     assert changed(PAPER, {"weights": "random"}).decay_per_layer == 1.0
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "batch_size", "held_out", "randaugment"),
+    [
+        (2, 400, 2, 0.2, 4),  # 400 epochs of the two images
+        (30, 400, 24, 0.2, 4),
+        (200, 2000, 32, 0.2, 4),
+        (800, 2000, 32, 0.2, 4),
+        (5000, 3125, 64, 0.2, 4),  # 50 epochs of 4,000 images
+        (50_000, 17_578, 128, 0.1, 6),
+        (IMAGES, 237_716, 256, 0.05, 9),
+    ],
+)
+def test_auto_follows_the_number_of_images(
+    images: int, steps: int, batch_size: int, held_out: float, randaugment: float
+) -> None:
+    run = by_size(images)
+    assert (run.steps, run.batch_size, run.held_out, run.randaugment) == (steps, batch_size, held_out, randaugment)
+    assert (run.probe, run.epochs, run.frozen) == (True, None, False)
+    assert run.peak_lr == pytest.approx(5e-4, rel=1e-3)
+    learned_from = round(images * (1 - held_out))
+    assert run.val_steps(learned_from) == pytest.approx(steps / 10, rel=0.01)
+    check(run, learned_from)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "images", "said"),
+    [
+        (
+            "small",
+            {"epochs": 20.0},
+            2600,
+            "26 images per class and 20 epochs are 406 steps of 128: few to learn from; "
+            "--preset auto takes 2,000 of 64",
+        ),
+        ("paper", {}, 800, "8 images per class and 99.8 epochs are 78 steps of 1024"),  # made for ImageNet
+        ("tiny", {}, 800, None),
+        ("small", {}, 50_000, None),
+        ("paper", {}, IMAGES, None),
+        ("paper_large", {}, IMAGES, None),
+        ("auto", {}, 800, None),
+        ("auto", {"steps": 100}, 800, "8 images per class and 4 epochs are 100 steps of 32"),
+        ("auto", {"steps": 100, "probe_only": True}, 800, None),
+    ],
+)
+def test_a_short_training_is_said(preset: str, values: dict[str, Any], images: int, said: str | None) -> None:
+    run = changed(by_size(images) if preset == "auto" else PRESETS[preset], values)
+    line = short_of(run, run.total_steps(images), images, 1000 if images == IMAGES else 100)
+    assert line is None if said is None else line is not None and line.startswith(said)
 
 
 def test_peak_learning_rate() -> None:
@@ -97,6 +147,9 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> Non
         ({"lr": 0}, "--lr: expected a number above 0, got 0"),
         ({"base_lr": float("nan")}, "--base_lr: expected a number above 0, got nan"),
         ({"weights": "best"}, "--weights: "),
+        ({"held_out": 0}, "--held_out: expected a share above 0, at most 0.5, got 0"),
+        ({"least_steps": 0}, "--least_steps: expected a whole number from 1, got 0"),
+        ({"frozen": True, "probe": True}, "--probe: expected not with --frozen"),
     ],
 )
 def test_settings_that_cannot_work(values: dict[str, Any], message: str) -> None:

@@ -69,7 +69,7 @@ def test_measures_by_hand() -> None:
     assert result.mean_accuracy == pytest.approx((2 / 3 + 1) / 2)
     assert result.pixel_accuracy == 0.75
     values = result.to_dict(["a", "b", "c"])
-    assert values["per_class"][2] == {"name": "c", "iou": None, "accuracy": None, "pixels": 0}
+    assert values["per_class"][2] == {"name": "c", "iou": None, "accuracy": None, "pixels": 0, "predicted": 0}
     lines = table(result, ["a", "b", "c"]).splitlines()
     assert lines[1].split() == ["a", "66.67", "66.67", "75.00"]
     assert lines[3].split() == ["c", "-", "-", "0.00"]

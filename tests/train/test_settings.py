@@ -21,6 +21,7 @@ from hardpatch.train.settings import (
     setting,
     to_dict,
     to_yaml,
+    too_short,
 )
 
 
@@ -148,3 +149,21 @@ def test_a_file_has_a_line_for_each_setting() -> None:
 
 def test_settings_that_may_change_exist() -> None:
     assert set(FREE_TO_CHANGE) <= set(to_dict(Example()))
+
+
+def test_the_least_number_of_steps_is_for_the_epochs_of_a_preset() -> None:
+    preset = TrainingSettings(epochs=10.0, batch_size=4, least_steps=100)
+    assert [preset.total_steps(images) for images in (8, 40, 400)] == [100, 100, 1000]
+    assert changed(preset, {"epochs": 5.0}).total_steps(8) == 10
+    assert changed(preset, {"steps": 7}).total_steps(8) == 7
+    assert changed(preset, {"epochs": 5.0, "least_steps": 50}).total_steps(8) == 50
+    assert changed(preset, to_dict(preset)) == preset  # as a resumed run reads it
+    assert changed(preset, {"batch_size": 8}).total_steps(8) == 100
+
+
+def test_a_short_training_is_said() -> None:
+    run = TrainingSettings(epochs=10.0, batch_size=4)
+    assert too_short(run, 400, 1000, "more") is None
+    assert too_short(run, 128, 1000, "more") == (
+        "128 images and 10 epochs are 320 steps of 4: with fewer than 1,000 the result means little; more"
+    )

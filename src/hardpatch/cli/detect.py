@@ -20,6 +20,7 @@ def detect(arguments: list[str]) -> int:
     from hardpatch.detect.run import detect as train
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.result import Verdict
 
     progress = TrainingProgress()
     show_log(progress.console)
@@ -45,5 +46,6 @@ def detect(arguments: list[str]) -> int:
     for kind, values in (result.precision or {}).items():
         metrics = ", ".join(f"{name} {'-' if value is None else f'{value:.2%}'}" for name, value in values.items())
         print(f"{kind}: {metrics}")
+    print(Verdict(**result.result["verdict"]).line())
     print(f"pictures: {', '.join(map(str, result.pictures))}")
     return 0

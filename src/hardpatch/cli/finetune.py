@@ -1,11 +1,11 @@
 """The verb finetune, and the protocol paper of the verb linear: trainings of a classifier in a run folder."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardpatch.cli.arguments import column_arguments, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
-from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings
+from hardpatch.finetune.settings import AUTO, BY_SIZE, PRESETS, PROBES, FinetuneSettings
 
 if TYPE_CHECKING:
     from hardpatch.finetune.run import FinetuneResult
@@ -16,7 +16,11 @@ def finetune(arguments: list[str]) -> int:
     from hardpatch.finetune.run import finetune as train
 
     return _train(
-        "finetune", "Train the encoder of RUN and a linear layer on labeled images.", PRESETS, train, arguments
+        "finetune",
+        "Train the encoder of RUN and a linear layer on labeled images: first the layer, then both (preset auto).",
+        PRESETS,
+        train,
+        arguments,
     )
 
 
@@ -38,7 +42,7 @@ def _train(
     train: "Callable[..., FinetuneResult]",
     arguments: list[str],
 ) -> int:
-    parser = training_parser(verb, description, presets, several=True)
+    parser = training_parser(verb, description, presets, several=True, by_size=BY_SIZE if AUTO in presets else ())
     column_arguments(parser)
     options = parser.parse_args(arguments)
 
@@ -66,6 +70,24 @@ def _train(
         write_json(options.json, result.result)
     print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
     print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
+    if "kept" in result.result:
+        print(_both(result.result))
     best = f" (best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})" if verb == "finetune" else ""
-    print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
+    if result.result.get("kept") == "probe":
+        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of the probe")
+    else:
+        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
     return 0
+
+
+def _both(result: Mapping[str, Any]) -> str:
+    """Return the line about the probe and the network that was trained from there."""
+    probe, trained = result["probe"], result["fine_tuned"]
+    if trained is None:
+        return f"probe {probe['top1']:.2%} on --val, not trained further"
+    better = "better" if result["kept"] == "fine-tuned" else "not better"
+    return (
+        f"probe {probe['top1']:.2%}, fine-tuned {trained['top1']:.2%} on --val; kept: {result['kept']} (on "
+        f"held-out images of --train {probe['held_out_top1']:.2%} and "
+        f"{trained['held_out_top1']:.2%}: {better} by more than a standard error, {result['standard_error']:.2%})"
+    )

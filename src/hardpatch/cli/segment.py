@@ -21,6 +21,7 @@ def segment(arguments: list[str]) -> int:
     from hardpatch.segment.run import segment as train
     from hardpatch.train.log import show_log
     from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.result import Verdict
 
     progress = TrainingProgress()
     show_log(progress.console)
@@ -51,6 +52,7 @@ def segment(arguments: list[str]) -> int:
         f"mIoU {result.miou:.2%}, mean accuracy {result.mean_accuracy:.2%}, "
         f"pixel accuracy {result.pixel_accuracy:.2%} ({result.result['inference']} inference)"
     )
+    print(Verdict(**result.result["verdict"]).line())
     print(f"weights: {result.folder / 'segmenter.safetensors'}; pictures: {', '.join(map(str, result.pictures))}")
     return 0
 

@@ -1,7 +1,7 @@
 """Command-line options of the verbs that train in a run folder."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
@@ -15,6 +15,8 @@ GROUPS = {
     "log and checkpoints": ("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
 }
 """Settings that have their own group in the help; all others affect what is learned."""
+ALIASES = {"probe_only": ("--probe_only", "--probe-only")}
+"""Ways to write an option that has several."""
 
 
 def training_parser(
@@ -24,10 +26,12 @@ def training_parser(
     data: str = "--train PATH --val PATH",
     *,
     several: bool = False,
+    by_size: Collection[str] = (),
 ) -> Parser:
     """Return the parser of a verb that trains on labels: RUN, the data, the folder, and an option for every setting.
 
-    With `several`, --train and --val may be repeated.
+    With `several`, --train and --val may be repeated. The default preset takes the settings `by_size` from the number
+    of images.
     """
     parser = run_parser(verb, description)
     parser.usage = f"hardpatch {verb} RUN {data} --out DIR [--OPTION VALUE]\n       hardpatch {verb} --resume --out DIR"
@@ -41,7 +45,7 @@ def training_parser(
             metavar="NAME",
             help=f"defaults of the settings: {', '.join(presets)} (default: {next(iter(presets))})",
         )
-    add_settings(parser, presets)
+    add_settings(parser, presets, by_size)
     return parser
 
 
@@ -54,8 +58,8 @@ def run_parser(verb: str, description: str) -> Parser:
     return parser
 
 
-def add_settings(parser: Parser, presets: Mapping[str, LoopSettings]) -> None:
-    """Add an option for every setting.
+def add_settings(parser: Parser, presets: Mapping[str, LoopSettings], by_size: Collection[str] = ()) -> None:
+    """Add an option for every setting; for `by_size` see :func:`training_parser`.
 
     A setting that is not on the command line is absent from the namespace, so that the value of the preset or of the
     resumed run applies.
@@ -65,9 +69,9 @@ def add_settings(parser: Parser, presets: Mapping[str, LoopSettings]) -> None:
     hints = get_type_hints(type(preset))
     for setting in fields(preset):
         section = next((name for name, members in GROUPS.items() if setting.name in members), "training")
-        defaults = _defaults(setting.name, presets)
+        defaults = _defaults(setting.name, presets, setting.name in by_size)
         groups[section].add_argument(
-            f"--{setting.name}",
+            *ALIASES.get(setting.name, (f"--{setting.name}",)),
             default=argparse.SUPPRESS,
             help=f"{setting.metadata['help']} ({defaults})".replace("%", "%%"),
             **_kind(setting.name, hints[setting.name]),
@@ -90,9 +94,11 @@ def stopped(verb: str, step: int, total: int, folder: Path, signal: int) -> int:
     return 128 + signal
 
 
-def _defaults(name: str, presets: Mapping[str, LoopSettings]) -> str:
+def _defaults(name: str, presets: Mapping[str, LoopSettings], by_size: bool) -> str:
     """Describe the default of a setting: one value, or one for each preset."""
     values = {preset: _text(name, getattr(settings, name)) for preset, settings in presets.items()}
+    if by_size:
+        values[next(iter(presets))] = "by the number of images"
     if len(set(values.values())) == 1:
         return f"default: {next(iter(values.values()))}"
     return "default: " + ", ".join(f"{preset} {value}" for preset, value in values.items())

@@ -24,8 +24,18 @@ from hardpatch.detect.masks import choose_masks, mask_tools
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
 from hardpatch.detect.sets import open_sets
-from hardpatch.detect.settings import ANNOTATIONS, BEFORE, PRESETS, RENAMED, DetectSettings, check
+from hardpatch.detect.settings import (
+    ANNOTATIONS,
+    BEFORE,
+    FEW_STEPS,
+    MORE_STEPS,
+    PRESETS,
+    RENAMED,
+    DetectSettings,
+    check,
+)
 from hardpatch.detect.trainer import KIND, DetectJob, build, check_encoder
+from hardpatch.detect.verdict import typical_box, verdict
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone, load_backbone
@@ -38,7 +48,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
-from hardpatch.train.settings import changed
+from hardpatch.train.settings import changed, too_short
 
 log = logging.getLogger("hardpatch")
 
@@ -158,7 +168,17 @@ def detect(
         "val": val,
         "val_annotations": val_annotations,
     }
-    labeled = open_run("detect", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    labeled = open_run(
+        "detect",
+        out,
+        inputs,
+        PRESETS,
+        preset,
+        settings,
+        resume=resume,
+        required=REQUIRED,
+        earlier={"least_steps": None},
+    )
     return _detect(labeled, progress or Silent(), list(arguments))
 
 
@@ -206,6 +226,9 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
         log.info("--resume: %d images can be used now, another number than before: their order differs", job.images)
     if settings.relative_positions and job.encoder.relative_bias is not None:
         log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
+    short = too_short(settings, job.images, FEW_STEPS, MORE_STEPS)
+    if short is not None and newest is None:
+        log.warning(short)
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
@@ -222,6 +245,8 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
     assert job.evaluation is not None
     precision, detections = job.evaluation.precision, job.evaluation.detections
     sets = (("train", job.train[0]), ("val", job.evaluated_set))
+    typical = typical_box(job.train[0], job.evaluated_set)
+    training = f"{job.total:,} steps of {job.batch_size} images; {MORE_STEPS}"
     write_text_atomically(folder / DETECTIONS, json.dumps(detections) + "\n")
     if job.val[0].format != "COCO JSON":
         write_text_atomically(folder / GROUND_TRUTH, json.dumps(job.evaluated_set.ground_truth()) + "\n")
@@ -247,6 +272,8 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         seconds=seconds,
         steps=job.total,
         detections=len(detections),
+        verdict=verdict(precision, detections, job.evaluated_set, typical, training).to_dict(),
+        typical_box_AP=typical,
         **precision,
     )
     curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")

@@ -57,6 +57,7 @@ PRESETS = {
         image_size=256,
         batch_size=4,
         epochs=30.0,
+        least_steps=2000,
         lr=2e-4,
         layer_decay=0.8,
         weight_decay=0.05,
@@ -81,6 +82,9 @@ PRESETS = {
 The last two need a large GPU and ``accumulation_steps``. On a canvas of 256 px, large-scale jitter would make objects
 too small, and anchors are smaller in proportion.
 """
+FEW_STEPS = 1000
+"""Steps below which a run says that its result will mean little."""
+MORE_STEPS = "--preset small takes 2,000 or more"
 RENAMED = {
     "paper": "could mean two papers: take hpm (12 epochs, batch 16) or vitdet (100 epochs, batch 64), which it was; "
     "both have trained and relative positions and sampling ratio 0 now; a run that began with paper resumes "

@@ -1,12 +1,20 @@
 """Accuracies of a classifier, and its confusion matrix as numbers and as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.data.augment import EvalTransform
+from hardpatch.data.loader import eval_batches
+from hardpatch.data.sources import Source
 from hardpatch.figures import legible
+from hardpatch.finetune.model import Classifier
+from hardpatch.measure.labels import LARGE_IMAGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +36,9 @@ class ClassifierEvaluation:
     loss: float
     """mean cross-entropy, without smoothing"""
 
+    bad: tuple[str, ...] = ()
+    """a line for each image that cannot be decoded"""
+
     @property
     def images(self) -> int:
         """Number of images."""
@@ -37,6 +48,61 @@ class ClassifierEvaluation:
     def top1(self) -> float:
         """Share of the images whose class has the highest score."""
         return float(self.confusion.trace()) / self.images
+
+
+def whole_image(size: tuple[int, int], model: Classifier) -> EvalTransform:
+    """Return the transform of evaluation: large images are cropped to the center, small ones are seen whole."""
+    return EvalTransform(size, model.reading, 0.875 if min(size) >= LARGE_IMAGE else 1.0)
+
+
+@torch.inference_mode()
+def classify(
+    model: Classifier,
+    source: Source,
+    labels: Tensor,
+    fabric: Fabric,
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    workers: int,
+    dropped: Callable[[Tensor, Tensor], Tensor | None] = lambda images, indices: None,
+) -> ClassifierEvaluation:
+    """Classify all images of a set; those that cannot be decoded are left out.
+
+    Args:
+        model: in eval mode, on the device.
+        source: labeled images.
+        labels: class of each label of ``source``, int64 on the device.
+        fabric: device and precision.
+        size: (height, width) of the crops in pixels.
+        batch_size: images at once.
+        workers: processes that decode.
+        dropped: patches that the classifier does not see, from images ``[B, C, H, W]`` and their indices ``[B]``.
+    """
+    device, count = fabric.device, model.head.out_features
+    confusion = torch.zeros(count * count, dtype=torch.int64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    bad: list[str] = []
+    for batch in eval_batches(
+        source,
+        whole_image(size, model),
+        batch_size=batch_size,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    ):
+        truth = labels[batch.labels.to(device, non_blocking=True)]
+        images = model.normalize(batch.images.to(device, non_blocking=True))
+        hidden = dropped(images, batch.indices.to(device, non_blocking=True))
+        with fabric.autocast():
+            scores = model(images, hidden).float()
+        likeliest = scores.topk(min(5, count), dim=1).indices
+        cells = truth * count + likeliest[:, 0]
+        confusion.scatter_add_(0, cells, torch.ones_like(cells))
+        sums += torch.stack([F.cross_entropy(scores, truth, reduction="sum"), (likeliest == truth.unsqueeze(1)).sum()])
+        bad.extend(batch.bad)
+    matrix = confusion.cpu().view(count, count)
+    loss, top5 = (sums / int(matrix.sum())).tolist()
+    return ClassifierEvaluation(matrix, top5, loss, tuple(bad))
 
 
 def report(

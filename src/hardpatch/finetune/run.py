@@ -3,34 +3,26 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from safetensors.torch import load_file
+from typing import Any
 
 from hardpatch.curves import training_curves
 from hardpatch.data.bands import as_read
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
-from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import OpenedSource, Paths, Source, open_source
 from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
-from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
+from hardpatch.finetune.file import PROBE, initial_classifier, load_classifier
 from hardpatch.finetune.measure import confusion_figure, report
-from hardpatch.finetune.model import Classifier
-from hardpatch.finetune.scratch import describe, random_encoder
-from hardpatch.finetune.settings import PRESETS, PROBES, FinetuneSettings, check
-from hardpatch.finetune.trainer import KIND, FinetuneJob
-from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.load import weights_file
+from hardpatch.finetune.probe import choose, hold_out_of, start_from_probe
+from hardpatch.finetune.scratch import describe
+from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, short_of
+from hardpatch.finetune.trainer import FinetuneJob
 from hardpatch.measure.features import align_labels
-from hardpatch.models.encoder_settings import build_encoder
-from hardpatch.models.transfer import unshare_relative_bias
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
@@ -40,6 +32,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
+from hardpatch.train.run_folder import read_values
 
 log = logging.getLogger("hardpatch")
 
@@ -106,15 +99,6 @@ class FinetuneResult:
         return self.step == self.total
 
 
-class LoadedClassifier(NamedTuple):
-    """A fine-tuned network, the names of its classes, and its image size."""
-
-    model: Classifier
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    """(height, width) of the images that it was trained on, in pixels"""
-
-
 def finetune(
     run: str | Path | RunConfig | None = None,
     train: Paths | None = None,
@@ -139,7 +123,8 @@ def finetune(
         train: labeled images to learn from: one folder for each class, or a table or archive with labels.
         val: labeled images to evaluate on. Their classes are those of ``train`` by name.
         out: folder of the run.
-        preset: name in :data:`~hardpatch.finetune.settings.PRESETS`; ``small`` by default.
+        preset: name in :data:`~hardpatch.finetune.settings.PRESETS`; ``auto`` by default, which fits settings to the
+            number of images.
         image_column: column of the images in tables; None finds it.
         label_column: column of the labels, likewise.
         resume: continue the run in ``out``; no other argument is needed then.
@@ -158,8 +143,22 @@ def finetune(
         settings |= {} if resume else {"weights": "random"}  # a resumed run has them
     inputs = {"run": run if scratch is None else describe(scratch), "train": train, "val": val}
     inputs |= {"image_column": image_column, "label_column": label_column}
-    folder_run = open_run("finetune", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    presets = PRESETS
+    if preset == AUTO or (preset is None and not resume):
+        presets = {**PRESETS, AUTO: _auto(inputs, out if resume else None)}
+    folder_run = open_run(
+        "finetune", out, inputs, presets, preset, settings, resume=resume, required=REQUIRED, earlier={"probe": False}
+    )
     return _train("finetune", folder_run, progress or Silent(), list(arguments), scratch)
+
+
+def _auto(inputs: Mapping[str, Any], folder: str | Path | None) -> FinetuneSettings:
+    """Return the preset ``auto`` for the training set of a new run, or of the run in ``folder``."""
+    if folder is not None:
+        inputs = read_values(Path(folder)) | {name: value for name, value in inputs.items() if value is not None}
+    if inputs.get("train") is None:
+        return PRESETS[AUTO]
+    return by_size(len(_open("train", inputs["train"], Columns(inputs["image_column"], inputs["label_column"]))))
 
 
 def train_linear_probe(
@@ -207,140 +206,102 @@ def _train(
     else:
         model = initial_classifier(settings, scratch or inputs["run"], train, len(classes))
     train, val = (as_read(source, model.reading) for source in (train, val))
-    job = FinetuneJob(settings, folder, train, val, classes, val_labels, model, fabric)
+    learned_from, held_out = hold_out_of(train, settings)
+    job = FinetuneJob(settings, folder, learned_from, val, classes, val_labels, model, fabric)
     if newest is not None:
         job.restore(newest)
     folder_run.write(verb, arguments, README.replace("VERB", verb))
     log_to(folder / "log.txt")
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
-    if len(train) < settings.batch_size:
-        log.warning("%d images are fewer than a batch of %d; see --batch_size", len(train), settings.batch_size)
-    path = settings.peak_lr * job.total
-    if settings.frozen and settings.optimizer == "sgd" and path < PROBE_PATH / 10 and newest is None:
-        text = "learning rate times steps is %.2g, %.0f in the paper's probe on ImageNet; the same with --base_lr %.3g"
-        log.warning(text, path, PROBE_PATH, PROBE_PATH / path * settings.peak_lr * 256 / settings.batch_size)
-    large = len(job.model.encoder.blocks) >= LARGE_DEPTH and not settings.frozen
-    if large and settings.epochs == PRESETS["paper"].epochs and newest is None:
-        log.warning("the paper fine-tunes ViT-L for 50 epochs, this run has 100; see --preset paper_large")
+    if newest is None:
+        for line in warnings(job, len(train)):
+            log.warning(line)
+    if held_out is not None and newest is None:
+        start_from_probe(job, train, held_out, quiet=isinstance(progress, Silent))
+    if settings.probe_only:
+        return _finish(verb, job, folder_run, folder / PROBE, held_out, started)
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
         return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(verb, job, folder_run, saved, time.monotonic() - started)
+    return _finish(verb, job, folder_run, saved, held_out, started)
+
+
+def warnings(job: FinetuneJob, images: int) -> Iterator[str]:
+    """Yield a line for each setting of a new run that hardly suits its encoder or its ``images``."""
+    run = job.run
+    if job.images < run.batch_size:
+        yield f"{job.images} images are fewer than a batch of {run.batch_size}; see --batch_size"
+    short = short_of(run, job.total, images, len(job.classes))
+    if short is not None:
+        yield short
+    path = run.peak_lr * job.total
+    if run.frozen and run.optimizer == "sgd" and path < PROBE_PATH / 10:
+        base_lr = PROBE_PATH / path * run.peak_lr * 256 / run.batch_size
+        yield (
+            f"learning rate times steps is {path:.2g}, {PROBE_PATH:.0f} in the paper's probe on ImageNet; "
+            f"the same with --base_lr {base_lr:.3g}"
+        )
+    large = len(job.model.encoder.blocks) >= LARGE_DEPTH and not run.frozen
+    if large and run.epochs == PRESETS["paper"].epochs:
+        yield "the paper fine-tunes ViT-L for 50 epochs, this run has 100; see --preset paper_large"
 
 
 def _finish(
-    verb: str, job: FinetuneJob, folder_run: FolderRun[FinetuneSettings], saved: Path, seconds: float
+    verb: str,
+    job: FinetuneJob,
+    folder_run: FolderRun[FinetuneSettings],
+    saved: Path,
+    held_out: Source | None,
+    started: float,
 ) -> FinetuneResult:
     """Write result.json and the pictures."""
     folder, classes, inputs = job.folder, job.classes, folder_run.inputs
-    if job.evaluation is None:  # a finished run is evaluated again when it is resumed
+    if job.evaluation is None and not job.run.probe_only:  # a finished run is evaluated again when it is resumed
         job.evaluate()
-    evaluation = job.evaluation
+    evaluation, choice = job.evaluation, None
+    if held_out is not None:
+        evaluation, choice = choose(job, held_out)
     assert evaluation is not None
-    rows = read_metrics(folder / "metrics.jsonl")
-    best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"])
+    rows = read_metrics(folder / "metrics.jsonl") if job.step else []
+    best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"], default=None)
+    best_top1, best_epoch = (evaluation.top1, 0.0) if best is None else (best["top1"], best["epoch"])
     result = write_result(
         folder,
         verb,
         run=inputs["run"],
         data={"train": inputs["train"], "val": inputs["val"]},
-        images={"train": job.images, "val": evaluation.images},
+        images={
+            "train": job.images,
+            **({} if held_out is None else {"held_out": len(held_out)}),
+            "val": evaluation.images,
+        },
         classes=len(classes),
         left_out={
             **counts(job.source.skipped, len(job.bad_files), "train, "),
             **counts(job.val.skipped, len(job.bad_val), "val, "),
         },
-        seconds=seconds,
-        steps=job.total,
-        **report(evaluation, classes, best["top1"], best["epoch"]),
+        seconds=time.monotonic() - started,
+        steps=job.step,
+        **(choice or {}),
+        **report(evaluation, classes, best_top1, best_epoch),
     )
-    training_curves(rows, folder / "pictures" / "curves.png")
+    if rows:
+        training_curves(rows, folder / "pictures" / "curves.png")
     confusion_figure(evaluation.confusion, classes).savefig(folder / "pictures" / "confusion.png")
     return FinetuneResult(
         folder,
-        saved,
+        saved if choice is None or choice["kept"] == "fine-tuned" else folder / PROBE,
         job.step,
-        job.total,
+        job.step,
         evaluation.top1,
         evaluation.top5,
-        best["top1"],
-        best["epoch"],
+        best_top1,
+        best_epoch,
         result=result,
     )
-
-
-def load_classifier(path: str | Path) -> LoadedClassifier:
-    """Load a fine-tuned network in eval mode.
-
-    ``model(model.normalize(images))`` classifies images, uint8 ``[B, C, H, W]``: scores ``[B, classes]``.
-
-    Args:
-        path: a run folder of :func:`finetune` or :func:`train_linear_probe` (its newest checkpoint), a checkpoint's
-            folder, or its ``model.safetensors``. If the run has a moving average of its weights, the average is loaded.
-
-    Raises:
-        UserError: if there is no such file, or it holds another kind of network.
-    """
-    file = weights_file(path)
-    metadata = (checkpoint.read_metadata(file) if file.suffix == ".safetensors" else None) or {}
-    if metadata.get("kind") != KIND:
-        raise UserError(f"RUN: expected a network of hardpatch finetune, {file} is of another kind")
-    state = load_file(file)
-    weights = checkpoint.with_prefix(state, "teacher.") or checkpoint.with_prefix(state, "student.")
-    size = (metadata["image_size"][0], metadata["image_size"][1])
-    model = Classifier(
-        build_encoder(metadata["encoder"]),
-        len(metadata["classes"]),
-        mean=metadata["mean"],
-        std=metadata["std"],
-        reading=read_reading(metadata),
-        drop_path=metadata["finetune"]["drop_path"],
-        frozen=metadata["finetune"].get("frozen", False),
-        pool=metadata["finetune"].get("pool", "mean"),
-    )
-    model.load_state_dict(weights)
-    return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
-
-
-def initial_classifier(
-    settings: FinetuneSettings, run: str | Path | RunConfig, train: Source, classes: int
-) -> Classifier:
-    """Build the network that a run starts from.
-
-    Args:
-        settings: of the run.
-        run: weights of the encoder, or the settings of a pre-training run, whose encoder starts from random weights.
-        train: images, for the channel statistics that such settings may ask for.
-        classes: number of classes.
-
-    Raises:
-        UserError: if the weights cannot be loaded or the image size does not fit.
-    """
-    if isinstance(run, RunConfig):
-        encoder, mean, std, reading = random_encoder(replace(run, seed=settings.seed), train)
-    else:
-        encoder, mean, std, reading = load_backbone(run, settings.weights, seed=settings.seed)
-    unshare_relative_bias(encoder)
-    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        try:
-            return Classifier(
-                encoder,
-                classes,
-                mean=mean,
-                std=std,
-                reading=adapted(reading, train, "--train"),
-                image_size=size,
-                drop_path=settings.drop_path,
-                frozen=settings.frozen,
-                pool=settings.pool,
-            )
-        except ValueError as error:
-            raise UserError(f"--image_size: {error}") from None
 
 
 def _open(role: Role, path: Paths, columns: Columns) -> OpenedSource:

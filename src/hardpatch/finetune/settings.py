@@ -3,7 +3,7 @@
 This module does not import torch, so that the command line responds at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hardpatch.choices import OptimizerName, PoolName
 from hardpatch.errors import UserError
@@ -23,7 +23,9 @@ class FinetuneSettings(TrainingSettings):
     base_lr: float = setting(5e-4, "peak learning rate for a batch of 256; it is scaled with the batch")
     lr: float | None = setting(None, "peak learning rate, in place of base_lr")
     min_lr: float = setting(1e-6, "learning rate at the end")
-    warmup_epochs: float = setting(5.0, "epochs over which the learning rate rises from 0")
+    warmup_epochs: float | None = setting(
+        5.0, "epochs over which the learning rate rises from 0; null is a tenth of the training"
+    )
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas; the first is the momentum of sgd")
     optimizer: OptimizerName = setting("adamw", "optimizer")
     frozen: bool = setting(
@@ -43,6 +45,19 @@ class FinetuneSettings(TrainingSettings):
     ema: float | None = setting(
         None, "decay of a moving average of the weights, which is then evaluated; null keeps none"
     )
+    probe: bool = setting(
+        False,
+        "train a linear layer on frozen features first, begin from it, and keep it if the training does not improve it",
+    )
+    probe_only: bool = setting(False, "stop after that linear layer")
+    held_out: float = setting(
+        0.2, "with a probe: share of --train that picks its learning rate and decides at the end what is kept"
+    )
+
+    @property
+    def probes(self) -> bool:
+        """True if the run begins with a probe."""
+        return self.probe or self.probe_only
 
     @property
     def decay_per_layer(self) -> float:
@@ -57,37 +72,92 @@ class FinetuneSettings(TrainingSettings):
         return self.lr if self.lr is not None else self.base_lr * self.batch_size / 256
 
 
+_SMALL = FinetuneSettings(
+    batch_size=128,
+    base_lr=1e-3,
+    randaugment=6.0,
+    mixup=0.2,
+    cutmix=0.5,
+    mix_prob=0.5,
+    erase=0.0,
+    crop_scale=(0.2, 1.0),
+    val_every=5.0,
+)
+_TINY = FinetuneSettings(
+    epochs=200.0,
+    batch_size=64,
+    base_lr=2e-3,
+    warmup_epochs=10.0,
+    randaugment=4.0,
+    mixup=0.0,
+    cutmix=0.5,
+    mix_prob=0.5,
+    erase=0.0,
+    crop_scale=(0.35, 1.0),
+    val_every=10.0,
+)
+
+AUTO = "auto"
+"""Name of the preset whose settings follow the number of images."""
+LEAST_STEPS, EPOCHS, MOST_EPOCHS = 2000, 50, 400
+"""Length of ``auto``: so many steps at least and so many epochs, but never more than the last number of epochs."""
+PEAK_LR = 5e-4
+"""Peak learning rate of ``auto``, whatever its batch."""
+FEW_STEPS = 300
+"""Steps below which a training is called short however large its batches are."""
+BY_SIZE = (
+    *("steps", "batch_size", "base_lr", "val_every", "held_out"),
+    *("randaugment", "mixup", "cutmix", "mix_prob", "erase", "crop_scale"),
+)
+"""Settings that ``auto`` takes from the number of images."""
+
+
+def by_size(images: int) -> FinetuneSettings:
+    """Return the preset ``auto`` for a training set.
+
+    It begins with a linear probe, trains the whole network from there, and keeps what is better on a part of the
+    training set that is held out. The augmentation is that of ``tiny``, ``small`` or ``paper``.
+
+    Args:
+        images: number of images in the training set.
+    """
+    like, batch, held_out = next(row[1:] for row in _SIZES if images < row[0])
+    learned_from = max(1, round(images * (1 - held_out)))
+    batch = min(batch, max(2, learned_from // 2 * 2))
+    steps = max(LEAST_STEPS, EPOCHS * learned_from // batch)
+    steps = max(1, min(steps, MOST_EPOCHS * learned_from // batch))
+    return replace(
+        like,
+        epochs=None,
+        steps=steps,
+        batch_size=batch,
+        base_lr=float(f"{PEAK_LR * 256 / batch:.4g}"),
+        warmup_epochs=None,
+        val_every=float(f"{steps * batch / learned_from / 10:.3g}"),  # ten times
+        probe=True,
+        held_out=held_out,
+    )
+
+
+_SIZES: tuple[tuple[float, FinetuneSettings, int, float], ...] = (
+    (2_000, _TINY, 32, 0.2),
+    (10_000, _TINY, 64, 0.2),
+    (200_000, _SMALL, 128, 0.1),
+    (float("inf"), FinetuneSettings(), 256, 0.05),
+)
+"""Sets of fewer images than this take the augmentation of a preset, a batch size, and a held-out share."""
+
 PRESETS: dict[str, FinetuneSettings] = {
-    "small": FinetuneSettings(
-        batch_size=128,
-        base_lr=1e-3,
-        randaugment=6.0,
-        mixup=0.2,
-        cutmix=0.5,
-        mix_prob=0.5,
-        erase=0.0,
-        crop_scale=(0.2, 1.0),
-        val_every=5.0,
-    ),
-    "tiny": FinetuneSettings(
-        epochs=200.0,
-        batch_size=64,
-        base_lr=2e-3,
-        warmup_epochs=10.0,
-        randaugment=4.0,
-        mixup=0.0,
-        cutmix=0.5,
-        mix_prob=0.5,
-        erase=0.0,
-        crop_scale=(0.35, 1.0),
-        val_every=10.0,
-    ),
+    AUTO: by_size(5000),
+    "small": _SMALL,
+    "tiny": _TINY,
     "paper": FinetuneSettings(),
     "paper_large": FinetuneSettings(epochs=50.0),
 }
-"""``small`` for about 10,000 to 100,000 small images, ``tiny`` for a few thousand.
+"""``auto`` for sets of any size (see :func:`by_size`; the entry is that of 5,000 images), ``small`` for about 10,000 to
+100,000 small images, ``tiny`` for a few thousand.
 
-These two are this project's choice. With batches of 1,024 small sets give too few steps, and the paper's augmentation
+These three are this project's choice. With batches of 1,024 small sets give too few steps, and the paper's augmentation
 is too strong for small networks. ``paper`` and ``paper_large`` are Table S2: ImageNet with ViT-B and with ViT-L.
 """
 
@@ -137,8 +207,10 @@ def check(run: FinetuneSettings, images: int) -> None:
         expect(run, name, "a probability in [0, 1]", 0 <= getattr(run, name) <= 1)
     expect(run, "smoothing", "a number in [0, 1)", 0 <= run.smoothing < 1)
     expect(run, "base_lr", "a number above 0", run.base_lr > 0)
-    for name in ("min_lr", "warmup_epochs", "mixup", "cutmix", "randaugment_std"):
+    for name in ("min_lr", "mixup", "cutmix", "randaugment_std"):
         expect(run, name, "0 or more", getattr(run, name) >= 0)
+    expect(run, "warmup_epochs", "0 or more", run.warmup_epochs is None or run.warmup_epochs >= 0)
+    expect(run, "held_out", "a share above 0, at most 0.5", 0 < run.held_out <= 0.5)
     expect(run, "randaugment", "a magnitude in [0, 10]", 0 <= run.randaugment <= 10)
     expect(run, "betas", "two numbers in [0, 1)", all(0 <= value < 1 for value in run.betas))
     expect(
@@ -149,6 +221,7 @@ def check(run: FinetuneSettings, images: int) -> None:
     expect(run, "ema", "a number in (0, 1)", run.ema is None or 0 < run.ema < 1)
     expect(run, "lr", "a number above 0", run.lr is None or run.lr > 0)
     if run.frozen:
+        expect(run, "probe", "not with --frozen, which trains such a layer on crops", not run.probes)
         expect(run, "batch_size", "2 or more, to normalize features over the batch", run.batch_size >= 2)
         expect(run, "accumulation_steps", "1: a frozen encoder needs little memory", run.accumulation_steps == 1)
     if (run.mixup or run.cutmix) and run.batch_size % 2:
@@ -157,7 +230,29 @@ def check(run: FinetuneSettings, images: int) -> None:
             f"{run.batch_size}; or give --mixup 0 --cutmix 0"
         )
     epochs = run.epochs if run.epochs is not None else run.total_steps(images) * run.batch_size / images
-    if run.warmup_epochs > epochs:
+    if run.warmup_epochs is not None and run.warmup_epochs > epochs:
         raise UserError(
-            f"--warmup_epochs: expected at most the {epochs:g} epochs of the training, got {run.warmup_epochs:g}"
+            f"--warmup_epochs: expected at most the {epochs:g} epochs of the training, got {run.warmup_epochs:g}; "
+            "null is a tenth of them"
         )
+
+
+def short_of(run: FinetuneSettings, steps: int, images: int, classes: int) -> str | None:
+    """Return a line about a training with less than half of the steps that ``auto`` would take, else None.
+
+    Args:
+        run: the settings.
+        steps: optimizer steps of the run.
+        images: number of images in the training set, those that are held out included.
+        classes: number of classes.
+    """
+    auto = by_size(images)
+    assert auto.steps is not None
+    few = steps < FEW_STEPS or 2 * steps * run.batch_size < auto.steps * auto.batch_size
+    if run.frozen or run.probe_only or 2 * steps >= auto.steps or not few:
+        return None
+    epochs = steps * run.batch_size / images
+    return (
+        f"{images / classes:.0f} images per class and {epochs:.3g} epochs are {steps:,} steps of {run.batch_size}: "
+        f"few to learn from; --preset {AUTO} takes {auto.steps:,} of {auto.batch_size}"
+    )

@@ -1,24 +1,23 @@
 """Fine-tuning and the linear probe as a job of the training loop."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hardpatch.data.augment import EvalTransform
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.batch import Batch
-from hardpatch.data.loader import eval_batches, train_batches
+from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.finetune.augment import FinetuneTransform, Mixer
-from hardpatch.finetune.measure import ClassifierEvaluation
+from hardpatch.finetune.measure import ClassifierEvaluation, classify
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings
-from hardpatch.measure.labels import LARGE_IMAGE
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.randomness import seed_step
 from hardpatch.schedules import learning_rate
@@ -69,7 +68,7 @@ class FinetuneJob:
         self.run, self.folder, self.source, self.val, self.classes = run, folder, train, val, classes
         self.model = model.to(fabric.device).train()
         self.val_labels, self.fabric, self.drop_patches = val_labels.to(fabric.device), fabric, drop_patches
-        self.image_size = _size(run, model)
+        self.image_size = crop_size(run, model)
         self.images, self.batch_size = len(train), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
         self.average = None
@@ -95,7 +94,8 @@ class FinetuneJob:
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
         self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
         self.evaluation: ClassifierEvaluation | None = None
-        self._warmup = run.warmup_epochs / (run.epochs or self.total * run.batch_size / self.images)
+        epochs = run.epochs or self.total * run.batch_size / self.images
+        self._warmup = 0.1 if run.warmup_epochs is None else run.warmup_epochs / epochs
         self._loss_sum, self._steps = torch.zeros((), device=fabric.device), 0
 
     @property
@@ -157,58 +157,41 @@ class FinetuneJob:
         self._steps = 0
         return row
 
-    @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
         """Classify all validation images and set :attr:`evaluation`; images that cannot be decoded are left out.
-
-        Large images are cropped to the center, small ones are seen whole.
 
         Raises:
             UserError: if too many of them cannot be decoded.
         """
-        model, size, count = self.evaluated_model.eval(), self.image_size, len(self.classes)
-        device = self.fabric.device
-        transform = EvalTransform(size, model.reading, 0.875 if min(size) >= LARGE_IMAGE else 1.0)
-        confusion = torch.zeros(count * count, dtype=torch.int64, device=device)
-        sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        bad: list[str] = []
-        for batch in eval_batches(
-            self.val,
-            transform,
+        self.evaluation = self.classify(self.val, self.val_labels)
+        self.bad_val.update(self.evaluation.bad)
+        return {"val_loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
+
+    def classify(self, source: Source, labels: Tensor, model: Classifier | None = None) -> ClassifierEvaluation:
+        """Classify the images of a set; see :func:`~hardpatch.finetune.measure.classify`.
+
+        Args:
+            source: labeled images.
+            labels: class of each label of ``source``, int64.
+            model: another network than that of the run.
+        """
+        result = classify(
+            (model or self.evaluated_model).eval(),
+            source,
+            labels.to(self.fabric.device),
+            self.fabric,
+            size=self.image_size,
             batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
             workers=loader_workers(self.run.workers),
-            pin_memory=device.type == "cuda",
-        ):
-            labels = self.val_labels[batch.labels.to(device, non_blocking=True)]
-            images = model.normalize(batch.images.to(device, non_blocking=True))
-            dropped = self._dropped(images, batch.indices.to(device, non_blocking=True))
-            with self.fabric.autocast():
-                scores = model(images, dropped).float()
-            likeliest = scores.topk(min(5, count), dim=1).indices
-            cells = labels * count + likeliest[:, 0]
-            confusion.scatter_add_(0, cells, torch.ones_like(cells))
-            sums += torch.stack(
-                [F.cross_entropy(scores, labels, reduction="sum"), (likeliest == labels.unsqueeze(1)).sum()]
-            )
-            bad.extend(batch.bad)
+            dropped=self._dropped,
+        )
         self.model.train()
-        self.bad_val.update(bad)
-        matrix = confusion.cpu().view(count, count)
-        loss, top5 = (sums / int(matrix.sum())).tolist()
-        self.evaluation = ClassifierEvaluation(matrix, top5, loss)
-        return {"val_loss": loss, "top1": self.evaluation.top1, "top5": top5}
+        return result
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
         metadata = {
-            "kind": KIND,
-            "finetune": to_dict(self.run),
-            "encoder": encoder_settings(self.model.encoder),
-            "classes": list(self.classes),
-            "image_size": list(self.image_size),
-            "mean": self.model.mean.tolist(),
-            "std": self.model.std.tolist(),
-            "reading": self.model.reading.to_dict(),
+            **describe(self.run, self.model, self.classes, self.image_size),
             "steps": self.total,
             "images": self.images,
         }
@@ -237,6 +220,20 @@ class FinetuneJob:
         return learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
 
 
+def describe(run: FinetuneSettings, model: Classifier, classes: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
+    """Return plain values from which :func:`hardpatch.finetune.file.load_classifier` builds a network again."""
+    return {
+        "kind": KIND,
+        "finetune": to_dict(run),
+        "encoder": encoder_settings(model.encoder),
+        "classes": list(classes),
+        "image_size": list(size),
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "reading": model.reading.to_dict(),
+    }
+
+
 def _optimizer(run: FinetuneSettings, model: Classifier, fabric: Fabric) -> torch.optim.Optimizer:
     """Build the optimizer of the parameters that are trained."""
     groups = layer_decay_groups(model, run.weight_decay, run.decay_per_layer)
@@ -247,7 +244,7 @@ def _optimizer(run: FinetuneSettings, model: Classifier, fabric: Fabric) -> torc
     return torch.optim.AdamW(groups, lr=0.0, betas=run.betas, fused=fused)
 
 
-def _size(run: FinetuneSettings, model: Classifier) -> tuple[int, int]:
+def crop_size(run: FinetuneSettings, model: Classifier) -> tuple[int, int]:
     """Return (height, width) of the crops in pixels."""
     if run.image_size is not None:
         return run.image_size, run.image_size

@@ -153,11 +153,41 @@ def linear_probe(
             normalized), or a setting is not positive.
     """
     check_labels(train, val, classes)
+    heads, batch = train_heads(
+        train,
+        classes=classes,
+        generator=generator,
+        base_lrs=base_lrs,
+        optimizer=optimizer,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    images = len(train.features)
+    note = f"batch_size {batch_size} lowered to {batch} for {images} training images" if batch < batch_size else ""
+    return LinearResult(heads.rows(base_lrs, val), optimizer, epochs, batch, images, len(val.features), note)
+
+
+def train_heads(
+    train: Features,
+    *,
+    classes: int,
+    generator: torch.Generator,
+    base_lrs: Sequence[float] = BASE_LRS,
+    optimizer: Optimizer = "sgd",
+    epochs: int = 90,
+    warmup_epochs: float | None = None,
+    batch_size: int = 16384,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> tuple[LinearHeads, int]:
+    """Train the heads of :func:`linear_probe`, whose arguments these are; returns them and the batch size used."""
     warmup_epochs = epochs / 9 if warmup_epochs is None else warmup_epochs
     images, width = train.features.shape
     _check_settings(images, base_lrs, epochs, warmup_epochs, batch_size)
     batch = min(batch_size, max(images // 10, 64), images)
-    note = f"batch_size {batch_size} lowered to {batch} for {images} training images" if batch < batch_size else ""
 
     heads = LinearHeads(len(base_lrs), classes, width, generator, device)
     optim = _optimizer(optimizer, heads.weights, heads.biases)
@@ -175,7 +205,7 @@ def linear_probe(
             optim.step()
         if progress is not None:
             progress(epoch + 1, epochs)
-    return LinearResult(heads.rows(base_lrs, val), optimizer, epochs, batch, images, len(val.features), note)
+    return heads, batch
 
 
 def _check_settings(images: int, base_lrs: Sequence[float], epochs: int, warmup_epochs: float, batch_size: int) -> None:

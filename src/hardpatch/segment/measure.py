@@ -78,6 +78,8 @@ class Measures:
     """share of each class's pixels that are predicted correctly; NaN where it has none"""
     pixels: tuple[int, ...]
     """number of true pixels of each class"""
+    predicted: tuple[int, ...]
+    """number of pixels that are predicted to be of each class"""
 
     def headline(self) -> dict[str, float]:
         """Return the three numbers over all classes, by name."""
@@ -85,12 +87,12 @@ class Measures:
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Return plain values for JSON, with the class ``names``; NaN becomes None."""
-        rows = zip(names, self.iou, self.accuracy, self.pixels, strict=True)
+        rows = zip(names, self.iou, self.accuracy, self.pixels, self.predicted, strict=True)
         return {
             **self.headline(),
             "per_class": [
-                {"name": name, "iou": _plain(iou), "accuracy": _plain(accuracy), "pixels": pixels}
-                for name, iou, accuracy, pixels in rows
+                {"name": name, "iou": _plain(iou), "accuracy": _plain(accuracy), "pixels": true, "predicted": predicted}
+                for name, iou, accuracy, true, predicted in rows
             ],
         }
 
@@ -108,6 +110,7 @@ def measures(matrix: Tensor) -> Measures:
         iou=tuple(iou.tolist()),
         accuracy=tuple(accuracy.tolist()),
         pixels=tuple(int(count) for count in true),
+        predicted=tuple(int(count) for count in predicted),
     )
 
 

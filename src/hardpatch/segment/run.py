@@ -27,9 +27,10 @@ from hardpatch.segment.labels import Labels, find_labels
 from hardpatch.segment.measure import EvaluationResult
 from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
-from hardpatch.segment.settings import LARGE, PRESETS, RENAMED, SegmentSettings, resolved
+from hardpatch.segment.settings import FEW_STEPS, LARGE, PRESETS, RENAMED, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
 from hardpatch.segment.trainer import KIND, SegmentJob
+from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
@@ -37,6 +38,7 @@ from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
+from hardpatch.train.settings import too_short
 
 log = logging.getLogger("hardpatch")
 
@@ -52,7 +54,7 @@ Made by `{command}`.
 | file | content |
 |---|---|
 | `config.yaml` | every setting, the data and the weights it started from |
-| `result.json` | mIoU, mean and pixel accuracy on the validation images, and IoU, accuracy and pixels of each class |
+| `result.json` | mIoU, mean and pixel accuracy on the validation images, a verdict, and the values of each class |
 | `segmenter.safetensors` | encoder and heads |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures during training |
 | `log.txt` | messages, such as the files that were left out |
@@ -189,6 +191,9 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
         log.warning(line)
     for line in choices(labeled.settings, model):
         log.info(line)
+    short = too_short(settings, len(train), FEW_STEPS, f"--preset small takes {PRESETS['small'].steps:,}")
+    if short is not None and newest is None:
+        log.warning(short)
     bad = list(checked.unreadable["train"].values()), list(checked.unreadable["val"].values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
     if newest is not None:
@@ -211,6 +216,7 @@ def _finish(
     assert job.evaluation is not None
     save_segmenter(folder / FILE, job.model, names, job.inference)
     measures = job.evaluation.measures
+    trivial = majority(measures, names, pixels.tolist())
     result = write_result(
         folder,
         "segment",
@@ -223,6 +229,8 @@ def _finish(
         steps=job.total,
         inference=job.inference.mode,
         train_pixels={name: int(count) for name, count in zip(names, pixels, strict=True)},
+        verdict=verdict(measures, names, trivial).to_dict(),
+        one_class_everywhere=trivial,
         **measures.to_dict(names),
     )
     return SegmentResult(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
+from hardpatch.finetune.file import initial_classifier
 from hardpatch.finetune.model import Classifier
-from hardpatch.finetune.run import initial_classifier
 from hardpatch.finetune.settings import FinetuneSettings, check
 from hardpatch.finetune.trainer import DropPatches, FinetuneJob
 from hardpatch.measure.features import align_labels

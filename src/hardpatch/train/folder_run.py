@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic
 
 from hardpatch.errors import UserError, did_you_mean
@@ -46,6 +47,7 @@ def open_run(
     *,
     resume: bool,
     required: Mapping[str, str],
+    earlier: Mapping[str, Any] = MappingProxyType({}),
 ) -> FolderRun[Settings]:
     """Return inputs and settings of a new run, or of a run to resume. Nothing is written.
 
@@ -60,6 +62,8 @@ def open_run(
         values: settings in which the run differs from the preset.
         resume: continue the run in ``out``.
         required: inputs that a new run needs, and what is expected for each.
+        earlier: values of settings that a resumed run lacks because it began before they existed, where the default
+            preset has others.
 
     Raises:
         UserError: if an input is missing, a name is unknown, or a resumed run would change what it learns.
@@ -73,7 +77,7 @@ def open_run(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
         )
     if resume:
-        return _resumed(verb, folder, inputs, presets, preset, values, required)
+        return _resumed(verb, folder, inputs, presets, preset, values, required, earlier)
     run_folder.check_new(folder)
     settings = changed(presets[preset or next(iter(presets))], values, inputs)
     for name, expected in required.items():
@@ -98,6 +102,7 @@ def _resumed(
     preset: str | None,
     values: Mapping[str, Any],
     required: Mapping[str, str],
+    earlier: Mapping[str, Any],
 ) -> FolderRun[Settings]:
     """Return the run in ``folder``; what is passed again must be the same."""
     saved = run_folder.read_values(folder)
@@ -110,7 +115,7 @@ def _resumed(
         raise UserError(f"--out: expected a folder of hardpatch {verb}, {folder} is one of another verb")
     default = next(iter(presets.values()))
     names = {f.name for f in fields(default)}
-    old = changed(default, {name: value for name, value in saved.items() if name in names})
+    old = changed(default, {name: value for name, value in {**earlier, **saved}.items() if name in names})
     new = changed(presets[preset] if preset else old, values, inputs)
     old_values, new_values = to_dict(old), to_dict(new)
     changes = {name: (value, new_values[name]) for name, value in old_values.items() if new_values[name] != value}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from hardpatch import __version__
 from hardpatch.data.names import path_text
@@ -11,6 +11,22 @@ from hardpatch.data.sources import Paths
 from hardpatch.files import write_text_atomically
 
 RESULT = "result.json"
+
+
+class Verdict(NamedTuple):
+    """Conclusion from the numbers of a run."""
+
+    learned: Literal["yes", "barely", "no"]
+    reasons: tuple[str, ...]
+    """lines that say why"""
+
+    def line(self) -> str:
+        """Return the verdict as a line of text."""
+        return f"learned: {self.learned}; {'; '.join(self.reasons)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``result.json``."""
+        return {"learned": self.learned, "reasons": list(self.reasons)}
 
 
 def write_result(

@@ -69,6 +69,13 @@ class TrainingSettings(LoopSettings):
     flip: float = setting(0.5, "probability of a horizontal flip")
     weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
     val_every: float | None = setting(None, "epochs between evaluations; the last step always has one")
+    least_steps: int | None = setting(
+        None, "steps at least where epochs say how long to train; null for as many as that"
+    )
+
+    def total_steps(self, images: int) -> int:
+        """Return the optimizer steps of a run on ``images`` training images."""
+        return max(super().total_steps(images), 0 if self.steps is not None else self.least_steps or 0)
 
     def val_steps(self, images: int) -> float | None:
         """Return the optimizer steps between evaluations, not rounded; None for one at the end only."""
@@ -81,7 +88,8 @@ Settings = TypeVar("Settings", bound=LoopSettings)
 def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str] = ()) -> Settings:
     """Return a copy of ``preset`` with some values replaced.
 
-    The length of a run has one unit: ``steps`` replaces the preset's ``epochs``, and the reverse. Random weights
+    The length of a run has one unit: ``steps`` replaces the preset's ``epochs``, and the reverse; a preset's
+    ``least_steps`` are for its own epochs only. Random weights
     replace the preset's layer decay by 1, because their lower layers have to learn as well. ``workers`` may be "auto".
 
     Args:
@@ -101,7 +109,7 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         raise UserError("--steps: not allowed with --epochs; give one of them")
     base = to_dict(preset)
     if values.get("steps") or values.get("epochs"):
-        base |= {"steps": None, "epochs": None}
+        base |= {"steps": None, "epochs": None, **({"least_steps": None} if "least_steps" in base else {})}
     if values.get("weights") == "random" and base.get("layer_decay") is not None:
         base["layer_decay"] = 1.0
     if values.get("workers") == "auto":
@@ -151,6 +159,7 @@ def check_training(run: TrainingSettings) -> None:
     """
     check_loop(run)
     expect(run, "val_every", "a number above 0", _optional(run, "val_every", lambda number: 0 < number < math.inf))
+    expect(run, "least_steps", "a whole number from 1", _optional(run, "least_steps", lambda number: number >= 1))
     expect(run, "weight_decay", "a number from 0", 0 <= run.weight_decay < math.inf)
     expect(run, "layer_decay", "a number above 0, up to 1", _optional(run, "layer_decay", lambda x: 0 < x <= 1))
     expect(run, "drop_path", "a number from 0, below 1", 0 <= run.drop_path < 1)
@@ -160,6 +169,25 @@ def check_training(run: TrainingSettings) -> None:
 def _optional(run: LoopSettings, name: str, holds: Any) -> bool:
     value = getattr(run, name)
     return value is None or holds(value)
+
+
+def too_short(run: TrainingSettings, images: int, least: int, preset: str) -> str | None:
+    """Return a line about a training with so few steps that its result means little, else None.
+
+    Args:
+        run: the settings.
+        images: number of images in the training set.
+        least: steps from which on nothing is said.
+        preset: words about the preset that has more.
+    """
+    steps = run.total_steps(images)
+    if steps >= least:
+        return None
+    epochs = steps * run.batch_size / images
+    return (
+        f"{images:,} images and {epochs:.3g} epochs are {steps:,} steps of {run.batch_size}: with fewer than {least:,} "
+        f"the result means little; {preset}"
+    )
 
 
 def to_dict(run: "DataclassInstance") -> dict[str, Any]:

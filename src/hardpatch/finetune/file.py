@@ -1,0 +1,127 @@
+"""Networks that a training of a classifier starts from, and those that it leaves on the disk."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from hardpatch import __version__
+from hardpatch.data.reading import read_reading
+from hardpatch.data.sources import Source
+from hardpatch.data.survey import adapted
+from hardpatch.errors import UserError
+from hardpatch.files import atomic_path
+from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.scratch import random_encoder
+from hardpatch.finetune.settings import FinetuneSettings
+from hardpatch.finetune.trainer import KIND
+from hardpatch.interchange.backbone import load_backbone
+from hardpatch.interchange.load import weights_file
+from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.models.transfer import unshare_relative_bias
+from hardpatch.pickles import save_tensors
+from hardpatch.pretrain.sections import RunConfig
+from hardpatch.train import checkpoint
+from hardpatch.train.result import RESULT
+
+PROBE = "probe.safetensors"
+"""File of a run folder: the classifier that the run begins with."""
+
+
+class LoadedClassifier(NamedTuple):
+    """A fine-tuned network, the names of its classes, and its image size."""
+
+    model: Classifier
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(height, width) of the images that it was trained on, in pixels"""
+
+
+def load_classifier(path: str | Path) -> LoadedClassifier:
+    """Load a fine-tuned network in eval mode.
+
+    ``model(model.normalize(images))`` classifies images, uint8 ``[B, C, H, W]``: scores ``[B, classes]``.
+
+    Args:
+        path: a run folder of ``finetune`` or ``train_linear_probe`` (its newest checkpoint, or its probe if that was
+            kept), a checkpoint's folder, or a file. If the run has a moving average of its weights, that is loaded.
+
+    Raises:
+        UserError: if there is no such file, or it holds another kind of network.
+    """
+    file = Path(path) / PROBE if keeps_probe(Path(path)) else weights_file(path)
+    metadata = (checkpoint.read_metadata(file) if file.suffix == ".safetensors" else None) or {}
+    if metadata.get("kind") != KIND:
+        raise UserError(f"RUN: expected a network of hardpatch finetune, {file} is of another kind")
+    state = load_file(file)
+    weights = checkpoint.with_prefix(state, "teacher.") or checkpoint.with_prefix(state, "student.")
+    size = (metadata["image_size"][0], metadata["image_size"][1])
+    model = Classifier(
+        build_encoder(metadata["encoder"]),
+        len(metadata["classes"]),
+        mean=metadata["mean"],
+        std=metadata["std"],
+        reading=read_reading(metadata),
+        drop_path=metadata["finetune"]["drop_path"],
+        frozen=metadata["finetune"].get("frozen", False),
+        pool=metadata["finetune"].get("pool", "mean"),
+    )
+    model.load_state_dict(weights)
+    return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
+
+
+def keeps_probe(folder: Path) -> bool:
+    """Return whether the result of a run folder is its probe, rather than the network that was trained from there."""
+    try:
+        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8")).get("kept") == "probe")
+    except (OSError, json.JSONDecodeError, AttributeError):
+        return False
+
+
+def save_probe(folder: Path, model: Classifier, metadata: Mapping[str, Any]) -> None:
+    """Write a linear probe in a way that :func:`load_classifier` can load."""
+    tensors = {f"student.{name}": value for name, value in model.state_dict().items()}
+    with atomic_path(folder / PROBE) as partial:
+        save_tensors(tensors, partial, {"hardpatch": json.dumps({"hardpatch": __version__, **metadata})})
+
+
+def initial_classifier(
+    settings: FinetuneSettings, run: str | Path | RunConfig, train: Source, classes: int
+) -> Classifier:
+    """Build the network that a run starts from.
+
+    Args:
+        settings: of the run.
+        run: weights of the encoder, or the settings of a pre-training run, whose encoder starts from random weights.
+        train: images, for the channel statistics that such settings may ask for.
+        classes: number of classes.
+
+    Raises:
+        UserError: if the weights cannot be loaded or the image size does not fit.
+    """
+    if isinstance(run, RunConfig):
+        encoder, mean, std, reading = random_encoder(replace(run, seed=settings.seed), train)
+    else:
+        encoder, mean, std, reading = load_backbone(run, settings.weights, seed=settings.seed)
+    unshare_relative_bias(encoder)
+    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            return Classifier(
+                encoder,
+                classes,
+                mean=mean,
+                std=std,
+                reading=adapted(reading, train, "--train"),
+                image_size=size,
+                drop_path=settings.drop_path,
+                frozen=settings.frozen,
+                pool=settings.pool,
+            )
+        except ValueError as error:
+            raise UserError(f"--image_size: {error}") from None
