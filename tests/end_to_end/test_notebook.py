@@ -17,9 +17,10 @@ run
 
 @pytest.mark.filterwarnings("default")  # of the notebook's own packages
 def test_progress_and_pictures_in_a_notebook(images: Path, tmp_path: Path) -> None:
-    cell = nbformat.from_dict({"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None})
-    cell["source"] = CELL.format(images=str(images), out=str(tmp_path / "run"))
-    notebook = nbformat.from_dict({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
+    notebook = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
+    source = CELL.format(images=str(images), out=str(tmp_path / "run"))
+    cell = nbformat.v4.new_code_cell(source)  # type: ignore[no-untyped-call]
+    notebook.cells.append(cell)
     NotebookClient(notebook, timeout=300).execute()
     shown = [output["data"] for output in cell.outputs if output["output_type"] == "display_data"]
     assert "<progress" in shown[0]["text/html"]
