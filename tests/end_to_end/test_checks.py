@@ -17,7 +17,7 @@ from hardpatch.data.sources import hold_out, open_source
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
-CHECKED = ["--verdict.images", "10", "--data.hold_out", "10"]
+CHECKED = ["--verdict.images", "5", "--data.hold_out", "10"]
 EVERY_16 = ["--steps", "80", "--verdict.checks", "5", *CHECKED]  # 80 steps of 16 images: four checks, and step 2
 
 
@@ -32,7 +32,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("more", [[], ["--fast.remember", "true"], ["--method.predicting_loss", "none"]])
 def test_checks_change_no_weight(more: list[str], images: Path, tmp_path: Path) -> None:
-    common = ["--steps", "30", "--data.hold_out", "10", "--verdict.images", "10", "--model.drop_path", "0.2", *more]
+    common = ["--steps", "30", "--data.hold_out", "10", "--verdict.images", "5", "--model.drop_path", "0.2", *more]
     checked = pretrain(images, tmp_path / "with", *common)
     plain = pretrain(images, tmp_path / "without", *common, "--verdict.checks", "0")
     assert [row["step"] for row in checked if "check_loss" in row] == [0, 15, 30]
@@ -55,7 +55,7 @@ def test_held_out_images_are_not_trained_on(images: Path, tmp_path: Path) -> Non
         path = Path(name)
         (copied / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copied / path.parent.name / path.name)
-    rows = pretrain(images, tmp_path / "run", "--epochs", "4", *CHECKED)
+    rows = pretrain(images, tmp_path / "run", "--epochs", "4", "--data.hold_out", "10", "--verdict.images", "10")
     assert rows[-1]["step"] == 5  # 4 epochs of 20 images in batches of 16
     pretrain(copied, tmp_path / "copy", "--epochs", "4", "--verdict.checks", "0")
     expected = weights(tmp_path / "copy", 5)
@@ -84,7 +84,7 @@ def test_the_result_is_a_verdict_and_an_encoder(images: Path, tmp_path: Path) ->
 def test_mining_stops_and_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upside_down = (2, 20, 40)
     monkeypatch.setattr("hardpatch.pretrain.guard.direction", lambda check: -1 if check["step"] in upside_down else 1)
-    # 80 steps of 16 images are enough for four checks of 10 images
+    # 80 steps of 16 images are enough for four checks of 5 images
     options = ["--train.log_every", "1", *EVERY_16, "--train.checkpoint_steps", "10", "--train.keep_checkpoints", "99"]
     rows = {row["step"]: row for row in pretrain(images, tmp_path / "run", *options)}
     checks = [step for step, row in rows.items() if "check_loss" in row]

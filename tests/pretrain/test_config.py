@@ -171,7 +171,7 @@ def test_saving_and_reading_gives_an_equal_run(seed: int, ratio: float, size: An
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["recipes"], ["pretrain", "--help"], ["knn", "--help"]]
+    "arguments", [["--help"], ["--version"], ["recipes", "demo"], ["pretrain", "--help"], ["knn", "--help"]]
 )
 def test_answers_without_importing_torch(arguments: list[str]) -> None:
     code = f"import sys; from hardpatch.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"

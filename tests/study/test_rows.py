@@ -36,11 +36,15 @@ def test_rows_have_unique_names_and_known_columns(name: str) -> None:
     assert all(set(row.paper) <= set(METRICS) for row in table.rows)
 
 
+UNCHECKED = ["--verdict.checks", "0"]
+"""Difference of all rows from their recipes: a study has its own measurements."""
+
+
 def test_a_row_is_the_recipe_with_its_own_settings() -> None:
     table = rows.read("table3")
     default = next(row for row in table.rows if row.default)
     run = configure(table, default, SCALES["paper"], data="images")
-    assert run == config.build(recipes.read("imagenet_base_200"), ["--data.path", "images"])
+    assert run == config.build(recipes.read("imagenet_base_200"), ["--data.path", "images", *UNCHECKED])
     easy = next(row for row in table.rows if row.settings.get("method.mining") == "easy")
     assert config.differences(run, configure(table, easy, SCALES["paper"], data="images")) == {
         "method.mining": ("hard", "easy")
@@ -66,7 +70,7 @@ def test_rows_equal_the_recipes_of_their_length(table: str, row: str, large: boo
     chosen = next(candidate for candidate in rows.read(table).rows if candidate.name == row)
     overrides = {"method.tokenizer": "t"} if "BEiT" in row else {}
     run = configure(rows.read(table), chosen, SCALES["paper"], large=large, data="images", overrides=overrides)
-    assert run == config.build(merged(recipes.read(recipe), {"data.path": "images"}, overrides))
+    assert run == config.build(merged(recipes.read(recipe), {"data.path": "images"}, overrides), UNCHECKED)
 
 
 def configured(*settings: str, row: StudyRow) -> RunConfig:

@@ -9,7 +9,9 @@ from hardpatch.pretrain import config
 def plan(arguments: list[str]) -> int:
     """Run ``hardpatch plan`` and return the exit code."""
     parser = Parser("plan", "Choose the settings of a training for a set of images, this machine and a time.")
-    parser.usage = "hardpatch plan PATH [--hours H] [--recipe NAME | --config FILE] [--SETTING VALUE]"
+    parser.usage = (
+        "hardpatch plan PATH [--hours H] [--recipe NAME | --config FILE]\n                      [--SETTING VALUE]"
+    )
     parser.add_argument("data", metavar="PATH", nargs="+", action=Images, help="images, as pretrain takes them")
     add_hours(parser)
     parser.add_argument("--recipe", metavar="NAME", help="named run whose settings are kept; only its time is measured")

@@ -48,8 +48,8 @@ def pretrain(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("pretrain", "Pre-train a Vision Transformer on images without labels.")
     parser.usage = (
-        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH] [--hours H]\n"
-        "                          [--out DIR] [--resume] [--SETTING VALUE]"
+        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH]\n"
+        "                          [--hours H] [--out DIR] [--resume] [--SETTING VALUE]"
     )
     parser.add_argument(
         "--recipe",

@@ -192,8 +192,8 @@ def explain(error: Exception) -> str:
     if text.startswith("unrecognized arguments: "):
         names = setting_names()
         options = [*names[""], *(f"{section}.{name}" for section in names if section for name in names[section])]
-        unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1])
-        name = unknown.removeprefix("--").split("=")[0]
+        unknown = next((word for word in text.split() if word.startswith("--")), text.split()[-1]).split("=")[0]
+        name = unknown.removeprefix("--")
         if hint(name):
             return f"{unknown}: unknown argument{hint(name)}"
         # A plain name is most often a nested setting without its section.

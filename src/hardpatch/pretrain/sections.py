@@ -213,7 +213,7 @@ class KnnConfig:
 
 @dataclass(frozen=True)
 class VerdictConfig:
-    """Checks during training, without labels if there are none, and the verdict at the end."""
+    """Checks during the training, and the verdict at its end."""
 
     checks: int = 10
     """Checks during the training, beside those before the first step and after the last; 0 is no check, no verdict."""
