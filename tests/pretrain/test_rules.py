@@ -138,6 +138,7 @@ def test_a_small_set_does_not_use_all_of_a_long_time() -> None:
     draft = drafted({}, replace(SET, images=10), seen=1e8)
     assert draft.build().total_steps(10) * draft.build().batch_size <= 10 * rules.MAX_EPOCHS
     assert "not all of the time" in draft.reasons["length"]
+    assert "hold little to learn from" in replace(SET, images=10).warning()
 
 
 def test_a_doubtful_set_is_named() -> None:

@@ -221,7 +221,7 @@ class _Planner:
             what = f"sees {short(seen)} images in the time"
             if chosen is not None and seen < size.least_images:
                 chosen[0].reasons["model"] += (
-                    f"; {size.width} wide {what}, and repays from {short(size.least_images)} on"
+                    f"; {size.width} wide {what}, and is taken from {short(size.least_images)} on"
                 )
                 break
             draft.reasons["model"] = "; ".join(part for part in (what, draft.reasons["model"]) if part)

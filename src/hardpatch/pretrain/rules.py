@@ -139,7 +139,9 @@ def choose_size(draft: Draft, size: Size, facts: SetFacts) -> None:
         side, patch = _beside(fixed, size, facts)
     else:
         side, patch = patches(min(size.side, facts.side))
-    why = f"the set has {facts.side} px" if facts.side <= size.side else "larger ones take more time than they repay"
+    why = (
+        f"the set has {facts.side} px" if facts.side <= size.side else f"at most {size.side} px for a model this small"
+    )
     draft.choose("images", {"data.image_size": side, "model.patch_size": patch}, why)
     shape: dict[str, Any] = {"model.width": size.width, "model.depth": size.depth, "model.heads": size.heads}
     if "model.size" in fixed:
@@ -177,13 +179,13 @@ def choose_loading(draft: Draft, facts: SetFacts, machine: Machine) -> None:
     fits = machine.memory is not None and need <= MEMORY_SHARE * machine.memory
     if fits:
         values: dict[str, Any] = {"data.in_memory": "host"}
-        reason = f"decoded once into memory, {need / 1e9:.2f} GB"
+        reason = f"decoded once into memory, {_bytes(need)}"
         if machine.device == "cpu":
             values["data.workers"] = 0
     else:
         values, reason = (
             {"data.in_memory": "no"},
-            f"decoded anew for each epoch; in memory they would take {need / 1e9:.1f} GB",
+            f"decoded anew for each epoch; in memory they would take {_bytes(need)}",
         )
     draft.choose("loading", values, reason)
 
@@ -250,5 +252,9 @@ def choose_length(draft: Draft, images_seen: float, images: int) -> None:
     steps = max(1, int(min(images_seen, most) / batch))
     reason = f"{steps * batch / images:,.1f} epochs"
     if images_seen > most:
-        reason += f"; more than {MAX_EPOCHS} of so few images repay nothing, so not all of the time is used"
+        reason += f"; more than {MAX_EPOCHS:,} are not planned, so that not all of the time is used"
     draft.choose("length", {"steps": steps, "train.log_every": max(1, min(50, steps // 20))}, reason)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

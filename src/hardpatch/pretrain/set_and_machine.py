@@ -17,6 +17,8 @@ SAMPLE = 256
 """Images whose headers are read."""
 DECODED = 48
 """Images that are decoded among them."""
+FEW = 100
+"""Images below which a set is called small."""
 MOSTLY = 0.5
 """Fraction of distinct images below which a set is doubtful."""
 PLAIN = 0.01
@@ -55,6 +57,10 @@ class SetFacts:
 
     def warning(self) -> str:
         """Return what makes it doubtful that a model can learn from the set; empty if nothing does."""
+        if self.images < FEW:
+            return (
+                f"{self.images} images hold little to learn from; weights of a larger set, fine-tuned, will do better"
+            )
         if self.distinct < MOSTLY:
             return f"only {self.distinct:.0%} of the images looked at differ from all others: see hardpatch check"
         if self.deviation < PLAIN:
