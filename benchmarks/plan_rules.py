@@ -6,10 +6,12 @@ TRAIN and VAL are labeled sets, as ``hardpatch knn`` takes them. From TRAIN, ``-
 without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS` and ``--hours``, then k-NN and
 linear accuracy on VAL with TRAIN's subset as the labeled images, of the trained and of the untrained encoder. A run is
 one process with ``--threads`` threads; ``--jobs`` run at a time. A run that has ``OUT/NAME_IMAGES_HOURS/ARM/seed_K/
-measured.json`` is not made again. At the end a table of all that is in OUT, as Markdown.
+measured.json`` is not made again. ``--planted`` adds sets that nothing can be learned from. At the end a table of all
+that is in OUT, as Markdown.
 """
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -21,10 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from hardpatch.data.sources import open_source
+from hardpatch.data.sources import Source, open_source
 
 SMALL = (
     "--data.image_size 64 --model.patch_size 8 --model.width 128 --model.depth 4 --model.heads 4 "
@@ -59,6 +64,10 @@ ARMS = {
 """Options of ``hardpatch pretrain`` by the name of an arm."""
 
 
+PLANTED = ("one_image", "noise", "shuffled")
+"""Faults of a set: one image repeated, noise, labels that belong to other images."""
+
+
 class Setup(argparse.Namespace):
     """Command line of this script."""
 
@@ -70,6 +79,7 @@ class Setup(argparse.Namespace):
     threads: int
     jobs: int
     out: Path
+    planted: bool
 
 
 def subset(source: str, images: int | None, file: Path) -> str:
@@ -79,15 +89,32 @@ def subset(source: str, images: int | None, file: Path) -> str:
     opened = open_source(source)
     if not file.exists():
         step = len(opened) / images
-        chosen = [int(k * step) for k in range(images)]
-        assert opened.classes is not None
-        columns = {
-            "image": [{"bytes": opened.encoded(i), "path": None} for i in chosen],
-            "label": [opened.classes[label] for i in chosen if (label := opened.label(i)) is not None],
-        }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), file)
+        write_set(file, opened, [int(k * step) for k in range(images)])
     return str(file)
+
+
+def write_set(file: Path, source: Source, chosen: list[int], plant: str | None = None) -> None:
+    """Write some images of a labeled set as Parquet, with a fault of :data:`PLANTED` if there shall be one."""
+    rng = np.random.default_rng(0)
+    assert source.classes is not None
+    labels = [source.classes[label] for i in chosen if (label := source.label(i)) is not None]
+    encoded = [source.encoded(i) for i in chosen]
+    if plant == "one_image":
+        encoded = encoded[:1] * len(chosen)
+    elif plant == "noise":
+        sizes = [source.image(i).shape for i in chosen]
+        encoded = [png(rng.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
+    elif plant == "shuffled":
+        rng.shuffle(labels)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": [{"bytes": data, "path": None} for data in encoded], "label": labels}), file)
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def hardpatch(arguments: str, threads: int) -> None:
@@ -162,6 +189,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--planted", action="store_true", help="also each set with faults planted, by the arm auto")
     setup = parser.parse_args(namespace=Setup())
     tasks = []
     for entry in setup.sets:
@@ -170,6 +198,12 @@ def main() -> None:
         folder = setup.out / f"{name}_{setup.images or 'all'}_{setup.hours:.3g}h"
         part = subset(train, setup.images, setup.out / "sets" / f"{name}_{setup.images}.parquet")
         tasks += [(folder, part, val, arm, seed) for seed in range(setup.seeds) for arm in setup.arms]
+        for plant in PLANTED if setup.planted else ():
+            opened, file = open_source(part), setup.out / "sets" / f"{name}_{setup.images}_{plant}.parquet"
+            if not file.exists():
+                write_set(file, opened, list(range(len(opened))), plant)
+            planted = setup.out / f"{folder.name}_{plant}"
+            tasks += [(planted, str(file), val, "auto", seed) for seed in range(setup.seeds)]
     with ThreadPoolExecutor(setup.jobs) as pool:
         for future in [pool.submit(measure, setup, *task) for task in tasks]:
             try:
