@@ -129,6 +129,12 @@ def test_images_that_do_not_fit_into_memory_are_decoded_as_they_come() -> None:
     assert drafted({}, machine=replace(CPU, memory=None)).build().data.in_memory == "no"
 
 
+def test_a_batch_is_split_as_the_memory_of_a_gpu_needs() -> None:
+    gpu = Machine("cuda", "GPU", 8, 64 * 2**30, 24 * 2**30)
+    assert drafted({}, machine=gpu).build().optim.accumulation_steps == "auto"
+    assert drafted({}).build().optim.accumulation_steps == 1
+
+
 def test_what_the_user_set_is_said() -> None:
     assert drafted({"batch_size": 48}).reasons["batch"] == "yours: batch_size 48"
     assert "yours: model.width 100" in drafted({"model.width": 100}).reasons["model"]

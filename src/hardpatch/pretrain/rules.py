@@ -188,6 +188,8 @@ def choose_loading(draft: Draft, facts: SetFacts, machine: Machine) -> None:
             f"decoded anew for each epoch; in memory they would take {_bytes(need)}",
         )
     draft.choose("loading", values, reason)
+    if machine.device == "cuda":  # as many micro-batches as its memory needs
+        draft.choose("memory", {"optim.accumulation_steps": "auto"}, "")
 
 
 def choose_held_out(draft: Draft, facts: SetFacts) -> None:
