@@ -41,6 +41,20 @@ def initial_reading(run: RunConfig) -> Reading:
     return Reading(pages=data.pages, bands=bands, background=(red, green, blue), max_pixels=data.max_pixels)
 
 
+def resolve_reading(run: RunConfig, source: Source) -> tuple[Reading, list[str]]:
+    """Look at the images of a run, and settle channels, type and range. Also returns what was found, a line each.
+
+    Raises:
+        UserError: if a setting does not fit the images, or none can be decoded.
+    """
+    initial = initial_reading(run)
+    found = survey(source, initial)
+    channels = resolve_channels(run.data.channels, found)
+    reading, measured = resolve_range(run.data.range, source, found, initial.with_channels(channels))
+    check_decodable(source, reading)
+    return reading, [f"--data: {found.images} images looked at: {found.describe()}", *measured]
+
+
 def resolve(run: RunConfig, source: Source) -> Images:
     """Look at the images of a run, and settle channels, type, range, mean and standard deviation.
 
@@ -48,14 +62,7 @@ def resolve(run: RunConfig, source: Source) -> Images:
         UserError: if a setting does not fit the images.
     """
     data = run.data
-    initial = initial_reading(run)
-    found = survey(source, initial)
-    notes = [f"--data: {found.images} images looked at: {found.describe()}"]
-    channels = resolve_channels(data.channels, found)
-    reading, measured = resolve_range(data.range, source, found, initial.with_channels(channels))
-    notes += measured
-
-    check_decodable(source, reading)
+    reading, notes = resolve_reading(run, source)
 
     def compute() -> tuple[tuple[float, ...], tuple[float, ...]]:
         notes.append("mean and standard deviation are computed on the images")

@@ -1,5 +1,6 @@
 """Planning: look at the set and the machine, measure candidates, and choose by the rules."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import torch
 
+from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.pretrain import config, rules
 from hardpatch.pretrain.build import initial_model, with_channels
 from hardpatch.pretrain.folder import check_new, configure
-from hardpatch.pretrain.images import Images, open_images, resolve
+from hardpatch.pretrain.images import open_images, resolve_reading
 from hardpatch.pretrain.plan import Plan, short
 from hardpatch.pretrain.rules import Draft
 from hardpatch.pretrain.sections import RunConfig
@@ -73,18 +75,8 @@ def plan_or_configure(
 ) -> tuple[RunConfig | Plan, Path]:
     """Return a training and its folder: a plan for images without recipe, or for ``hours``, else a configuration.
 
-    Args:
-        recipe: named run to start from.
-        file: YAML file of settings, in place of a recipe.
-        data: images to train on.
-        folder: of the run; None is ``runs/NAME``.
-        changes: settings in which it differs, as on the command line.
-        resume: take the settings from the folder.
-        hours: duration.
-        say: shows what is being done.
-
-    Raises:
-        UserError: names what is missing or does not go together.
+    ``hours`` is the time that the training may take, and ``say`` shows what is being done. All other arguments, and the
+    errors, are those of :func:`~hardpatch.pretrain.folder.configure`.
     """
     if resume and hours is not None:
         raise UserError("--hours: a resumed run keeps its length; leave it out")
@@ -133,18 +125,18 @@ def make_plan(
         run = config.build(rules.nested({**read, "steps": 1}))
     say("looking at the images")
     source = open_images(run)
-    images = resolve(run, source)
-    facts, machine = set_facts(source, images.reading), this_machine(run.train.device)
+    reading, _ = resolve_reading(run, source)
+    facts, machine = set_facts(source, reading), this_machine(run.train.device)
     if recipe or file:
-        return estimate(run, source, images, facts, machine, hours)
+        return estimate(run, source, reading, facts, machine, hours)
     seconds = 3600 * (rules.HOURS[machine.device] if hours is None else hours)
-    return _Planner(source, images, facts, machine, seconds, say).plan(fixed)
+    return _Planner(source, reading, facts, machine, seconds, say).plan(fixed)
 
 
 def estimate(
     run: RunConfig,
     source: Source,
-    images: Images,
+    reading: Reading,
     facts: SetFacts | None = None,
     machine: Machine | None = None,
     hours: float | None = None,
@@ -154,14 +146,14 @@ def estimate(
     Args:
         run: the configuration, whose settings stay.
         source: its images.
-        images: how they are read.
+        reading: how they are read.
         facts: of the set; None looks at it.
         machine: None is this one.
         hours: duration; None keeps the run's length.
     """
-    facts = facts or set_facts(source, images.reading)
+    facts = facts or set_facts(source, reading)
     machine = machine or this_machine(run.train.device)
-    speed = _speed(run, source, images, facts, machine)
+    speed = _speed(run, source, reading, facts, machine)
     start = _starting(run, facts, machine)
     reasons = {}
     if hours is not None:
@@ -171,16 +163,16 @@ def estimate(
         reasons["length"] = f"{epochs:,.1f} epochs, by --hours {hours:g}"
     seen = run.total_steps(facts.images - run.data.hold_out) * run.batch_size
     seconds = start + seen / speed.images_per_second / (1 - OVERHEAD)
-    return Plan(run, facts, machine, seconds, speed.images_per_second, _parameters(run, images), reasons)
+    return Plan(run, facts, machine, seconds, speed.images_per_second, _parameters(run, reading), reasons)
 
 
 class _Planner:
     """Choices for one set, machine and time."""
 
     def __init__(
-        self, source: Source, images: Images, facts: SetFacts, machine: Machine, seconds: float, say: Say
+        self, source: Source, reading: Reading, facts: SetFacts, machine: Machine, seconds: float, say: Say
     ) -> None:
-        self.source, self.images, self.facts, self.machine = source, images, facts, machine
+        self.source, self.reading, self.facts, self.machine = source, reading, facts, machine
         self.seconds, self.say = seconds, say
 
     def plan(self, fixed: Mapping[str, Any]) -> Plan:
@@ -191,7 +183,7 @@ class _Planner:
         run = draft.build()
         draft.reasons["set"] = facts.warning()
         self.say("timing the training")
-        speed = _speed(run, self.source, self.images, facts, machine)
+        speed = _speed(run, self.source, self.reading, facts, machine)
         start = _starting(run, facts, machine)
         if not draft.length_fixed:
             self._finish(draft, _images_in(self.seconds, start, speed.images_per_second))
@@ -203,7 +195,7 @@ class _Planner:
             )
         seen = run.total_steps(facts.images - run.data.hold_out) * run.batch_size
         seconds = start + seen / speed.images_per_second / (1 - OVERHEAD)
-        parameters = _parameters(run, self.images)
+        parameters = _parameters(run, self.reading)
         return Plan(run, facts, machine, seconds, speed.images_per_second, parameters, draft.reasons)
 
     def _largest(self, fixed: Mapping[str, Any]) -> tuple[Draft, float]:
@@ -245,12 +237,14 @@ class _Planner:
         rules.choose_length(draft, seen, images)
 
 
-def _speed(run: RunConfig, source: Source, images: Images, facts: SetFacts, machine: Machine) -> Speed:
+def _speed(run: RunConfig, source: Source, reading: Reading, facts: SetFacts, machine: Machine) -> Speed:
     """Measure the speed of a training: as it will run, or by its parts where a single step takes long."""
     quick = replace(run, train=replace(run.train, compile="no"))
     step = seconds_per_image(with_channels(replace(quick, batch_size=min(FEW, run.batch_size)), facts.channels), 0.5)
     if step * run.batch_size < SLOW_STEP:
-        return training_speed(quick, source, images.reading)
+        speed = training_speed(quick, source, reading)
+        gc.collect()  # frees the memory of a GPU for the run itself
+        return speed
     loading = _loading(run, facts, machine)
     return Speed(1 / (step + loading), loading / (step + loading))
 
@@ -274,7 +268,7 @@ def _images_in(seconds: float, start: float, images_per_second: float) -> float:
     return max(1.0, seconds - start) * (1 - OVERHEAD) * images_per_second
 
 
-def _parameters(run: RunConfig, images: Images) -> int:
+def _parameters(run: RunConfig, reading: Reading) -> int:
     with torch.device("meta"):
-        model = initial_model(run, images.mean, images.std, reading=images.reading)
+        model = initial_model(run, [0.5] * reading.number, [0.3] * reading.number, reading=reading)
     return sum(weight.numel() for weight in model.parameters())

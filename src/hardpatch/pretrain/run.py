@@ -120,14 +120,15 @@ def train(
     images = _images(run, source, newest)
     if run.data.in_memory == "host":
         source = InMemorySource(source, images.reading)
+    total = run.total_steps(len(source))
+    if plan is None and announce_time and newest is None and total * run.batch_size > ANNOUNCED:
+        plan = estimate(run, opened, images.reading)  # before the run's own model takes the memory
     job = _job(run, folder, source, newest, images, content_digest(opened), held)
     run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
     log_to(folder / "log.txt")
     for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
-    if plan is None and announce_time and newest is None and job.total * run.batch_size > ANNOUNCED:
-        plan = estimate(run, opened, images)
     if plan is not None:
         _announce(plan, folder)
     job.draw = write_check_pictures if pictures else None

@@ -16,7 +16,7 @@ from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import resolve_workers
 from hardpatch.pretrain.build import initial_model, target_of, transform_of, with_channels
-from hardpatch.pretrain.micro_batch import synthetic_batch
+from hardpatch.pretrain.micro_batch import fewest_accumulation_steps, synthetic_batch
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
@@ -107,7 +107,10 @@ def _learner(run: RunConfig, images: int, reading: Reading | None = None) -> Lea
     target, outputs = target_of(run, fabric.device)
     channels = run.data.channel_count if reading is None else reading.number
     model = initial_model(run, [0.5] * channels, [0.3] * channels, outputs, reading)
-    return Learner(run, model, fabric, STEPS, target, images)
+    learner = Learner(run, model, fabric, STEPS, target, images)
+    if run.optim.accumulation_steps == "auto" and fabric.device.type == "cuda":
+        learner.accumulation_steps = fewest_accumulation_steps(learner)
+    return learner
 
 
 def median_seconds(step: Callable[[], object], device: torch.device, seconds: float) -> float:
