@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hardpatch.pretrain import config
-from hardpatch.pretrain.advice import Facts
+from hardpatch.pretrain.facts import Facts
 from hardpatch.pretrain.verdict import Verdict, verdict
 
 FACTS = Facts(

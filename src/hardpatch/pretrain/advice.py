@@ -2,8 +2,9 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from hardpatch.pretrain.facts import Facts
 
 # Preliminary, as the thresholds of the verdict are.
 MOST = 2
@@ -14,29 +15,6 @@ UNCHANGED = 0.7
 """Share of the neighbors that are still the untrained encoder's above which a learning rate was too low."""
 FACTOR = 4
 """Factor by which a learning rate is changed."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts of a run that its checks do not tell."""
-
-    target: str
-    """what is reconstructed, in words"""
-    moving: bool
-    """the target changes with the training, so that losses cannot be compared over time"""
-    held_out: bool
-    """the checks look at images that are not trained on"""
-    images: int
-    """in the training set"""
-    epochs: float
-    steps: int
-    batch_size: int
-    lr: float
-    """peak learning rate"""
-    mines: bool
-    can_remember: bool
-    """the host can mine by remembered predictions of masked patches"""
-    folder: str
 
 
 def suggestions(

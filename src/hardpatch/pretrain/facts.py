@@ -1,10 +1,33 @@
 """Facts of a run that its verdict rests on, beside the metrics of its checks."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from hardpatch.pretrain.advice import Facts
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import RunConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of a run that its checks do not tell."""
+
+    target: str
+    """what is reconstructed, in words"""
+    moving: bool
+    """the target changes with the training, so that losses cannot be compared over time"""
+    held_out: bool
+    """the checks look at images that are not trained on"""
+    images: int
+    """in the training set"""
+    epochs: float
+    steps: int
+    batch_size: int
+    lr: float
+    """peak learning rate"""
+    mines: bool
+    can_remember: bool
+    """the host can mine by remembered predictions of masked patches"""
+    folder: str
 
 
 def facts(run: RunConfig, folder: Path, images: int, total: int, held_out: bool) -> Facts:

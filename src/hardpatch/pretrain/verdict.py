@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hardpatch.measure.trivial import NAMES
-from hardpatch.pretrain.advice import Facts, suggestions
+from hardpatch.pretrain.advice import suggestions
+from hardpatch.pretrain.facts import Facts
 from hardpatch.pretrain.guard import direction
 
 # All thresholds are preliminary: they were set on few runs.
