@@ -14,7 +14,7 @@ from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
 from hardpatch.figures import legible
 from hardpatch.finetune.model import Classifier
-from hardpatch.measure.labels import LARGE_IMAGE
+from hardpatch.measure.labels import crop_fraction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class ClassifierEvaluation:
 
 def whole_image(size: tuple[int, int], model: Classifier) -> EvalTransform:
     """Return the transform of evaluation: large images are cropped to the center, small ones are seen whole."""
-    return EvalTransform(size, model.reading, 0.875 if min(size) >= LARGE_IMAGE else 1.0)
+    return EvalTransform(size, model.reading, crop_fraction(size))
 
 
 @torch.inference_mode()

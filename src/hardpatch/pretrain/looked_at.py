@@ -52,8 +52,8 @@ class ImageSet:
             return self._kept
         pixels = self.transform.reading.number * math.prod(self.transform.image_size)
         small = len(self) * pixels * torch_type(self.transform.reading).itemsize <= CACHE_BYTES
-        # a few small images are decoded sooner than processes are started
-        workers = 0 if small else self.workers
+        # a few images are decoded sooner than processes are started
+        workers = 0 if len(self) <= BATCH else self.workers
         batches = eval_batches(self.source, self.transform, batch_size=BATCH, workers=workers)
         if small:
             self._kept = list(batches)

@@ -57,7 +57,7 @@ class PretrainResult:
         if images.is_floating_point() and model.reading.dtype == "uint8":
             pixels = 255.0 * pixels
         if pixels.shape[-2:] != model.image_size:
-            pixels = F.interpolate(pixels, size=model.image_size, mode="bilinear", antialias=True)
+            pixels = F.interpolate(pixels, size=model.image_size, mode="bicubic", antialias=True)
         with torch.inference_mode():
             return model.encode(model.normalize(pixels))[:, 1:].float().mean(dim=1)
 
