@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hardpatch.data.order import evenly_spread
 from hardpatch.data.sources import Source, open_source
 
 SMALL = (
@@ -88,8 +89,7 @@ def subset(source: str, images: int | None, file: Path) -> str:
         return source
     opened = open_source(source)
     if not file.exists():
-        step = len(opened) / images
-        write_set(file, opened, [int(k * step) for k in range(images)])
+        write_set(file, opened, evenly_spread(len(opened), images))
     return str(file)
 
 

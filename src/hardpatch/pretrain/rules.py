@@ -36,9 +36,8 @@ LADDER = (
 )
 """From small to large."""
 
-GRIDS = {224: (14,)}
-"""Patches along a side, by the largest side of the images; the first that leaves less than LOST unused is taken."""
-GRID = (8, 7, 9, 10)
+GRIDS = {224: (14,), 0: (8, 7, 9, 10)}
+"""Patches along a side, by the least side of the images; the first that leaves at most LOST of it unused is taken."""
 LOST = 0.05
 BATCHES = (32, 64, 128, 256, 512, 1024)
 STEPS = 10_000
@@ -124,7 +123,7 @@ def patches(limit: int) -> tuple[int, int]:
 
     About 8 x 8 patches, 14 x 14 from 224 px on, so that little of the image is lost and nothing is enlarged.
     """
-    grids = next((grids for side, grids in GRIDS.items() if limit >= side), GRID)
+    grids = next(grids for side, grids in GRIDS.items() if limit >= side)
     for grid in grids:
         if limit // grid * grid >= (1 - LOST) * limit:
             return limit // grid * grid, limit // grid

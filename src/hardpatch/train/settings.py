@@ -89,8 +89,8 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
     """Return a copy of ``preset`` with some values replaced.
 
     The length of a run has one unit: ``steps`` replaces the preset's ``epochs``, and the reverse; a preset's
-    ``least_steps`` are for its own epochs only. Random weights
-    replace the preset's layer decay by 1, because their lower layers have to learn as well. ``workers`` may be "auto".
+    ``least_steps`` are for its own epochs only. Random weights replace the preset's layer decay by 1, because their
+    lower layers have to learn as well. ``workers`` may be "auto".
 
     Args:
         preset: the settings to start from.

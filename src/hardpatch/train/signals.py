@@ -28,9 +28,8 @@ def requests_by_signal() -> Iterator[Requests]:
     """Turn signals into requests, so that the current step can be completed.
 
     SIGINT and SIGTERM request a stop, which is said on the terminal at once; a second one of the same kind has its
-    usual effect. SIGUSR1 and SIGHUP (the
-    terminal was closed) request a checkpoint. Outside the main thread Python allows no signal handlers; signals then
-    keep their usual effect.
+    usual effect. SIGUSR1 and SIGHUP (the terminal was closed) request a checkpoint. Outside the main thread Python
+    allows no signal handlers; signals then keep their usual effect.
 
     Yields:
         The requests; the handlers change them.
