@@ -28,6 +28,9 @@ SizeName = Literal["tiny", "small", "base", "large", "huge"]
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+StrategyName = Literal["ddp", "fsdp2"]
+"""Weights of several processes: whole in each of them, or divided among them."""
+
 WeightsName = Literal["student", "teacher", "random"]
 """Which weights of a run to use: the student, its moving average, or the random initialization."""
 

@@ -5,7 +5,10 @@ with any number of loader workers, micro-batches or processes, and on any kind o
 none of this.
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: 2^64 / golden ratio
@@ -50,3 +53,36 @@ def patch_noise(seed: int, step: int, samples: Tensor, patches: int) -> Tensor:
 def seed_step(seed: int, step: int) -> None:
     """Seed what is drawn within a step (drop path, dropout, boxes), so that it is the same after a resume."""
     torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+class Part(NamedTuple):
+    """Part of each batch that this process has."""
+
+    number: int
+    parts: int
+    """one for each process"""
+    images: int
+    """images of the part that are computed at a time, of each of which there may be several crops"""
+
+
+_part = Part(0, 1, 1)
+
+
+def set_part(number: int, parts: int, images: int) -> None:
+    """Say which part of each batch this process has, for :func:`random_keep`; see :class:`Part`."""
+    global _part
+    _part = Part(number, parts, images)
+
+
+def random_keep(like: Tensor, probability: float) -> Tensor:
+    """Draw for each row of ``like`` whether it is kept: ``[B, 1, 1]``, 0 or ``1 / (1 - probability)``.
+
+    Every process draws for the rows of all processes and takes its own. So several processes drop what one would drop,
+    which has the same generator and the whole batch. The rows are crops, crop by crop: first those of all images, then
+    the second ones of all images, and so on.
+    """
+    rows, (number, parts, images) = len(like), _part
+    if parts == 1:
+        return F.dropout(like.new_ones(rows, 1, 1), probability)
+    whole = F.dropout(like.new_ones(rows // images, parts, images), probability)
+    return whole[:, number].reshape(rows, 1, 1)

@@ -14,6 +14,7 @@ from importlib import import_module
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError, did_you_mean
 from hardpatch.printable import printable
+from hardpatch.processes import launched
 
 USAGE = """\
 usage: hardpatch VERB ...
@@ -70,7 +71,7 @@ VERBS = {
 }
 """Verbs, and the module of this package with the function of that name, imported only when the verb runs."""
 
-DISTRIBUTED = ("knn", "linear")
+DISTRIBUTED = ("pretrain", "knn", "linear")
 """Verbs that can run in several processes."""
 
 
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hardpatch {__version__}")
         return 0
     verb, *rest = arguments
+    if launched().rank > 0:  # the first process says everything
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it when it ends
     try:
         if verb not in VERBS:
             raise UserError(f"no such verb{did_you_mean(verb, list(VERBS)) or '; see hardpatch --help'}")
@@ -93,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         return getattr(import_module(f"hardpatch.cli.{VERBS[verb]}"), verb)(rest)
     except UserError as error:
-        print(f"hardpatch {verb}: {printable(str(error))}", file=sys.stderr)
+        complain(verb, error)
         return 2
     except TrainingError as error:
-        print(f"hardpatch {verb}: {printable(str(error))}", file=sys.stderr)
+        complain(verb, error)
         return 1
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
@@ -108,13 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def complain(verb: str, error: Exception) -> None:
+    """Print an error as one line; of several processes, one on each machine does."""
+    own = launched()
+    if own.local_rank == 0:
+        where = f" (process {own.rank} of {own.world_size})" if own.rank else ""
+        print(f"hardpatch {verb}{where}: {printable(str(error))}", file=sys.stderr)
+
+
 def refuses_processes(verb: str) -> bool:
     """Return whether there are several processes, and print, in the first only, that a verb runs in one."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and os.environ.get("RANK", "0") == "0":
+    own = launched()
+    if own.world_size > 1 and own.rank == 0:
         print(
-            f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {os.environ['WORLD_SIZE']}; this verb runs "
-            "in one process only, start it without torchrun",
+            f"hardpatch {verb}: WORLD_SIZE: expected 1 process, got {own.world_size}; this verb runs in one process "
+            "only, start it without torchrun or srun",
             file=sys.stderr,
         )
-    return several
+    return own.world_size > 1

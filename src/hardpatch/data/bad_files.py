@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hardpatch.errors import UserError
 from hardpatch.printable import printable
+from hardpatch.processes import is_first
 
 if TYPE_CHECKING:
     from hardpatch.data.sources import Source
@@ -63,7 +64,7 @@ class BadFiles:
                 self._entries[entry] = None
                 self._log(f"cannot {self.verb} {entry}")
                 self._count_class(entry)
-                if self._file is not None and entry not in self._earlier:
+                if self._file is not None and entry not in self._earlier and is_first():
                     with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
                         file.write(f"{entry}\n")
         # Files of earlier calls may have been repaired, so they do not count for the limit.

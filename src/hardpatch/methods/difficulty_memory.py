@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.patches import PatchIndices
+from hardpatch.processes import gather_rows
 
 DECAY = 0.5
 """Weight of the old value of a map when a new one is written."""
@@ -62,7 +63,7 @@ class DifficultyMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, crops: CropBox, mask: PatchIndices, predicted: Tensor, grid: tuple[int, int]) -> None:
-        """Write the predicted losses of the masked patches of B crops.
+        """Write the predicted losses of the masked patches of B crops, and of those of the other processes.
 
         Args:
             crops: which part of which image each crop shows.
@@ -86,7 +87,7 @@ class DifficultyMemory(nn.Module):
         new = torch.where(inside, maps.gather(1, patch.flatten(1)).view_as(patch), float("nan"))
         old = self.maps[indices].float()
         merged = torch.where(old.isnan(), new, DECAY * old + (1.0 - DECAY) * new)
-        self.maps[indices] = torch.where(new.isnan(), old, merged).half()
+        self.maps[gather_rows(indices)] = gather_rows(torch.where(new.isnan(), old, merged).half())
 
 
 def centers(count: int, device: torch.device) -> Tensor:

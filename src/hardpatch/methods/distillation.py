@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from hardpatch.processes import average
 from hardpatch.schedules import ramp
 
 STUDENT_TEMPERATURE = 0.1
@@ -96,10 +97,10 @@ def update_center(center: Tensor, logits: Tensor, momentum: float = CENTER_MOMEN
     Args:
         center: float32 ``[K]``, or with leading dimensions of 1.
         logits: ``[..., K]``, before sharpening. The mean is over all leading dimensions: views and images for class
-            tokens; views, images and all patches for patch tokens.
+            tokens; views, images and all patches for patch tokens; and over all processes.
         momentum: share of the center that stays.
     """
-    center.lerp_(logits.float().flatten(end_dim=-2).mean(dim=0), 1.0 - momentum)
+    center.lerp_(average(logits.float().flatten(end_dim=-2).mean(dim=0)), 1.0 - momentum)
 
 
 def teacher_temperature(progress: float, start: float, end: float, warmup: float) -> float:
@@ -115,9 +116,9 @@ def teacher_temperature(progress: float, start: float, end: float, warmup: float
 def usage_entropy(probabilities: Tensor) -> Tensor:
     """Entropy of the mean of ``probabilities [..., K]`` divided by ``log K``: how evenly the K prototypes are used.
 
-    A scalar in [0, 1]: 1 if all are used equally often, 0 if only one is used (a collapse).
+    A scalar in [0, 1], over all processes: 1 if all are used equally often, 0 if only one is used (a collapse).
     """
-    mean = probabilities.float().flatten(end_dim=-2).mean(dim=0)
+    mean = average(probabilities.float().flatten(end_dim=-2).mean(dim=0))
     return torch.special.entr(mean).sum() / math.log(max(2, len(mean)))
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hardpatch.choices import PredictingLossName, ReconstructionLossName
+from hardpatch.processes import global_mean
 
 
 def pixel_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -67,14 +68,15 @@ def relative_loss(predicted: Tensor, losses: Tensor, eps: float = 1e-6) -> Tenso
         eps: keeps the logarithm finite, as in the reference implementation.
 
     Returns:
-        A scalar: the mean over all untied pairs of the batch, 0 if there is none.
+        A scalar: the mean over all untied pairs of the batch, 0 if there is none. In several processes their mean is
+        that of the whole batch (:func:`~hardpatch.processes.global_mean`).
     """
     difference, order = pair_differences(predicted.float()), pair_differences(losses.detach().float()).sign()
     weights = torch.ones(difference.shape[-1], device=predicted.device)
     if predicted.shape[1] % 2 == 0:
         weights[-1].fill_(0.5)  # these pairs occur in both orders; assigning 0.5 may wait for the device
     pairs = torch.where(order == 0, 0.0, -((difference * order).sigmoid() + eps).log())
-    return (pairs * weights).sum() / ((order != 0) * weights).sum().clamp(min=1)
+    return global_mean((pairs * weights).sum(), ((order != 0) * weights).sum())
 
 
 def pair_differences(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hardpatch.models.positions import RelativePositionBias
+from hardpatch.randomness import random_keep
 
 NORM_EPS = 1e-6
 
@@ -155,7 +156,7 @@ class Block(nn.Module):
     def _drop(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
             return branch
-        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
+        return branch * random_keep(branch, self.drop_path)
 
 
 T = TypeVar("T")

@@ -1,7 +1,6 @@
 """Pre-training as a job of the training loop."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from functools import cached_property
@@ -30,7 +29,8 @@ from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
 from hardpatch.pretrain.verdict import Verdict, verdict
-from hardpatch.pretrain.vital_signs import vital_signs
+from hardpatch.pretrain.vital_signs import mean_of_finite, vital_signs
+from hardpatch.processes import gather_values, on_first, process_rank
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
 
@@ -100,8 +100,16 @@ class PretrainJob:
     def batches(self) -> Generator[Batch, None, None]:
         """Yield batches from the next step on."""
         run, device = self.run, self.learner.fabric.device
+        rank, world_size = process_rank()
         if self.held is not None:
-            return self.held.batches(batch_size=run.batch_size, seed=run.seed, start=self.step, crops=run.data.crops)
+            return self.held.batches(
+                batch_size=run.batch_size,
+                seed=run.seed,
+                start=self.step,
+                rank=rank,
+                world_size=world_size,
+                crops=run.data.crops,
+            )
         batches = train_batches(
             self.source,
             transform_of(run, self.learner.model.reading),
@@ -109,6 +117,8 @@ class PretrainJob:
             seed=run.seed,
             start=self.step,
             workers=resolve_workers(run.data.workers),
+            rank=rank,
+            world_size=world_size,
             pin_memory=device.type == "cuda",
             crops=run.data.crops,
         )
@@ -133,7 +143,7 @@ class PretrainJob:
             **learner.means.read(),
             **values.metrics(self.run),
             **learner.model.host.scheduled_metrics(values.progress),
-            **{name: number for name, number in numbers.items() if math.isfinite(number)},
+            **mean_of_finite(gather_values(numbers)),
         }
         if device.type == "cuda":  # peak of the tensors since the last line
             row["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -182,26 +192,35 @@ class PretrainJob:
         self.learner.step = self.learner.state.restore(saved)
 
     def evaluate(self) -> dict[str, float]:
-        """Check the run, measure its k-NN accuracy, or both, whichever is due."""
-        row = self._check() if self.step in self.check_steps else {}
-        return (
-            row | self._knn() if self.run.knn.train is not None and self.cadence.completes_interval(self.step) else row
-        )
+        """Check the run, measure its k-NN accuracy, or both, whichever is due.
 
-    def _check(self) -> dict[str, float]:
-        """Measure what the run has learned so far, and stop mining by a map that is upside down."""
+        The first of several processes checks alone. All of them compute features for k-NN.
+        """
+        row: dict[str, float] = {}
+        self.learner.gather_weights()
+        if self.step in self.check_steps:
+            row, stopped = on_first(self._check)
+            if stopped != self.mining_stopped:
+                self.mining_stopped = stopped
+                self.save()  # before the line of the check, so that neither is lost without the other
+        if self.run.knn.train is not None and self.cadence.completes_interval(self.step):
+            row |= self._knn()
+        return row
+
+    def _check(self) -> tuple[dict[str, float], bool]:
+        """Measure what the run has learned so far. Also returns whether mining is to be stopped from here on."""
         assert self.monitor is not None
-        step, learner = self.step, self.learner
-        row = self.monitor.measure(learner.model, learner.teacher, step, linear=step in (0, self.total))
+        step, learner, stopped = self.step, self.learner, self.mining_stopped
+        row = self.monitor.measure(learner.whole_model, learner.whole_teacher, step, linear=step in (0, self.total))
         if self.run.mines:
-            self._guard([*self.monitor.rows(step), {"step": step, **row}])
-            row["mining_stopped"] = float(self.mining_stopped)
+            stopped = self._guard([*self.monitor.rows(step), {"step": step, **row}])
+            row["mining_stopped"] = float(stopped)
         if 0 < step < self.total:
             log.info("so far: %s", self.verdict({"step": step, **row}).summary)
             if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
                 self.draw(self)
                 self._drawn_at = time.monotonic()
-        return row
+        return row, stopped
 
     def verdict(self, last: Mapping[str, Any]) -> Verdict:
         """Judge the run by its checks up to the ``last``, whose metrics may not be in the log yet."""
@@ -215,25 +234,24 @@ class PretrainJob:
     def _untrained(self) -> dict[str, Any]:
         """Measure the untrained start of a run that was begun without checks."""
         assert self.monitor is not None
-        model, old = initial_like(self.run, self.learner.model, self.outputs), self.learner.teacher
+        model, old = initial_like(self.run, self.learner.whole_model, self.outputs), self.learner.teacher
         teacher = None if old is None else Teacher(model, old.resolution)
         return {"step": 0, **self.monitor.measure(model, teacher, 0, linear=True)}
 
-    def _guard(self, checks: list[dict[str, Any]]) -> None:
-        """Stop mining if the map was upside down at the last checks, or go on; at the end there is nothing to stop."""
+    def _guard(self, checks: list[dict[str, Any]]) -> bool:
+        """Return whether mining stops, as where the map was upside down at the last checks, and say what changes."""
         stop = stops_mining(checks, self.mining_stopped)
         if stop == self.mining_stopped or self.step == self.total:
-            return
+            return self.mining_stopped
         told = f"rank correlation with the true loss {checks[-1]['check_map_correlation']:.2f}"
         if self.run.verdict.upside_down == "warn":
             log.warning("the difficulty map is upside down (%s): the patches that are mined are the easy ones", told)
-            return
-        self.mining_stopped = stop
-        self.save()  # before the line of the check, so that neither is lost without the other
+            return self.mining_stopped
         if stop:
             log.warning("the difficulty map is upside down (%s): mining stops, masks are random from here on", told)
         else:
             log.warning("the difficulty map is upright again (%s): mining goes on", told)
+        return stop
 
     def _knn(self) -> dict[str, float]:
         """Measure k-NN accuracy on the labeled set of section ``knn``."""
@@ -241,8 +259,10 @@ class PretrainJob:
         assert knn.train is not None
         assert knn.val is not None
         device = learner.fabric.device
+        model = learner.whole_model
+        training = model.training
         features = labeled_features(
-            learner.model.eval(),
+            model.eval(),
             knn.train,
             knn.val,
             device=device,
@@ -250,7 +270,7 @@ class PretrainJob:
             max_bad_fraction=data.max_bad_fraction,
             columns=data.columns,
         )
-        learner.model.train()
+        model.train(training)
         accuracy = knn_accuracy(features.train, features.val, classes=len(features.classes), device=device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

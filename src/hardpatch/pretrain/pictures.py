@@ -38,9 +38,9 @@ def write_pictures(job: PretrainJob, *, singles: bool = True) -> list[Path]:
     metrics = read_metrics(folder / "metrics.jsonl")
     if metrics:
         pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
-    student = learner.model
+    student, averaged = learner.whole_model, learner.whole_teacher
     training = student.training
-    teacher = student if learner.teacher is None else learner.teacher.network
+    teacher = student if averaged is None else averaged.network
     source = job.source.source if isinstance(job.source, InMemorySource) else job.source
     target = HostTargets(teacher.host) if student.host.uses_teacher else learner.mining.target
     try:

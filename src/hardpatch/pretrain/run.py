@@ -32,8 +32,10 @@ from hardpatch.pretrain.planning import estimate, plan_or_configure
 from hardpatch.pretrain.result import PretrainResult
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
+from hardpatch.processes import is_first, launched, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
+from hardpatch.train.launch import count_devices, launch
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
@@ -110,9 +112,37 @@ def train(
         pictures: draw curves and difficulty at the end.
         announce_time: say before the first step how long the training will take, which takes seconds to measure.
     """
-    started = time.monotonic()
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
+    devices = count_devices(run.train.devices, run.train.device)
+    return launch(
+        _train,
+        run,
+        plan,
+        folder,
+        resume,
+        arguments,
+        pictures,
+        announce_time,
+        progress=progress or default_progress(folder),
+        devices=devices,
+        nodes=run.train.nodes,
+    )
+
+
+def _train(
+    run: RunConfig,
+    plan: Plan | None,
+    folder: Path,
+    resume: bool,
+    arguments: Sequence[str],
+    pictures: bool,
+    announce_time: bool,
+    *,
+    progress: Progress,
+) -> PretrainResult:
+    """Train a run in this process, which may be one of several; see :func:`train`."""
+    started, several = time.monotonic(), launched().world_size > 1
     run_folder.check_resume(folder, run) if resume else run_folder.check_new(folder)
     opened = _open(run)
     newest = checkpoint.newest(folder)
@@ -121,19 +151,22 @@ def train(
     if run.data.in_memory == "host":
         source = InMemorySource(source, images.reading)
     total = run.total_steps(len(source))
-    if plan is None and announce_time and newest is None and total * run.batch_size > ANNOUNCED:
+    if plan is None and announce_time and newest is None and total * run.batch_size > ANNOUNCED and not several:
         plan = estimate(run, opened, images.reading)  # before the run's own model takes the memory
     job = _job(run, folder, source, newest, images, content_digest(opened), held)
-    run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
-    log_to(folder / "log.txt")
+    if is_first():
+        run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
+        log_to(folder / "log.txt")
     for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
     _log_micro_batches(run, job)
-    if plan is not None:
+    if plan is not None and is_first():
         _announce(plan, folder)
     job.draw = write_check_pictures if pictures else None
-    signal = fit(job, progress or default_progress(folder))
-    return _result(job, signal, pictures, {"train": len(source)} | ({"held_out": len(held)} if held else {}), started)
+    signal = fit(job, progress)
+    job.learner.gather_weights()
+    counted = {"train": len(source)} | ({"held_out": len(held)} if held else {})
+    return on_first(lambda: _result(job, signal, pictures, counted, started))
 
 
 def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, int], started: float) -> PretrainResult:
@@ -196,7 +229,13 @@ def _job(
 ) -> PretrainJob:
     """Build student, teacher and optimizer, and load the newest checkpoint into them."""
     run = with_channels(run, images.reading.number)
-    fabric = start_fabric(run.train.device, run.train.precision, "train.")
+    fabric = start_fabric(
+        run.train.device,
+        run.train.precision,
+        "train.",
+        strategy=run.train.strategy,
+        answer_minutes=run.train.answer_minutes,
+    )
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, images.mean, images.std, outputs, images.reading)
     if run.train.compile != "no":

@@ -18,6 +18,7 @@ from hardpatch.choices import (
     PredictingLossName,
     ReconstructionLossName,
     SizeName,
+    StrategyName,
 )
 from hardpatch.errors import UserError
 from hardpatch.pretrain.data_section import DataConfig
@@ -197,6 +198,14 @@ class TrainConfig:
     """Steps between two checkpoints, in addition to the minutes; null is none."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
+    devices: int | Literal["auto"] = 1
+    """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
+    nodes: int = 1
+    """Machines; each runs the command, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment."""
+    strategy: StrategyName = "ddp"
+    """Several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes."""
+    answer_minutes: float = 30.0
+    """Minutes after which the run ends because one of several processes does not answer."""
 
 
 @dataclass(frozen=True)

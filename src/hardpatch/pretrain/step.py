@@ -3,8 +3,9 @@
 The step up to its loss (teacher, mask, student) is :class:`~hardpatch.methods.hpm.HardPatchesMining`.
 """
 
+import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.data.batch import CROP_OFFSET, Batch
+from hardpatch.errors import UserError
 from hardpatch.methods.base import Views
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.methods.hpm import HPM, HardPatchesMining, Inputs, Losses
@@ -25,8 +27,11 @@ from hardpatch.pretrain.hosts import needs_teacher
 from hardpatch.pretrain.schedule import Schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.vital_signs import RunningMeans
-from hardpatch.randomness import patch_noise, seed_step
+from hardpatch.processes import process_rank
+from hardpatch.randomness import patch_noise, seed_step, set_part
+from hardpatch.train.device import without_exchange
 from hardpatch.train.optimizer import parameter_groups, set_weight_decay
+from hardpatch.train.sharding import copy_whole, reshard, shard_copy, whole
 from hardpatch.train.state import TrainingState
 
 
@@ -67,22 +72,46 @@ class Learner:
         self.cuda_graphs = run.train.compile == "cuda_graphs"
         self.step = 0
         self.accumulation_steps = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
+        rank, world_size = process_rank()
+        set_part(rank, world_size, images_at_a_time(run, self.accumulation_steps, world_size))
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         memory = DifficultyMemory(images, model.grid).to(fabric.device) if run.fast.remember else None
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = run.train.checkpoint_activations
+        self._copies: tuple[HPM | None, Teacher | None] = (None, None)
+        if world_size > 1 and run.train.strategy == "fsdp2":
+            self._copies = copy.deepcopy((self.model, self.teacher))
+        self.student = fabric.setup_module(self.model)
+        if self.teacher is not None:
+            shard_copy(fabric, self.teacher.network, "forward_whole")
         excepted = [f"host.{name}" for name in self.model.host.no_weight_decay]
         groups = parameter_groups(self.model, run.optim.weight_decay, excepted)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
         fused = fabric.device.type != "mps" and run.train.precision != "fp16"
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
-        self.student, self.optimizer = fabric.setup(self.model, self.adamw)
+        self.optimizer = cast(Any, fabric.setup_optimizers(self.adamw))
         self.mining = HardPatchesMining(self.student, self.teacher, run.masking, target, memory)
         self.means = RunningMeans()
         if run.train.compile != "no":
             compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
+
+    def gather_weights(self) -> None:
+        """Bring the whole copies of divided weights up to date; all processes must take part."""
+        for divided, whole_copy in zip((self.model, self.teacher), self._copies, strict=True):
+            if divided is not None and whole_copy is not None:
+                copy_whole(divided, whole_copy)
+
+    @property
+    def whole_model(self) -> HPM:
+        """The student for measurements: itself, or a copy if its weights are divided among processes."""
+        return self._copies[0] or self.model
+
+    @property
+    def whole_teacher(self) -> Teacher | None:
+        """The teacher for measurements, likewise."""
+        return self._copies[1] or self.teacher
 
     @property
     def state(self) -> TrainingState:
@@ -106,6 +135,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.teacher is not None:
+            reshard(self.teacher.network)
             self.teacher.update(self.model, schedule.momentum)
         self.step += 1
         return Step(mined, losses, gradient_norm)
@@ -115,17 +145,18 @@ class Learner:
     ) -> tuple[MinedMask, Losses]:
         """Compute the gradients of a batch. Returns mask and losses of the last micro-batch."""
         seed_step(self.run.seed, self.step)
-        for micro_batch in micro_batches(batch, accumulation_steps):
+        for number, micro_batch in enumerate(micro_batches(batch, accumulation_steps), 1):
             inputs = self.inputs(micro_batch)
-            with self.fabric.autocast():
-                mined, losses = self.mining(
-                    inputs,
-                    mask_ratio=schedule.mask_ratio,
-                    alpha=schedule.alpha,
-                    progress=schedule.progress,
-                    observe=observe,
-                )
-            self.fabric.backward(losses.loss / accumulation_steps)
+            with without_exchange(self.fabric, self.student, number < accumulation_steps):
+                with self.fabric.autocast():
+                    mined, losses = self.mining(
+                        inputs,
+                        mask_ratio=schedule.mask_ratio,
+                        alpha=schedule.alpha,
+                        progress=schedule.progress,
+                        observe=observe,
+                    )
+                self.fabric.backward(losses.loss / accumulation_steps)
             self.means.add(losses)
         return mined, losses
 
@@ -137,8 +168,10 @@ class Learner:
         crops = torch.cat([samples + k * CROP_OFFSET for k in range(len(pixels) // len(samples))])
         noise = patch_noise(self.run.seed, self.step, crops, self.run.masking.noise_count + 1)
         order = torch.arange(len(pixels), device=device)
-        if self.model.host.masked_share < 1.0:  # the first ones are masked, so their order is random
-            shuffled = noise[:, -1].argsort()
+        if self.model.host.masked_share < 1.0:  # the first ones are masked: of the two crops of each image, either one
+            images = order[: len(samples)]
+            swapped = noise[: len(samples), -1] < 0.5
+            shuffled = torch.cat([images + swapped * len(samples), images + ~swapped * len(samples)])
             pixels, noise, order = pixels[shuffled], noise[shuffled], shuffled.argsort()
         local = None
         if batch.local is not None:
@@ -166,10 +199,25 @@ class Learner:
         if self.fabric.device.type != "cpu":
             return self.fabric.clip_gradients(self.student, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         weights = [weight for group in self.adamw.param_groups for weight in group["params"] if weight.grad is not None]
-        norm = get_total_norm([weight.grad for weight in weights])
+        norm = whole(get_total_norm([weight.grad for weight in weights]))
         if not norm <= limit:
             clip_grads_with_norm_(weights, limit, norm)
         return norm
+
+
+def images_at_a_time(run: RunConfig, accumulation_steps: int, world_size: int) -> int:
+    """Return the images of a micro-batch of one process.
+
+    Raises:
+        UserError: if processes, micro-batches and crops cannot share the batch evenly.
+    """
+    parts = accumulation_steps * world_size * run.data.crops
+    if run.batch_size % parts:
+        raise UserError(
+            f"batch_size: expected a multiple of {world_size} processes times {accumulation_steps} micro-batches "
+            f"times {run.data.crops} crops, got {run.batch_size}"
+        )
+    return run.batch_size // parts
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

@@ -1,11 +1,15 @@
 """Vital signs of a run: ranking accuracy of the loss predictor, and difficulty of the mined patches."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from hardpatch.methods.hpm import Losses
 from hardpatch.methods.losses import pair_accuracy, rank_correlation
 from hardpatch.methods.mining import MinedMask
+from hardpatch.processes import average
 
 
 class RunningMeans:
@@ -24,8 +28,8 @@ class RunningMeans:
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """Return the means and reset them. Waits for the device."""
-        means = (torch.stack(list(self._sums.values())) / self._count).tolist()
+        """Return the means over steps and processes, and reset them. Waits for the device."""
+        means = average(torch.stack(list(self._sums.values())) / self._count).tolist()
         row = dict(zip(self._sums, means, strict=True))
         self._sums, self._count = {}, 0
         return row
@@ -33,7 +37,7 @@ class RunningMeans:
 
 @torch.no_grad()
 def vital_signs(mined: MinedMask, losses: Losses) -> dict[str, Tensor]:
-    """Measure the loss predictor and the mining on one batch.
+    """Measure the loss predictor and the mining on one batch, or on the part of it that this process has.
 
     Args:
         mined: masks of the batch and, if there was mining, those that would have been drawn without it.
@@ -57,9 +61,17 @@ def vital_signs(mined: MinedMask, losses: Losses) -> dict[str, Tensor]:
         signs["spearman"] = rank_correlation(predicted, true).mean()
     if mined.mined is not None:
         is_mined = mined.mined.gather(1, mined.mask.masked)
-        of_mined = torch.where(is_mined, losses.reconstruction, 0.0).sum() / is_mined.sum()
-        of_drawn = torch.where(is_mined, 0.0, losses.reconstruction).sum() / (~is_mined).sum()
+        of_mined, of_drawn = (
+            average(torch.where(chosen, losses.reconstruction, 0.0).sum()) / average(chosen.sum().float())
+            for chosen in (is_mined, ~is_mined)
+        )
         signs["mined_loss_ratio"] = of_mined / of_drawn
         if mined.drawn is not None:
             signs["mined_overlap"] = (mined.drawn & mined.mined).sum() / mined.mined.sum()
     return signs
+
+
+def mean_of_finite(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over the rows, one of each process, in which it is finite."""
+    finite = {name: [row[name] for row in rows if math.isfinite(row[name])] for name in rows[0]}
+    return {name: sum(numbers) / len(numbers) for name, numbers in finite.items() if numbers}

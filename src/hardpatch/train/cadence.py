@@ -38,18 +38,20 @@ class Cadence:
     evaluate_at: Container[int] = ()
     _saved_at: float = field(default_factory=time.monotonic)
 
-    def due(self, step: int) -> Due:
-        """Return what is due after optimizer step number ``step``, counted from 1.
+    def due(self, step: int, *, save: bool = False) -> Due:
+        """Return what is due after optimizer step number ``step``, counted from 1; a checkpoint also if ``save``.
 
         Each checkpoint comes with a line of metrics, and each evaluation with a checkpoint before it. The first lines
         come early, after steps 1, 2, 5, 10, 20 and so on, so that one need not wait for numbers.
         """
-        last = step == self.total
-        save = last or step % (self.checkpoint_steps or self.total) == 0
-        save = save or time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
+        save = save or step == self.total or step % (self.checkpoint_steps or self.total) == 0
         evaluate = self.evaluates(step)
         log = step % self.log_every == 0 or (step < self.log_every and is_early(step))
         return Due(save or evaluate or log, save or evaluate, evaluate)
+
+    def overdue(self) -> bool:
+        """Return whether a checkpoint is due by the clock."""
+        return time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
 
     def evaluates(self, step: int) -> bool:
         """Return whether there is an evaluation after ``step``; 0 is before the first step."""

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.pickles import save_tensors
+from hardpatch.processes import on_first
+from hardpatch.train.sharding import divided_as, load_whole, whole
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 MEMORY = "memory/"
@@ -38,6 +40,8 @@ def save(
 ) -> Path:
     """Write ``folder/step_<step>`` and remove all but the ``keep`` newest checkpoints.
 
+    All processes must call it; the first one writes.
+
     Everything goes into a hidden folder that is renamed once it is on the disk. A visible checkpoint is therefore
     complete, even if the process is killed or the power fails.
 
@@ -55,21 +59,33 @@ def save(
     Returns:
         The new folder.
     """
-    final = folder / f"step_{step:08d}"
-    weights = {f"student.{name}": value for name, value in student.state_dict().items()}
+    weights = {f"student.{name}": whole(value) for name, value in student.state_dict().items()}
     if teacher is not None:
-        weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+        weights |= {f"teacher.{name}": whole(value) for name, value in teacher.state_dict().items()}
     state = _optimizer_tensors(student, optimizer)
     if memory is not None:
         state |= {f"{MEMORY}{name}": value for name, value in memory.state_dict().items()}
+    final = folder / f"step_{step:08d}"
+    on_first(lambda: _write_all(final, step, weights, state, metadata, scaler, keep))
+    return final
+
+
+def _write_all(
+    final: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    scaler: Mapping[str, Any],
+    keep: int,
+) -> None:
     with atomic_path(final, durable=True) as partial:
         partial.mkdir(parents=True)
         _write(partial / WEIGHTS, weights, metadata)
         _write(partial / TRAINING, state, {"step": step, "scaler": dict(scaler)})
         shutil.rmtree(final, ignore_errors=True)  # saved before at the same step: the training loop never does that
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(final.parent)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -92,9 +108,9 @@ def restore(
 ) -> tuple[int, dict[str, Any]]:
     """Load a checkpoint of :func:`save` in place. Returns its step and the state of the loss scaler."""
     weights = load_file(checkpoint / WEIGHTS)
-    student.load_state_dict(with_prefix(weights, "student."))
+    load_whole(student, with_prefix(weights, "student."))
     if teacher is not None:
-        teacher.load_state_dict(with_prefix(weights, "teacher."))
+        load_whole(teacher, with_prefix(weights, "teacher."))
     training = load_file(checkpoint / TRAINING)
     if memory is not None:
         memory.load_state_dict(with_prefix(training, MEMORY))
@@ -128,7 +144,7 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State as ``<parameter>/<key>``: by name, so that it does not depend on the order of parameter groups."""
     return {
-        f"{name}/{key}": value
+        f"{name}/{key}": whole(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
@@ -138,7 +154,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter, key = name.rsplit("/", 1)
-        optimizer.state[parameters[parameter]][key] = value.to(parameters[parameter].device)
+        optimizer.state[parameters[parameter]][key] = divided_as(value, parameters[parameter])
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -1,14 +1,29 @@
 """Device and precision of a run."""
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
 
+from hardpatch.choices import StrategyName
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
+from hardpatch.processes import launched, open_control_group, process_rank
 from hardpatch.train.memory import keep_buffers
+from hardpatch.train.sharding import shard
 
 
 class AutocastOnly(MixedPrecision):
@@ -27,14 +42,24 @@ PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "
 """Names of precisions in settings, and those of Fabric."""
 
 
-def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = True) -> Fabric:
-    """Set up the device and precision of a run.
+def start_fabric(
+    device: str,
+    precision: str,
+    prefix: str,
+    *,
+    settle: bool = True,
+    strategy: StrategyName = "ddp",
+    answer_minutes: float = 30.0,
+) -> Fabric:
+    """Set up device and precision of a run, and meet the other processes if there are some.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto`` or a name of :data:`PRECISIONS`.
         prefix: text before the names of the settings in error messages, such as ``--`` or ``train.``.
         settle: on a CPU, also tune the memory allocator of this process (:mod:`hardpatch.train.memory`).
+        strategy: of several processes: whole weights in each (DDP), or divided among them (FSDP2).
+        answer_minutes: time after which a process gives up waiting for another one.
 
     Raises:
         UserError: if device or precision is not available on this machine.
@@ -50,10 +75,63 @@ def start_fabric(device: str, precision: str, prefix: str, *, settle: bool = Tru
     if device == "auto":
         device = next((name for name, usable in available.items() if usable), "cpu")
     mixed = None if precision == "fp32" else AutocastOnly(PRECISIONS[precision], device)
-    fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
+    if launched().world_size > 1:
+        fabric = _one_of_several(device, mixed, strategy, answer_minutes, prefix)
+    else:
+        fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
     if settle and fabric.device.type == "cpu":
         keep_buffers()
     return fabric
+
+
+def _one_of_several(
+    device: str, mixed: MixedPrecision | None, strategy: StrategyName, answer_minutes: float, prefix: str
+) -> Fabric:
+    """Set up one of several processes, and meet the others."""
+    own = launched()
+    timeout = timedelta(minutes=answer_minutes)
+    backend = "gloo" if device == "cpu" else None
+    environment = SLURMEnvironment(auto_requeue=False) if own.by_slurm else LightningEnvironment()
+    choices: dict[StrategyName, Any] = {
+        "ddp": lambda: DDPStrategy(
+            process_group_backend=backend, timeout=timeout, **_unsynchronized_buffers(), gradient_as_bucket_view=True
+        ),
+        "fsdp2": lambda: ModelParallelStrategy(
+            shard, own.world_size, 1, process_group_backend=backend, timeout=timeout
+        ),
+    }
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Losses are views of one another; nothing changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=own.local_world_size,
+            num_nodes=own.world_size // own.local_world_size,
+            strategy=choices[strategy](),
+            plugins=[part for part in (mixed, environment) if part is not None],
+        )
+        fabric.launch()
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"{prefix}devices: {' '.join(str(error).split())}") from None
+    open_control_group(60.0 * answer_minutes)
+    return fabric
+
+
+def _unsynchronized_buffers() -> dict[str, Any]:
+    """Return the option of DDP not to send buffers in each step, under its name in this version of torch."""
+    names = signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+@contextmanager
+def without_exchange(fabric: Fabric, module: Any, enabled: bool) -> Iterator[None]:
+    """Keep the gradients of a backward pass in this process, if enabled: a later pass exchanges the sum."""
+    if not enabled or process_rank().world_size == 1:
+        yield
+        return
+    with fabric.no_backward_sync(module):
+        yield
 
 
 def autocast_dtype(fabric: Fabric) -> torch.dtype | None:

@@ -8,16 +8,22 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hardpatch.printable import PrintableFormatter
+from hardpatch.processes import is_first
 
 
 def show_log(console: Console | None = None) -> None:
-    """Write the log to the terminal, above the progress bar if ``console`` is a terminal."""
+    """Write the log to the terminal, above the progress bar if ``console`` is a terminal.
+
+    Of several processes only the first writes.
+    """
     logger = _logger()
     for old in logger.handlers[:]:
         logger.removeHandler(old)
         old.close()
-    if console is not None and console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    if not is_first():
+        handler: logging.Handler = logging.NullHandler()
+    elif console is not None and console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.errors import TrainingError
+from hardpatch.processes import Agreement, gather_values, process_rank
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.progress import Progress, Unbreakable
@@ -88,26 +89,33 @@ def fit(job: Job, progress: Progress) -> int:
         UserError: if too many files cannot be decoded.
         TrainingError: if losses or weights become NaN or infinite; the last checkpoint is left unchanged.
     """
-    cadence, display = job.cadence, Unbreakable(progress)
+    cadence, display, agreement = job.cadence, Unbreakable(progress), Agreement()
+    several = process_rank().world_size > 1
     with ExitStack() as stack:
         requests = stack.enter_context(requests_by_signal())
         job.bad_files.keep_in(job.folder / "undecodable.txt")
         metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
+        stack.callback(agreement.finish)
         display.start(job.step, job.total, job.batch_size)
         stack.callback(display.stop)
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
         batches = stack.enter_context(closing(job.batches()))
         logged, logged_at = job.step, time.monotonic()
-        stop = 0
+        stop, bad = 0, list[str]()
         while job.step < job.total and not stop:
             batch = next(batches)
-            job.bad_files.update(batch.bad)
-            due = cadence.due(job.step + 1)
+            bad += batch.bad
+            wanted = agreement.exchange(requests.stop, int(requests.save or cadence.overdue()))
+            due = cadence.due(job.step + 1, save=any(wanted))
             job.train_step(batch, observe=due.log)
             display.advance()
-            save = due.save or bool(requests.stop) or requests.save
-            stop = requests.stop if save else 0  # a signal that comes later stops after the next step, which is saved
+            if not several:  # what came during the step; other processes learn of it at the next one
+                wanted = requests.stop, int(requests.save)
+            stop, save = wanted[0], due.save or any(wanted)
+            if due.log or save or not several:
+                job.bad_files.update(name for names in gather_values(bad) for name in names)
+                bad = []
             if due.log or save:
                 row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
                 if not all(map(math.isfinite, row.values())):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch.files import write_text_atomically
+from hardpatch.processes import is_first, on_first
 
 
 class MetricsLog:
@@ -17,17 +18,23 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder / "metrics.jsonl"
         rows = [row for row in _read_lines(self.path) if row["step"] <= step]
         self.evaluated = sum(row["step"] == step for row in rows) > (step > 0)
         """True if ``step`` has a line of an evaluation as well as a line of the training, which step 0 lacks"""
+        self.evaluated = on_first(lambda: self.evaluated)
+        self.board = None
+        if not is_first():
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
         write_text_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a line; ``row`` holds ``step`` and numbers."""
+        """Append a line; ``row`` holds ``step`` and numbers. Does nothing in a process that is not the first."""
+        if self.board is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
@@ -36,7 +43,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close the TensorBoard file."""
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hardpatch import __version__
+from hardpatch.processes import gather_values
 from hardpatch.train import checkpoint
+from hardpatch.train.sharding import own_parts
 
 
 class NotFiniteError(RuntimeError):
@@ -70,12 +72,14 @@ class TrainingState:
         return step
 
     def check_finite(self) -> None:
-        """Check weights and running statistics for NaN and infinity. Waits for the device.
+        """Check weights and running statistics for NaN and infinity, in all processes. Waits for the device.
 
         Raises:
             NotFiniteError: if a value is NaN or infinite.
         """
         parts = [self.model] if self.average is None else [self.model, self.average]
         tensors = [value for part in parts for value in part.state_dict().values() if value.is_floating_point()]
-        if not torch.stack(torch._foreach_norm(tensors, float("inf"))).isfinite().all():
+        tensors = [value for value in own_parts(tensors) if value.numel()]
+        finite = bool(torch.stack(torch._foreach_norm(tensors, float("inf"))).isfinite().all())
+        if not all(gather_values(finite)):
             raise NotFiniteError

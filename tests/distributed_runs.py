@@ -1,0 +1,54 @@
+"""Trainings in several processes, for tests: what runs in each of them is here, so that it can be imported there."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hardpatch.pretrain import config
+from hardpatch.pretrain.run import _train
+from hardpatch.pretrain.step import Learner
+from hardpatch.processes import process_rank
+from hardpatch.train.progress import Progress
+
+
+def pretrain_all(runs: Mapping[str, Sequence[str]], folder: Path, strategy: str, *, progress: Progress) -> None:
+    """Pre-train every run in ``folder/NAME``, one after the other, and record what each process has seen."""
+    for name, settings in runs.items():
+        out = folder / name
+        with recorded() as steps:
+            run = config.build({}, [*settings, f"--train.strategy={strategy}"])
+            _train(run, None, out, False, (), False, False, progress=progress)
+        rank = process_rank().rank
+        np.savez(out / f"seen_{rank}.npz", indices=steps["indices"], masks=steps["masks"])
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, list[Any]]]:
+    """Record the indices of the images and the masks of each step."""
+    steps: dict[str, list[Any]] = {"indices": [], "masks": []}
+    original = Learner.train_step
+
+    def train_step(self: Learner, batch: Any, *arguments: Any, **more: Any) -> Any:
+        step = original(self, batch, *arguments, **more)
+        steps["indices"].append(batch.indices.numpy().copy())
+        masked = step.mined.mask.masked
+        mask = torch.zeros(len(masked), math.prod(self.model.grid), dtype=torch.bool).scatter(1, masked, True)
+        steps["masks"].append(mask.numpy())
+        return step
+
+    Learner.train_step = train_step  # type: ignore[method-assign]
+    try:
+        yield steps
+    finally:
+        Learner.train_step = original  # type: ignore[method-assign]
+
+
+def seen(run: Path) -> tuple[Any, Any]:
+    """Return the image indices ``[steps, B]`` and masks, bool ``[steps, R, N]``, of a run, of all its processes."""
+    files = [np.load(run / f"seen_{rank}.npz") for rank in range(len(list(run.glob("seen_*.npz"))))]
+    return tuple(np.concatenate([file[name] for file in files], axis=1) for name in ("indices", "masks"))  # type: ignore[return-value]
