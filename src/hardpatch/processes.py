@@ -6,7 +6,7 @@ travel through a group of their own on the CPU, so that they never wait for a de
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from hardpatch.errors import TrainingError, UserError
@@ -95,6 +95,29 @@ def average(values: "Tensor") -> "Tensor":
     values = values.detach().clone()
     dist.all_reduce(values)
     return values / world_size
+
+
+def mean_over_processes(values: "Tensor") -> "Tensor":
+    """Return the mean of a tensor over all processes, through which the gradient flows.
+
+    As gradients are averaged over the processes, it is that of a loss of the whole batch.
+    """
+    world_size = process_rank().world_size
+    if world_size == 1:
+        return values
+    from torch.distributed.nn.functional import all_reduce
+
+    return cast("Tensor", all_reduce(values)) / world_size
+
+
+def share_from_first(values: "Iterable[Tensor]") -> None:
+    """Copy tensors of the first process into those of all others, in place."""
+    if process_rank().world_size == 1:
+        return
+    import torch.distributed as dist
+
+    for value in values:
+        dist.broadcast(value, src=0)
 
 
 def gather_rows(rows: "Tensor") -> "Tensor":

@@ -5,6 +5,7 @@ with any number of loader workers, micro-batches or processes, and on any kind o
 none of this.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,20 +70,39 @@ _part = Part(0, 1, 1)
 
 
 def set_part(number: int, parts: int, images: int) -> None:
-    """Say which part of each batch this process has, for :func:`random_keep`; see :class:`Part`."""
+    """Say which part of each batch this process has, for :func:`own_rows`; see :class:`Part`."""
     global _part
     _part = Part(number, parts, images)
 
 
-def random_keep(like: Tensor, probability: float) -> Tensor:
-    """Draw for each row of ``like`` whether it is kept: ``[B, 1, 1]``, 0 or ``1 / (1 - probability)``.
+def own_rows(rows: int, draw: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+    """Draw random numbers for the rows that all processes have, and return those of this process.
 
-    Every process draws for the rows of all processes and takes its own. So several processes drop what one would drop,
-    which has the same generator and the whole batch. The rows are crops, crop by crop: first those of all images, then
-    the second ones of all images, and so on.
+    So several processes draw what one would draw, which has the same generator and the whole batch. The rows are crops,
+    crop by crop: first those of all images, then the second ones of all images, and so on.
+
+    Args:
+        rows: B, of this process.
+        draw: returns random numbers for these leading sizes: ``(B,)``, or several that stand for all rows.
+
+    Returns:
+        ``[B, ...]``.
     """
-    rows, (number, parts, images) = len(like), _part
+    number, parts, images = _part
     if parts == 1:
-        return F.dropout(like.new_ones(rows, 1, 1), probability)
-    whole = F.dropout(like.new_ones(rows // images, parts, images), probability)
-    return whole[:, number].reshape(rows, 1, 1)
+        return draw((rows,))
+    return draw((rows // images, parts, images))[:, number].flatten(0, 1)
+
+
+def random_keep(like: Tensor, probability: float, shape: tuple[int, ...] = (1, 1)) -> Tensor:
+    """Draw for each row of ``like``, or for parts of it, whether they are kept: 0 or ``1 / (1 - probability)``.
+
+    Args:
+        like: ``[B, ...]``.
+        probability: with which a row is dropped.
+        shape: of the draws for a row.
+
+    Returns:
+        ``[B, *shape]``.
+    """
+    return own_rows(len(like), lambda sizes: F.dropout(like.new_ones(*sizes, *shape), probability))

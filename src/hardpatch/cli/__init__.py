@@ -71,7 +71,7 @@ VERBS = {
 }
 """Verbs, and the module of this package with the function of that name, imported only when the verb runs."""
 
-DISTRIBUTED = ("pretrain", "knn", "linear")
+DISTRIBUTED = ("pretrain", "finetune", "segment", "detect", "tokenizer", "knn", "linear")
 """Verbs that can run in several processes."""
 
 

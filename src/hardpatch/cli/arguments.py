@@ -142,6 +142,13 @@ def workers(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def devices(text: str) -> int | str:
+    """Parse auto or a whole number from 1."""
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, got {text}")
+    return text if text == "auto" else int(text)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to the file of --json.
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hardpatch.cli.arguments import Images, Parser, workers
+from hardpatch.cli.arguments import Images, Parser, devices, workers
 from hardpatch.train.settings import LoopSettings
 
 GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
+    "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
     "log and checkpoints": ("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
 }
 """Settings that have their own group in the help; all others affect what is learned."""
@@ -117,6 +118,8 @@ def _kind(name: str, hint: Any) -> dict[str, Any]:
     """Return the arguments of ``add_argument`` for the type of a setting."""
     if name == "workers":
         return {"type": workers, "metavar": "N"}
+    if name == "devices":
+        return {"type": devices, "metavar": "N"}
     parts = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]
     optional, part = len(parts) < len(get_args(hint)) and NoneType in get_args(hint), parts[0]
     if part is bool:

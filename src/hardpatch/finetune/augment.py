@@ -146,10 +146,10 @@ class Mixer:
             self._mix = Mixup(mixup, cutmix, prob=probability, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Mix a batch; the result is the same for the same seed and step.
+        """Mix each image of a batch with its neighbor; the result is the same for the same seed and step.
 
         Args:
-            images: ``[B, C, H, W]``, changed in place; B must be even if batches are mixed.
+            images: ``[B, C, H, W]``, B must be even if batches are mixed.
             labels: int64 ``[B]``.
             step: number of the step.
 
@@ -158,5 +158,10 @@ class Mixer:
         """
         if self._mix is None:
             return images, self._target(labels, self.classes, smoothing=self.smoothing)
+        # timm mixes image k with image B - 1 - k. In this order these are neighbors, in any part of a batch.
+        order = torch.arange(len(labels), device=labels.device).view(-1, 2)
+        order = torch.cat([order[:, 0], order[:, 1].flip(0)])
         with seeded(self.seed, step):
-            return self._mix(images, labels)
+            mixed, targets = self._mix(images[order], labels[order])
+        back = order.argsort()
+        return mixed[back], targets[back]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hardpatch.choices import PoolName
 from hardpatch.data.reading import Reading
+from hardpatch.models.batch_norm import BatchNorm1d
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.pixels import normalize, register_normalization
@@ -66,9 +67,9 @@ class Classifier(nn.Module):
         self.encoder, self.frozen, self.pool = encoder.requires_grad_(not frozen), frozen, pool
         encoder.mask_token = None
         grid = encoder.grid if image_size is None else patch_grid(image_size, encoder.patch_size)
-        self.fc_norm: nn.LayerNorm | nn.BatchNorm1d
+        self.fc_norm: nn.LayerNorm | BatchNorm1d
         if frozen:
-            self.fc_norm = nn.BatchNorm1d(encoder.width, eps=PROBE_EPS, affine=False)
+            self.fc_norm = BatchNorm1d(encoder.width, eps=PROBE_EPS, affine=False)
         else:
             self._unfreeze(grid, drop_path)
             self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)

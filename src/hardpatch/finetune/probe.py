@@ -27,6 +27,7 @@ from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import FinetuneJob, describe
 from hardpatch.measure.features import Features, ProgressCallback
 from hardpatch.measure.linear import BASE_LRS, LinearHeads, train_heads
+from hardpatch.processes import on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers
 from hardpatch.train.progress import counting
@@ -203,7 +204,17 @@ def start_from_probe(job: FinetuneJob, train: Source, held_out: Subset, *, quiet
         held_out: those that the run does not learn from.
         quiet: show no progress.
     """
-    run, model, fabric = job.run, job.model, job.fabric
+    job.whole_model.gather()
+    on_first(lambda: _write_probe(job, train, held_out, quiet))
+    job.whole_model.put_back()
+    job.model.train()
+    if job.average is not None:
+        job.average.set(job.model)
+
+
+def _write_probe(job: FinetuneJob, train: Source, held_out: Subset, quiet: bool) -> None:
+    """Train both probes; the network is left with the one to begin from."""
+    run, model, fabric = job.run, job.whole_model.current, job.fabric
     with nullcontext(lambda done, total: None) if quiet else counting("features") as progress:
         known = features(
             model.eval(),
@@ -228,9 +239,6 @@ def start_from_probe(job: FinetuneJob, train: Source, held_out: Subset, *, quiet
     save_probe(job.folder, model, {**describe(run, model, job.classes, job.image_size), "probe": numbers})
     log.info("probe: top-1 %.2f%% on --val; its learning rate was picked on parts of --train", 100 * result.top1)
     install(model, probe.part, probe.best)
-    model.train()
-    if job.average is not None:
-        job.average.set(model)
 
 
 def choose(job: FinetuneJob, held_out: Source) -> tuple[ClassifierEvaluation, dict[str, Any]]:

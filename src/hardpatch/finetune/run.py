@@ -24,15 +24,18 @@ from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings,
 from hardpatch.finetune.trainer import FinetuneJob
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
-from hardpatch.train.device import start_fabric
+from hardpatch.train.device import start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import read_values
+from hardpatch.train.settings import check_loop
 
 log = logging.getLogger("hardpatch")
 
@@ -149,7 +152,7 @@ def finetune(
     folder_run = open_run(
         "finetune", out, inputs, presets, preset, settings, resume=resume, required=REQUIRED, earlier={"probe": False}
     )
-    return _train("finetune", folder_run, progress or Silent(), list(arguments), scratch)
+    return _launch("finetune", folder_run, progress, list(arguments), scratch)
 
 
 def _auto(inputs: Mapping[str, Any], folder: str | Path | None) -> FinetuneSettings:
@@ -182,15 +185,27 @@ def train_linear_probe(
     """
     inputs = {"run": run, "train": train, "val": val, "image_column": image_column, "label_column": label_column}
     folder_run = open_run("linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED)
-    return _train("linear", folder_run, progress or Silent(), list(arguments))
+    return _launch("linear", folder_run, progress, list(arguments))
+
+
+def _launch(
+    verb: str,
+    folder_run: FolderRun[FinetuneSettings],
+    progress: Progress | None,
+    arguments: list[str],
+    scratch: RunConfig | None = None,
+) -> FinetuneResult:
+    check_loop(folder_run.settings)
+    return launch_of(folder_run.settings, _train, verb, folder_run, arguments, scratch, progress=progress or Silent())
 
 
 def _train(
     verb: str,
     folder_run: FolderRun[FinetuneSettings],
-    progress: Progress,
     arguments: list[str],
-    scratch: RunConfig | None = None,
+    scratch: RunConfig | None,
+    *,
+    progress: Progress,
 ) -> FinetuneResult:
     started = time.monotonic()
     folder, settings, inputs = folder_run.folder, folder_run.settings, folder_run.inputs
@@ -198,7 +213,7 @@ def _train(
     train, val = _open("train", inputs["train"], columns), _open("val", inputs["val"], columns)
     check(settings, len(train))
     classes, val_labels = align_labels(train, val)
-    fabric = start_fabric(settings.device, settings.precision, "--")
+    fabric = start_fabric_of(settings)
     newest = checkpoint.newest(folder)
     # A resumed run does not read the encoder that it started from, which may be gone or trained further.
     if newest is not None:
@@ -210,8 +225,9 @@ def _train(
     job = FinetuneJob(settings, folder, learned_from, val, classes, val_labels, model, fabric)
     if newest is not None:
         job.restore(newest)
-    folder_run.write(verb, arguments, README.replace("VERB", verb))
-    log_to(folder / "log.txt")
+    if is_first():
+        folder_run.write(verb, arguments, README.replace("VERB", verb))
+        log_to(folder / "log.txt")
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
     if newest is None:
@@ -220,13 +236,16 @@ def _train(
     if held_out is not None and newest is None:
         start_from_probe(job, train, held_out, quiet=isinstance(progress, Silent))
     if settings.probe_only:
-        return _finish(verb, job, folder_run, folder / PROBE, held_out, started)
+        return on_first(lambda: _finish(verb, job, folder_run, folder / PROBE, held_out, started))
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
         return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(verb, job, folder_run, saved, held_out, started)
+    if job.evaluation is None:  # a finished run is evaluated again when it is resumed
+        job.evaluate()
+    job.whole_model.gather()
+    return on_first(lambda: _finish(verb, job, folder_run, saved, held_out, started))
 
 
 def warnings(job: FinetuneJob, images: int) -> Iterator[str]:
@@ -259,8 +278,6 @@ def _finish(
 ) -> FinetuneResult:
     """Write result.json and the pictures."""
     folder, classes, inputs = job.folder, job.classes, folder_run.inputs
-    if job.evaluation is None and not job.run.probe_only:  # a finished run is evaluated again when it is resumed
-        job.evaluate()
     evaluation, choice = job.evaluation, None
     if held_out is not None:
         evaluation, choice = choose(job, held_out)

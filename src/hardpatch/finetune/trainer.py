@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,15 @@ from hardpatch.finetune.measure import ClassifierEvaluation, classify
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.randomness import seed_step
+from hardpatch.processes import average, on_first, process_rank
+from hardpatch.randomness import seed_step, set_part
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers
+from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
 from hardpatch.train.optimizer import layer_decay_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
+from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
 
 DropPatches = Callable[[Tensor, Tensor, int], Tensor | None]
@@ -76,8 +78,12 @@ class FinetuneJob:
             from timm.utils.model_ema import ModelEmaV3
 
             self.average = ModelEmaV3(self.model, decay=run.ema, use_warmup=True)
+        self.rank, world_size = process_rank()
+        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps, even=bool(run.mixup or run.cutmix)))
+        self.whole_model = WholeCopy(fabric, self.model)
+        self.network = fabric.setup_module(self.model)
         optimizer = _optimizer(run, self.model, fabric)
-        self.network, self.optimizer = fabric.setup(self.model, optimizer)
+        self.optimizer = cast(Any, fabric.setup_optimizers(optimizer))
         averaged = None if self.average is None else self.average.module
         self.state = TrainingState(fabric, self.model, optimizer, averaged)
         self.mixer = Mixer(
@@ -101,7 +107,7 @@ class FinetuneJob:
     @property
     def evaluated_model(self) -> Classifier:
         """Network that is evaluated: the moving average if there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.whole_model.current if self.average is None else self.average.module
 
     def batches(self) -> Generator[Batch, None, None]:
         """Load augmented batches, starting with that of the next step."""
@@ -125,6 +131,8 @@ class FinetuneJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
+            rank=self.rank,
+            world_size=process_rank().world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
@@ -136,9 +144,10 @@ class FinetuneJob:
         images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
         count = run.accumulation_steps
         parts = (images.chunk(count), batch.indices.to(device, non_blocking=True).chunk(count), targets.chunk(count))
-        for part, indices, target in zip(*parts, strict=True):
-            loss = F.cross_entropy(self.network(part, self._dropped(part, indices)).float(), target)
-            self.fabric.backward(loss / count)
+        for number, (part, indices, target) in enumerate(zip(*parts, strict=True), 1):
+            with without_exchange(self.fabric, self.network, number < count):
+                loss = F.cross_entropy(self.network(part, self._dropped(part, indices)).float(), target)
+                self.fabric.backward(loss / count)
             self._loss_sum += loss.detach() / count
         set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
         if run.clip is not None:
@@ -152,7 +161,7 @@ class FinetuneJob:
 
     def metrics(self) -> dict[str, float]:
         """Return the mean loss since the last call, and the learning rate of the last step."""
-        row = {"loss": self._loss_sum.item() / self._steps, "lr": self._learning_rate(self.step - 1)}
+        row = {"loss": average(self._loss_sum).item() / self._steps, "lr": self._learning_rate(self.step - 1)}
         self._loss_sum.zero_()
         self._steps = 0
         return row
@@ -163,7 +172,8 @@ class FinetuneJob:
         Raises:
             UserError: if too many of them cannot be decoded.
         """
-        self.evaluation = self.classify(self.val, self.val_labels)
+        self.whole_model.gather()
+        self.evaluation = on_first(lambda: self.classify(self.val, self.val_labels))
         self.bad_val.update(self.evaluation.bad)
         return {"val_loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
 
@@ -175,8 +185,9 @@ class FinetuneJob:
             labels: class of each label of ``source``, int64.
             model: another network than that of the run.
         """
+        model = model or self.evaluated_model
         result = classify(
-            (model or self.evaluated_model).eval(),
+            model.eval(),
             source,
             labels.to(self.fabric.device),
             self.fabric,
@@ -185,7 +196,7 @@ class FinetuneJob:
             workers=loader_workers(self.run.workers),
             dropped=self._dropped,
         )
-        self.model.train()
+        model.train()
         return result
 
     def save(self) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.models.pixels import resize_to_grid
+from hardpatch.randomness import own_rows
 
 MAX_VOCABULARY = 8192
 PIXEL_STD = 0.25
@@ -93,7 +94,10 @@ class DiscreteVAE(nn.Module):
         if not self.training:
             grid = (logits.shape[2], logits.shape[3])
             return DiscreteVAEOutput(self.decode(logits.argmax(dim=1).flatten(1), grid), logits)
-        noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+        noise = own_rows(
+            len(logits),
+            lambda sizes: -logits.new_empty(*sizes, *logits.shape[1:]).exponential_(generator=generator).log(),
+        )
         soft = ((logits + noise) / temperature).softmax(dim=1)
         drawn = torch.zeros_like(soft).scatter(1, soft.argmax(dim=1, keepdim=True), 1.0)
         codes = torch.einsum("bvrc,vd->bdrc", drawn + soft - soft.detach(), self._entries())

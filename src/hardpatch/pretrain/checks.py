@@ -70,6 +70,8 @@ def _check_ranges(run: RunConfig) -> None:
         "train.log_every": train.log_every,
         "train.checkpoint_steps": train.checkpoint_steps,
         "train.keep_checkpoints": train.keep_checkpoints,
+        "train.devices": 1 if train.devices == "auto" else train.devices,
+        "train.nodes": train.nodes,
     }
     for name, number in at_least_one.items():
         if number is not None and number < 1:
@@ -81,6 +83,7 @@ def _check_ranges(run: RunConfig) -> None:
         "optim.clip": optim.clip,
         "optim.lr": optim.lr,
         "optim.base_lr": optim.base_lr,
+        "train.answer_minutes": train.answer_minutes,
     }
     for name, value in positive.items():
         if value is not None and value <= 0:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,13 @@ from hardpatch.errors import UserError
 from hardpatch.models.discrete_vae import PIXEL_STD, DiscreteVAE
 from hardpatch.models.tokenizer import KIND
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
+from hardpatch.processes import average, mean_over_processes, on_first, process_rank
+from hardpatch.randomness import set_part
 from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers
+from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
 from hardpatch.train.settings import to_dict
+from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
 
 USE_WEIGHT = 0.1
@@ -97,8 +101,12 @@ class TokenizerJob:
         self.model = initial_tokenizer(run).to(fabric.device).train()
         self.images, self.batch_size = len(source), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
+        self.rank, world_size = process_rank()
+        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.whole_model = WholeCopy(fabric, self.model)
+        self.network = fabric.setup_module(self.model)
         adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        self.network, self.optimizer = fabric.setup(self.model, adamw)
+        self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
         self.state = TrainingState(fabric, self.model, adamw)
         self.cadence = Cadence(self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps)
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=source)
@@ -118,6 +126,8 @@ class TokenizerJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
+            rank=self.rank,
+            world_size=process_rank().world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
@@ -125,13 +135,14 @@ class TokenizerJob:
         """Take one optimizer step."""
         run, count, progress = self.run, self.run.accumulation_steps, self.step / self.total
         self._generator.manual_seed((run.seed * 1_000_003 + self.step) % 2**63)
-        for pixels in batch.images.to(self.fabric.device, non_blocking=True).chunk(count):
+        for number, pixels in enumerate(batch.images.to(self.fabric.device, non_blocking=True).chunk(count), 1):
             images = pixels.float() / 255
-            output = self.network(images, temperature(progress), self._generator)
-            error = F.mse_loss(output.images, images)
-            uneven = uneven_use(output.logits)
-            loss = error / PIXEL_STD**2 + USE_WEIGHT * uneven
-            self.fabric.backward(loss / count)
+            with without_exchange(self.fabric, self.network, number < count):
+                output = self.network(images, temperature(progress), self._generator)
+                error = F.mse_loss(output.images, images)
+                uneven = uneven_use(output.logits)
+                loss = error / PIXEL_STD**2 + USE_WEIGHT * uneven
+                self.fabric.backward(loss / count)
             with torch.no_grad():
                 self._sums += torch.stack([loss, error, uneven]) / count
                 self._counts += word_counts(output.logits)
@@ -146,8 +157,9 @@ class TokenizerJob:
 
     def metrics(self) -> dict[str, float]:
         """Return means since the last call, and entropy (in bits), perplexity and number of the words in use."""
-        means = (self._sums / self._steps).tolist()
-        bits, used = entropy(self._counts), int((self._counts > 0).sum())
+        means = average(self._sums / self._steps).tolist()
+        counts = average(self._counts)
+        bits, used = entropy(counts), int((counts > 0).sum())
         self._sums.zero_()
         self._counts.zero_()
         self._steps = 0
@@ -163,15 +175,18 @@ class TokenizerJob:
 
     def evaluate(self) -> dict[str, float]:
         """Measure the quality on images that are not augmented, and store it in :attr:`quality`."""
-        self.quality = measure(
-            self.model.eval(),
-            self.source,
-            self.run.image_size,
-            device=self.fabric.device,
-            batch_size=self.run.batch_size,
-            workers=loader_workers(self.run.workers),
+        model = self.whole_model.gather()
+        self.quality = on_first(
+            lambda: measure(
+                model.eval(),
+                self.source,
+                self.run.image_size,
+                device=self.fabric.device,
+                batch_size=self.run.batch_size,
+                workers=loader_workers(self.run.workers),
+            )
         )
-        self.model.train()
+        model.train()
         return {"psnr": self.quality.psnr, "words_used": self.quality.used}
 
     def save(self) -> None:
@@ -205,7 +220,7 @@ def uneven_use(logits: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    use = logits.float().softmax(dim=1).mean(dim=(0, 2, 3))
+    use = mean_over_processes(logits.float().softmax(dim=1).mean(dim=(0, 2, 3)))
     return (use * (use.clamp_min(1e-12).log() + math.log(len(use)))).sum()
 
 

@@ -19,7 +19,7 @@ from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.reading import RGB
-from hardpatch.data.sources import Source, Subset, open_source
+from hardpatch.data.sources import OpenedSource, Source, Subset, open_source
 from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
@@ -30,9 +30,11 @@ from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
+from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
-from hardpatch.train.device import start_fabric
+from hardpatch.train.device import start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
@@ -113,36 +115,46 @@ def train_tokenizer(
     required = {"data": "images to train on; demo:train is the embedded set"}
     inputs = {"data": data if data is None or isinstance(data, str) else list(data), "image_column": image_column}
     run = open_run("tokenizer", out, inputs, PRESETS, None, settings, resume=resume, required=required)
-    return _train(run, progress or Silent(), list(arguments))
+    check(run.settings)
+    return launch_of(run.settings, _train, run, list(arguments), progress=progress or Silent())
 
 
-def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: list[str]) -> TokenizerResult:
+def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress: Progress) -> TokenizerResult:
     started = time.monotonic()
     folder, settings, data = run.folder, run.settings, run.inputs["data"]
-    check(settings)
     try:
         source = open_source(data, Columns(run.inputs["image_column"]))
     except UserError as error:
         raise UserError(f"--data: {error}") from None
     adapted(RGB, source, "--data")  # a tokenizer reads 8 bits; this says what is lost
-    fabric = start_fabric(settings.device, settings.precision, "--")
+    fabric = start_fabric_of(settings)
     job = TokenizerJob(settings, folder, source, fabric)
     newest = checkpoint.newest(folder)
     if newest is not None:
         job.restore(newest)
-    run.write("tokenizer", arguments, README)
-    log_to(folder / "log.txt")
+    if is_first():
+        run.write("tokenizer", arguments, README)
+        log_to(folder / "log.txt")
     log.info("--data: %s", summarize(source))
     signal = fit(job, progress)
     if job.step < job.total:
         return TokenizerResult(folder, job.step, job.total, signal=signal)
     if job.quality is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
+    job.whole_model.gather()
+    return on_first(lambda: _finish(job, run, data, source, time.monotonic() - started))
+
+
+def _finish(
+    job: TokenizerJob, run: FolderRun[TokenizerSettings], data: Any, source: OpenedSource, seconds: float
+) -> TokenizerResult:
+    """Write the tokenizer, result.json and the pictures of a finished run."""
+    folder, settings = run.folder, run.settings
     assert job.quality is not None
-    model = job.model.requires_grad_(False).eval()
+    model = job.whole_model.current.requires_grad_(False).eval()
     write_tokenizer(folder / FILE, model, settings, job.quality)
     shown = folder / "pictures" / "reconstructions.png"
-    reconstructions(model, source, settings.image_size, device=fabric.device).save(shown)
+    reconstructions(model, source, settings.image_size, device=job.fabric.device).save(shown)
     curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
     result = write_result(
         folder,
@@ -152,7 +164,7 @@ def _train(run: FolderRun[TokenizerSettings], progress: Progress, arguments: lis
         images={"train": len(source)},
         classes=None,
         left_out=counts(source.skipped, len(job.bad_files)),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         steps=job.total,
         quality=job.quality.to_dict(),
     )

@@ -146,6 +146,8 @@ def segmentation_batches(
     seed: int,
     start: int = 0,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     pin_memory: bool = False,
 ) -> Generator[LabeledBatch, None, None]:
     """Load endless training batches, in the order of :func:`hardpatch.data.loader.train_batches`.
@@ -155,18 +157,20 @@ def segmentation_batches(
     Args:
         pairs: images and label maps.
         transform: makes a crop.
-        batch_size: crops in a batch.
+        batch_size: crops in a batch of all processes, a multiple of their number.
         reading: channels, type and range of the images.
         seed: of order and crops.
         start: number of the first batch.
         workers: processes that decode; 0 decodes in this one.
+        rank: number of this process.
+        world_size: number of processes.
         pin_memory: load into pinned memory, for copies to a GPU.
 
     Raises:
         UserError: if no pair can be decoded.
     """
     check_channels(reading.channels)
-    order = TrainingOrder(len(pairs), batch_size, seed, start, 0, 1)
+    order = TrainingOrder(len(pairs), batch_size, seed, start, rank, world_size)
     for batch in batch_loader(_Crops(pairs, transform, reading, seed), order, workers, pin_memory):
         if not len(batch.images):
             raise nothing_decodable(len(pairs), batch.bad)

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.data.reading import Reading
+from hardpatch.models.batch_norm import BatchNorm2d
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.pixels import normalize, register_normalization
+from hardpatch.randomness import random_keep
 
 POOLS = (1, 2, 3, 6)
 AUXILIARY_CHANNELS = 256
@@ -18,13 +20,27 @@ BLOCKS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}
 """Blocks after which mmsegmentation takes maps of MAE's ViT-B, and of BEiT's ViT-L, by depth."""
 
 
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels in training, the same for any number of processes."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop channels of maps ``[B, C, h, w]``."""
+        if not self.training or self.probability == 0.0:
+            return x
+        return x * random_keep(x, self.probability, (x.shape[1], 1, 1))
+
+
 class ConvModule(nn.Sequential):
     """Convolution without bias that keeps the size, batch norm, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
-        self.batch_norm = nn.BatchNorm2d(outputs)
+        self.batch_norm = BatchNorm2d(outputs)
         self.activation = nn.ReLU()
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
@@ -38,7 +54,7 @@ class FeaturePyramid(nn.Module):
             [
                 nn.Sequential(
                     nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
-                    nn.BatchNorm2d(width),
+                    BatchNorm2d(width),
                     nn.GELU(),
                     nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
                 ),
@@ -86,7 +102,7 @@ class UperNetHead(nn.Module):
         self.lateral_convs = nn.ModuleList(ConvModule(width, channels, 1) for width in finer)
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in finer)
         self.fpn_bottleneck = ConvModule(len(inputs) * channels, channels, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         self.classifier = _classifier(channels, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -116,7 +132,7 @@ class FCNHead(nn.Module):
     def __init__(self, inputs: int, classes: int, channels: int = AUXILIARY_CHANNELS, dropout: float = 0.1) -> None:
         super().__init__()
         self.convs = nn.Sequential(ConvModule(inputs, channels, 3))
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         self.classifier = _classifier(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
+from hardpatch.processes import is_first, on_first
 from hardpatch.segment.check import check_sets
 from hardpatch.segment.data import SegmentationSet, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
@@ -32,13 +33,14 @@ from hardpatch.segment.settings import check as check_settings
 from hardpatch.segment.trainer import KIND, SegmentJob
 from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
-from hardpatch.train.device import loader_workers, start_fabric
+from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
-from hardpatch.train.settings import too_short
+from hardpatch.train.settings import check_loop, too_short
 
 log = logging.getLogger("hardpatch")
 
@@ -152,16 +154,17 @@ def segment(
         sides = settings[name] if isinstance(settings[name], Sequence) else [settings[name]]
         settings[name] = [*sides, *sides] if len(sides) == 1 else sides
     labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
-    return _segment(labeled, progress or Silent(), list(arguments))
+    check_loop(labeled.settings)
+    return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
 
 
-def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments: list[str]) -> SegmentResult:
+def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progress: Progress) -> SegmentResult:
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
     labels = find_labels(
         inputs["train"], inputs["classes"], inputs["ignore"], inputs["reduce_zero_label"], inputs["threshold"]
     )
-    fabric = start_fabric(settings.device, settings.precision, "--")
+    fabric = start_fabric_of(settings)
     newest = checkpoint.newest(folder)
     train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
     val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
@@ -179,8 +182,9 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
             progress=checking,
         )
     train, val = checked.sets["train"], checked.sets["val"]
-    labeled.write("segment", arguments, README)
-    log_to(folder / "log.txt")
+    if is_first():
+        labeled.write("segment", arguments, README)
+        log_to(folder / "log.txt")
     for split, pairs in checked.sets.items():
         unreadable = checked.unreadable[split]
         left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""
@@ -203,7 +207,10 @@ def _segment(labeled: FolderRun[SegmentSettings], progress: Progress, arguments:
     assert saved is not None
     if job.step < job.total:
         return SegmentResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(job, labeled, saved, checked.pixels["train"], time.monotonic() - started)
+    if job.evaluation is None:  # a finished run that is resumed is evaluated again
+        job.evaluate()
+    job.whole_model.gather()
+    return on_first(lambda: _finish(job, labeled, saved, checked.pixels["train"], time.monotonic() - started))
 
 
 def _finish(
@@ -211,10 +218,8 @@ def _finish(
 ) -> SegmentResult:
     """Write the segmenter, result.json and the pictures of a finished run."""
     folder, inputs, names = job.folder, labeled.inputs, job.train.labels.names
-    if job.evaluation is None:  # a finished run that is resumed is evaluated again
-        job.evaluate()
     assert job.evaluation is not None
-    save_segmenter(folder / FILE, job.model, names, job.inference)
+    save_segmenter(folder / FILE, job.whole_model.current, names, job.inference)
     measures = job.evaluation.measures
     trivial = majority(measures, names, pixels.tolist())
     result = write_result(

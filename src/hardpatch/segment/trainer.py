@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.models.pixels import mean_color
-from hardpatch.randomness import seed_step
+from hardpatch.processes import average, global_mean, on_first, process_rank
+from hardpatch.randomness import seed_step, set_part
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.file import describe
@@ -18,9 +20,10 @@ from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.settings import SegmentSettings
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers
+from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
 from hardpatch.train.optimizer import BETAS, layer_decay_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
+from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
 
 KIND = "segmenter"
@@ -59,10 +62,14 @@ class SegmentJob:
         self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
+        self.rank, world_size = process_rank()
+        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.whole_model = WholeCopy(fabric, self.model)
+        self.network = fabric.setup_module(self.model)
         groups = layer_decay_groups(self.model, run.weight_decay, run.layer_decay or 1.0)
         assert run.lr is not None
         adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
-        self.network, self.optimizer = fabric.setup(self.model, adamw)
+        self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
         self.state = TrainingState(fabric, self.model, adamw)
         self.inference = Inference(
             run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
@@ -101,6 +108,8 @@ class SegmentJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
+            rank=self.rank,
+            world_size=process_rank().world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
@@ -111,11 +120,13 @@ class SegmentJob:
         set_learning_rate(self.state.optimizer, poly_learning_rate(self.step, self.total, run))
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device, non_blocking=True)
-        for micro_batch, truth in zip(images.chunk(count), labels.chunk(count), strict=True):
-            logits = self.network(micro_batch)
-            main, auxiliary = pixel_loss(logits.main, truth), pixel_loss(logits.auxiliary, truth)
-            loss = main + run.auxiliary_weight * auxiliary
-            self.fabric.backward(loss / count)
+        parts = zip(images.chunk(count), labels.chunk(count), strict=True)
+        for number, (micro_batch, truth) in enumerate(parts, 1):
+            with without_exchange(self.fabric, self.network, number < count):
+                logits = self.network(micro_batch)
+                main, auxiliary = pixel_loss(logits.main, truth), pixel_loss(logits.auxiliary, truth)
+                loss = main + run.auxiliary_weight * auxiliary
+                self.fabric.backward(loss / count)
             self._sums += torch.stack([loss, main, auxiliary]).detach() / count
         if run.clip is not None:
             self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
@@ -126,7 +137,7 @@ class SegmentJob:
 
     def metrics(self) -> dict[str, float]:
         """Return mean losses since the last call, and the learning rate of the last step."""
-        means = (self._sums / self._steps).tolist()
+        means = average(self._sums / self._steps).tolist()
         self._sums.zero_()
         self._steps = 0
         losses = dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=True))
@@ -138,15 +149,18 @@ class SegmentJob:
         Raises:
             UserError: if too many of them cannot be decoded.
         """
-        self.evaluation = evaluate(
-            self.model,
-            self.val,
-            self.inference,
-            device=self.fabric.device,
-            workers=loader_workers(self.run.workers),
-            autocast=self.fabric.autocast,
-            keep=evenly_spread(len(self.val)) if self.step == self.total else (),
-            bad_files=self.bad_val,
+        model = self.whole_model.gather()
+        self.evaluation = on_first(
+            lambda: evaluate(
+                model,
+                self.val,
+                self.inference,
+                device=self.fabric.device,
+                workers=loader_workers(self.run.workers),
+                autocast=self.fabric.autocast,
+                keep=evenly_spread(len(self.val)) if self.step == self.total else (),
+                bad_files=self.bad_val,
+            )
         )
         return self.evaluation.measures.headline()
 
@@ -180,13 +194,15 @@ def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy over the pixels that are not ignored, in float32; 0 if all of them are.
 
+    In several processes the mean of their results is that of the whole batch.
+
     Args:
         logits: ``[B, classes, h, w]``; resized to the labels.
         labels: uint8 ``[B, H, W]``.
     """
     resized = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(resized, labels.long(), ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp_min(1)
+    return global_mean(total, (labels != IGNORED).sum())
 
 
 def evenly_spread(count: int, at_most: int = PICTURED) -> tuple[int, ...]:

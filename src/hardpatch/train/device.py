@@ -23,6 +23,7 @@ from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.processes import launched, open_control_group, process_rank
 from hardpatch.train.memory import keep_buffers
+from hardpatch.train.settings import LoopSettings
 from hardpatch.train.sharding import shard
 
 
@@ -84,6 +85,11 @@ def start_fabric(
     return fabric
 
 
+def start_fabric_of(run: LoopSettings) -> Fabric:
+    """Set up device and precision of a run of any verb but ``pretrain``; see :func:`start_fabric`."""
+    return start_fabric(run.device, run.precision, "--", strategy=run.strategy, answer_minutes=run.answer_minutes)
+
+
 def _one_of_several(
     device: str, mixed: MixedPrecision | None, strategy: StrategyName, answer_minutes: float, prefix: str
 ) -> Fabric:
@@ -122,6 +128,29 @@ def _unsynchronized_buffers() -> dict[str, Any]:
     """Return the option of DDP not to send buffers in each step, under its name in this version of torch."""
     names = signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+
+
+def share_of_batch(run: LoopSettings, accumulation_steps: int = 1, *, even: bool = False) -> int:
+    """Return the images of a batch, or of a micro-batch, that one process has.
+
+    Args:
+        run: the settings.
+        accumulation_steps: micro-batches.
+        even: the part of a process must be even.
+
+    Raises:
+        UserError: if processes and micro-batches cannot share the batch evenly.
+    """
+    world_size = process_rank().world_size
+    if run.batch_size % (world_size * accumulation_steps) or (
+        even and world_size > 1 and run.batch_size // world_size % 2
+    ):
+        pairs = ", each with an even number of images" if even else ""
+        raise UserError(
+            f"--batch_size: expected a multiple of {world_size} processes times {accumulation_steps} micro-batches"
+            f"{pairs}, got {run.batch_size}"
+        )
+    return run.batch_size // world_size // accumulation_steps
 
 
 @contextmanager

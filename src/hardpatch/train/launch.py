@@ -21,6 +21,7 @@ import torch
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.processes import close_groups, launched
 from hardpatch.train.progress import Progress, Silent
+from hardpatch.train.settings import LoopSettings
 
 T = TypeVar("T")
 
@@ -84,6 +85,12 @@ def launch(
         finally:
             close_groups()
             _end(others)
+
+
+def launch_of(run: LoopSettings, train: Callable[..., T], *arguments: Any, progress: Progress) -> T:
+    """Call a training of any verb but ``pretrain`` in the processes that its settings ask for; see :func:`launch`."""
+    count = count_devices(run.devices, run.device)
+    return launch(train, *arguments, progress=progress, devices=count, nodes=run.nodes)
 
 
 def count_devices(devices: int | str, device: str) -> int:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.choices import DeviceName, PrecisionName, WeightsName
+from hardpatch.choices import DeviceName, PrecisionName, StrategyName, WeightsName
 from hardpatch.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
-    *("workers", "max_bad_fraction", "device", "precision"),
+    *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
 
@@ -48,6 +48,16 @@ class LoopSettings:
     device: DeviceName = setting("auto", "accelerator")
     precision: PrecisionName = setting(
         "auto", "auto is bf16 on a GPU that supports it, else fp32; weights stay in fp32"
+    )
+    devices: Literal["auto"] | int = setting(
+        1, "processes on this machine, one for each GPU; auto is all GPUs; torchrun and srun start their own"
+    )
+    nodes: int = setting(1, "machines; each runs the command with MASTER_ADDR, MASTER_PORT and NODE_RANK set")
+    strategy: StrategyName = setting(
+        "ddp", "several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes"
+    )
+    answer_minutes: float = setting(
+        30.0, "minutes after which the run ends because one of several processes does not answer"
     )
 
     def total_steps(self, images: int) -> int:
@@ -144,6 +154,9 @@ def check_loop(run: LoopSettings) -> None:
     expect(run, "checkpoint_minutes", "a number from 0", 0 <= run.checkpoint_minutes < math.inf)
     expect(run, "seed", "a whole number from 0", 0 <= run.seed < 2**63)
     expect(run, "workers", "a whole number from 0", _optional(run, "workers", lambda number: number >= 0))
+    expect(run, "devices", "auto or a whole number from 1", run.devices == "auto" or int(run.devices) >= 1)
+    expect(run, "nodes", "a whole number from 1", run.nodes >= 1)
+    expect(run, "answer_minutes", "a number above 0", 0 < run.answer_minutes < math.inf)
     expect(run, "max_bad_fraction", "a number from 0 to 1", 0 <= run.max_bad_fraction <= 1)
     if run.batch_size % run.accumulation_steps:
         raise UserError(

@@ -1,12 +1,17 @@
 """Weights, gradients and optimizer state that are divided among the processes (FSDP2)."""
 
+import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
+
+from hardpatch.processes import share_from_first
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
@@ -88,6 +93,36 @@ def load_whole(module: nn.Module, values: dict[str, Tensor]) -> None:
         own = module.state_dict()
         values = {name: divided_as(value, own[name]) if name in own else value for name, value in values.items()}
     module.load_state_dict(values)
+
+
+class WholeCopy(Generic[Network]):
+    """The whole of a network whose weights may be divided, for measurements.
+
+    Args:
+        fabric: will set the network up.
+        network: not divided yet.
+    """
+
+    def __init__(self, fabric: Fabric, network: Network) -> None:
+        self.network = network
+        self.copy = copy.deepcopy(network) if isinstance(fabric.strategy, ModelParallelStrategy) else None
+
+    @property
+    def current(self) -> Network:
+        """The network, or the copy as it was gathered last."""
+        return self.network if self.copy is None else self.copy
+
+    def gather(self) -> Network:
+        """Bring the copy up to date, and return :attr:`current`. All processes must take part."""
+        if self.copy is not None:
+            copy_whole(self.network, self.copy)
+        return self.current
+
+    def put_back(self) -> None:
+        """Load a copy that was changed, in the first process, into the network of all processes."""
+        share_from_first(self.current.state_dict().values())
+        if self.copy is not None:
+            load_whole(self.network, self.copy.state_dict())
 
 
 def copy_whole(source: nn.Module, target: nn.Module) -> None:
