@@ -162,6 +162,8 @@ def training_batches(
     reading: Reading = RGB,
     start: int = 0,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     masks: bool = True,
 ) -> Generator[DetectionBatch, None, None]:
     """Load endless training batches, the same with any number of workers and after a resume.
@@ -173,11 +175,13 @@ def training_batches(
         annotations: images and their objects.
         folder: folder of the images.
         transform: flips, resizes and crops.
-        batch_size: images in a batch.
+        batch_size: images in a batch of all processes, a multiple of their number.
         seed: of order and transform.
         reading: channels, type and range of the images.
         start: number of the first batch.
         workers: processes that decode; 0 decodes in this one.
+        rank: number of this process.
+        world_size: number of processes.
         masks: load the masks of the objects, too.
 
     Raises:
@@ -185,7 +189,8 @@ def training_batches(
     """
     mask_tools()  # fails here rather than in a worker
     dataset = _TrainingDataset(annotations, str(folder), transform, reading, seed, masks)
-    for batch in batch_loader(dataset, _TrainingOrder(len(annotations.images), batch_size, seed, start), workers):
+    order = _TrainingOrder(len(annotations.images), batch_size, seed, start, rank, world_size)
+    for batch in batch_loader(dataset, order, workers):
         if not batch.samples:
             raise nothing_decodable(len(annotations.images), batch.bad)
         yield batch
@@ -278,15 +283,20 @@ class _EvaluationDataset(Dataset[DetectionBatch]):
 
 
 class _TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Endless keys of batches, (epoch, index) of each image: the permutations of all epochs one after another."""
+    """Endless keys of batches, (epoch, index) of each image: the permutations of all epochs one after another.
 
-    def __init__(self, n: int, batch_size: int, seed: int, start: int) -> None:
+    A process has an equal part of each batch.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> None:
         self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
+        share = batch_size // world_size
+        self.part = slice(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         keys = self._keys()
         while True:
-            yield list(islice(keys, self.batch_size))
+            yield list(islice(keys, self.batch_size))[self.part]
 
     def _keys(self) -> Iterator[tuple[int, int]]:
         epoch, position = divmod(self.start * self.batch_size, self.n)

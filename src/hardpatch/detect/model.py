@@ -34,6 +34,7 @@ from torchvision.ops import MultiScaleRoIAlign  # type: ignore[import-untyped]
 from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyped]
 
 from hardpatch.data.reading import Reading
+from hardpatch.detect.sampling import SeededSampler
 from hardpatch.detect.vitdet import ChannelNorm, ViTDet
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.pixels import normalize, register_normalization
@@ -96,6 +97,9 @@ class Canvas(nn.Module):
 class HeadsForPartialMasks(RoIHeads):  # type: ignore[misc]
     """Box and mask head, of which the mask head is trained on the objects whose mask is known."""
 
+    known_masks: Tensor | None = None
+    """boxes of the last batch whose mask is known; None if all are"""
+
     def forward(
         self,
         features: dict[str, Tensor],
@@ -104,6 +108,7 @@ class HeadsForPartialMasks(RoIHeads):  # type: ignore[misc]
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return detections and losses, as torchvision's heads do."""
+        self.known_masks = None
         if not self.training or targets is None or all(t["has_mask"].all() for t in targets if "has_mask" in t):
             return super().forward(features, proposals, image_shapes, targets)
         proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
@@ -111,6 +116,7 @@ class HeadsForPartialMasks(RoIHeads):  # type: ignore[misc]
         loss_classifier, loss_box_reg = fastrcnn_loss(*self.box_predictor(box_features), labels, regression)
         positive = [torch.where(label > 0)[0] for label in labels]
         known = [p[t["has_mask"][m[p]]] for p, t, m in zip(positive, targets, matched, strict=True)]
+        self.known_masks = torch.tensor(sum(map(len, known)), device=features["p2"].device)
         boxes = [box[k] for box, k in zip(proposals, known, strict=True)]
         logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
         masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
@@ -176,6 +182,8 @@ def mask_rcnn(
     )
     if masks:
         model.roi_heads.__class__ = HeadsForPartialMasks  # torchvision has no argument for it
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler = SeededSampler(part.fg_bg_sampler)
     model.transform = Canvas(image_size, mean, std, reading)
     return model
 

@@ -40,9 +40,11 @@ from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone, load_backbone
 from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
-from hardpatch.train.device import loader_workers, start_fabric
+from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
@@ -179,14 +181,14 @@ def detect(
         required=REQUIRED,
         earlier={"least_steps": None},
     )
-    return _detect(labeled, progress or Silent(), list(arguments))
+    check(labeled.settings)
+    return launch_of(labeled.settings, _detect, labeled, list(arguments), progress=progress or Silent())
 
 
-def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: list[str]) -> DetectResult:
+def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progress: Progress) -> DetectResult:
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
-    check(settings)
-    fabric = start_fabric(settings.device, settings.precision, "--")
+    fabric = start_fabric_of(settings)
     newest = checkpoint.newest(folder)
     if newest is None:
         backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
@@ -215,8 +217,9 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     )
     if newest is not None:
         job.restore(newest)
-    labeled.write("detect", arguments, README)
-    log_to(folder / "log.txt")
+    if is_first():
+        labeled.write("detect", arguments, README)
+        log_to(folder / "log.txt")
     job.bad_files.keep_in(folder / "undecodable.txt")
     job.bad_files.update(train.bad)
     job.bad_val.update(val.bad)
@@ -234,14 +237,14 @@ def _detect(labeled: FolderRun[DetectSettings], progress: Progress, arguments: l
     assert saved is not None
     if job.step < job.total:
         return DetectResult(folder, saved, job.step, job.total, signal=signal)
-    return _finish(job, labeled, saved, time.monotonic() - started)
+    if job.evaluation is None:  # a finished run that is resumed is evaluated again
+        job.evaluate()
+    return on_first(lambda: _finish(job, labeled, saved, time.monotonic() - started))
 
 
 def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, seconds: float) -> DetectResult:
     """Write the detections, result.json and the pictures of a finished run."""
     folder, inputs = job.folder, labeled.inputs
-    if job.evaluation is None:  # a finished run that is resumed is evaluated again
-        job.evaluate()
     assert job.evaluation is not None
     precision, detections = job.evaluation.precision, job.evaluation.detections
     sets = (("train", job.train[0]), ("val", job.evaluated_set))

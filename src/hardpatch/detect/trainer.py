@@ -15,16 +15,19 @@ from hardpatch.detect.annotations import AnnotationSet
 from hardpatch.detect.batches import DetectionBatch, ScaleJitter, evaluation_batches, training_batches
 from hardpatch.detect.measure import Precision, average_precision, detect
 from hardpatch.detect.model import check_sizes, mask_rcnn
+from hardpatch.detect.sampling import seed_samplers, weights_of_losses
 from hardpatch.detect.settings import DetectSettings, step_learning_rate
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.models.transfer import train_positions
-from hardpatch.randomness import seed_step
+from hardpatch.processes import average, on_first, process_rank
+from hardpatch.randomness import seed_step, set_part
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import autocast_dtype, loader_workers
+from hardpatch.train.device import autocast_dtype, loader_workers, share_of_batch, without_exchange
 from hardpatch.train.optimizer import BETAS, layer_decay_groups, parameter_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
+from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
 
 KIND = "detector"
@@ -142,6 +145,11 @@ class DetectJob:
         self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train[0].images), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
+        self.rank, world_size = process_rank()
+        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.whole_model = WholeCopy(fabric, self.model)
+        # not by Fabric, whose wrapper would run the heads in half precision
+        self.network = fabric.strategy.setup_module(self.model)
         adamw = torch.optim.AdamW(groups(self.model, run), lr=run.lr, betas=BETAS)
         optimizer = fabric.setup_optimizers(adamw)
         assert isinstance(optimizer, _FabricOptimizer)
@@ -182,6 +190,8 @@ class DetectJob:
             reading=self.reading,
             start=self.step,
             workers=loader_workers(run.workers),
+            rank=self.rank,
+            world_size=process_rank().world_size,
             masks=self.masks,
         )
 
@@ -194,10 +204,13 @@ class DetectJob:
             micro_batch = samples[start :: run.accumulation_steps]
             images = [sample.image.to(device, non_blocking=True) for sample in micro_batch]
             targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in micro_batch]
-            losses_by_name = self.model(images, targets)
-            losses = torch.stack([losses_by_name[name].float() for name in self.losses])
-            losses = losses * (len(micro_batch) / len(samples))
-            self.fabric.backward(losses.sum())
+            seed_samplers(self.model, run.seed, self.step, [sample.image_index for sample in micro_batch])
+            with without_exchange(self.fabric, self.network, start < run.accumulation_steps - 1):
+                losses_by_name = self.network(images, targets)
+                losses = torch.stack([losses_by_name[name].float() for name in self.losses])
+                weights = weights_of_losses(self.model, self.masks) * (len(micro_batch) / len(samples))
+                losses = torch.where(weights > 0, losses * weights, 0.0)  # a mean over nothing is NaN
+                self.fabric.backward(losses.sum())
             self._sums += losses.detach()
         if run.clip is not None:
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
@@ -208,7 +221,7 @@ class DetectJob:
 
     def metrics(self) -> dict[str, float]:
         """Return mean losses since the last call, and the learning rate of the last step."""
-        means = (self._sums / self._steps).tolist()
+        means = average(self._sums / self._steps).tolist()
         self._sums.zero_()
         self._steps = 0
         lr = step_learning_rate(self.step - 1, self.total, self.run)
@@ -222,6 +235,19 @@ class DetectJob:
         Raises:
             UserError: if too many of them cannot be used.
         """
+        model = self.whole_model.gather()
+        results, indices, bad = on_first(lambda: self._detect(model))
+        annotations = self.val[0]
+        self.bad_val.update(bad)
+        if not indices:
+            raise nothing_decodable(len(annotations.images), bad)
+        self.evaluated_set = annotations.without(set(range(len(annotations.images))) - indices)
+        precision = average_precision(self.evaluated_set.ground_truth(), results, self.kinds)
+        self.evaluation = EvaluationResult(precision, results)
+        return self.evaluation.metrics()
+
+    def _detect(self, model: nn.Module) -> tuple[list[dict[str, Any]], set[int], list[str]]:
+        """Detect objects in the validation images; see :func:`~hardpatch.detect.measure.detect`."""
         annotations, folder = self.val
         batches = evaluation_batches(
             annotations,
@@ -231,15 +257,9 @@ class DetectJob:
             reading=self.reading,
             workers=loader_workers(self.run.workers),
         )
-        results, indices, bad = detect(self.model.eval(), batches, annotations)
-        self.model.train()
-        self.bad_val.update(bad)
-        if not indices:
-            raise nothing_decodable(len(annotations.images), bad)
-        self.evaluated_set = annotations.without(set(range(len(annotations.images))) - indices)
-        precision = average_precision(self.evaluated_set.ground_truth(), results, self.kinds)
-        self.evaluation = EvaluationResult(precision, results)
-        return self.evaluation.metrics()
+        detections = detect(model.eval(), batches, annotations)
+        model.train()
+        return detections
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

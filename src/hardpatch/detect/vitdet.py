@@ -10,7 +10,6 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth  # type: ignore[import-untyped]
 
 from hardpatch.detect.relative import DecomposedPositions, attend
 from hardpatch.models.block import NORM_EPS, Block
@@ -186,8 +185,7 @@ def windowed_block(
     if bias is not None and len(bias) > 1:
         bias = bias.repeat(len(x), 1, 1, 1)
     attended = unpartition(attend(block.attn, windows, window, bias), grid, window)
-    x = x + stochastic_depth(block.ls1(attended), block.drop_path, "row", block.training)
-    return x + stochastic_depth(block.ls2(block.mlp(block.norm2(x))), block.drop_path, "row", block.training)
+    return block.after_attention(x, attended)
 
 
 def partition(x: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:

@@ -150,10 +150,11 @@ class Block(nn.Module):
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """Apply the rest of the block to ``x`` and the output of its attention: both ``[B, Q, D]``."""
-        x = x + self._drop(self.ls1(attended))
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.drop_rows(self.ls1(attended))
+        return x + self.drop_rows(self.ls2(self.mlp(self.norm2(x))))
 
-    def _drop(self, branch: Tensor) -> Tensor:
+    def drop_rows(self, branch: Tensor) -> Tensor:
+        """Drop a residual branch ``[B, ...]`` of some images, in training; the others are scaled up."""
         if not self.training or self.drop_path == 0.0:
             return branch
         return branch * random_keep(branch, self.drop_path)

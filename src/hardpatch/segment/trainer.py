@@ -64,6 +64,7 @@ class SegmentJob:
         self.step, self.total = 0, run.total_steps(self.images)
         self.rank, world_size = process_rank()
         set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.model.encoder.norm.requires_grad_(False)  # the maps are taken before it
         self.whole_model = WholeCopy(fabric, self.model)
         self.network = fabric.setup_module(self.model)
         groups = layer_decay_groups(self.model, run.weight_decay, run.layer_decay or 1.0)

@@ -16,6 +16,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from hardpatch.choices import StrategyName
@@ -159,8 +160,16 @@ def without_exchange(fabric: Fabric, module: Any, enabled: bool) -> Iterator[Non
     if not enabled or process_rank().world_size == 1:
         yield
         return
-    with fabric.no_backward_sync(module):
+    if isinstance(module, DistributedDataParallel):  # not set up by Fabric
+        with module.no_sync():
+            yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
         yield
+        module.set_requires_gradient_sync(True)
+    else:
+        with fabric.no_backward_sync(module):
+            yield
 
 
 def autocast_dtype(fabric: Fabric) -> torch.dtype | None:
