@@ -31,6 +31,7 @@ from hardpatch.pretrain.plan import Plan
 from hardpatch.pretrain.planning import estimate, plan_or_configure
 from hardpatch.pretrain.result import PretrainResult
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.size import check_fits
 from hardpatch.pretrain.step import Learner
 from hardpatch.processes import is_first, launched, on_first
 from hardpatch.train import checkpoint
@@ -114,6 +115,7 @@ def train(
     """
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
+    check_fits(run)
     devices = count_devices(run.train.devices, run.train.device)
     return launch(
         _train,

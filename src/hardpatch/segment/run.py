@@ -36,6 +36,7 @@ from hardpatch.train.device import loader_workers, start_fabric
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
+from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.settings import too_short
@@ -260,6 +261,10 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
     refuse_bands(backbone.reading)
     check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, len(train))
     reading = adapted(backbone.reading, FileSource("", [str(path) for path in train.images]), "--train")
+    patches = settings.crop[0] * settings.crop[1] // encoder.patch_size**2
+    pairs = len(encoder.blocks) * patches**2 if settings.relative_positions else 0
+    need = bytes_per_parameter(settings.device) * 99 * settings.channels**2 + 8 * pairs
+    check_memory(need, "--channels, --crop", "a network")
     _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
