@@ -1,0 +1,219 @@
+"""Ranges of numbers, each beside the setting that it is for; nothing here imports torch or NumPy.
+
+A setting of a dataclass has its range in the metadata of its field (:func:`ranged`), an option of a verb that has no
+dataclass in :data:`OPTIONS`. Every number is finite. The ceilings are far above what is useful: they refuse what would
+hang or take all memory. Whether settings fit each other is checked by the verbs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hardpatch.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, with or without the limits themselves."""
+
+    low: float
+    high: float
+    above: bool = False
+    """leave out ``low``"""
+    below: bool = False
+    """leave out ``high``"""
+    whole: bool = False
+    """whole numbers only"""
+    ordered: Literal["", "<", "<="] = ""
+    """how the first of a pair of numbers compares with the second; empty for numbers that are no pair"""
+    note: str = ""
+    """other values that the setting takes"""
+
+    def __contains__(self, number: Any) -> bool:
+        """Return whether a number is in the range; NaN never is."""
+        if self.whole and (not isinstance(number, int) or isinstance(number, bool)):
+            return False
+        over = number > self.low if self.above else number >= self.low
+        under = number < self.high if self.below else number <= self.high
+        return bool(over and under)
+
+    def __str__(self) -> str:
+        """Return the range in words."""
+        if self.ordered:
+            low, high = (_words(limit) for limit in (self.low, self.high))
+            signs = ("<" if self.above else "<=", "<" if self.below else "<=")
+            return f"{low} {signs[0]} lowest {self.ordered} highest {signs[1]} {high}{self.note}"
+        kind, low = "a whole number" if self.whole else "a number", "above" if self.above else "from"
+        high = ", below" if self.below else ", up to" if self.above else " to"
+        return f"{kind} {low} {_words(self.low)}{high} {_words(self.high)}{self.note}"
+
+
+def _words(number: float) -> str:
+    """Return a limit as it is read best: 1,000 or 10^12 or 2^40."""
+    for base in (2, 10):
+        power = round(math.log(abs(number), base)) if abs(number) >= 1e9 else 0
+        if power and number == base**power:
+            return f"{base}^{power}"
+        if power and base == 2 and number == 2**power - 1:
+            return f"2^{power} - 1"
+    return f"{number:,}" if isinstance(number, int) or abs(number) >= 1e9 else f"{number:,g}"
+
+
+HUGE = 10**12
+"""Ceiling of numbers that only have to be finite."""
+FRACTION = Range(0, 1)
+BELOW_ONE = Range(0, 1, below=True)
+SHARE = Range(0, 1, above=True)
+"""A fraction of something that must not be empty."""
+INSIDE = Range(0, 1, above=True, below=True)
+POSITIVE = Range(0, HUGE, above=True)
+NOT_NEGATIVE = Range(0, HUGE)
+ANY = Range(-HUGE, HUGE)
+RATE = Range(0, 10_000, above=True)
+"""Learning rates."""
+LEAST_RATE = Range(0, 10_000)
+DECAY = Range(0, 1_000)
+"""Weight decay."""
+EPOCHS = Range(0, 1_000_000, above=True)
+STEPS = Range(1, 2**40, whole=True)
+SEED = Range(0, 2**63 - 1, whole=True)
+BATCH = Range(1, 2**20, whole=True)
+COUNT = Range(1, 1_000_000, whole=True)
+COUNT_OR_NONE = Range(0, 1_000_000, whole=True)
+IMAGES = Range(1, HUGE, whole=True)
+IMAGES_OR_NONE = Range(0, HUGE, whole=True)
+WORKERS = Range(0, 1_024, whole=True, note=", or auto")
+"""Processes that decode images."""
+SIDE = Range(1, 16_384, whole=True)
+"""Sides of images, in pixels."""
+BLOCKS = Range(1, 1_000, whole=True)
+"""Blocks of a Transformer."""
+WIDTH = Range(1, 65_536, whole=True)
+"""Widths of a Transformer and its attention heads."""
+CHANNELS = Range(1, 4_096, whole=True)
+"""Channels of convolutions."""
+SHRINK = Range(1, HUGE, note=", or null for never")
+PAIR_OF_SHARES = Range(0, 1, above=True, ordered="<=")
+PAIR_OF_RATIOS = Range(0, 1_000, above=True, ordered="<=")
+
+
+def ranged(default: Any, numbers: Range) -> Any:
+    """Return a dataclass field with a default value and the range of its numbers; text and null stay free."""
+    return field(default=default, metadata={"range": numbers})
+
+
+def check_ranges(settings: "DataclassInstance", prefix: str = "") -> None:
+    """Refuse numbers out of the range of their setting, and empty texts.
+
+    Args:
+        settings: a dataclass, or one of dataclasses.
+        prefix: text before the names of its settings.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    for setting in fields(settings):
+        value, name = getattr(settings, setting.name), f"{prefix}{setting.name}"
+        if is_dataclass(value) and not isinstance(value, type):
+            check_ranges(value, f"{name}.")
+            continue
+        check_text(name, value)
+        if "range" in setting.metadata:
+            check_range(name, value, setting.metadata["range"])
+
+
+def check_range(name: str, value: Any, numbers: Range) -> None:
+    """Refuse a number, or a list with one, out of a range; text and None are free.
+
+    Raises:
+        UserError: names the setting, what was expected and what came.
+    """
+    several = isinstance(value, list | tuple)
+    found = list(_numbers(value))
+    holds = all(number in numbers for number in found)
+    if numbers.ordered and several:
+        holds = holds and all(low < high or (low == high and numbers.ordered == "<=") for low, high in _pairs(value))
+    if not holds:
+        each = "for each number " if several and not numbers.ordered else ""
+        raise UserError(f"{name}: expected {each}{numbers}, got {shown(value)}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Refuse an empty text, or a list with one.
+
+    Raises:
+        UserError: names the setting.
+    """
+    texts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
+        raise UserError(f"{name}: expected a value, got an empty text; is a shell variable unset?")
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _numbers(item)
+    elif value is not None and not isinstance(value, str | bool):
+        yield value
+
+
+def _pairs(value: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs of a pair, or of a list of pairs."""
+    if all(isinstance(item, list | tuple) for item in value):
+        for item in value:
+            yield from _pairs(item) if item else ()
+    elif len(value) == 2:
+        yield value[0], value[1]
+
+
+OPTIONS: Mapping[str, Range] = {
+    "base_lr": RATE,
+    "batch_size": BATCH,
+    "checkpoint_minutes": NOT_NEGATIVE,
+    "columns": Range(1, 1_000, whole=True),
+    "count": COUNT,
+    "crop_scale": PAIR_OF_SHARES,
+    "decoder_heads": WIDTH,
+    "draws": COUNT,
+    "epochs": COUNT,
+    "heads": WIDTH,
+    "hours": Range(0, 1_000_000, above=True),
+    "ignore": Range(-(2**31), 2**31 - 1, whole=True),
+    "image_size": SIDE,
+    "images": IMAGES,
+    "images_per_second": POSITIVE,
+    "jobs": Range(1, 1_024, whole=True),
+    "k": COUNT,
+    "lr": RATE,
+    "mask_ratio": INSIDE,
+    "max_bad_fraction": FRACTION,
+    "pictures": COUNT_OR_NONE,
+    "probe_batch_size": Range(1, 2**31 - 1, whole=True),
+    "repeats": COUNT,
+    "seconds": Range(0, 1_000_000, above=True),
+    "seed": SEED,
+    "seeds": Range(1, 1_000, whole=True),
+    "show": Range(0, 1_000_000, whole=True),
+    "shrink_on_decode": SHRINK,
+    "side": SIDE,
+    "steps": COUNT,
+    "temperature": Range(0, 1_000_000, above=True),
+    "threads": Range(1, 1_024, whole=True),
+    "threshold": Range(0, 2**31 - 1, whole=True),
+    "workers": WORKERS,
+}
+"""Ranges of the options that are no settings of a training, by name; those of a verb in Python are the same."""
+
+
+def check_options(**values: Any) -> None:
+    """Refuse arguments of a verb that are out of their range in :data:`OPTIONS`; None and text are free.
+
+    Raises:
+        UserError: names the first such option, as on the command line.
+    """
+    for name, value in values.items():
+        check_range(f"--{name}", value, OPTIONS[name])
