@@ -133,10 +133,10 @@ def check_range(name: str, value: Any, numbers: Range) -> None:
         UserError: names the setting, what was expected and what came.
     """
     several = isinstance(value, list | tuple)
-    found = list(_numbers(value))
-    holds = all(number in numbers for number in found)
-    if numbers.ordered and several:
-        holds = holds and all(low < high or (low == high and numbers.ordered == "<=") for low, high in _pairs(value))
+    holds = (not several or len(value) > 0) and all(number in numbers for number in _numbers(value))
+    if numbers.ordered and several and holds:
+        pairs = value if all(isinstance(item, list | tuple) for item in value) else [value]
+        holds = all(len(pair) == 2 and _ordered(*pair, numbers.ordered) for pair in pairs)
     if not holds:
         each = "for each number " if several and not numbers.ordered else ""
         raise UserError(f"{name}: expected {each}{numbers}, got {shown(value)}")
@@ -161,13 +161,11 @@ def _numbers(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _pairs(value: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the pairs of a pair, or of a list of pairs."""
-    if all(isinstance(item, list | tuple) for item in value):
-        for item in value:
-            yield from _pairs(item) if item else ()
-    elif len(value) == 2:
-        yield value[0], value[1]
+def _ordered(low: Any, high: Any, how: str) -> bool:
+    try:
+        return bool(low < high or (low == high and how == "<="))
+    except TypeError:  # a list among the numbers
+        return False
 
 
 OPTIONS: Mapping[str, Range] = {

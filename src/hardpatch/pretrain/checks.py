@@ -168,11 +168,10 @@ def _check_method(run: RunConfig) -> None:
             f"method.mask_unit: expected a multiple of the patch size {model.patch_size} in pixels, got "
             f"{method.mask_unit}"
         )
-    if host.multi_crop:
-        if run.ibot.local_size % model.patch_size:
-            raise UserError(
-                f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
-            )
+    if host.multi_crop and run.ibot.local_size % model.patch_size:
+        raise UserError(
+            f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
+        )
 
 
 def _check_fast(run: RunConfig) -> None:

@@ -1,4 +1,4 @@
-"""Memory that a run takes at least, from its settings alone, so that one that cannot fit is refused before it starts."""
+"""Memory that a run takes at least, from its settings alone, so that what cannot fit is refused early."""
 
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import RunConfig

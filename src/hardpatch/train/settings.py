@@ -28,6 +28,7 @@ from hardpatch.ranges import (
     Range,
     check_ranges,
 )
+from hardpatch.yaml_text import check_value
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -130,6 +131,7 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         base["layer_decay"] = 1.0
     if values.get("workers") == "auto":
         values = {**values, "workers": None}
+    check_value({f"--{name}": value for name, value in values.items()}, "")
     try:
         parsed = _parser(cast(Any, type(preset))).parse_object({**base, **to_plain(values)})
     except ArgumentError as error:
