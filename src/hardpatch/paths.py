@@ -6,7 +6,7 @@ from pathlib import Path
 from hardpatch.errors import UserError
 
 
-def typed(path: str, option: str) -> str:
+def typed(path: str, option: str = "") -> str:
     """Return a path as text, with the home folder for ``~`` and ``~name``, as a shell writes it.
 
     A quoted ``~``, and the one of ``--option=~/images``, reach a program as they are.
@@ -14,10 +14,11 @@ def typed(path: str, option: str) -> str:
     Raises:
         UserError: for an empty text, which would mean the current folder.
     """
+    named = f"{option}: " if option else ""
     if not path.strip():
-        raise UserError(f"{option}: expected a path, got an empty text; is a shell variable unset?")
+        raise UserError(f"{named}expected a path, got an empty text; is a shell variable unset?")
     if "\0" in path:
-        raise UserError(f"{option}: expected a path, got one with a null character")
+        raise UserError(f"{named}expected a path, got one with a null character")
     return os.path.expanduser(path) if path.startswith("~") else path
 
 

@@ -34,7 +34,9 @@ class Range:
     """other values that the setting takes"""
 
     def __contains__(self, number: Any) -> bool:
-        """Return whether a number is in the range; NaN never is."""
+        """Return whether a value is a number in the range; NaN never is."""
+        if not isinstance(number, int | float):
+            return False
         if self.whole and (not isinstance(number, int) or isinstance(number, bool)):
             return False
         over = number > self.low if self.above else number >= self.low
@@ -42,23 +44,28 @@ class Range:
         return bool(over and under)
 
     def __str__(self) -> str:
-        """Return the range in words."""
+        """Return the range in words, with the other values that the setting takes."""
+        return f"{self.plain}{self.note}"
+
+    @property
+    def plain(self) -> str:
+        """Range in words, of the numbers alone."""
         if self.ordered:
             low, high = (_words(limit) for limit in (self.low, self.high))
             signs = ("<" if self.above else "<=", "<" if self.below else "<=")
-            return f"{low} {signs[0]} lowest {self.ordered} highest {signs[1]} {high}{self.note}"
+            return f"{low} {signs[0]} lowest {self.ordered} highest {signs[1]} {high}"
         kind, low = "a whole number" if self.whole else "a number", "above" if self.above else "from"
         high = ", below" if self.below else ", up to" if self.above else " to"
-        return f"{kind} {low} {_words(self.low)}{high} {_words(self.high)}{self.note}"
+        return f"{kind} {low} {_words(self.low)}{high} {_words(self.high)}"
 
 
 def _words(number: float) -> str:
     """Return a limit as it is read best: 1,000 or 10^12 or 2^40."""
-    for base in (2, 10):
-        power = round(math.log(abs(number), base)) if abs(number) >= 1e9 else 0
-        if power and number == base**power:
-            return f"{base}^{power}"
-        if power and base == 2 and number == 2**power - 1:
+    for base in (2, 10) if abs(number) >= 1e9 else ():
+        power = round(math.log(abs(number), base))
+        if abs(number) == base**power:
+            return f"{'-' if number < 0 else ''}{base}^{power}"
+        if number == 2**power - 1:
             return f"2^{power} - 1"
     return f"{number:,}" if isinstance(number, int) or abs(number) >= 1e9 else f"{number:,g}"
 
@@ -78,7 +85,7 @@ RATE = Range(0, 10_000, above=True)
 LEAST_RATE = Range(0, 10_000)
 DECAY = Range(0, 1_000)
 """Weight decay."""
-EPOCHS = Range(0, 1_000_000, above=True)
+PASSES = Range(0, 1_000_000, above=True)
 STEPS = Range(1, 2**40, whole=True)
 SEED = Range(0, 2**63 - 1, whole=True)
 BATCH = Range(1, 2**20, whole=True)
@@ -136,7 +143,7 @@ def check_range(name: str, value: Any, numbers: Range) -> None:
     holds = (not several or len(value) > 0) and all(number in numbers for number in _numbers(value))
     if numbers.ordered and several and holds:
         pairs = value if all(isinstance(item, list | tuple) for item in value) else [value]
-        holds = all(len(pair) == 2 and _ordered(*pair, numbers.ordered) for pair in pairs)
+        holds = all(len(pair) == 2 and _ordered(pair[0], pair[1], numbers.ordered) for pair in pairs)
     if not holds:
         each = "for each number " if several and not numbers.ordered else ""
         raise UserError(f"{name}: expected {each}{numbers}, got {shown(value)}")

@@ -141,7 +141,7 @@ def _refuse_bombs(text: str, source: str, *, plain: bool) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in opened):
                 raise UserError(f"{source}: expected plain values, got *{event.anchor}, which contains itself")
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             named = event.tag or ""
             if (plain and named and named not in TAGS) or (not plain and named.startswith("tag:yaml.org")):

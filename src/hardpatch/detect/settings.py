@@ -6,7 +6,7 @@ This file does not import torch, so that the command line starts quickly.
 from dataclasses import dataclass
 
 from hardpatch.choices import MasksName
-from hardpatch.ranges import BATCH, CHANNELS, DECAY, EPOCHS, PAIR_OF_RATIOS, RATE, SHARE, SIDE, WIDTH, Range
+from hardpatch.ranges import BATCH, CHANNELS, DECAY, PAIR_OF_RATIOS, PASSES, RATE, SHARE, SIDE, WIDTH, Range
 from hardpatch.train.settings import TrainingSettings, check_loop, setting
 
 ANNOTATIONS = (
@@ -24,7 +24,7 @@ class DetectSettings(TrainingSettings):
     They are those of its Appendix A.2 and of detectron2's configuration ``mask_rcnn_vitdet_b_100ep``.
     """
 
-    epochs: float | None = setting(100.0, "passes over the training images; this or steps", EPOCHS)
+    epochs: float | None = setting(100.0, "passes over the training images; this or steps", PASSES)
     batch_size: int = setting(64, "images of an optimizer step", BATCH)
     layer_decay: float | None = setting(
         0.7, "factor of the learning rate from each layer to the one below it; 1 for random weights", SHARE

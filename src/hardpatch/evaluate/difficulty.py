@@ -25,6 +25,8 @@ from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.score import ScoreResult
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import Target
+from hardpatch.paths import user_path
+from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 
 log = logging.getLogger("hardpatch")
@@ -114,6 +116,9 @@ def score(
         image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
+    check_options(draws=draws, pictures=pictures, seed=seed, batch_size=batch_size, max_bad_fraction=max_bad_fraction)
+    check_options(mask_ratio=mask_ratio, show=None if show is None else list(show))
+    folder = user_path(out, "--out")
     used_device = use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
@@ -123,8 +128,8 @@ def score(
         models.student,
         models.teacher,
         source,
-        out=Path(out),
-        masks=None if masks is None else Path(masks),
+        out=folder,
+        masks=None if masks is None else user_path(masks, "--masks"),
         target=models.target,
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         predict=models.masking.predict,

@@ -19,11 +19,15 @@ from hardpatch.measure.features import Pool
 from hardpatch.measure.knn import KnnResult, knn_accuracy
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.measure.linear import LinearResult
+from hardpatch.paths import user_path
+from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
 
 Result = TypeVar("Result", KnnResult, LinearResult)
 Cache = Path | Literal["auto"] | None
+IMAGE_OPTIONS = ("batch_size", "workers", "max_bad_fraction")
+"""Options of the images that have a range."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def knn(
     Raises:
         UserError: for weights or data that cannot be used.
     """
+    check_options(k=list(ks), temperature=temperature)
 
     def measure(features: LabeledFeatures, device: torch.device) -> KnnResult:
         return knn_accuracy(
@@ -107,6 +112,7 @@ def linear(
     Raises:
         UserError: for weights or data that cannot be used.
     """
+    check_options(base_lr=list(base_lrs), epochs=epochs, probe_batch_size=probe_batch_size, seed=seed)
 
     def measure(features: LabeledFeatures, device: torch.device) -> LinearResult:
         return linear_probes.linear_probe(
@@ -158,6 +164,7 @@ def frozen_accuracy(
         options: batch_size, workers, max_bad_fraction and progress of
             :func:`~hardpatch.measure.labels.labeled_features`.
     """
+    check_options(**{name: options[name] for name in IMAGE_OPTIONS if name in options})
     started = time.monotonic()
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
@@ -188,7 +195,7 @@ def frozen_accuracy(
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
     if cache != "auto":
-        return cache
+        return None if cache is None else user_path(cache, "--cache")
     return Path(run) / "features" if Path(run).is_dir() else None
 
 

@@ -10,12 +10,12 @@ from hardpatch.errors import UserError
 from hardpatch.ranges import (
     BATCH,
     BELOW_ONE,
-    EPOCHS,
     FRACTION,
     INSIDE,
     LEAST_RATE,
     PAIR_OF_RATIOS,
     PAIR_OF_SHARES,
+    PASSES,
     POSITIVE,
     RATE,
     SHARE,
@@ -29,7 +29,7 @@ from hardpatch.train.settings import TrainingSettings, check_loop, expect, setti
 class FinetuneSettings(TrainingSettings):
     """Settings of fine-tuning; the defaults are the paper's for ViT-B on ImageNet-1K (Table S2)."""
 
-    epochs: float | None = setting(100.0, "passes over the training images; this or steps", EPOCHS)
+    epochs: float | None = setting(100.0, "passes over the training images; this or steps", PASSES)
     batch_size: int = setting(1024, "images of an optimizer step", BATCH)
     layer_decay: float | None = setting(
         None,

@@ -75,8 +75,7 @@ def configure(
     """
     if file is not None:
         file = user_path(file, "--config")
-    if recipe is not None:
-        check_text("--recipe", recipe)
+    check_text("--recipe", recipe)
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
     if data is not None:

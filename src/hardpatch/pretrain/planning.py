@@ -21,7 +21,7 @@ from hardpatch.pretrain.rules import Draft
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts, set_facts, this_machine
 from hardpatch.pretrain.speed import Speed, seconds_per_image, training_speed
-from hardpatch.ranges import check_options
+from hardpatch.ranges import check_options, check_text
 
 OVERHEAD = 0.05
 """Fraction of the time that is kept for checks, checkpoints and pictures."""
@@ -81,6 +81,8 @@ def plan_or_configure(
     errors, are those of :func:`~hardpatch.pretrain.folder.configure`.
     """
     check_options(hours=hours)
+    check_text("--recipe", recipe)
+    check_text("--config", file)
     if resume and hours is not None:
         raise UserError("--hours: a resumed run keeps its length; leave it out")
     no_images = data is None and "data.path" not in config.names_in(changes)
@@ -112,6 +114,8 @@ def make_plan(
         say: shows what is being done.
     """
     check_options(hours=hours)
+    check_text("--recipe", recipe)
+    check_text("--config", file)
     fixed = config.given(changes)
     length = next((name for name in ("steps", "epochs") if fixed.get(name) is not None), None)
     if hours is not None and length is not None:

@@ -18,6 +18,7 @@ from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.measure.labels import open_labeled
+from hardpatch.paths import user_path
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
@@ -80,7 +81,7 @@ def pretrain(
         UserError: for a mistake in the settings or the data, before anything is written.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out, "--out")
     run: RunConfig | Plan
     if isinstance(recipe, Plan):
         if settings or data or config or resume or hours:

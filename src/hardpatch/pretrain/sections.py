@@ -29,13 +29,13 @@ from hardpatch.ranges import (
     COUNT,
     COUNT_OR_NONE,
     DECAY,
-    EPOCHS,
     FRACTION,
     IMAGES,
     INSIDE,
     LEAST_RATE,
     NOT_NEGATIVE,
     PAIR_OF_SHARES,
+    PASSES,
     POSITIVE,
     RATE,
     SEED,
@@ -269,7 +269,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
-    epochs: float | None = ranged(None, EPOCHS)
+    epochs: float | None = ranged(None, PASSES)
     """Length in epochs, each one crop per image on average; set this or steps."""
     steps: int | None = ranged(None, STEPS)
     """Length in optimizer steps; set this or epochs."""

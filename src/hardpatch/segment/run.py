@@ -20,6 +20,7 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
+from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
 from hardpatch.segment.data import SegmentationSet, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
@@ -147,6 +148,7 @@ def segment(
         "threshold": threshold,
         "label_suffix": label_suffix,
     }
+    check_options(ignore=inputs["ignore"], threshold=threshold)
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     for name in {"crop", "stride"} & settings.keys():  # one number stands for a square

@@ -17,9 +17,9 @@ from hardpatch.ranges import (
     BATCH,
     BELOW_ONE,
     DECAY,
-    EPOCHS,
     FRACTION,
     NOT_NEGATIVE,
+    PASSES,
     POSITIVE,
     SEED,
     SHARE,
@@ -49,7 +49,7 @@ def setting(default: Any, help_text: str, numbers: Range | None = None) -> Any:
 class LoopSettings:
     """Settings of any job of the training loop."""
 
-    epochs: float | None = setting(None, "passes over the training images; this or steps", EPOCHS)
+    epochs: float | None = setting(None, "passes over the training images; this or steps", PASSES)
     steps: int | None = setting(None, "optimizer steps, instead of epochs", STEPS)
     batch_size: int = setting(16, "images of an optimizer step", BATCH)
     accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory", BATCH)
