@@ -24,6 +24,7 @@ from hardpatch.interchange.to_timm import timm_arguments, timm_config, timm_data
 from hardpatch.methods.mae import MAE
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.paths import user_path
 from hardpatch.pickles import save_tensors
 
 OTHER_FILES = (".bin", ".ckpt", ".onnx", ".pt", ".pth")

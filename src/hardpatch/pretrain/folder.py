@@ -78,9 +78,8 @@ def configure(
     check_text("--recipe", recipe)
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
-    if data is not None:
-        if "data.path" in config.names_in(changes):
-            raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
+    if data is not None and "data.path" in config.names_in(changes):
+        raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
     no_data = data is None and "data.path" not in config.names_in(changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
     folder = folder or Path("runs") / name
