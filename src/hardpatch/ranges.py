@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+CEILING = 1_000
+"""Upper limits from here on are practical ones."""
+
+
 @dataclass(frozen=True)
 class Range:
     """Numbers from ``low`` to ``high``, with or without the limits themselves."""
@@ -43,20 +47,16 @@ class Range:
         under = number < self.high if self.below else number <= self.high
         return bool(over and under)
 
-    def __str__(self) -> str:
-        """Return the range in words, with the other values that the setting takes."""
-        return f"{self.plain}{self.note}"
-
-    @property
-    def plain(self) -> str:
-        """Range in words, of the numbers alone."""
+    def words(self, *numbers: Any) -> str:
+        """Return the range in words; a ceiling that only keeps out what is too much is said to who is above it."""
+        low, high = _words(self.low), _words(self.high)
         if self.ordered:
-            low, high = (_words(limit) for limit in (self.low, self.high))
             signs = ("<" if self.above else "<=", "<" if self.below else "<=")
             return f"{low} {signs[0]} lowest {self.ordered} highest {signs[1]} {high}"
-        kind, low = "a whole number" if self.whole else "a number", "above" if self.above else "from"
-        high = ", below" if self.below else ", up to" if self.above else " to"
-        return f"{kind} {low} {_words(self.low)}{high} {_words(self.high)}"
+        kind, first = "a whole number" if self.whole else "a number", "above" if self.above else "from"
+        if self.high >= CEILING and not any(number > self.high for number in numbers):
+            return f"{kind} {first} {low}"
+        return f"{kind} {first} {low}{', below' if self.below else ', up to' if self.above else ' to'} {high}"
 
 
 def _words(number: float) -> str:
@@ -146,7 +146,8 @@ def check_range(name: str, value: Any, numbers: Range) -> None:
         holds = all(len(pair) == 2 and _ordered(pair[0], pair[1], numbers.ordered) for pair in pairs)
     if not holds:
         each = "for each number " if several and not numbers.ordered else ""
-        raise UserError(f"{name}: expected {each}{numbers}, got {shown(value)}")
+        expected = f"{each}{numbers.words(*_numbers(value))}{numbers.note}"
+        raise UserError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def check_text(name: str, value: Any) -> None:

@@ -13,6 +13,8 @@ MAX_BYTES = 1_000_000
 """Length of a file, far above that of any settings or list of class names."""
 MAX_VALUES = 100_000
 """Values in a text, those that aliases repeat counted each time."""
+LARGEST = 10**100
+"""Whole number that every kind of setting can at least be compared with; larger ones are no floats."""
 MAX_DEPTH = 32
 """Lists and mappings within each other."""
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -122,6 +124,8 @@ def check_value(value: Any, name: str) -> None:
     if isinstance(value, str):
         with suppress(yaml.YAMLError):
             _refuse_bombs(value, name, plain=False)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{name}: expected a number of at most 100 digits, got one of more")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             check_value(item, f"{name}.{key}" if name else str(key))

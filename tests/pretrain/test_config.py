@@ -101,7 +101,7 @@ def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method.mask_ratio", "1.2"], r"method.mask_ratio: expected a number between 0 and 1, got 1\.2"),
+        (["--method.mask_ratio", "1.2"], r"method.mask_ratio: expected a number above 0, below 1, got 1\.2"),
         (["--method.mask_ratio", "abc"], "method.mask_ratio: Expected a float. Got value: abc"),
         (["--mask_rato", "0.5"], "--mask_rato: unknown argument; did you mean '--method.mask_ratio'"),
         (["--optim.base_rl", "1"], "--optim.base_rl: unknown argument; did you mean '--optim.base_lr'"),
@@ -110,11 +110,14 @@ def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
         (["--data.channels", "3", "--data.mean", "[0.5]"], "data.mean: expected 3 numbers, one a channel, got 1"),
         (["--data.channels", "1", "--data.mean", "imagenet"], "data.mean: ImageNet's statistics are for 3 channels"),
         (["--steps", "3", "--epochs", "3"], "epochs, steps: expected one of the two, got both"),
-        (["--batch_size", "0"], "batch_size: expected at least 1, got 0"),
+        (["--batch_size", "0"], "batch_size: expected a whole number from 1, got 0"),
         (["--optim.accumulation_steps", "3"], "optim.accumulation_steps: expected a divisor of batch_size=128, got 3"),
         (["--data.crop_scale", "[0.5, 0.2]"], "data.crop_scale"),
-        (["--data.shrink_on_decode", "0.5"], "data.shrink_on_decode: expected at least 1, or null for never, got 0.5"),
-        (["--method.alpha_end", "-0.1"], r"method.alpha_end: expected a number in \[0, 1\], got -0.1"),
+        (
+            ["--data.shrink_on_decode", "0.5"],
+            "data.shrink_on_decode: expected a number from 1, or null for never, got 0.5",
+        ),
+        (["--method.alpha_end", "-0.1"], r"method.alpha_end: expected a number from 0 to 1, got -0.1"),
         (["--knn.train", "x"], "knn.train, knn.val: expected both or neither"),
         (["stray"], "stray: unknown argument"),
     ],

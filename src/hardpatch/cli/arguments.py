@@ -79,6 +79,7 @@ class Parser(argparse.ArgumentParser):
         from hardpatch.errors import did_you_mean
 
         options = [option for action in self._actions for option in action.option_strings]
+        message = re.sub(r"\S{300,}", lambda long: shown(long[0]), message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         several = [
             action.option_strings[0] for action in self._actions if isinstance(action, Images) and action.several
@@ -161,7 +162,7 @@ def number_in(numbers: Range) -> Callable[[str], Any]:
         except ValueError:
             value = math.nan
         if value not in numbers:
-            raise argparse.ArgumentTypeError(f"expected {numbers}, got {shown(text)}")
+            raise argparse.ArgumentTypeError(f"expected {numbers.words(value)}{numbers.note}, got {shown(text)}")
         return value
 
     return parse

@@ -100,6 +100,15 @@ def _parser() -> Parser:
         metavar="X",
         help="as the setting data.shrink_on_decode; null never shrinks (default: %(default)s)",
     )
+    _add_measurement(parser)
+    column_arguments(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
+    return parser
+
+
+def _add_measurement(parser: Parser) -> None:
+    """Add the options that say how much is measured."""
     parser.add_argument(
         "--batch_size",
         type=number("batch_size"),
@@ -128,10 +137,6 @@ def _parser() -> Parser:
         metavar="N",
         help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
     )
-    column_arguments(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
-    return parser
 
 
 def _factor(text: str) -> Any:

@@ -22,5 +22,6 @@ def resolve_workers(workers: int | str) -> int:
     if workers == "auto":
         return min(cores() - 1, MAX_AUTO_WORKERS)
     if isinstance(workers, str) or workers not in WORKERS:
-        raise UserError(f'data.workers: expected "auto" or {WORKERS.plain}, got {shown(workers)}')
+        number = workers if isinstance(workers, int) else 0
+        raise UserError(f'data.workers: expected "auto" or {WORKERS.words(number)}, got {shown(workers)}')
     return workers

@@ -116,13 +116,11 @@ def score(
         image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
-    check_options(draws=draws, pictures=pictures, seed=seed, batch_size=batch_size, max_bad_fraction=max_bad_fraction)
-    check_options(mask_ratio=mask_ratio, show=None if show is None else list(show))
-    folder = user_path(out, "--out")
-    used_device = use_device(device)
+    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
+    check_options(**numbers, mask_ratio=mask_ratio, max_bad_fraction=max_bad_fraction, show=show and list(show))
+    folder, used_device = user_path(out, "--out"), use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
-    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
     numbers |= {"show": show, "workers": resolve_workers(workers), "device": used_device, "progress": progress}
     result = scoring.score(
         models.student,

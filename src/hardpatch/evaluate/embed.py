@@ -74,9 +74,7 @@ def embed(
     model = load(run, weights, device=used_device)
     source = open_described(images, image_column, model.reading)
     written, bad = write_embeddings(
-        model,
-        source,
-        path,
+        *(model, source, path),
         device=used_device,
         pool=pool,
         normalize=normalize,

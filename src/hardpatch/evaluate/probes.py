@@ -1,7 +1,7 @@
 """Accuracy of a run's frozen features: k-NN and linear probe."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -26,8 +26,6 @@ from hardpatch.train.result import head
 
 Result = TypeVar("Result", KnnResult, LinearResult)
 Cache = Path | Literal["auto"] | None
-IMAGE_OPTIONS = ("batch_size", "workers", "max_bad_fraction")
-"""Options of the images that have a range."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def knn(
     Raises:
         UserError: for weights or data that cannot be used.
     """
-    check_options(k=list(ks), temperature=temperature)
+    check_options(k=list(ks), temperature=temperature, **_ranged(options))
 
     def measure(features: LabeledFeatures, device: torch.device) -> KnnResult:
         return knn_accuracy(
@@ -113,6 +111,7 @@ def linear(
         UserError: for weights or data that cannot be used.
     """
     check_options(base_lr=list(base_lrs), epochs=epochs, probe_batch_size=probe_batch_size, seed=seed)
+    check_options(**_ranged(options))
 
     def measure(features: LabeledFeatures, device: torch.device) -> LinearResult:
         return linear_probes.linear_probe(
@@ -164,7 +163,6 @@ def frozen_accuracy(
         options: batch_size, workers, max_bad_fraction and progress of
             :func:`~hardpatch.measure.labels.labeled_features`.
     """
-    check_options(**{name: options[name] for name in IMAGE_OPTIONS if name in options})
     started = time.monotonic()
     results: dict[str, Result] = {}
     names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
@@ -191,6 +189,11 @@ def frozen_accuracy(
     values = _values(verb, run, (train, val), features, time.monotonic() - started) | training_step(file)
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
     return FrozenResult(result, random, values)
+
+
+def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the images that have a range."""
+    return {name: options[name] for name in ("batch_size", "workers", "max_bad_fraction") if name in options}
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:

@@ -146,22 +146,33 @@ def names_in(arguments: Sequence[str]) -> set[str]:
 
 def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Return nested values of all settings, those of the command line over `values` over the defaults."""
-    parser, path = _parser(), values.get("data", {}).get("path")
+    parser, path = _parser(), None
+    if not names_in(arguments) & {"data", "data.path"}:
+        path, values = _without_path(values)
     check_value(values, "")
     for argument in map(with_section, arguments):
         name, _, value = argument.partition("=")
         check_value(value or name, name)
     try:
         defaults = parser.parse_object(dict(values))
-        if isinstance(path, str):  # and not null, a number or a list, as the parser reads some texts
-            defaults["data.path"] = path
         namespace = parser.parse_args([with_section(argument) for argument in arguments], namespace=defaults)
     except ArgumentError as error:
         raise UserError(explain(error)) from None
     except BROKEN as error:  # of YAML in a value
         raise UserError(f"settings: expected values that can be read, got one that is not: {error}") from None
     nested: dict[str, Any] = namespace.as_dict()
+    if path is not None:
+        nested["data"]["path"] = path
     return nested
+
+
+def _without_path(values: Mapping[str, Any]) -> tuple[str | list[str] | None, Mapping[str, Any]]:
+    """Take the images out of nested values: the parser would read a folder called null or [a] as YAML."""
+    data = values.get("data", {})
+    path = data.get("path") if isinstance(data, Mapping) else None
+    if isinstance(path, str) or (isinstance(path, list) and all(isinstance(each, str) for each in path)):
+        return path, {**values, "data": {name: value for name, value in data.items() if name != "path"}}
+    return None, values
 
 
 def with_section(argument: str) -> str:
