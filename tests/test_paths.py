@@ -40,7 +40,7 @@ def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: hardpatch.pretrain("", data="demo:train", hours=1),
         lambda: hardpatch.plan(""),
         lambda: hardpatch.plan("demo:train", config=""),
-        lambda: hardpatch.pretrain("demo", **{"knn.train": "", "knn.val": "x"}),
+        lambda: hardpatch.pretrain("demo", **{"knn.train": "", "knn.val": "x"}),  # type: ignore[arg-type]
         lambda: hardpatch.finetune("", "demo:train", "demo:test", "out"),
         lambda: hardpatch.finetune("x", "demo:train", "demo:test", ""),
         lambda: hardpatch.segment("x", "", "b", "out"),

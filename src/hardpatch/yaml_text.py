@@ -1,5 +1,6 @@
 """The one reader of YAML, for text that others wrote: quick, of little memory, and every mistake is one line."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ LARGEST = 10**100
 """Whole number that every kind of setting can at least be compared with; larger ones are no floats."""
 MAX_DEPTH = 32
 """Lists and mappings within each other."""
+BRACKETS = re.compile(rf"(?:[\[{{]\s*+){{{MAX_DEPTH + 1}}}")
+"""Opening brackets of lists and mappings within each other."""
 TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 """Types that may be named in the text; no other is ever made."""
 BROKEN = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -136,6 +139,9 @@ def check_value(value: Any, name: str) -> None:
 
 def _refuse_bombs(text: str, source: str, *, plain: bool) -> None:
     """Walk over a YAML text without building its value; `plain` also refuses types that are named."""
+    deep = f"{source}: expected at most {MAX_DEPTH} lists within each other, got more"
+    if BRACKETS.search(text):  # which take PyYAML a time that is their number squared
+        raise UserError(deep)
     sizes: dict[str, int] = {}
     """values below each anchor that is complete"""
     opened: list[tuple[str | None, int]] = [(None, 0)]
@@ -162,6 +168,6 @@ def _refuse_bombs(text: str, source: str, *, plain: bool) -> None:
                 sizes[anchor] = size
         opened[-1] = (opened[-1][0], opened[-1][1] + size)
         if len(opened) > MAX_DEPTH:
-            raise UserError(f"{source}: expected at most {MAX_DEPTH} lists within each other, got more")
+            raise UserError(deep)
         if opened[-1][1] > MAX_VALUES:
             raise UserError(f"{source}: expected at most {MAX_VALUES:,} values, got more, with its aliases written out")

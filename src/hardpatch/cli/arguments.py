@@ -82,7 +82,9 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"\S{300,}", lambda long: shown(long[0]), message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         several = [
-            action.option_strings[0] for action in self._actions if isinstance(action, Images) and action.several
+            action.option_strings[0]
+            for action in self._actions
+            if isinstance(action, Images) and action.several and action.option_strings
         ]
         if unknown and not unknown[1].startswith("-") and several:
             message += f"; the option stands before each of several paths, as in {several[0]} A {several[0]} B"
