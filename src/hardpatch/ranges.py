@@ -8,7 +8,9 @@ hang or take all memory. Whether settings fit each other is checked by the verbs
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from hardpatch.errors import UserError, shown
 
@@ -114,7 +116,7 @@ def ranged(default: Any, numbers: Range) -> Any:
 
 
 def check_ranges(settings: "DataclassInstance", prefix: str = "") -> None:
-    """Refuse numbers out of the range of their setting, and empty texts.
+    """Refuse numbers out of the range of their setting, empty texts, and null where a setting has no such value.
 
     Args:
         settings: a dataclass, or one of dataclasses.
@@ -123,14 +125,22 @@ def check_ranges(settings: "DataclassInstance", prefix: str = "") -> None:
     Raises:
         UserError: names the first such setting.
     """
+    hints = _hints(type(settings))
     for setting in fields(settings):
         value, name = getattr(settings, setting.name), f"{prefix}{setting.name}"
         if is_dataclass(value) and not isinstance(value, type):
             check_ranges(value, f"{name}.")
             continue
         check_text(name, value)
+        if value is None and NoneType not in get_args(hints[setting.name]):  # which the parser lets pass
+            raise UserError(f"{name}: expected a value, got null; leave it out for the default")
         if "range" in setting.metadata:
             check_range(name, value, setting.metadata["range"])
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def check_range(name: str, value: Any, numbers: Range) -> None:

@@ -79,7 +79,9 @@ class Parser(argparse.ArgumentParser):
         from hardpatch.errors import did_you_mean
 
         options = [option for action in self._actions for option in action.option_strings]
-        message = re.sub(r"\S{300,}", lambda long: shown(long[0]), message)
+        message = re.sub(
+            r"(?<=invalid choice: ).{300,}(?= \(choose from)|\S{300,}", lambda long: shown(long[0]), message
+        )
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         several = [
             action.option_strings[0]
