@@ -125,7 +125,7 @@ def test_options_are_refused_by_name(name: str) -> None:
     [
         (Range(0, 1), "a number from 0 to 1"),
         (Range(0, 1, above=True), "a number above 0, up to 1"),
-        (Range(0, 1, above=True, below=True), "a number above 0, below 1"),
+        (Range(0, 1, above=True, below=True), "a number between 0 and 1"),
         (Range(1, 16_384, whole=True), "a whole number from 1"),
         (Range(0, HUGE), "a number from 0"),
         (Range(0, 1, above=True, ordered="<="), "0 < lowest <= highest <= 1"),

@@ -58,6 +58,8 @@ class Range:
         kind, first = "a whole number" if self.whole else "a number", "above" if self.above else "from"
         if self.high >= CEILING and not any(number > self.high for number in numbers):
             return f"{kind} {first} {low}"
+        if self.above and self.below:
+            return f"{kind} between {low} and {high}"
         return f"{kind} {first} {low}{', below' if self.below else ', up to' if self.above else ' to'} {high}"
 
 

@@ -84,7 +84,10 @@ def test_pretrain(
             "--batch_size: expected a whole number",
         ),
         (["embed", "x", "", "--out", "o"], "IMAGES: expected a path, got an empty text"),
-        (["score", "x", "demo:test", "--out", "o", "--mask_ratio", "nan"], "--mask_ratio: expected a number above 0"),
+        (
+            ["score", "x", "demo:test", "--out", "o", "--mask_ratio", "nan"],
+            "--mask_ratio: expected a number between 0 and 1, got nan",
+        ),
         (["score", "x", "demo:test", "--out", "o", "--show", "9" * 5000], "--show: expected numbers of channels"),
         (["finetune", "x", *SETS, "--out", "o", "--flip", "nan"], "argument --flip: expected a number from 0 to 1"),
         (["finetune", "x", *SETS, "--out", "o", "--image_size", "1000000000"], "--image_size: expected a whole number"),

@@ -141,7 +141,7 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> Non
         ({"crop_scale": [0.5, 0.2]}, "--crop_scale: expected 0 < lowest <= highest <= 1, got [0.5, 0.2]"),
         ({"batch_size": 15}, "--batch_size: mixup and CutMix pair the images of a batch, expected an even number"),
         ({"accumulation_steps": 3}, "--accumulation_steps: expected a divisor of the batch size 1024, got 3"),
-        ({"ema": 1}, "--ema: expected a number above 0, below 1, got 1"),
+        ({"ema": 1}, "--ema: expected a number between 0 and 1, got 1"),
         ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
         ({"val_every": 0}, "--val_every: expected a number above 0, got 0"),
         ({"lr": 0}, "--lr: expected a number above 0, got 0"),

@@ -101,7 +101,7 @@ def test_yes_and_no_are_words_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method.mask_ratio", "1.2"], r"method.mask_ratio: expected a number above 0, below 1, got 1\.2"),
+        (["--method.mask_ratio", "1.2"], r"method.mask_ratio: expected a number between 0 and 1, got 1\.2"),
         (["--method.mask_ratio", "abc"], "method.mask_ratio: Expected a float. Got value: abc"),
         (["--mask_rato", "0.5"], "--mask_rato: unknown argument; did you mean '--method.mask_ratio'"),
         (["--optim.base_rl", "1"], "--optim.base_rl: unknown argument; did you mean '--optim.base_lr'"),
