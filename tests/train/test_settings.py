@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardpatch.errors import UserError
+from hardpatch.ranges import PASSES
 from hardpatch.train.settings import (
     FREE_TO_CHANGE,
     LoopSettings,
@@ -28,7 +29,7 @@ from hardpatch.train.settings import (
 class Example(TrainingSettings):
     """Settings of a verb."""
 
-    epochs: float | None = setting(10.0, "passes over the images")
+    epochs: float | None = setting(10.0, "passes over the images", PASSES)
     scale: tuple[float, float] = setting((0.5, 1.0), "range of a random scale")
 
 
