@@ -59,7 +59,6 @@ def test_every_number_has_a_range(kind: str, name: str, hint: Any, field: Field[
         with pytest.raises(UserError, match=rf"^{name}: expected "):
             check_range(name, value, numbers)
     assert (-1 in numbers) == (name in NEGATIVE), f"{kind}.{name}: list it in NEGATIVE if negative numbers have a sense"
-    assert numbers.high < 2**63 or name == "data.range"
     if float not in (hint, *get_args(hint)) and "float" not in str(hint):
         assert numbers.whole, f"{kind}.{name}: expected a range of whole numbers"
 
@@ -115,7 +114,7 @@ def test_every_option_of_every_verb_has_a_range(
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_refused_by_name(name: str) -> None:
     check_options(**{name: None})
-    for value in (math.nan, math.inf, 10**30, [math.nan]):
+    for value in (math.nan, math.inf, 10**40, [math.nan]):
         with pytest.raises(UserError, match=rf"^--{name}: expected .*, got "):
             check_options(**{name: value})
 

@@ -98,7 +98,10 @@ def test_pretrain(
         ),
         (["segment", "x", *SETS, "--out", "o", "--classes", ""], "--classes: expected a path, got an empty text"),
         (["detect", "x", *SETS, "--out", "o", "--head_width", "-1"], "--head_width: expected a whole number from 1"),
-        (["tokenizer", "--data", "demo:train", "--out", "o", "--lr", "inf"], "--lr: expected a number above 0, up to"),
+        (
+            ["tokenizer", "--data", "demo:train", "--out", "o", "--lr", "inf"],
+            "--lr: expected a number above 0, up to 10^30, got inf",
+        ),
         (["tokenizer", "--data", "demo:train", "--out", ""], "--out: expected a path, got an empty text"),
         (
             ["shrink", "demo:train", "--out", "o", "--side", "1000000000"],

@@ -222,13 +222,13 @@ class TrainConfig:
     """Steps between two checkpoints, in addition to the minutes; null is none."""
     keep_checkpoints: int = ranged(2, COUNT)
     """Number of newest checkpoints to keep."""
-    devices: int | Literal["auto"] = 1
+    devices: int | Literal["auto"] = ranged(1, Range(1, 1_024, whole=True, note=", or auto"))
     """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
-    nodes: int = 1
+    nodes: int = ranged(1, Range(1, 65_536, whole=True))
     """Machines; each runs the command, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment."""
     strategy: StrategyName = "ddp"
     """Several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes."""
-    answer_minutes: float = 30.0
+    answer_minutes: float = ranged(30.0, Range(0, 1_000_000, above=True))
     """Minutes after which the run ends because one of several processes does not answer."""
 
 

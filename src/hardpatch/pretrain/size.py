@@ -2,6 +2,7 @@
 
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.processes import launched
 from hardpatch.train.memory import WEIGHT, bytes_per_parameter, check_memory
 
 MODEL = "model.width, model.depth, model.patch_size, model.decoder_width, model.decoder_depth"
@@ -16,17 +17,20 @@ def check_fits(run: RunConfig) -> None:
     """
     names = f"{MODEL}, ibot.outputs, ibot.head_hidden" if HOSTS[run.method.host].multi_crop else MODEL
     count = parameters(run)
-    need = bytes_per_parameter(run.train.device) * count + _buffers(run)
+    # several machines or processes divide the batch, and with fsdp2 what the optimizer keeps
+    parts = max(run.train.nodes, launched().world_size)
+    copies = WEIGHT if run.train.strategy == "fsdp2" else bytes_per_parameter(run.train.device)
+    need = copies * count + _buffers(run)
     check_memory(need, names, f"a model ({short(count)} parameters)")
     crops = run.image_size[0] * run.image_size[1]
     if HOSTS[run.method.host].multi_crop:
         crops = 2 * crops + run.ibot.local_crops * run.ibot.local_size**2
     names = f"{BATCH}, ibot.local_crops, ibot.local_size" if HOSTS[run.method.host].multi_crop else BATCH
-    check_memory(run.batch_size * crops * _channels(run), names, "a batch of images")
+    check_memory(run.batch_size // parts * crops * _channels(run), names, "a batch of images")
     if run.method.predicting_loss == "relative" and bytes_per_parameter(run.train.device) > WEIGHT:
         accumulated = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
         masked = int(run.grid[0] * run.grid[1] * run.method.mask_ratio * run.fast.prediction_ratio)
-        pairs = run.batch_size // accumulated * masked**2
+        pairs = run.batch_size // parts // accumulated * masked**2
         check_memory(4 * pairs, f"{BATCH}, model.patch_size", "a table of all pairs of masked patches (Eq. 5)")
 
 
