@@ -84,9 +84,9 @@ INSIDE = Range(0, 1, above=True, below=True)
 POSITIVE = Range(0, HUGE, above=True)
 NOT_NEGATIVE = Range(0, HUGE)
 ANY = Range(-HUGE, HUGE)
-RATE = Range(0, 10**30, above=True)
+RATE = Range(0, 1e30, above=True)
 """Learning rates; one that is far too high diverges, which the training itself reports."""
-LEAST_RATE = Range(0, 10**30)
+LEAST_RATE = Range(0, 1e30)
 DECAY = Range(0, 1_000)
 """Weight decay."""
 PASSES = Range(0, 1_000_000, above=True)

@@ -100,7 +100,7 @@ def test_pretrain(
         (["detect", "x", *SETS, "--out", "o", "--head_width", "-1"], "--head_width: expected a whole number from 1"),
         (
             ["tokenizer", "--data", "demo:train", "--out", "o", "--lr", "inf"],
-            "--lr: expected a number above 0, up to 10^30, got inf",
+            "number above 0, up to 1e+30, got inf",
         ),
         (["tokenizer", "--data", "demo:train", "--out", ""], "--out: expected a path, got an empty text"),
         (

@@ -124,7 +124,9 @@ def _check_model(run: RunConfig) -> None:
         pairs.append(("decoder_heads", model.decoder_heads, "decoder_width", model.decoder_width))
     for heads, number, name, width in pairs:
         if width % number:
-            raise UserError(f"model.{heads}: expected a divisor of the width {width}, got {number}")
+            raise UserError(
+                f"model.{heads}: expected a divisor of the width {width}, got {number}; change it or model.{name}"
+            )
         if width % 4 and (name == "decoder_width" or model.positions == "sincos"):
             raise UserError(f"model.{name}: expected a multiple of 4, got {width}")
 
