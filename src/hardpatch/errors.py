@@ -25,11 +25,27 @@ def did_you_mean(name: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+LONGEST = 120
+"""Characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: on one line, and cut if it is long."""
+    try:
+        text = value if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "a number of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def one_line(error: Exception) -> str:
     """Shorten a complaint of the parser of settings to one line: name, what was expected, what came."""
     text = " ".join(str(error).split()).replace('Parser key "', "").replace('":', ":", 1)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
     # "name: Does not validate against any of the Union subtypes Subtypes: [...] Errors: ... Given value: x"
-    return re.sub(
+    text = re.sub(
         r": Does not validate.*?Subtypes: \[(.*)\] Errors:.*Given value: ", r": Expected \1. Got value: ", text
     )
+    before, got, value = text.partition(". Got value: ")
+    return f"{before}{got}{shown(value)}"

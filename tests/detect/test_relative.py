@@ -151,7 +151,7 @@ def test_the_presets_have_the_papers_numbers() -> None:
     # a run of an earlier version resumes from small, which stands for what its folder does not say
     small = to_dict(PRESETS["small"])
     assert {name: small[name] for name in BEFORE} == BEFORE
-    with pytest.raises(UserError, match="--sampling_ratio: expected 0 or more, got -1"):
+    with pytest.raises(UserError, match="--sampling_ratio: expected a whole number from 0 to 64, got -1"):
         check(changed(hpm, {"sampling_ratio": -1}))
 
 

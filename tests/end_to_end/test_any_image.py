@@ -133,7 +133,7 @@ def test_shrink_keeps_depth_channels_and_turns_upright(tmp_path: Path) -> None:
         (["--data.range", "[9,1]"], "data.range: expected [low, high] with low < high"),
         (["--data.mean", "[0.5,0.5,0.5]"], "data.mean: expected 2 numbers"),
         (["--data.background", "[300,0,0]"], "data.background: expected red, green and blue from 0 to 255"),
-        (["--data.max_pixels", "0"], "data.max_pixels: expected 1 or more"),
+        (["--data.max_pixels", "0"], "data.max_pixels: expected a whole number from 1"),
         (["--data.max_pixels", "100"], "20 x 28 pixels; expected at most 100, raise data.max_pixels"),
     ],
 )

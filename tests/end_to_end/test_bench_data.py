@@ -76,7 +76,7 @@ def test_mistakes(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "--data: " in fails("bench", "data", "--data", tmp_path / "missing")
     assert "--seconds: expected a number above 0" in fails("bench", "data", "--seconds", "0")
     assert "--crop_scale: expected 0 <" in fails("bench", "data", "--crop_scale", "0.5", "0.2")
-    assert "--workers: expected 0 or more, got -1" in fails("bench", "data", "--workers", "-1")
+    assert "--workers: expected a whole number from 0, got -1" in fails("bench", "data", "--workers", "-1")
     assert "expected a number from 1, or null" in fails("bench", "data", "--shrink_on_decode", "0.5")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     assert "none of 1 images can be decoded" in fails("bench", "data", "--data", tmp_path / "broken.jpg")

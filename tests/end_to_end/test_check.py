@@ -296,9 +296,9 @@ def test_mistakes(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "1.png").symlink_to("nowhere.png")
     assert "no images in this folder" in (line := fails("check", tmp_path))
     assert "1 links that lead nowhere" in line
-    assert "--workers: expected auto or a whole number from 0, got x" in fails("check", tmp_path, "--workers", "x")
+    assert "--workers: expected a whole number from 0, or auto, got x" in fails("check", tmp_path, "--workers", "x")
     for verb in ("check", "stats"):
         assert "data.pages" in fails(verb, tmp_path, "--pages", "some")
-        assert "data.max_pixels: expected 1 or more" in fails(verb, tmp_path, "--max_pixels", "0")
+        assert "data.max_pixels: expected a whole number from 1" in fails(verb, tmp_path, "--max_pixels", "0")
     with pytest.raises(UserError, match="did you mean 'pages'"):
         hardpatch.stats(tmp_path, page="first")

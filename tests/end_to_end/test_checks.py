@@ -147,6 +147,6 @@ def test_a_plain_host_has_reconstructions(images: Path, tmp_path: Path) -> None:
 def test_mistakes(images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     command = ["pretrain", *SMALL, "--data", images, "--out", tmp_path / "run", "--steps", "2"]
     assert "data.hold_out: expected fewer than the 30 images" in fails(*command, "--hold_out", "30")
-    assert "data.hold_out: expected 0 or more, got -1" in fails(*command, "--hold_out", "-1")
-    assert "verdict.images: expected at least 1, got 0" in fails(*command, "--verdict.images", "0")
+    assert "data.hold_out: expected a whole number from 0, got -1" in fails(*command, "--hold_out", "-1")
+    assert "verdict.images: expected a whole number from 1, got 0" in fails(*command, "--verdict.images", "0")
     assert not (tmp_path / "run").exists()

@@ -71,7 +71,7 @@ def test_several_crops_of_an_image(images: Path, tmp_path: Path) -> None:
         (["--data.crops", "3"], "data.crops: expected a divisor of batch_size=16, got 3"),
         (["--data.crops", "2", "--method.host", "ibot"], "data.crops: host ibot has its own crops"),
         (["--data.in_memory", "disk"], "data.in_memory: .*'no', 'host', 'device'"),
-        (["--data.device_side", "0"], "data.device_side: expected at least 1 pixel, got 0"),
+        (["--data.device_side", "0"], "data.device_side: expected a whole number from 1, got 0"),
     ],
 )
 def test_options_that_cannot_be_combined(fails: Fails, tmp_path: Path, arguments: list[str], message: str) -> None:

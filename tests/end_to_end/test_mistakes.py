@@ -64,7 +64,7 @@ def test_recipes_and_verbs(fails: Fails) -> None:
     assert "needs your images" in fails("pretrain", "--recipe", "cifar10_tiny")
     assert "did you mean 'pretrain'?" in fails("pretrian")
     assert "--train" in fails("knn", "somewhere")
-    assert "--workers: expected auto or a whole number" in fails(
+    assert "--workers: expected a whole number from 0, or auto, got all" in fails(
         "knn", "x", "--train", "a", "--val", "b", "--workers", "all"
     )
     assert "did you mean '--temperature'?" in fails("knn", "x", "--train", "a", "--val", "b", "--temprature", "1")
@@ -112,15 +112,16 @@ def test_labels(fails: Fails, run: Path, images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "opened"),
     [
-        (["--masks", "."], "masks: expected one mask for each image"),
-        (["--mask_ratio", "1.5"], "mask_ratio: expected a number between 0 and 1, got 1.5"),
+        (["--masks", "."], "masks: expected one mask for each image", ["IMAGES: 30 images, 2 classes"]),
+        (["--mask_ratio", "1.5"], "mask_ratio: expected a number between 0 and 1, got 1.5", []),
     ],
 )
 def test_score(
     arguments: list[str],
     message: str,
+    opened: list[str],
     run: Path,
     images: Path,
     tmp_path: Path,
@@ -129,7 +130,7 @@ def test_score(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["score", str(run), str(images), "--out", "out", *arguments]) == 2
-    summary, error = capsys.readouterr().err.splitlines()
-    assert summary == "IMAGES: 30 images, 2 classes"
+    *summary, error = capsys.readouterr().err.splitlines()
+    assert summary == opened
     assert message in error
     assert not (tmp_path / "out").exists()

@@ -180,7 +180,7 @@ def test_difficulty_memory_mines_without_a_teacher() -> None:
         (["--fast.shared_blocks=2"], "fast.shared_blocks: expected fewer than the reconstructor's 2 blocks, 0 to 1 or"),
         (["--fast.shared_blocks=-3"], "-1 to -2 from the last, got -3"),
         (["--fast.shared_blocks=1", "--fast.decoder=cross"], "fast.shared_blocks: not with fast.decoder cross"),
-        (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a factor up to 1"),
+        (["--fast.teacher_resolution=1.5"], "fast.teacher_resolution: expected a number above 0, up to 1"),
         (["--fast.teacher_every=2"], "fast.teacher_every: unknown argument; it is gone, the value is always 1"),
         (["--method.target=teacher", "--fast.remember=true"], "fast.remember: target teacher"),
         (["--fast.remember=true", "--data.crops=2"], "fast.remember: two crops of an image"),

@@ -54,7 +54,7 @@ def test_the_schedule_is_a_cosine_unless_it_is_set() -> None:
         (["--optim.step_factor=0.5"], "optim.step_factor: only for optim.schedule step, leave it out with cosine"),
         (
             ["--optim.schedule=step", "--optim.step_factor=2"],
-            r"optim.step_factor: expected a number in \[0, 1\], got 2",
+            r"optim.step_factor: expected a number from 0 to 1, got 2",
         ),
         (["--optim.schedule=step", "--optim.step_at=1.5"], "optim.step_at: .* to 1, got 1.5"),
     ],

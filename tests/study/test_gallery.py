@@ -126,7 +126,7 @@ def test_the_prediction_of_another_run(draw: Draw, tmp_path: Path) -> None:
         ("fig4", "plain", {}, r"^RUN: fig4 shows predicted losses, plain was trained without"),
         ("figS1", "right", {"predictor": "wrong"}, r"^--predictor: figS1 shows"),
         ("fig2", "right", {"predictor": "plain"}, r"^--predictor: expected a run with a loss predictor, plain has"),
-        ("fig2", "right", {"mask_ratio": 75.0}, r"^mask_ratio: "),
+        ("fig2", "right", {"mask_ratio": 75.0}, r"^--mask_ratio: "),
         ("fig2", "right", {"draws": 1}, r"^draws: expected at least 2"),
         ("fig2", "right", {"masks": Path("missing")}, r"^masks: expected one mask for each image"),
     ],

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardpatch.errors import UserError
+from hardpatch.ranges import PASSES
 from hardpatch.train.settings import (
     FREE_TO_CHANGE,
     LoopSettings,
     TrainingSettings,
     changed,
     check_loop,
-    check_training,
     expect,
     setting,
     to_dict,
@@ -29,7 +29,7 @@ from hardpatch.train.settings import (
 class Example(TrainingSettings):
     """Settings of a verb."""
 
-    epochs: float | None = setting(10.0, "passes over the images")
+    epochs: float | None = setting(10.0, "passes over the images", PASSES)
     scale: tuple[float, float] = setting((0.5, 1.0), "range of a random scale")
 
 
@@ -84,13 +84,13 @@ def test_mistakes_are_one_line(values: dict[str, Any], message: str) -> None:
         ({"batch_size": 0}, "--batch_size: expected a whole number from 1, got 0"),
         ({"log_every": 0}, "--log_every: expected a whole number from 1, got 0"),
         ({"steps": 0, "epochs": None}, "--steps: expected a whole number from 1, got 0"),
-        ({"epochs": math.inf}, "--epochs: expected a number above 0, got inf"),
+        ({"epochs": math.inf}, "--epochs: expected a number above 0, up to 1,000,000, got inf"),
         ({"epochs": None}, "--epochs, --steps: expected one of the two; say how long to train"),
         ({"steps": 3}, "--epochs, --steps: expected one of the two; say how long to train"),
         ({"clip": 0.0}, "--clip: expected a number above 0, got 0.0"),
         ({"checkpoint_minutes": -1.0}, "--checkpoint_minutes: expected a number from 0, got -1.0"),
         ({"seed": -1}, "--seed: expected a whole number from 0, got -1"),
-        ({"workers": -1}, "--workers: expected a whole number from 0, got -1"),
+        ({"workers": -1}, "--workers: expected a whole number from 0, or auto, got -1"),
         ({"max_bad_fraction": 1.5}, "--max_bad_fraction: expected a number from 0 to 1, got 1.5"),
         ({"accumulation_steps": 3}, "--accumulation_steps: expected a divisor of the batch size 16, got 3"),
         ({"val_every": 0.0}, "--val_every: expected a number above 0, got 0.0"),
@@ -102,13 +102,13 @@ def test_mistakes_are_one_line(values: dict[str, Any], message: str) -> None:
 )
 def test_values_that_cannot_work(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_training(Example(**values))
+        check_loop(Example(**values))
     assert str(caught.value) == message
 
 
 def test_values_at_the_limits() -> None:
-    check_training(Example(weight_decay=0.0, layer_decay=1.0, drop_path=0.0, flip=1.0, max_bad_fraction=0.0))
-    check_training(Example(layer_decay=None, clip=None, workers=0, checkpoint_minutes=0.0, val_every=0.5))
+    check_loop(Example(weight_decay=0.0, layer_decay=1.0, drop_path=0.0, flip=1.0, max_bad_fraction=0.0))
+    check_loop(Example(layer_decay=None, clip=None, workers=0, checkpoint_minutes=0.0, val_every=0.5))
     check_loop(LoopSettings(steps=1, seed=2**63 - 1))
 
 

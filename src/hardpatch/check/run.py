@@ -20,6 +20,7 @@ from hardpatch.data.sources import Paths
 from hardpatch.data.summary import summarize
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
+from hardpatch.ranges import check_text
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def check(
     Raises:
         UserError: if there are no images, or for more than one of labels, annotations and masks.
     """
+    for name, value in (("annotations", annotations), ("masks", masks), ("classes", classes)):
+        check_text(f"--{name}", value)
     number, paths, chosen = resolve_workers(workers), listed(path), reading_settings(settings)
     _check_arguments(paths, labels, annotations, masks, classes)
     source, folder, limit = chosen.open(path), Path(paths[0]), chosen.data.max_bad_fraction

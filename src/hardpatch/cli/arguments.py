@@ -2,14 +2,20 @@
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
+from hardpatch.paths import typed
 from hardpatch.printable import say
+from hardpatch.ranges import OPTIONS, Range, check_text
+
+PATHS = ("PATH", "DIR", "FILE", "RUN", "RUN2", "IMAGES", "N|FILE")
+"""Placeholders in the help of arguments that are paths."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +28,14 @@ class Parser(argparse.ArgumentParser):
         """Parse a command line whose positional arguments may stand anywhere."""
         self._say_repeated(arguments or [])
         return self.parse_intermixed_args(arguments, namespace)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Convert a value, a path with ``~`` for the home folder; no option takes an empty text but a suffix."""
+        if action.metavar in PATHS:
+            arg_string = typed(arg_string, _name(action))
+        elif action.metavar != "TEXT":
+            check_text(_name(action), arg_string)
+        return super()._get_value(action, arg_string)  # argparse has no public place for it
 
     def parse_with_settings(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse the command line of a verb that also takes the settings of ``pretrain``; return those, too."""
@@ -65,13 +79,23 @@ class Parser(argparse.ArgumentParser):
         from hardpatch.errors import did_you_mean
 
         options = [option for action in self._actions for option in action.option_strings]
+        message = re.sub(
+            r"(?<=invalid choice: ).{300,}(?= \(choose from)|\S{300,}", lambda long: shown(long[0]), message
+        )
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         several = [
-            action.option_strings[0] for action in self._actions if isinstance(action, Images) and action.several
+            action.option_strings[0]
+            for action in self._actions
+            if isinstance(action, Images) and action.several and action.option_strings
         ]
         if unknown and not unknown[1].startswith("-") and several:
             message += f"; the option stands before each of several paths, as in {several[0]} A {several[0]} B"
         raise UserError(message + (did_you_mean(unknown[1], options) if unknown else ""))
+
+
+def _name(action: argparse.Action) -> str:
+    """Return the name of an argument in messages."""
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
 class Images(argparse.Action):
@@ -94,7 +118,7 @@ def device_arguments(parser: Parser, batch_size: int = 256) -> None:
     """Add --batch_size, --workers and --device."""
     parser.add_argument(
         "--batch_size",
-        type=at_least_one,
+        type=number("batch_size"),
         default=batch_size,
         metavar="N",
         help="images per batch (default: %(default)s)",
@@ -110,7 +134,7 @@ def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: flo
     device_arguments(parser, batch_size)
     parser.add_argument(
         "--max_bad_fraction",
-        type=float,
+        type=number("max_bad_fraction"),
         default=max_bad_fraction,
         metavar="X",
         help="largest fraction of images that may fail to decode; such files are logged and left out "
@@ -128,18 +152,29 @@ def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label")
         )
 
 
-def at_least_one(text: str) -> int:
-    """Parse a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
+def number(name: str) -> Callable[[str], Any]:
+    """Return a function that parses the number of an option, in its range of :data:`~hardpatch.ranges.OPTIONS`."""
+    return number_in(OPTIONS[name])
 
 
-def workers(text: str) -> int | str:
-    """Parse auto or a whole number from 0."""
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 0, got {text}")
-    return text if text == "auto" else int(text)
+def number_in(numbers: Range) -> Callable[[str], Any]:
+    """Return a function that parses a number of a range."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = int(text) if numbers.whole else float(text)
+        except ValueError:
+            value = math.nan
+        if value not in numbers:
+            raise argparse.ArgumentTypeError(f"expected {numbers.words(value)}{numbers.note}, got {shown(text)}")
+        return value
+
+    return parse
+
+
+def workers(text: str) -> Any:
+    """Parse auto or a number of processes."""
+    return text if text == "auto" else number("workers")(text)
 
 
 def devices(text: str) -> int | str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Parser, at_least_one, write_json
+from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,12 +110,22 @@ def _parser() -> Parser:
     for name, setting in SIZES.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"short for --{setting}")
     parser.add_argument(
-        "--batch_size", type=at_least_one, default=64, metavar="N", help="images per step (default: %(default)s)"
+        "--batch_size",
+        type=number("batch_size"),
+        default=64,
+        metavar="N",
+        help="images per step (default: %(default)s)",
     )
     parser.add_argument(
-        "--repeats", type=at_least_one, default=15, metavar="N", help="turns of each contender (default: %(default)s)"
+        "--repeats",
+        type=number("repeats"),
+        default=15,
+        metavar="N",
+        help="turns of each contender (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=at_least_one, metavar="N", help="steps per turn (default: 5 on a GPU, else 1)")
+    parser.add_argument(
+        "--steps", type=number("steps"), metavar="N", help="steps per turn (default: 5 on a GPU, else 1)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(
         "--precision",
@@ -135,6 +145,6 @@ def _parser() -> Parser:
         action="store_true",
         help="run each contender in a process of its own, other libraries with glibc's default allocator settings",
     )
-    parser.add_argument("--threads", type=at_least_one, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=number("threads"), metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file, too")
     return parser

@@ -1,16 +1,18 @@
 """The verb bench data."""
 
-import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, write_json
+from hardpatch.cli.arguments import Images, Parser, column_arguments, number, number_in, write_json
 from hardpatch.errors import UserError
+from hardpatch.ranges import WORKERS, check_options
 
 
 def bench_data(arguments: list[str]) -> int:
     """Run ``hardpatch bench data`` and return the exit code."""
     options = _parser().parse_args(arguments)
-    _check(options)
+    check_options(crop_scale=options.crop_scale)
 
     import logging
 
@@ -75,7 +77,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--image_size",
-        type=at_least_one,
+        type=number("image_size"),
         default=224,
         metavar="N",
         help="side of a crop in pixels (default: %(default)s)",
@@ -85,7 +87,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--crop_scale",
-        type=float,
+        type=number("crop_scale"),
         nargs=2,
         default=(0.2, 1.0),
         metavar=("LOW", "HIGH"),
@@ -98,49 +100,45 @@ def _parser() -> Parser:
         metavar="X",
         help="as the setting data.shrink_on_decode; null never shrinks (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch_size", type=at_least_one, default=256, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, metavar="X", help="duration of each measurement (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--images",
-        type=at_least_one,
-        default=2000,
-        metavar="N",
-        help="images that are drawn from a larger set (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
-    )
+    _add_measurement(parser)
     column_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to this file, too")
     return parser
 
 
-def _check(options: argparse.Namespace) -> None:
-    if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:
-        raise UserError(f"--crop_scale: expected 0 < LOW <= HIGH <= 1, got {list(options.crop_scale)}")
-    if options.seconds <= 0:
-        raise UserError(f"--seconds: expected a number above 0, got {options.seconds}")
-    if options.workers and min(options.workers) < 0:
-        raise UserError(f"--workers: expected 0 or more, got {min(options.workers)}")
+def _add_measurement(parser: Parser) -> None:
+    """Add the options that say how much is measured."""
+    parser.add_argument(
+        "--batch_size",
+        type=number("batch_size"),
+        default=256,
+        metavar="N",
+        help="images per batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=number("seconds"),
+        default=3.0,
+        metavar="X",
+        help="duration of each measurement (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        type=number("images"),
+        default=2000,
+        metavar="N",
+        help="images that are drawn from a larger set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=number_in(replace(WORKERS, note="")),
+        nargs="+",
+        metavar="N",
+        help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
+    )
 
 
-def _factor(text: str) -> float | None:
+def _factor(text: str) -> Any:
     """Parse a number from 1, or null."""
-    if text == "null":
-        return None
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = 0.0
-    if not factor >= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, or null, got {text}")
-    return factor
+    return None if text == "null" else number("shrink_on_decode")(text)

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, image_arguments, write_json
-from hardpatch.errors import UserError
+from hardpatch.cli.arguments import Images, Parser, column_arguments, image_arguments, number, write_json
 
 
 def knn(arguments: list[str]) -> int:
@@ -15,7 +14,7 @@ def knn(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--k",
-        type=at_least_one,
+        type=number("k"),
         nargs="+",
         default=[10, 20, 100, 200],
         metavar="K",
@@ -23,11 +22,13 @@ def knn(arguments: list[str]) -> int:
         "(default: 10 20 100 200)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.07, metavar="X", help="temperature of the votes (default: %(default)s)"
+        "--temperature",
+        type=number("temperature"),
+        default=0.07,
+        metavar="X",
+        help="temperature of the votes (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    if options.temperature <= 0:
-        raise UserError(f"--temperature: expected a number above 0, got {options.temperature}")
 
     from hardpatch.evaluate.probes import knn as measure
 
@@ -69,33 +70,33 @@ def _quick_probe(arguments: list[str]) -> int:
         help="sgd as in HPM and MoCo v3, or lars as in MAE (default: %(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=at_least_one, default=90, metavar="N", help="epochs of the probe (default: %(default)s)"
+        "--epochs", type=number("epochs"), default=90, metavar="N", help="epochs of the probe (default: %(default)s)"
     )
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument(
         "--base_lr",
-        type=float,
+        type=number("base_lr"),
         nargs="+",
         metavar="LR",
         help="learning rates for a batch of 256 (default: " + " ".join(f"{lr:g}" for lr in BASE_LRS) + ")",
     )
     rates.add_argument(
-        "--lr", type=float, nargs="+", metavar="LR", help="absolute learning rates, in place of --base_lr"
+        "--lr", type=number("lr"), nargs="+", metavar="LR", help="absolute learning rates, in place of --base_lr"
     )
     parser.add_argument(
         "--probe_batch_size",
-        type=at_least_one,
+        type=number("probe_batch_size"),
         default=16384,
         metavar="N",
         help="features per step of the probe (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the probe (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=number("seed"), default=0, metavar="N", help="seed of the probe (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     base_lrs = options.base_lr or list(BASE_LRS)
     if options.lr is not None:
         base_lrs = [lr * 256 / options.probe_batch_size for lr in options.lr]
-    if min(base_lrs) <= 0:
-        raise UserError(f"--base_lr, --lr: expected numbers above 0, got {options.lr or base_lrs}")
 
     from hardpatch.evaluate.probes import linear as measure
 

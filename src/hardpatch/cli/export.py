@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Parser, at_least_one, write_json
+from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,9 +116,12 @@ def _parser() -> Parser:
         help="with --to hf: vit is the encoder alone, vit_mae includes the reconstructor of host mae (default: vit)",
     )
     architecture = parser.add_argument_group("architecture, which checkpoints of other libraries do not contain")
-    architecture.add_argument("--heads", type=at_least_one, metavar="N", help="attention heads of the encoder")
+    architecture.add_argument("--heads", type=number("heads"), metavar="N", help="attention heads of the encoder")
     architecture.add_argument(
-        "--decoder_heads", type=at_least_one, metavar="N", help="with --form vit_mae: attention heads of the decoder"
+        "--decoder_heads",
+        type=number("decoder_heads"),
+        metavar="N",
+        help="with --form vit_mae: attention heads of the decoder",
     )
     architecture.add_argument(
         "--normalize_pixels",

@@ -1,6 +1,6 @@
 """The verbs info and recipes, which only print."""
 
-from hardpatch.cli.arguments import Parser, at_least_one, json_argument, show_json
+from hardpatch.cli.arguments import Parser, json_argument, number, show_json
 
 
 def info(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def recipes(arguments: list[str]) -> int:
     parser.add_argument(
         "--images",
         metavar="N",
-        type=at_least_one,
+        type=number("images"),
         help="images of your set (default: the set that a recipe is named after)",
     )
     json_argument(parser)

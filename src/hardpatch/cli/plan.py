@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Images, Parser, show_json
+from hardpatch.cli.arguments import Images, Parser, number, show_json
 from hardpatch.pretrain import config
 
 
@@ -42,5 +42,8 @@ def plan(arguments: list[str]) -> int:
 def add_hours(parser: Parser) -> None:
     """Add --hours."""
     parser.add_argument(
-        "--hours", metavar="H", type=float, help="time that the training may take (default: 2 on a CPU, 8 on a GPU)"
+        "--hours",
+        metavar="H",
+        type=number("hours"),
+        help="time that the training may take (default: 2 on a CPU, 8 on a GPU)",
     )

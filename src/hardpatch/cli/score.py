@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, number, write_json
+from hardpatch.errors import shown
 
 
 def difficulty_arguments(parser: Parser) -> None:
@@ -15,10 +16,12 @@ def difficulty_arguments(parser: Parser) -> None:
         type=Path,
         help="object masks with the file stems of the images, to measure the area under the ROC curve",
     )
-    parser.add_argument("--mask_ratio", type=float, metavar="R", help="fraction of masked patches (default: the run's)")
+    parser.add_argument(
+        "--mask_ratio", type=number("mask_ratio"), metavar="R", help="fraction of masked patches (default: the run's)"
+    )
     parser.add_argument(
         "--draws",
-        type=at_least_one,
+        type=number("draws"),
         default=10,
         metavar="N",
         help="random masks that the true loss is averaged over (default: %(default)s)",
@@ -56,7 +59,7 @@ def score(arguments: list[str]) -> int:
     difficulty_arguments(parser)
     parser.add_argument(
         "--pictures",
-        type=int,
+        type=number("pictures"),
         default=32,
         metavar="N",
         help="images that get a picture; all get numbers (default: %(default)s)",
@@ -68,14 +71,16 @@ def score(arguments: list[str]) -> int:
         help="one or three channels that pictures show, as 3 or 3,2,1, counted from 0 (default: all; of more "
         "than 3 the first three)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=number("seed"), default=0, metavar="N", help="seed of the masks (default: %(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
     options = parser.parse_args(arguments)
-    numbers = [number for word in options.show or () for number in word.split(",")]  # 3 2 1 or 3,2,1
-    if not all(number.isdecimal() for number in numbers):
-        parser.error(f"--show: expected numbers of channels, counted from 0, got {' '.join(options.show)}")
+    words = [part for word in options.show or () for part in word.split(",")]  # 3 2 1 or 3,2,1
+    if not all(word.isdecimal() and len(word) < 6 for word in words):
+        parser.error(f"--show: expected numbers of channels, counted from 0, got {shown(' '.join(options.show))}")
 
     from hardpatch.evaluate.difficulty import score as measure
     from hardpatch.measure.score_files import NO_PREDICTOR
@@ -85,7 +90,7 @@ def score(arguments: list[str]) -> int:
     show_log()
     settings = vars(options).copy()
     del settings["json"]
-    settings["show"] = [int(number) for number in numbers] or None
+    settings["show"] = [int(word) for word in words] or None
     with counting("images scored") as progress:
         result = measure(**settings, progress=progress)
     print(f"images: {result.images}, left out: {len(result.bad)}")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hardpatch.cli.arguments import Parser, write_json
+from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.cli.settings import given_settings, stopped, training_parser
 from hardpatch.segment.settings import PRESETS
 
@@ -65,7 +65,7 @@ def _add_labels(parser: Parser) -> None:
     )
     labels.add_argument(
         "--ignore",
-        type=int,
+        type=number("ignore"),
         nargs="+",
         metavar="VALUE",
         help="label values whose pixels are ignored (default: 255, except in masks of 0 and 255)",
@@ -78,7 +78,7 @@ def _add_labels(parser: Parser) -> None:
     )
     labels.add_argument(
         "--threshold",
-        type=int,
+        type=number("threshold"),
         metavar="VALUE",
         help="masks of two classes: from this value on a pixel is of the second class (default: exact values)",
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hardpatch.cli.arguments import Images, Parser, devices, workers
+from hardpatch.cli.arguments import Images, Parser, devices, number_in, workers
+from hardpatch.ranges import Range
 from hardpatch.train.settings import LoopSettings
 
 GROUPS = {
@@ -75,7 +76,7 @@ def add_settings(parser: Parser, presets: Mapping[str, LoopSettings], by_size: C
             *ALIASES.get(setting.name, (f"--{setting.name}",)),
             default=argparse.SUPPRESS,
             help=f"{setting.metadata['help']} ({defaults})".replace("%", "%%"),
-            **_kind(setting.name, hints[setting.name]),
+            **_kind(setting.name, hints[setting.name], setting.metadata.get("range")),
         )
 
 
@@ -114,7 +115,7 @@ def _text(name: str, value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _kind(name: str, hint: Any) -> dict[str, Any]:
+def _kind(name: str, hint: Any, numbers: Range | None) -> dict[str, Any]:
     """Return the arguments of ``add_argument`` for the type of a setting."""
     if name == "workers":
         return {"type": workers, "metavar": "N"}
@@ -127,7 +128,7 @@ def _kind(name: str, hint: Any) -> dict[str, Any]:
     if get_origin(part) is Literal:
         return {"choices": get_args(part)}
     if get_origin(part) is tuple:
-        kind = get_args(part)[0]
+        kind = get_args(part)[0] if numbers is None else number_in(numbers)
         several = ... in get_args(part)
         return (
             {"type": kind, "nargs": "+", "metavar": "X"}
@@ -138,7 +139,8 @@ def _kind(name: str, hint: Any) -> dict[str, Any]:
                 "metavar": ("LOW", "HIGH"),
             }
         )
-    return {"type": _or_null(part) if optional else part, "metavar": "X"}
+    kind = part if numbers is None else number_in(numbers)
+    return {"type": _or_null(kind) if optional else kind, "metavar": "X"}
 
 
 def _or_null(kind: Callable[[str], Any]) -> Callable[[str], Any]:

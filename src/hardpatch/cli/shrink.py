@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, workers, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, number, workers, write_json
 
 
 def shrink(arguments: list[str]) -> int:
@@ -12,7 +12,7 @@ def shrink(arguments: list[str]) -> int:
     parser.add_argument(
         "--side",
         metavar="N",
-        type=at_least_one,
+        type=number("side"),
         default=256,
         help="length of the shorter side in pixels (default: %(default)s)",
     )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardpatch.cli.arguments import Images, Parser, at_least_one, column_arguments, write_json
+from hardpatch.cli.arguments import Images, Parser, column_arguments, number, write_json
 from hardpatch.cli.study_gallery import FIGURES, study_gallery
 from hardpatch.errors import UserError
 
@@ -20,11 +20,8 @@ def study(arguments: list[str]) -> int:
         return study_gallery(arguments)
     planning = arguments[:1] == ["plan"]
     options, settings = _parser().parse_with_settings(arguments[1:] if planning else arguments)
-    if options.images_per_second is not None and (not planning or options.images_per_second <= 0):
-        raise UserError(
-            "--images_per_second: expected a number above 0 with hardpatch study plan, "
-            f"got {options.images_per_second}{'' if planning else ' without plan'}"
-        )
+    if options.images_per_second is not None and not planning:
+        raise UserError("--images_per_second: expected with hardpatch study plan only; leave it out")
     if options.out is None and not planning:
         raise UserError("--out: expected a folder for the study, got none")
     if options.json is not None and planning:
@@ -78,12 +75,12 @@ def _parser() -> Parser:
     column_arguments(parser, section="data.")
     parser.add_argument(
         "--seeds",
-        type=at_least_one,
+        type=number("seeds"),
         default=1,
         metavar="K",
         help="runs of each row, with seeds 0 to K - 1 (default: 1)",
     )
-    parser.add_argument("--jobs", type=at_least_one, default=1, metavar="J", help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=number("jobs"), default=1, metavar="J", help="runs at a time (default: 1)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the study")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
     parser.add_argument(
@@ -95,7 +92,7 @@ def _parser() -> Parser:
     _add_inputs(parser)
     parser.add_argument(
         "--images_per_second",
-        type=float,
+        type=number("images_per_second"),
         metavar="X",
         help="with plan: training speed (default: measured)",
     )

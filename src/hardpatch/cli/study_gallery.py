@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, at_least_one, column_arguments, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, number, write_json
 from hardpatch.cli.score import difficulty_arguments, print_areas
 
 FIGURES = ("fig2", "fig4", "figS1", "figS2")
@@ -47,11 +47,17 @@ def _parser(figure: str) -> Parser:
             help="run whose predicted loss to show beside the true loss of RUN, such as HPM's beside MAE's",
         )
     parser.add_argument(
-        "--count", type=at_least_one, default=12, metavar="N", help="images, drawn at random (default: %(default)s)"
+        "--count", type=number("count"), default=12, metavar="N", help="images, drawn at random (default: %(default)s)"
     )
-    parser.add_argument("--columns", type=at_least_one, metavar="N", help="images in a row (default: the figure's)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of masks and choice of images (default: %(default)s)"
+        "--columns", type=number("columns"), metavar="N", help="images in a row (default: the figure's)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=number("seed"),
+        default=0,
+        metavar="N",
+        help="seed of masks and choice of images (default: %(default)s)",
     )
     difficulty_arguments(parser)
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)

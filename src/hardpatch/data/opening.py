@@ -17,6 +17,7 @@ from hardpatch.data.left_out import LINKS, NOT_IMAGES, LeftOut, left_out
 from hardpatch.data.parquet import ParquetSource
 from hardpatch.data.splits import Role, choose_split, of_one_split
 from hardpatch.errors import UserError
+from hardpatch.paths import typed
 
 Opened = FileSource | ParquetSource | ArchiveSource | DemoSource
 PARQUET = ".parquet"
@@ -31,7 +32,8 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
         path = "demo:train"
     if isinstance(path, str) and path.startswith("demo:"):
         return demo_source(path.removeprefix("demo:"))
-    text, path = os.fspath(path), Path(path)
+    text = typed(os.fspath(path))
+    path = Path(text)
     if path.is_dir():
         passed = PassedBy()
         images, others = list_images(path, passed)

@@ -2,7 +2,8 @@
 
 import os
 
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
+from hardpatch.ranges import WORKERS
 
 MAX_AUTO_WORKERS = 8
 """Processes at most where their number is "auto"."""
@@ -16,10 +17,11 @@ def cores() -> int:
 def resolve_workers(workers: int | str) -> int:
     """Return the number of loader processes; "auto" is one less than the cores of this process, at most 8.
 
-    Raises UserError for anything but "auto" and an integer from 0 on.
+    Raises UserError for anything but "auto" and an whole number of its range.
     """
     if workers == "auto":
         return min(cores() - 1, MAX_AUTO_WORKERS)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise UserError(f'data.workers: expected "auto" or a number of processes, 0 or more, got {workers!r}')
+    if isinstance(workers, str) or workers not in WORKERS:
+        number = workers if isinstance(workers, int) else 0
+        raise UserError(f'data.workers: expected "auto" or {WORKERS.words(number)}, got {shown(workers)}')
     return workers

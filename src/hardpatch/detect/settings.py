@@ -3,11 +3,11 @@
 This file does not import torch, so that the command line starts quickly.
 """
 
-import math
 from dataclasses import dataclass
 
 from hardpatch.choices import MasksName
-from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
+from hardpatch.ranges import BATCH, CHANNELS, DECAY, PAIR_OF_RATIOS, PASSES, RATE, SHARE, SIDE, WIDTH, Range
+from hardpatch.train.settings import TrainingSettings, check_loop, setting
 
 ANNOTATIONS = (
     "COCO JSON, a folder of Pascal VOC XML or YOLO text files, VOC's ImageSets/Main/*.txt, or YOLO's data.yaml"
@@ -24,23 +24,31 @@ class DetectSettings(TrainingSettings):
     They are those of its Appendix A.2 and of detectron2's configuration ``mask_rcnn_vitdet_b_100ep``.
     """
 
-    epochs: float | None = setting(100.0, "passes over the training images; this or steps")
-    batch_size: int = setting(64, "images of an optimizer step")
+    epochs: float | None = setting(100.0, "passes over the training images; this or steps", PASSES)
+    batch_size: int = setting(64, "images of an optimizer step", BATCH)
     layer_decay: float | None = setting(
-        0.7, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+        0.7, "factor of the learning rate from each layer to the one below it; 1 for random weights", SHARE
     )
-    weight_decay: float = setting(0.1, "weight decay of matrices; vectors and the class token have none")
-    lr: float = setting(1e-4, "peak learning rate of the heads")
-    warmup_steps: int = setting(250, "steps with a rising learning rate, at most a tenth of the training")
-    image_size: int = setting(1024, "side of the square canvas that images are put on, in pixels")
-    jitter: tuple[float, float] = setting((0.1, 2.0), "range of the longer side of an image, relative to the canvas")
-    window: int = setting(14, "side of an attention window, in patches")
-    global_blocks: int = setting(4, "blocks that attend over the whole image")
-    channels: int = setting(256, "channels of the pyramid and of the heads' convolutions")
-    head_width: int = setting(1024, "width of the linear layer for the boxes")
-    rois: int = setting(512, "boxes per image on which the heads are trained")
-    anchor_scale: float = setting(8.0, "side of the anchors, relative to the stride of their map")
-    sampling_ratio: int = setting(0, "points of RoIAlign along each side of a cell; 0 adapts them to the box")
+    weight_decay: float = setting(0.1, "weight decay of matrices; vectors and the class token have none", DECAY)
+    lr: float = setting(1e-4, "peak learning rate of the heads", RATE)
+    warmup_steps: int = setting(
+        250, "steps with a rising learning rate, at most a tenth of the training", Range(0, 2**40, whole=True)
+    )
+    image_size: int = setting(1024, "side of the square canvas that images are put on, in pixels", SIDE)
+    jitter: tuple[float, float] = setting(
+        (0.1, 2.0), "range of the longer side of an image, relative to the canvas", PAIR_OF_RATIOS
+    )
+    window: int = setting(14, "side of an attention window, in patches", SIDE)
+    global_blocks: int = setting(4, "blocks that attend over the whole image", Range(0, 1_000, whole=True))
+    channels: int = setting(256, "channels of the pyramid and of the heads' convolutions", CHANNELS)
+    head_width: int = setting(1024, "width of the linear layer for the boxes", WIDTH)
+    rois: int = setting(512, "boxes per image on which the heads are trained", Range(1, 65_536, whole=True))
+    anchor_scale: float = setting(
+        8.0, "side of the anchors, relative to the stride of their map", Range(0, 1_000, above=True)
+    )
+    sampling_ratio: int = setting(
+        0, "points of RoIAlign along each side of a cell; 0 adapts them to the box", Range(0, 64, whole=True)
+    )
     masks: MasksName = setting(
         "auto",
         "masks to train: polygons of the annotations (auto: none if there are none), boxes where there is no polygon, "
@@ -101,14 +109,7 @@ def check(run: DetectSettings) -> None:
     Raises:
         UserError: names the first such setting.
     """
-    check_training(run)
-    for name in ("channels", "head_width", "rois", "window"):
-        expect(run, name, "1 or more", getattr(run, name) >= 1)
-    for name in ("warmup_steps", "sampling_ratio"):
-        expect(run, name, "0 or more", getattr(run, name) >= 0)
-    for name in ("lr", "anchor_scale"):
-        expect(run, name, "a number above 0", 0 < getattr(run, name) < math.inf)
-    expect(run, "jitter", "two numbers above 0, the lower first", 0 < run.jitter[0] <= run.jitter[1] < math.inf)
+    check_loop(run)
 
 
 def step_learning_rate(step: int, total: int, run: DetectSettings) -> float:

@@ -25,6 +25,7 @@ from hardpatch.processes import average, on_first, process_rank
 from hardpatch.randomness import seed_step, set_part
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.device import autocast_dtype, loader_workers, share_of_batch, without_exchange
+from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.optimizer import BETAS, layer_decay_groups, parameter_groups, set_learning_rate
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
@@ -72,6 +73,8 @@ def build(
         UserError: if the sizes do not fit the encoder.
     """
     check_encoder(backbone, run)
+    weights = 54 * run.channels**2 + 49 * run.channels * run.head_width  # without the encoder
+    check_memory(bytes_per_parameter(run.device) * weights, "--channels, --head_width", "a network")
     if run.train_positions:
         train_positions(backbone.encoder)
     names = ["image_size", "window", "channels", "head_width", "rois", "anchor_scale"]

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from hardpatch.data.folders import list_images
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import REPEATED, box_around
 from hardpatch.detect.fields import number, plural, refusal, unused_fields, visible, whole_number
 from hardpatch.errors import UserError
+from hardpatch.yaml_text import parse_yaml
 
 NAMES = ("classes.txt", "obj.names", "classes.names", "data.yaml", "data.yml", "dataset.yaml")
 """Files of class names, which are looked for beside the labels and up to two folders above."""
@@ -146,10 +145,7 @@ def _names(file: Path) -> tuple[list[str], int]:
     if file.suffix not in (".yaml", ".yml"):
         names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{file}: expected YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(text, str(file))
         content = content if isinstance(content, dict) else {}
         names = _yaml_names(content.get("names"), file)
         keypoints = _keypoints(content.get("kpt_shape"), file)

@@ -25,6 +25,8 @@ from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.score import ScoreResult
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import Target
+from hardpatch.paths import user_path
+from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 
 log = logging.getLogger("hardpatch")
@@ -114,17 +116,18 @@ def score(
         image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
-    used_device = use_device(device)
+    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
+    check_options(**numbers, mask_ratio=mask_ratio, max_bad_fraction=max_bad_fraction, show=show and list(show))
+    folder, used_device = user_path(out, "--out"), use_device(device)
     models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
     source = open_described(images, image_column, models.student.reading)
-    numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
     numbers |= {"show": show, "workers": resolve_workers(workers), "device": used_device, "progress": progress}
     result = scoring.score(
         models.student,
         models.teacher,
         source,
-        out=Path(out),
-        masks=None if masks is None else Path(masks),
+        out=folder,
+        masks=None if masks is None else user_path(masks, "--masks"),
         target=models.target,
         mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
         predict=models.masking.predict,

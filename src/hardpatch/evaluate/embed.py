@@ -14,6 +14,8 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.embeddings import write_embeddings
 from hardpatch.interchange.load import load
 from hardpatch.measure.features import Pool, ProgressCallback
+from hardpatch.paths import user_path
+from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
 
@@ -64,16 +66,15 @@ def embed(
         image_column: column of the images in tables; None finds it.
         progress: called after each batch with (images done, images).
     """
-    started, path = time.monotonic(), Path(out)
+    check_options(batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction)
+    started, path = time.monotonic(), user_path(out, "--out")
     if path.exists():
         raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
     used_device = use_device(device)
     model = load(run, weights, device=used_device)
     source = open_described(images, image_column, model.reading)
     written, bad = write_embeddings(
-        model,
-        source,
-        path,
+        *(model, source, path),
         device=used_device,
         pool=pool,
         normalize=normalize,

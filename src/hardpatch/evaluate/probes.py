@@ -1,7 +1,7 @@
 """Accuracy of a run's frozen features: k-NN and linear probe."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -19,6 +19,8 @@ from hardpatch.measure.features import Pool
 from hardpatch.measure.knn import KnnResult, knn_accuracy
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.measure.linear import LinearResult
+from hardpatch.paths import user_path
+from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
 
@@ -65,6 +67,7 @@ def knn(
     Raises:
         UserError: for weights or data that cannot be used.
     """
+    check_options(k=list(ks), temperature=temperature, **_ranged(options))
 
     def measure(features: LabeledFeatures, device: torch.device) -> KnnResult:
         return knn_accuracy(
@@ -107,6 +110,8 @@ def linear(
     Raises:
         UserError: for weights or data that cannot be used.
     """
+    check_options(base_lr=list(base_lrs), epochs=epochs, probe_batch_size=probe_batch_size, seed=seed)
+    check_options(**_ranged(options))
 
     def measure(features: LabeledFeatures, device: torch.device) -> LinearResult:
         return linear_probes.linear_probe(
@@ -186,9 +191,14 @@ def frozen_accuracy(
     return FrozenResult(result, random, values)
 
 
+def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the images that have a range."""
+    return {name: options[name] for name in ("batch_size", "workers", "max_bad_fraction") if name in options}
+
+
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:
     if cache != "auto":
-        return cache
+        return None if cache is None else user_path(cache, "--cache")
     return Path(run) / "features" if Path(run).is_dir() else None
 
 

@@ -7,43 +7,68 @@ from dataclasses import dataclass, replace
 
 from hardpatch.choices import OptimizerName, PoolName
 from hardpatch.errors import UserError
-from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
+from hardpatch.ranges import (
+    BATCH,
+    BELOW_ONE,
+    FRACTION,
+    INSIDE,
+    LEAST_RATE,
+    PAIR_OF_RATIOS,
+    PAIR_OF_SHARES,
+    PASSES,
+    POSITIVE,
+    RATE,
+    SHARE,
+    SIDE,
+    Range,
+)
+from hardpatch.train.settings import TrainingSettings, check_loop, expect, setting
 
 
 @dataclass(frozen=True)
 class FinetuneSettings(TrainingSettings):
     """Settings of fine-tuning; the defaults are the paper's for ViT-B on ImageNet-1K (Table S2)."""
 
-    epochs: float | None = setting(100.0, "passes over the training images; this or steps")
-    batch_size: int = setting(1024, "images of an optimizer step")
+    epochs: float | None = setting(100.0, "passes over the training images; this or steps", PASSES)
+    batch_size: int = setting(1024, "images of an optimizer step", BATCH)
     layer_decay: float | None = setting(
-        None, "factor of the learning rate from each layer to the one below it; null is 0.8, and 1 for random weights"
+        None,
+        "factor of the learning rate from each layer to the one below it; null is 0.8, and 1 for random weights",
+        SHARE,
     )
-    val_every: float | None = setting(1.0, "epochs between evaluations; there is always one at the end")
-    base_lr: float = setting(5e-4, "peak learning rate for a batch of 256; it is scaled with the batch")
-    lr: float | None = setting(None, "peak learning rate, in place of base_lr")
-    min_lr: float = setting(1e-6, "learning rate at the end")
+    val_every: float | None = setting(1.0, "epochs between evaluations; there is always one at the end", POSITIVE)
+    base_lr: float = setting(5e-4, "peak learning rate for a batch of 256; it is scaled with the batch", RATE)
+    lr: float | None = setting(None, "peak learning rate, in place of base_lr", RATE)
+    min_lr: float = setting(1e-6, "learning rate at the end", LEAST_RATE)
     warmup_epochs: float | None = setting(
-        5.0, "epochs over which the learning rate rises from 0; null is a tenth of the training"
+        5.0, "epochs over which the learning rate rises from 0; null is a tenth of the training", Range(0, 1_000_000)
     )
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas; the first is the momentum of sgd")
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas; the first is the momentum of sgd", BELOW_ONE)
     optimizer: OptimizerName = setting("adamw", "optimizer")
     frozen: bool = setting(
         False, "train a linear layer on batch-normalized features only; the encoder stays as it is, in eval mode"
     )
     pool: PoolName = setting("mean", "what the linear layer sees: the mean of the patch tokens, or the class token")
-    image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training")
-    smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes")
-    mixup: float = setting(0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two")
-    cutmix: float = setting(1.0, "alpha of CutMix, 0 is off")
-    mix_prob: float = setting(1.0, "probability with which a batch is mixed")
-    randaugment: float = setting(9.0, "mean magnitude of RandAugment, 0 to 10, 0 is off; two operations an image")
-    randaugment_std: float = setting(0.5, "standard deviation of its magnitude")
-    erase: float = setting(0.25, "probability of random erasing: a rectangle of noise")
-    crop_scale: tuple[float, float] = setting((0.08, 1.0), "random resized crop: range of the share of the area")
-    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "random resized crop: range of the aspect ratio")
+    image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training", SIDE)
+    smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes", BELOW_ONE)
+    mixup: float = setting(
+        0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two", Range(0, 1_000)
+    )
+    cutmix: float = setting(1.0, "alpha of CutMix, 0 is off", Range(0, 1_000))
+    mix_prob: float = setting(1.0, "probability with which a batch is mixed", FRACTION)
+    randaugment: float = setting(
+        9.0, "mean magnitude of RandAugment, 0 to 10, 0 is off; two operations an image", Range(0, 10)
+    )
+    randaugment_std: float = setting(0.5, "standard deviation of its magnitude", Range(0, 1_000))
+    erase: float = setting(0.25, "probability of random erasing: a rectangle of noise", FRACTION)
+    crop_scale: tuple[float, float] = setting(
+        (0.08, 1.0), "random resized crop: range of the share of the area", PAIR_OF_SHARES
+    )
+    crop_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "random resized crop: range of the aspect ratio", PAIR_OF_RATIOS
+    )
     ema: float | None = setting(
-        None, "decay of a moving average of the weights, which is then evaluated; null keeps none"
+        None, "decay of a moving average of the weights, which is then evaluated; null keeps none", INSIDE
     )
     probe: bool = setting(
         False,
@@ -51,7 +76,9 @@ class FinetuneSettings(TrainingSettings):
     )
     probe_only: bool = setting(False, "stop after that linear layer")
     held_out: float = setting(
-        0.2, "with a probe: share of --train that picks its learning rate and decides at the end what is kept"
+        0.2,
+        "with a probe: share of --train that picks its learning rate and decides at the end what is kept",
+        Range(0, 0.5, above=True),
     )
 
     @property
@@ -202,24 +229,8 @@ def check(run: FinetuneSettings, images: int) -> None:
     Raises:
         UserError: names the first such value.
     """
-    check_training(run)
-    for name in ("mix_prob", "erase"):
-        expect(run, name, "a probability in [0, 1]", 0 <= getattr(run, name) <= 1)
-    expect(run, "smoothing", "a number in [0, 1)", 0 <= run.smoothing < 1)
-    expect(run, "base_lr", "a number above 0", run.base_lr > 0)
-    for name in ("min_lr", "mixup", "cutmix", "randaugment_std"):
-        expect(run, name, "0 or more", getattr(run, name) >= 0)
-    expect(run, "warmup_epochs", "0 or more", run.warmup_epochs is None or run.warmup_epochs >= 0)
-    expect(run, "held_out", "a share above 0, at most 0.5", 0 < run.held_out <= 0.5)
-    expect(run, "randaugment", "a magnitude in [0, 10]", 0 <= run.randaugment <= 10)
-    expect(run, "betas", "two numbers in [0, 1)", all(0 <= value < 1 for value in run.betas))
-    expect(
-        run, "crop_scale", "shares with 0 < smallest <= largest <= 1", 0 < run.crop_scale[0] <= run.crop_scale[1] <= 1
-    )
-    expect(run, "crop_ratio", "ratios with 0 < narrowest <= widest", 0 < run.crop_ratio[0] <= run.crop_ratio[1])
-    expect(run, "image_size", "pixels, 1 or more", run.image_size is None or run.image_size >= 1)
-    expect(run, "ema", "a number in (0, 1)", run.ema is None or 0 < run.ema < 1)
-    expect(run, "lr", "a number above 0", run.lr is None or run.lr > 0)
+    check_loop(run)
+    expect(run, "min_lr", f"from 0 to the peak learning rate {run.peak_lr:g}", run.min_lr <= run.peak_lr)
     if run.frozen:
         expect(run, "probe", "not with --frozen, which trains such a layer on crops", not run.probes)
         expect(run, "batch_size", "2 or more, to normalize features over the batch", run.batch_size >= 2)

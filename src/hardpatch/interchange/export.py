@@ -24,6 +24,7 @@ from hardpatch.interchange.to_timm import timm_arguments, timm_config, timm_data
 from hardpatch.methods.mae import MAE
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.paths import user_path
 from hardpatch.pickles import save_tensors
 
 OTHER_FILES = (".bin", ".ckpt", ".onnx", ".pt", ".pth")
@@ -111,7 +112,7 @@ def export_timm(
     """
     import timm
 
-    out = Path(out)
+    out = user_path(out, "--out")
     if out.suffix in OTHER_FILES:
         raise UserError(f"--out: expected a file that ends in .safetensors, or a folder, got {out}")
     check_new(out)
@@ -173,7 +174,7 @@ def export_hugging_face(
     Raises:
         UserError: if there is nothing to load, the class cannot hold it, or ``out`` exists or cannot be written.
     """
-    out = Path(out)
+    out = user_path(out, "--out")
     check_new(out)
     own_outputs: Outputs
     load_outputs: Callable[[Path], Outputs]

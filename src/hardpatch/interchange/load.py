@@ -12,10 +12,12 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.reference import from_reference, read_reference
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import HostTargets, Target
+from hardpatch.paths import user_path
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
+from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
 
 
@@ -56,6 +58,7 @@ def load(
     Raises:
         UserError: if there is nothing to load, the file is of another kind, or it could run code.
     """
+    check_options(heads=heads, decoder_heads=decoder_heads)
     path = weights_file(run)
     metadata = read_metadata(path)
     if metadata is None:
@@ -143,7 +146,7 @@ def weights_file(run: str | Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    path = Path(run)
+    path = user_path(run, "RUN")
     if path.is_dir():
         if (path / checkpoint.WEIGHTS).is_file():
             return path / checkpoint.WEIGHTS

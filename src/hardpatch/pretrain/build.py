@@ -15,6 +15,7 @@ from hardpatch.methods.masking import masked_count
 from hardpatch.models.decoder import Decoder
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.size import check_model_fits
 
 
 def initial_model(
@@ -40,6 +41,8 @@ def initial_model(
     run = with_channels(run, len(mean))
     model, method = run.model, run.method
     check_masks(run)
+    if torch.get_default_device().type != "meta":
+        check_model_fits(run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         try:

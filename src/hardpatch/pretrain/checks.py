@@ -7,6 +7,7 @@ from hardpatch.data.limits import check_channels
 from hardpatch.errors import UserError
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import OptimConfig, RunConfig
+from hardpatch.ranges import check_ranges
 
 
 def check(run: RunConfig) -> None:
@@ -15,10 +16,11 @@ def check(run: RunConfig) -> None:
     Raises:
         UserError: names the first.
     """
-    _check_ranges(run)
+    _check_numbers(run)
     _check_data(run)
     _check_training(run)
     _check_schedule(run.optim)
+    _check_model(run)
     _check_method(run)
     _check_fast(run)
     if (run.knn.train is None) != (run.knn.val is None):
@@ -27,84 +29,29 @@ def check(run: RunConfig) -> None:
         )
 
 
-def _check_ranges(run: RunConfig) -> None:
-    """Check the range of each number."""
-    data, method, optim, train = run.data, run.method, run.optim, run.train
-    fractions = {
-        "method.alpha_start": method.alpha_start,
-        "method.alpha_end": method.alpha_end,
-        "method.momentum_start": method.momentum_start,
-        "method.momentum_end": method.momentum_end,
-        "method.momentum_warmup": method.momentum_warmup,
-        "method.secondary_ratio": method.secondary_ratio,
-        "model.drop_path": run.model.drop_path,
-        "ibot.teacher_temperature_warmup": run.ibot.teacher_temperature_warmup,
-        "ibot.frozen_last_layer": run.ibot.frozen_last_layer,
-        "optim.warmup": optim.warmup,
-        "data.flip": data.flip,
-        "fast.prediction_ratio": run.fast.prediction_ratio,
-        "data.max_bad_fraction": data.max_bad_fraction,
-    }
-    for name, fraction in fractions.items():
-        if not 0.0 <= fraction <= 1.0:
-            raise UserError(f"{name}: expected a number in [0, 1], got {fraction}")
-    if not 0.0 < method.mask_ratio < 1.0:
-        raise UserError(f"method.mask_ratio: expected a number between 0 and 1, got {method.mask_ratio}")
-    if not 0.0 <= method.mask_ratio_spread < min(method.mask_ratio, 1.0 - method.mask_ratio):
+def _check_numbers(run: RunConfig) -> None:
+    """Check the range of each number, and numbers that depend on each other."""
+    check_ranges(run)
+    data, method, optim = run.data, run.method, run.optim
+    if not method.mask_ratio_spread < min(method.mask_ratio, 1.0 - method.mask_ratio):
         raise UserError(
             f"method.mask_ratio_spread: expected a number that keeps the ratio {method.mask_ratio} between 0 and 1, "
             f"got {method.mask_ratio_spread}"
         )
-    at_least_one: dict[str, float | None] = {
-        "verdict.images": run.verdict.images,
-        "batch_size": run.batch_size,
-        "steps": run.steps,
-        "model.patch_size": run.model.patch_size,
-        "model.decoder_depth": run.model.decoder_depth,
-        "fast.predictor_depth": run.fast.predictor_depth,
-        "optim.accumulation_steps": 1 if optim.accumulation_steps == "auto" else optim.accumulation_steps,
-        "ibot.outputs": run.ibot.outputs,
-        "ibot.head_hidden": run.ibot.head_hidden,
-        "ibot.head_bottleneck": run.ibot.head_bottleneck,
-        "ibot.local_size": run.ibot.local_size,
-        "train.log_every": train.log_every,
-        "train.checkpoint_steps": train.checkpoint_steps,
-        "train.keep_checkpoints": train.keep_checkpoints,
-        "train.devices": 1 if train.devices == "auto" else train.devices,
-        "train.nodes": train.nodes,
-    }
-    for name, number in at_least_one.items():
-        if number is not None and number < 1:
-            raise UserError(f"{name}: expected at least 1, got {number}")
-    positive = {
-        "epochs": run.epochs,
-        "fast.prediction_ratio": run.fast.prediction_ratio,
-        "fast.teacher_resolution": run.fast.teacher_resolution,
-        "optim.clip": optim.clip,
-        "optim.lr": optim.lr,
-        "optim.base_lr": optim.base_lr,
-        "train.answer_minutes": train.answer_minutes,
-    }
-    for name, value in positive.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{name}: expected a number above 0, got {value}")
-    if not 0 <= run.seed < 2**63:
-        raise UserError(f"seed: expected a whole number from 0 to 2^63 - 1, got {run.seed}")
+    if optim.schedule == "cosine" and optim.min_lr > run.peak_lr:
+        raise UserError(f"optim.min_lr: expected at most the peak learning rate {run.peak_lr:g}, got {optim.min_lr}")
+    if not isinstance(data.image_size, int) and len(data.image_size) != 2:
+        raise UserError(f"data.image_size: expected a side or [height, width], got {list(data.image_size)}")
+    if data.bands == []:
+        raise UserError("data.bands: expected a pattern for each band, got an empty list; null reads other images")
+    if data.path == []:
+        raise UserError("data.path: expected images, got an empty list")
 
 
 def _check_data(run: RunConfig) -> None:
     """Check crops, channels and where images are kept."""
     data, method = run.data, run.method
-    for name, (low, high) in (("data.crop_scale", data.crop_scale), ("ibot.local_scale", run.ibot.local_scale)):
-        if not 0.0 < low <= high <= 1.0:
-            raise UserError(f"{name}: expected 0 < smallest <= largest <= 1, got {[low, high]}")
-    if not 0.0 < data.crop_ratio[0] <= data.crop_ratio[1]:
-        raise UserError(f"data.crop_ratio: expected 0 < narrowest <= widest, got {list(data.crop_ratio)}")
-    if data.shrink_on_decode is not None and data.shrink_on_decode < 1:
-        raise UserError(f"data.shrink_on_decode: expected at least 1, or null for never, got {data.shrink_on_decode}")
-    if data.device_side is not None and data.device_side < 1:
-        raise UserError(f"data.device_side: expected at least 1 pixel, got {data.device_side}")
-    if data.crops < 1 or run.batch_size % data.crops:
+    if run.batch_size % data.crops:
         raise UserError(f"data.crops: expected a divisor of batch_size={run.batch_size}, got {data.crops}")
     host = HOSTS[method.host]
     if data.crops > 1 and host.multi_crop:
@@ -119,14 +66,6 @@ def _check_data(run: RunConfig) -> None:
         )
     if data.channels != "auto":
         check_channels(data.channels if isinstance(data.channels, int) else tuple(data.channels))
-    if not all(0 <= value <= 255 for value in data.background):
-        raise UserError(f"data.background: expected red, green and blue from 0 to 255, got {list(data.background)}")
-    if data.max_pixels < 1:
-        raise UserError(f"data.max_pixels: expected 1 or more, got {data.max_pixels}")
-    counts = {"verdict.checks": run.verdict.checks, "data.hold_out": data.hold_out, "data.workers": data.workers}
-    for name, count in counts.items():
-        if isinstance(count, int) and count < 0:
-            raise UserError(f"{name}: expected 0 or more, got {count}")
     if data.channels == "auto":
         return  # whether statistics fit shows when the images are seen
     for name, statistics in (("data.mean", data.mean), ("data.std", data.std)):
@@ -175,8 +114,21 @@ def _check_schedule(optim: OptimConfig) -> None:
         raise UserError(
             f"optim.step_at: expected a fraction from the end of the warm-up, {optim.warmup}, to 1, got {optim.step_at}"
         )
-    if not 0.0 <= optim.step_factor <= 1.0:
-        raise UserError(f"optim.step_factor: expected a number in [0, 1], got {optim.step_factor}")
+
+
+def _check_model(run: RunConfig) -> None:
+    """Check that the attention heads divide the widths."""
+    model, shape = run.model, run.encoder_shape
+    pairs = [("heads", shape["heads"], "width", shape["width"])]
+    if HOSTS[run.method.host].drops_masked or run.has_predictor:
+        pairs.append(("decoder_heads", model.decoder_heads, "decoder_width", model.decoder_width))
+    for heads, number, name, width in pairs:
+        if width % number:
+            raise UserError(
+                f"model.{heads}: expected a divisor of the width {width}, got {number}; change it or model.{name}"
+            )
+        if width % 4 and (name == "decoder_width" or model.positions == "sincos"):
+            raise UserError(f"model.{name}: expected a multiple of 4, got {width}")
 
 
 def _check_method(run: RunConfig) -> None:
@@ -213,18 +165,15 @@ def _check_method(run: RunConfig) -> None:
             "method.mask_ratio: mask grid leaves one of each four patches, expected 0.75 with mask_ratio_spread 0, "
             f"got {method.mask_ratio} and {method.mask_ratio_spread}"
         )
-    if method.mask_unit is not None and (method.mask_unit < 1 or method.mask_unit % model.patch_size):
+    if method.mask_unit is not None and method.mask_unit % model.patch_size:
         raise UserError(
             f"method.mask_unit: expected a multiple of the patch size {model.patch_size} in pixels, got "
             f"{method.mask_unit}"
         )
-    if host.multi_crop:
-        if run.ibot.local_crops < 0:
-            raise UserError(f"ibot.local_crops: expected 0 or more, got {run.ibot.local_crops}")
-        if run.ibot.local_size % model.patch_size:
-            raise UserError(
-                f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
-            )
+    if host.multi_crop and run.ibot.local_size % model.patch_size:
+        raise UserError(
+            f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
+        )
 
 
 def _check_fast(run: RunConfig) -> None:
@@ -243,8 +192,6 @@ def _check_fast(run: RunConfig) -> None:
         )
     if fast.shared_blocks and fast.decoder == "cross":
         raise UserError("fast.shared_blocks: not with fast.decoder cross; use fast.predictor_depth to save there")
-    if fast.teacher_resolution > 1.0:
-        raise UserError(f"fast.teacher_resolution: expected a factor up to 1, got {fast.teacher_resolution}")
     sees_all = method.target == "teacher" or method.mask.startswith("attention")
     if sees_all and (fast.teacher_resolution, fast.remember) != (1.0, False):
         name = next(name for name in ("teacher_resolution", "remember") if name in changed)

@@ -14,10 +14,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from hardpatch.errors import UserError, did_you_mean, one_line
+from hardpatch.errors import UserError, did_you_mean, one_line, shown
 from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import hint
+from hardpatch.ranges import check_ranges
+from hardpatch.yaml_text import BROKEN, check_value
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -114,11 +116,14 @@ def build(values: Mapping[str, Any], arguments: Sequence[str] = ()) -> RunConfig
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if one in options and other not in options:  # the length replaces one in the other unit
             values = {**values, other: None}
-    nested = _parse(values, arguments)
-    sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
-    run = RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
+    run = _sections(_parse(values, arguments))
     check(run)
     return run
+
+
+def _sections(nested: Mapping[str, Any]) -> RunConfig:
+    sections = {f.name: f.default_factory for f in fields(RunConfig) if callable(f.default_factory)}
+    return RunConfig(**{key: sections[key](**value) if key in sections else value for key, value in nested.items()})
 
 
 def given(arguments: Sequence[str]) -> dict[str, Any]:
@@ -127,7 +132,9 @@ def given(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: as :func:`build` does for a name or a value; whether they go together is not checked.
     """
-    values = _flat(_parse({}, arguments))
+    nested = _parse({}, arguments)
+    check_ranges(_sections(nested))
+    values = _flat(nested)
     return {name: values[name] for name in names_in(arguments) if name in values}
 
 
@@ -139,14 +146,33 @@ def names_in(arguments: Sequence[str]) -> set[str]:
 
 def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Return nested values of all settings, those of the command line over `values` over the defaults."""
-    parser = _parser()
+    parser, path = _parser(), None
+    if not names_in(arguments) & {"data", "data.path"}:
+        path, values = _without_path(values)
+    check_value(values, "")
+    for argument in map(with_section, arguments):
+        name, _, value = argument.partition("=")
+        check_value(value or name, name)
     try:
         defaults = parser.parse_object(dict(values))
         namespace = parser.parse_args([with_section(argument) for argument in arguments], namespace=defaults)
     except ArgumentError as error:
         raise UserError(explain(error)) from None
+    except BROKEN as error:  # of YAML in a value
+        raise UserError(f"settings: expected values that can be read, got one that is not: {error}") from None
     nested: dict[str, Any] = namespace.as_dict()
+    if path is not None:
+        nested["data"]["path"] = path
     return nested
+
+
+def _without_path(values: Mapping[str, Any]) -> tuple[str | list[str] | None, Mapping[str, Any]]:
+    """Take the images out of nested values: the parser would read a folder called null or [a] as YAML."""
+    data = values.get("data", {})
+    path = data.get("path") if isinstance(data, Mapping) else None
+    if isinstance(path, str) or (isinstance(path, list) and all(isinstance(each, str) for each in path)):
+        return path, {**values, "data": {name: value for name, value in data.items() if name != "path"}}
+    return None, values
 
 
 def with_section(argument: str) -> str:
@@ -176,14 +202,14 @@ def check_names(values: Mapping[str, Any], source: str = "configuration") -> Non
     names = setting_names()
     for key, value in values.items():
         if key not in names[""]:
-            raise UserError(f"{source}: unknown setting {key!r}{did_you_mean(key, names[''])}")
+            raise UserError(f"{source}: unknown setting {shown(repr(key))}{did_you_mean(str(key), names[''])}")
         if key in names:
             if not isinstance(value, Mapping):
-                raise UserError(f"{source}: expected settings under {key!r}, got {value!r}")
+                raise UserError(f"{source}: expected settings under {key!r}, got {shown(repr(value))}")
             for name in value:
                 if name not in names[key]:
-                    suggestion = hint(f"{key}.{name}") or did_you_mean(name, names[key])
-                    raise UserError(f"{source}: unknown setting {f'{key}.{name}'!r}{suggestion}")
+                    suggestion = hint(f"{key}.{name}") or did_you_mean(str(name), names[key])
+                    raise UserError(f"{source}: unknown setting {shown(repr(f'{key}.{name}'))}{suggestion}")
 
 
 def explain(error: Exception) -> str:

@@ -1,13 +1,15 @@
 """Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hardpatch.errors import UserError
+from hardpatch.paths import typed, user_path
 from hardpatch.pretrain import config, recipes
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
+from hardpatch.ranges import check_text
 from hardpatch.train import checkpoint
 from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
 
@@ -71,13 +73,14 @@ def configure(
     Raises:
         UserError: names what is missing or does not go together.
     """
+    if file is not None:
+        file = user_path(file, "--config")
+    check_text("--recipe", recipe)
     if recipe and file:
         raise UserError("--recipe, --config: expected one of the two, got both; a file may name a recipe as its base")
-    if data is not None:
-        if "data.path" in config.names_in(changes):
-            raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
-        changes = [*changes, "--data.path", data if isinstance(data, str) else json.dumps(list(data))]
-    no_data = "data.path" not in config.names_in(changes)
+    if data is not None and "data.path" in config.names_in(changes):
+        raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
+    no_data = data is None and "data.path" not in config.names_in(changes)
     name = recipe or (Path(file).stem if file else "demo" if no_data else "run")
     folder = folder or Path("runs") / name
     if recipe:
@@ -88,13 +91,21 @@ def configure(
         values = config.to_dict(read_config(folder))
     else:
         values = recipes.read("demo") if no_data else {}
-    run = config.build(values, changes)
+    run = config.build(_with_data(values, data), changes)
     if resume and (recipe or file):  # those only have to agree; what a resumed run may change stays as it was
         check_resume(folder, run)
-        run = config.build(config.to_dict(read_config(folder)), changes)
+        run = config.build(_with_data(config.to_dict(read_config(folder)), data), changes)
     if recipe and run.data.path is None:
         raise UserError(f"--data: recipe {recipe} needs your images: --data PATH (demo:train is the embedded set)")
     return run, folder
+
+
+def _with_data(values: dict[str, Any], data: str | Sequence[str] | None) -> dict[str, Any]:
+    """Return settings with the path of the images, which is no YAML: a folder may be called null or [a]."""
+    if data is None:
+        return values
+    paths = typed(data, "--data") if isinstance(data, str) else [typed(path, "--data") for path in data]
+    return {**values, "data": {**values.get("data", {}), "path": paths}}
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -11,6 +11,7 @@ import torch
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
+from hardpatch.paths import typed
 from hardpatch.pretrain import config, rules
 from hardpatch.pretrain.build import initial_model, with_channels
 from hardpatch.pretrain.folder import check_new, configure
@@ -20,6 +21,7 @@ from hardpatch.pretrain.rules import Draft
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts, set_facts, this_machine
 from hardpatch.pretrain.speed import Speed, seconds_per_image, training_speed
+from hardpatch.ranges import check_options, check_text
 
 OVERHEAD = 0.05
 """Fraction of the time that is kept for checks, checkpoints and pictures."""
@@ -78,6 +80,9 @@ def plan_or_configure(
     ``hours`` is the time that the training may take, and ``say`` shows what is being done. All other arguments, and the
     errors, are those of :func:`~hardpatch.pretrain.folder.configure`.
     """
+    check_options(hours=hours)
+    check_text("--recipe", recipe)
+    check_text("--config", file)
     if resume and hours is not None:
         raise UserError("--hours: a resumed run keeps its length; leave it out")
     no_images = data is None and "data.path" not in config.names_in(changes)
@@ -108,8 +113,9 @@ def make_plan(
         changes: settings that are kept, as on the command line.
         say: shows what is being done.
     """
-    if hours is not None and not hours > 0:
-        raise UserError(f"--hours: expected a number above 0, got {hours:g}")
+    check_options(hours=hours)
+    check_text("--recipe", recipe)
+    check_text("--config", file)
     fixed = config.given(changes)
     length = next((name for name in ("steps", "epochs") if fixed.get(name) is not None), None)
     if hours is not None and length is not None:
@@ -120,7 +126,9 @@ def make_plan(
         if data is not None:
             if "data.path" in fixed:
                 raise UserError("--data, --data.path: expected one of the two, got both; they are the same setting")
-            fixed["data.path"] = data if isinstance(data, str) else list(data)
+            fixed["data.path"] = (
+                typed(data, "--data") if isinstance(data, str) else [typed(path, "--data") for path in data]
+            )
         read = {name: value for name, value in fixed.items() if name.startswith("data.") or name == "train.device"}
         run = config.build(rules.nested({**read, "steps": 1}))
     say("looking at the images")

@@ -18,6 +18,7 @@ from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.measure.labels import open_labeled
+from hardpatch.paths import user_path
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
@@ -31,6 +32,7 @@ from hardpatch.pretrain.plan import Plan
 from hardpatch.pretrain.planning import estimate, plan_or_configure
 from hardpatch.pretrain.result import PretrainResult
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.size import check_fits
 from hardpatch.pretrain.step import Learner
 from hardpatch.processes import is_first, launched, on_first
 from hardpatch.train import checkpoint
@@ -79,7 +81,7 @@ def pretrain(
         UserError: for a mistake in the settings or the data, before anything is written.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out, "--out")
     run: RunConfig | Plan
     if isinstance(recipe, Plan):
         if settings or data or config or resume or hours:
@@ -114,6 +116,7 @@ def train(
     """
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
+    check_fits(run)
     devices = count_devices(run.train.devices, run.train.device)
     return launch(
         _train,

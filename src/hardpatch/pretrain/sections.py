@@ -22,6 +22,33 @@ from hardpatch.choices import (
 )
 from hardpatch.errors import UserError
 from hardpatch.pretrain.data_section import DataConfig
+from hardpatch.ranges import (
+    BATCH,
+    BELOW_ONE,
+    BLOCKS,
+    COUNT,
+    COUNT_OR_NONE,
+    DECAY,
+    DEVICES,
+    FRACTION,
+    IMAGES,
+    INSIDE,
+    LEAST_RATE,
+    MINUTES,
+    NODES,
+    NOT_NEGATIVE,
+    PAIR_OF_SHARES,
+    PASSES,
+    POSITIVE,
+    RATE,
+    SEED,
+    SHARE,
+    SIDE,
+    STEPS,
+    WIDTH,
+    Range,
+    ranged,
+)
 
 if TYPE_CHECKING:
     from hardpatch.methods.mining import Masking
@@ -33,25 +60,25 @@ class ModelConfig:
 
     size: SizeName = "base"
     """Encoder, by width and blocks: tiny 192/12, small 384/12, base 768/12, large 1024/24, huge 1280/32."""
-    patch_size: int = 16
+    patch_size: int = ranged(16, SIDE)
     """Side of a patch in pixels; must divide the image size."""
-    width: int | None = None
+    width: int | None = ranged(None, WIDTH)
     """Encoder width; null is that of model.size."""
-    depth: int | None = None
+    depth: int | None = ranged(None, BLOCKS)
     """Encoder blocks; null is that of model.size."""
-    heads: int | None = None
+    heads: int | None = ranged(None, WIDTH)
     """Encoder attention heads; null is that of model.size."""
     positions: PositionsName = "sincos"
     """Positions: fixed sine-cosine; with other hosts than mae also relative, BEiT's shared bias, or learned (iBOT)."""
-    layer_scale: float | None = None
+    layer_scale: float | None = ranged(None, NOT_NEGATIVE)
     """Initial layer scale of each residual branch of the encoder (BEiT, SimMIM: 0.1); null has none."""
-    drop_path: float = 0.0
+    drop_path: float = ranged(0.0, FRACTION)
     """Stochastic depth: probability to drop a branch of the last block; it rises linearly from 0 over the blocks."""
-    decoder_width: int = 512
+    decoder_width: int = ranged(512, WIDTH)
     """Width of image reconstructor and loss predictor."""
-    decoder_depth: int = 8
+    decoder_depth: int = ranged(8, BLOCKS)
     """Blocks of each decoder."""
-    decoder_heads: int = 16
+    decoder_heads: int = ranged(16, WIDTH)
     """Attention heads of each decoder."""
 
 
@@ -75,27 +102,27 @@ class MethodConfig:
     """Reconstruction loss: auto is mse for pixels, l1 with host simmim, and l2norm (of unit vectors) for features."""
     mask: MaskName = "random"
     """Mask of the patches that are not mined: block is BEiT's, grid UM-MAE's, attention AttMask's."""
-    mask_ratio: float = 0.75
+    mask_ratio: float = ranged(0.75, INSIDE)
     """Fraction of masked patches (gamma)."""
-    mask_ratio_spread: float = 0.0
+    mask_ratio_spread: float = ranged(0.0, BELOW_ONE)
     """Half width of the range around mask_ratio from which each step draws its ratio (iBOT: 0.2)."""
-    mask_unit: int | None = None
+    mask_unit: int | None = ranged(None, SIDE)
     """Side in pixels of the squares that are masked as a whole (SimMIM: 32); null is the patch size."""
-    secondary_ratio: float = 0.0
+    secondary_ratio: float = ranged(0.0, FRACTION)
     """Fraction of the visible patches, rounded up, that host mae replaces by mask tokens (UM-MAE: 0.25)."""
     predicting_loss: PredictingLossName | Literal["none"] = "relative"
     """Predicting loss: relative (Eq. 5-7), absolute (Eq. 4), absolute_standardized (HPM's code), none is the host."""
     mining: MiningName = "hard"
     """Patches that are mined: hard are those with the highest predicted loss, easy those with the lowest."""
-    alpha_start: float = 0.0
+    alpha_start: float = ranged(0.0, FRACTION)
     """Mined fraction of the masked patches at the start (alpha_0)."""
-    alpha_end: float = 0.5
+    alpha_end: float = ranged(0.5, FRACTION)
     """Mined fraction of the masked patches at the end (alpha_T), reached linearly."""
-    momentum_start: float = 0.999
+    momentum_start: float = ranged(0.999, FRACTION)
     """Momentum of the teacher at the start."""
-    momentum_end: float = 0.9999
+    momentum_end: float = ranged(0.9999, FRACTION)
     """Momentum of the teacher after momentum_warmup."""
-    momentum_warmup: float = 0.5
+    momentum_warmup: float = ranged(0.5, FRACTION)
     """Fraction of the training in which the momentum rises."""
     momentum_schedule: Literal["linear", "cosine"] = "linear"
     """Shape of that rise: linear as in HPM, or half a cosine as in iBOT."""
@@ -107,14 +134,14 @@ class FastConfig:
 
     decoder: Literal["self", "cross"] = "self"
     """Attention in both decoders: self among all tokens, or cross from mask tokens to visible ones (CrossMAE)."""
-    prediction_ratio: float = 1.0
+    prediction_ratio: float = ranged(1.0, SHARE)
     """Fraction of the masked patches, drawn at random, for which both decoders predict (CrossMAE)."""
-    predictor_depth: int | None = None
+    predictor_depth: int | None = ranged(None, BLOCKS)
     """Blocks of the loss predictor alone; null is model.decoder_depth minus shared_blocks."""
-    shared_blocks: int = 0
+    shared_blocks: int = ranged(0, Range(-1_000, 1_000, whole=True))
     """First blocks of the reconstructor that the loss predictor shares; a negative number counts from the last, -1 is
     all but one."""
-    teacher_resolution: float = 1.0
+    teacher_resolution: float = ranged(1.0, SHARE)
     """Factor by which the teacher's images are resized; its difficulty map is resized back."""
     remember: bool = False
     """Mine without a teacher, by the student's predictions for the same image in earlier epochs."""
@@ -128,23 +155,23 @@ class FastConfig:
 class IbotConfig:
     """Crops, heads and temperatures of host ibot."""
 
-    local_crops: int = 10
+    local_crops: int = ranged(10, Range(0, 1_000, whole=True))
     """Number of local crops beside the two global ones."""
-    local_size: int = 96
+    local_size: int = ranged(96, SIDE)
     """Side of a local crop in pixels, a multiple of the patch size."""
-    local_scale: tuple[float, float] = (0.05, 0.32)
+    local_scale: tuple[float, float] = ranged((0.05, 0.32), PAIR_OF_SHARES)
     """Smallest and largest area of a local crop, as a fraction of the image; global ones use data.crop_scale."""
     color: bool = True
     """Augment with color jitter, gray, blur and solarization."""
-    outputs: int = 8192
+    outputs: int = ranged(8192, Range(1, 1_000_000, whole=True))
     """Prototypes of the head, which class and patch tokens share."""
-    head_hidden: int = 2048
+    head_hidden: int = ranged(2048, WIDTH)
     """Width of the head's hidden layers."""
-    head_bottleneck: int = 256
+    head_bottleneck: int = ranged(256, WIDTH)
     """Width of the head's bottleneck, whose output is normalized."""
-    teacher_temperature_warmup: float = 0.075
+    teacher_temperature_warmup: float = ranged(0.075, FRACTION)
     """Fraction of the training in which the teacher's temperature rises (30 of 400 epochs)."""
-    frozen_last_layer: float = 0.0025
+    frozen_last_layer: float = ranged(0.0025, FRACTION)
     """Fraction of the training in which the head's last layer is frozen (1 of 400 epochs)."""
 
 
@@ -152,29 +179,29 @@ class IbotConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    base_lr: float = 1.5e-4
+    base_lr: float = ranged(1.5e-4, RATE)
     """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
-    lr: float | None = None
+    lr: float | None = ranged(None, RATE)
     """Peak learning rate; null is optim.base_lr * batch_size / 256."""
     schedule: Literal["cosine", "step"] = "cosine"
     """Learning rate after the warm-up: half a cosine to optim.min_lr, or one step down at optim.step_at (SimMIM)."""
-    min_lr: float = 0.0
+    min_lr: float = ranged(0.0, LEAST_RATE)
     """Learning rate at the end of schedule cosine."""
-    step_at: float = 0.875
+    step_at: float = ranged(0.875, FRACTION)
     """Fraction of the training after which schedule step lowers the learning rate (SimMIM: 700 of 800 epochs)."""
-    step_factor: float = 0.1
+    step_factor: float = ranged(0.1, FRACTION)
     """Factor by which schedule step lowers the learning rate."""
-    warmup: float = 0.05
+    warmup: float = ranged(0.05, FRACTION)
     """Fraction of the training in which the learning rate rises linearly."""
-    weight_decay: float = 0.05
+    weight_decay: float = ranged(0.05, DECAY)
     """Weight decay, not applied to biases and norms."""
-    weight_decay_end: float | None = None
+    weight_decay_end: float | None = ranged(None, DECAY)
     """Weight decay at the end, reached by half a cosine (iBOT: 0.4); null is constant."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = ranged((0.9, 0.95), BELOW_ONE)
     """AdamW betas."""
-    clip: float | None = 5.0
+    clip: float | None = ranged(5.0, POSITIVE)
     """Gradient norm above which gradients are clipped; null does not clip."""
-    accumulation_steps: int | Literal["auto"] = 1
+    accumulation_steps: int | Literal["auto"] = ranged(1, BATCH)
     """Micro-batches of a batch, with the same result; auto is the fewest that fit into the GPU's memory."""
 
 
@@ -190,21 +217,21 @@ class TrainConfig:
     """Compile student and teacher with torch.compile; cuda_graphs also records CUDA graphs."""
     checkpoint_activations: bool = False
     """Recompute the student's activations in the backward pass: less memory, more time."""
-    log_every: int = 50
+    log_every: int = ranged(50, STEPS)
     """Steps between two lines of metrics."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)
     """Minutes between two checkpoints; the end and an interruption also write one."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: int | None = ranged(None, STEPS)
     """Steps between two checkpoints, in addition to the minutes; null is none."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = ranged(2, COUNT)
     """Number of newest checkpoints to keep."""
-    devices: int | Literal["auto"] = 1
+    devices: int | Literal["auto"] = ranged(1, DEVICES)
     """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
-    nodes: int = 1
+    nodes: int = ranged(1, NODES)
     """Machines; each runs the command, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment."""
     strategy: StrategyName = "ddp"
     """Several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes."""
-    answer_minutes: float = 30.0
+    answer_minutes: float = ranged(30.0, MINUTES)
     """Minutes after which the run ends because one of several processes does not answer."""
 
 
@@ -216,7 +243,7 @@ class KnnConfig:
     """Labeled images that vote: one folder per class, or Parquet with labels."""
     val: str | None = None
     """Labeled images to classify."""
-    every_epochs: float = 10.0
+    every_epochs: float = ranged(10.0, POSITIVE)
     """Epochs between two measurements."""
 
 
@@ -224,9 +251,9 @@ class KnnConfig:
 class VerdictConfig:
     """Checks during the training, and the verdict at its end."""
 
-    checks: int = 10
+    checks: int = ranged(10, COUNT_OR_NONE)
     """Checks during the training, beside those before the first step and after the last; 0 is no check, no verdict."""
-    images: int = 512
+    images: int = ranged(512, IMAGES)
     """Images that each check looks at."""
     upside_down: Literal["stop", "warn"] = "stop"
     """Response to a difficulty map that is upside down at two checks in a row: stop mining, or only say so."""
@@ -245,13 +272,13 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
-    epochs: float | None = None
+    epochs: float | None = ranged(None, PASSES)
     """Length in epochs, each one crop per image on average; set this or steps."""
-    steps: int | None = None
+    steps: int | None = ranged(None, STEPS)
     """Length in optimizer steps; set this or epochs."""
-    batch_size: int = 256
+    batch_size: int = ranged(256, BATCH)
     """Images per optimizer step, over all micro-batches."""
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     """Seed of initial weights, order, crops and masks."""
 
     @property

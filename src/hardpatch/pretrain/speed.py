@@ -19,6 +19,7 @@ from hardpatch.pretrain.build import initial_model, target_of, transform_of, wit
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps, synthetic_batch
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain.size import check_fits
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.device import start_fabric, synchronize
 
@@ -104,6 +105,7 @@ def training_speed(run: RunConfig, source: Source, reading: Reading = RGB, secon
 
 def _learner(run: RunConfig, images: int, reading: Reading | None = None) -> Learner:
     fabric = start_fabric(run.train.device, run.train.precision, "train.")
+    check_fits(run)
     target, outputs = target_of(run, fabric.device)
     channels = run.data.channel_count if reading is None else reading.number
     model = initial_model(run, [0.5] * channels, [0.3] * channels, outputs, reading)

@@ -25,6 +25,7 @@ from hardpatch.randomness import set_part
 from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
+from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -76,6 +77,8 @@ def initial_tokenizer(run: TokenizerSettings) -> DiscreteVAE:
             f"--patch_size: expected a divisor of the image size {run.image_size}, got {run.patch_size}; "
             "change one of the two"
         )
+    weights = 49 * run.width**2 + run.width * run.vocabulary
+    check_memory(bytes_per_parameter(run.device) * weights, "--width, --vocabulary", "a network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         try:

@@ -21,6 +21,7 @@ from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
 from hardpatch.processes import is_first, on_first
+from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
 from hardpatch.segment.data import SegmentationSet, open_segmentation
 from hardpatch.segment.file import FILE, rebuild, save_segmenter
@@ -38,6 +39,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
+from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.settings import check_loop, too_short
@@ -148,6 +150,7 @@ def segment(
         "threshold": threshold,
         "label_suffix": label_suffix,
     }
+    check_options(ignore=inputs["ignore"], threshold=threshold)
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     for name in {"crop", "stride"} & settings.keys():  # one number stands for a square
@@ -265,6 +268,10 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
     refuse_bands(backbone.reading)
     check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, len(train))
     reading = adapted(backbone.reading, FileSource("", [str(path) for path in train.images]), "--train")
+    patches = settings.crop[0] * settings.crop[1] // encoder.patch_size**2
+    pairs = len(encoder.blocks) * patches**2 if settings.relative_positions else 0
+    need = bytes_per_parameter(settings.device) * 99 * settings.channels**2 + 8 * pairs
+    check_memory(need, "--channels, --crop", "a network")
     _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)

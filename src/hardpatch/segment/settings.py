@@ -3,49 +3,63 @@
 Nothing here imports torch, so that ``--help`` answers at once.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hardpatch.train.settings import TrainingSettings, check_training, expect, setting
+from hardpatch.ranges import (
+    BATCH,
+    BELOW_ONE,
+    BLOCKS,
+    CHANNELS,
+    LEAST_RATE,
+    PAIR_OF_RATIOS,
+    POSITIVE,
+    RATE,
+    SHARE,
+    SIDE,
+    STEPS,
+    Range,
+)
+from hardpatch.train.settings import TrainingSettings, check_loop, expect, setting
 
 
 @dataclass(frozen=True)
 class SegmentSettings(TrainingSettings):
     """Training of UperNet, by default as HPM's paper (A.3) and mmsegmentation's configuration of MAE on ADE20K."""
 
-    steps: int | None = setting(80_000, "optimizer steps; this or epochs")
-    batch_size: int = setting(16, "crops of an optimizer step")
+    steps: int | None = setting(80_000, "optimizer steps; this or epochs", STEPS)
+    batch_size: int = setting(16, "crops of an optimizer step", BATCH)
     layer_decay: float | None = setting(
-        0.65, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+        0.65, "factor of the learning rate from each layer to the one below it; 1 for random weights", SHARE
     )
-    val_every: float | None = setting(12.7, "epochs between evaluations; there is always one at the end")
+    val_every: float | None = setting(12.7, "epochs between evaluations; there is always one at the end", POSITIVE)
     lr: float | None = setting(
-        None, "peak learning rate of the heads; null: 1e-4, and 2e-5 for encoders of 24 blocks or more (ViT-L)"
+        None, "peak learning rate of the heads; null: 1e-4, and 2e-5 for encoders of 24 blocks or more (ViT-L)", RATE
     )
-    min_lr: float = setting(0.0, "learning rate at the end")
-    warmup_steps: int = setting(1500, "steps in which the learning rate rises from 0")
-    power: float = setting(1.0, "power of the polynomial by which the learning rate falls")
-    crop: tuple[int, ...] = setting((512, 512), "height and width of the crops and of the sliding window, pixels")
-    short_side: int = setting(512, "shorter side of images before the random scale and in evaluation, pixels")
-    scale: tuple[float, ...] = setting((0.5, 2.0), "range of the random scale")
-    cat_max_ratio: float = setting(0.75, "crops in which one class has more than this share are redrawn")
+    min_lr: float = setting(0.0, "learning rate at the end", LEAST_RATE)
+    warmup_steps: int = setting(1500, "steps in which the learning rate rises from 0", Range(0, 2**40, whole=True))
+    power: float = setting(1.0, "power of the polynomial by which the learning rate falls", Range(0, 1_000, above=True))
+    crop: tuple[int, ...] = setting((512, 512), "height and width of the crops and of the sliding window, pixels", SIDE)
+    short_side: int = setting(512, "shorter side of images before the random scale and in evaluation, pixels", SIDE)
+    scale: tuple[float, ...] = setting((0.5, 2.0), "range of the random scale", PAIR_OF_RATIOS)
+    cat_max_ratio: float = setting(0.75, "crops in which one class has more than this share are redrawn", SHARE)
     photometric: bool = setting(True, "vary brightness, contrast, saturation and hue")
-    channels: int = setting(768, "channels of the heads")
+    channels: int = setting(768, "channels of the heads", CHANNELS)
     blocks: tuple[int, ...] | None = setting(
         None,
         "four blocks, counted from 1, after which features are taken; null: 4 6 8 12 of 12, 8 12 16 24 of 24, "
         "else 1/4, 2/4, 3/4 and 4/4 of the depth",
+        BLOCKS,
     )
     train_positions: bool = setting(True, "train the absolute positions, on the crop's grid of patches")
     relative_positions: bool = setting(
         True, "add a relative position bias to every block, zero at first; an encoder that has one keeps its own"
     )
     layer_scale: bool = setting(True, "add layer scale to every block, 1 at first")
-    dropout: float = setting(0.1, "dropout of channels before the classifiers")
-    auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss")
+    dropout: float = setting(0.1, "dropout of channels before the classifiers", BELOW_ONE)
+    auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", Range(0, 1_000))
     inference: Literal["whole", "slide"] = setting("slide", "the whole image at once, or a sliding window")
-    stride: tuple[int, ...] = setting((341, 341), "stride of the sliding window, pixels")
+    stride: tuple[int, ...] = setting((341, 341), "stride of the sliding window, pixels", SIDE)
 
 
 PRESETS = {
@@ -95,27 +109,19 @@ def check(run: SegmentSettings, patch_size: int, images: int) -> None:
     Raises:
         UserError: for the first such setting.
     """
-    check_training(run)
-    for name in ("short_side", "channels"):
-        expect(run, name, "a whole number from 1", getattr(run, name) >= 1)
+    check_loop(run)
     expect(
         run,
         "batch_size",
         "2 or more images a micro-batch, for batch norm",
         run.batch_size >= 2 * run.accumulation_steps,
     )
-    expect(run, "cat_max_ratio", "a share above 0", 0 < run.cat_max_ratio <= 1)
-    expect(run, "dropout", "a probability below 1", 0 <= run.dropout < 1)
     assert run.lr is not None
-    for name in ("lr", "power"):
-        expect(run, name, "a number above 0", 0 < getattr(run, name) < math.inf)
-    expect(run, "auxiliary_weight", "0 or more", 0 <= run.auxiliary_weight < math.inf)
-    expect(run, "min_lr", f"from 0 to the learning rate {run.lr:g}", 0 <= run.min_lr <= run.lr)
+    expect(run, "min_lr", f"from 0 to the learning rate {run.lr:g}", run.min_lr <= run.lr)
     steps = run.total_steps(images)
-    expect(run, "warmup_steps", f"fewer than the {steps} steps", 0 <= run.warmup_steps < steps)
+    expect(run, "warmup_steps", f"fewer than the {steps} steps", run.warmup_steps < steps)
     for name in ("scale", "crop", "stride"):
         expect(run, name, "two numbers", len(getattr(run, name)) == 2)
-    expect(run, "scale", "two numbers above 0, the lower first", 0 < run.scale[0] <= run.scale[1] < math.inf)
     fits = all(side >= patch_size and side % patch_size == 0 for side in run.crop)
     expect(run, "crop", f"multiples of the patch size {patch_size}", fits)
     fits = all(1 <= stride <= side for stride, side in zip(run.stride, run.crop, strict=True))

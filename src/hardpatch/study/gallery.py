@@ -20,6 +20,7 @@ from hardpatch.measure.object_masks import mask_reader
 from hardpatch.measure.score import Measure, ScoredBatch, masked_patches, scored_batches
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.pixels import to_bytes
+from hardpatch.ranges import check_options
 from hardpatch.study.gallery_picture import NAME_LENGTH, GalleryTuple, two_decimals
 from hardpatch.study.gallery_result import FIGURES, Gallery, GalleryResult, write_gallery
 from hardpatch.train.device import use_device
@@ -39,6 +40,8 @@ def draw_gallery(gallery: Gallery) -> GalleryResult:
             :func:`~hardpatch.measure.score.score`.
     """
     started = time.monotonic()
+    names = ("count", "columns", "draws", "seed", "mask_ratio", "batch_size", "workers", "max_bad_fraction")
+    check_options(**{name: getattr(gallery, name) for name in names})
     check_new(gallery.out)
     device = use_device(gallery.device)
     models, other = _load(gallery, device)

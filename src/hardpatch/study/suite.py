@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
+from hardpatch.paths import user_path
+from hardpatch.yaml_text import check_keys, read_yaml
 
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "knn": {"k-NN top-1": ("top1",)},
@@ -76,14 +76,10 @@ def read_suite(path: str | Path, columns: Mapping[str, str | None] | None = None
     Raises:
         UserError: names the entry that is not valid.
     """
-    try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--suite: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--suite: {path} is not YAML: {' '.join(str(error).split())}") from None
+    entries = read_yaml(user_path(path, "--suite"), "--suite")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"--suite: expected a list of measurements in {path}, got {type(entries).__name__}")
+    check_keys(entries, f"--suite: {path}")
     suite = [_measurement(entry, number, columns or {}) for number, entry in enumerate(entries, 1)]
     keys: set[str] = set()
     for measurement in suite:
@@ -118,7 +114,7 @@ def markdown(run: str, results: list[tuple[Measurement, dict[str, float] | str]]
 
 def _measurement(entry: Any, number: int, columns: Mapping[str, str | None]) -> Measurement:
     if not isinstance(entry, dict) or not {"name", "verb"} <= entry.keys():
-        raise UserError(f"--suite: expected name and verb in entry {number}, got {entry!r}")
+        raise UserError(f"--suite: expected name and verb in entry {number}, got {shown(entry)}")
     options = {str(key): value for key, value in entry.items() if key not in ("name", "verb")}
     verb = str(entry["verb"])
     if verb not in COLUMNS:

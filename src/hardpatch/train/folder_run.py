@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Generic
 
 from hardpatch.errors import UserError, did_you_mean
+from hardpatch.paths import typed, user_path
 from hardpatch.train import run_folder
 from hardpatch.train.settings import FREE_TO_CHANGE, Settings, changed, to_dict, to_yaml
 
@@ -70,8 +71,8 @@ def open_run(
     """
     if out is None:
         raise UserError("--out: expected a folder for the run, got nothing")
-    folder = Path(out)
-    inputs = {name: _plain(value) for name, value in inputs.items()}
+    folder = user_path(out, "--out")
+    inputs = {name: _plain(name, value) for name, value in inputs.items()}
     if preset is not None and preset not in presets:
         raise UserError(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
@@ -87,11 +88,13 @@ def open_run(
     return FolderRun(folder, dict(inputs), settings, resume)
 
 
-def _plain(value: Any) -> Any:
-    """Return paths as text."""
+def _plain(name: str, value: Any) -> Any:
+    """Return paths as text; only a suffix may be empty."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_plain(name, item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return typed(value, f"--{name}") if isinstance(value, str) and name != "label_suffix" else value
 
 
 def _resumed(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
+from hardpatch.yaml_text import read_settings
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -25,13 +25,7 @@ def read_values(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"--out: expected a run folder with config.yaml to resume, found none in {folder}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"--out: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--out: expected settings in {path}, got {type(values).__name__}")
-    return values
+    return read_settings(path, "--out")
 
 
 def refuse_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:

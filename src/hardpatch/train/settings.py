@@ -3,7 +3,6 @@
 This module does not import torch, so that the command line starts quickly.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -14,6 +13,25 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from hardpatch.choices import DeviceName, PrecisionName, StrategyName, WeightsName
 from hardpatch.errors import UserError, did_you_mean, one_line
+from hardpatch.ranges import (
+    BATCH,
+    BELOW_ONE,
+    DECAY,
+    DEVICES,
+    FRACTION,
+    MINUTES,
+    NODES,
+    NOT_NEGATIVE,
+    PASSES,
+    POSITIVE,
+    SEED,
+    SHARE,
+    STEPS,
+    WORKERS,
+    Range,
+    check_ranges,
+)
+from hardpatch.yaml_text import check_value
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,39 +43,41 @@ FREE_TO_CHANGE = (
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """Return a dataclass field with a default value and a text for ``--help``."""
-    return field(default=default, metadata={"help": help_text})
+def setting(default: Any, help_text: str, numbers: Range | None = None) -> Any:
+    """Return a dataclass field with a default value, a text for ``--help``, and the range of its numbers, if any."""
+    return field(default=default, metadata={"help": help_text} | ({} if numbers is None else {"range": numbers}))
 
 
 @dataclass(frozen=True)
 class LoopSettings:
     """Settings of any job of the training loop."""
 
-    epochs: float | None = setting(None, "passes over the training images; this or steps")
-    steps: int | None = setting(None, "optimizer steps, instead of epochs")
-    batch_size: int = setting(16, "images of an optimizer step")
-    accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory")
-    clip: float | None = setting(None, "largest norm of the gradient; null does not clip")
-    seed: int = setting(0, "seed of new weights, image order, augmentation and drop path")
-    log_every: int = setting(50, "steps between lines of metrics")
-    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one")
-    checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time")
-    workers: int | None = setting(None, "processes that decode images; auto is one fewer than the CPU cores")
-    max_bad_fraction: float = setting(0.1, "largest share of files that cannot be decoded; they are listed and skipped")
+    epochs: float | None = setting(None, "passes over the training images; this or steps", PASSES)
+    steps: int | None = setting(None, "optimizer steps, instead of epochs", STEPS)
+    batch_size: int = setting(16, "images of an optimizer step", BATCH)
+    accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory", BATCH)
+    clip: float | None = setting(None, "largest norm of the gradient; null does not clip", POSITIVE)
+    seed: int = setting(0, "seed of new weights, image order, augmentation and drop path", SEED)
+    log_every: int = setting(50, "steps between lines of metrics", STEPS)
+    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one", NOT_NEGATIVE)
+    checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time", STEPS)
+    workers: int | None = setting(None, "processes that decode images; auto is one fewer than the CPU cores", WORKERS)
+    max_bad_fraction: float = setting(
+        0.1, "largest share of files that cannot be decoded; they are listed and skipped", FRACTION
+    )
     device: DeviceName = setting("auto", "accelerator")
     precision: PrecisionName = setting(
         "auto", "auto is bf16 on a GPU that supports it, else fp32; weights stay in fp32"
     )
     devices: Literal["auto"] | int = setting(
-        1, "processes on this machine, one for each GPU; auto is all GPUs; torchrun and srun start their own"
+        1, "processes on this machine, one for each GPU; auto is all GPUs; torchrun and srun start their own", DEVICES
     )
-    nodes: int = setting(1, "machines; each runs the command with MASTER_ADDR, MASTER_PORT and NODE_RANK set")
+    nodes: int = setting(1, "machines; each runs the command with MASTER_ADDR, MASTER_PORT and NODE_RANK set", NODES)
     strategy: StrategyName = setting(
         "ddp", "several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes"
     )
     answer_minutes: float = setting(
-        30.0, "minutes after which the run ends because one of several processes does not answer"
+        30.0, "minutes after which the run ends because one of several processes does not answer", MINUTES
     )
 
     def total_steps(self, images: int) -> int:
@@ -72,15 +92,15 @@ class TrainingSettings(LoopSettings):
     """Settings of a training on labels, shared by all its verbs."""
 
     layer_decay: float | None = setting(
-        0.75, "factor of the learning rate from each layer to the one below it; 1 for random weights"
+        0.75, "factor of the learning rate from each layer to the one below it; 1 for random weights", SHARE
     )
-    weight_decay: float = setting(0.05, "weight decay of matrices; vectors and the class token have none")
-    drop_path: float = setting(0.1, "drop path rate of the last block; rises linearly from 0 in the first")
-    flip: float = setting(0.5, "probability of a horizontal flip")
+    weight_decay: float = setting(0.05, "weight decay of matrices; vectors and the class token have none", DECAY)
+    drop_path: float = setting(0.1, "drop path rate of the last block; rises linearly from 0 in the first", BELOW_ONE)
+    flip: float = setting(0.5, "probability of a horizontal flip", FRACTION)
     weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
-    val_every: float | None = setting(None, "epochs between evaluations; the last step always has one")
+    val_every: float | None = setting(None, "epochs between evaluations; the last step always has one", POSITIVE)
     least_steps: int | None = setting(
-        None, "steps at least where epochs say how long to train; null for as many as that"
+        None, "steps at least where epochs say how long to train; null for as many as that", STEPS
     )
 
     def total_steps(self, images: int) -> int:
@@ -108,7 +128,7 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         arguments: other names that the caller accepts, to suggest for a misspelled name.
 
     Raises:
-        UserError: if a name is not a setting, or a value has the wrong type.
+        UserError: if a name is not a setting, or a value has the wrong type or is out of range.
     """
     names = {f.name for f in fields(preset)}
     unknown = next((name for name in values if name not in names), None)
@@ -124,11 +144,14 @@ def changed(preset: Settings, values: Mapping[str, Any], arguments: Iterable[str
         base["layer_decay"] = 1.0
     if values.get("workers") == "auto":
         values = {**values, "workers": None}
+    check_value({f"--{name}": value for name, value in values.items()}, "")
     try:
         parsed = _parser(cast(Any, type(preset))).parse_object({**base, **to_plain(values)})
     except ArgumentError as error:
         raise UserError(f"--{one_line(error)}") from None
-    return type(preset)(**parsed.as_dict())
+    settings = type(preset)(**parsed.as_dict())
+    check_ranges(settings, "--")
+    return settings
 
 
 @cache
@@ -140,48 +163,18 @@ def _parser(kind: Any) -> ArgumentParser:
 
 
 def check_loop(run: LoopSettings) -> None:
-    """Refuse values out of range, and settings that contradict each other.
+    """Refuse values out of range, of all settings of a verb, and settings of the loop that contradict each other.
 
     Raises:
         UserError: names the first such setting.
     """
-    for name in ("batch_size", "accumulation_steps", "steps", "log_every", "checkpoint_steps"):
-        expect(run, name, "a whole number from 1", _optional(run, name, lambda number: number >= 1))
-    for name in ("epochs", "clip"):
-        expect(run, name, "a number above 0", _optional(run, name, lambda number: 0 < number < math.inf))
+    check_ranges(run, "--")
     if (run.epochs is None) == (run.steps is None):
         raise UserError("--epochs, --steps: expected one of the two; say how long to train")
-    expect(run, "checkpoint_minutes", "a number from 0", 0 <= run.checkpoint_minutes < math.inf)
-    expect(run, "seed", "a whole number from 0", 0 <= run.seed < 2**63)
-    expect(run, "workers", "a whole number from 0", _optional(run, "workers", lambda number: number >= 0))
-    expect(run, "devices", "auto or a whole number from 1", run.devices == "auto" or int(run.devices) >= 1)
-    expect(run, "nodes", "a whole number from 1", run.nodes >= 1)
-    expect(run, "answer_minutes", "a number above 0", 0 < run.answer_minutes < math.inf)
-    expect(run, "max_bad_fraction", "a number from 0 to 1", 0 <= run.max_bad_fraction <= 1)
     if run.batch_size % run.accumulation_steps:
         raise UserError(
             f"--accumulation_steps: expected a divisor of the batch size {run.batch_size}, got {run.accumulation_steps}"
         )
-
-
-def check_training(run: TrainingSettings) -> None:
-    """Check the settings of a training on labels, including those of :func:`check_loop`.
-
-    Raises:
-        UserError: names the first setting that is wrong.
-    """
-    check_loop(run)
-    expect(run, "val_every", "a number above 0", _optional(run, "val_every", lambda number: 0 < number < math.inf))
-    expect(run, "least_steps", "a whole number from 1", _optional(run, "least_steps", lambda number: number >= 1))
-    expect(run, "weight_decay", "a number from 0", 0 <= run.weight_decay < math.inf)
-    expect(run, "layer_decay", "a number above 0, up to 1", _optional(run, "layer_decay", lambda x: 0 < x <= 1))
-    expect(run, "drop_path", "a number from 0, below 1", 0 <= run.drop_path < 1)
-    expect(run, "flip", "a number from 0 to 1", 0 <= run.flip <= 1)
-
-
-def _optional(run: LoopSettings, name: str, holds: Any) -> bool:
-    value = getattr(run, name)
-    return value is None or holds(value)
 
 
 def too_short(run: TrainingSettings, images: int, least: int, preset: str) -> str | None:

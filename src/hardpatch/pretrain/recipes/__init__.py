@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
+from hardpatch.paths import user_path
 from hardpatch.pretrain.config import check_names
+from hardpatch.yaml_text import parse_yaml, read_settings
 
 FOLDER = resources.files("hardpatch.pretrain") / "recipes"
 
@@ -35,7 +35,7 @@ def text(name: str) -> str:
 
 def read(name: str) -> dict[str, Any]:
     """Return the settings of a recipe, merged into those of its ``base`` if it has one."""
-    return _on_base(yaml.load(text(name), _Loader), f"recipe {name}")
+    return _on_base(parse_yaml(text(name), f"recipe {name}", words=True), f"recipe {name}")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -44,25 +44,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if the file does not exist, is not YAML or has unknown settings.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config: expected settings in {path}, got {type(values).__name__}")
-    return _on_base(values, str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """Loader that reads yes, no, on and off as words, like YAML 1.2; only true and false are booleans."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+    return _on_base(read_settings(user_path(path, "--config"), "--config", words=True), str(path))
 
 
 def _on_base(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -70,6 +52,8 @@ def _on_base(values: dict[str, Any], source: str) -> dict[str, Any]:
     check_names(values, source)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise UserError(f"{source}: expected the name of a recipe as base, got {shown(base)}")
     merged = read(base)
     if "steps" in values or "epochs" in values:
         merged = {key: value for key, value in merged.items() if key not in ("steps", "epochs")}
