@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from hardpatch.cli import main
 from hardpatch.pretrain import config
 from hardpatch.pretrain.run import _train
 from hardpatch.pretrain.step import Learner
@@ -52,3 +54,11 @@ def seen(run: Path) -> tuple[Any, Any]:
     """Return the image indices ``[steps, B]`` and masks, bool ``[steps, R, N]``, of a run, of all its processes."""
     files = [np.load(run / f"seen_{rank}.npz") for rank in range(len(list(run.glob("seen_*.npz"))))]
     return tuple(np.concatenate([file[name] for file in files], axis=1) for name in ("indices", "masks"))  # type: ignore[return-value]
+
+
+def run_all(commands: Mapping[str, Sequence[str]], folder: Path, *more: str, progress: Progress) -> None:
+    """Run the commands of several verbs in ``folder/NAME``, one after the other, in the same processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hardpatch.train.launch.close_groups", lambda: None)  # the processes meet once
+        for name, command in commands.items():
+            assert main([*command, "--out", str(folder / name), *more]) == 0, name

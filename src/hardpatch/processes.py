@@ -49,9 +49,10 @@ def launched() -> Launched:
 
     Under Slurm a batch script itself is not one of several processes, only what ``srun`` starts is.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if all(name in os.environ for name in names):
-        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # one process on each machine unless it is said
+        defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        numbers = (int(os.environ.get(name, default)) for name, default in defaults.items())
+        rank, world_size, local_rank, local_world_size = numbers
         return Launched(rank, world_size, local_rank, local_world_size)
     world_size = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if world_size > 1:
@@ -97,20 +98,7 @@ def average(values: "Tensor") -> "Tensor":
     return values / world_size
 
 
-def mean_over_processes(values: "Tensor") -> "Tensor":
-    """Return the mean of a tensor over all processes, through which the gradient flows.
-
-    As gradients are averaged over the processes, it is that of a loss of the whole batch.
-    """
-    world_size = process_rank().world_size
-    if world_size == 1:
-        return values
-    from torch.distributed.nn.functional import all_reduce
-
-    return cast("Tensor", all_reduce(values)) / world_size
-
-
-def share_from_first(values: "Iterable[Tensor]") -> None:
+def share_from_first(values: Iterable[Any]) -> None:
     """Copy tensors of the first process into those of all others, in place."""
     if process_rank().world_size == 1:
         return

@@ -141,7 +141,7 @@ def test_oriented_boxes_are_told(images: Path, labels: Path) -> None:
     [
         ("names: {0: cat, 2: dog}", "names: expected class numbers from 0 on without gaps, got [0, 2]"),
         ("nc: 2", "names: expected a list of class names, as YOLO's data.yaml has it, got null"),
-        ("[", "expected YAML"),
+        ("[", "is not YAML"),
     ],
 )
 def test_names_with_mistakes(images: Path, tmp_path: Path, content: str, message: str) -> None:

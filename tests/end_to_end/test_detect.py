@@ -32,8 +32,11 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``train/`` and ``val/`` with a JSON each: a bright rectangle on noise, the last image empty."""
-    folder = tmp_path_factory.mktemp("coco")
+    return write_data(tmp_path_factory.mktemp("coco"))
+
+
+def write_data(folder: Path) -> Path:
+    """Write ``train/`` and ``val/`` with a JSON each: a bright rectangle on noise, the last image empty."""
     rng = np.random.default_rng(0)
     for part, number in (("train", 5), ("val", 3)):
         (folder / part).mkdir()

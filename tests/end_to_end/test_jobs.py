@@ -335,7 +335,7 @@ def test_a_dead_terminal_does_not_end_a_run(tmp_path: Path) -> None:
     assert (out / "result.json").is_file()
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "segment", "detect", "tokenizer", "score", "study"])
+@pytest.mark.parametrize("verb", ["score", "study", "embed", "export", "shrink", "evaluate"])
 def test_several_processes_are_refused(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,15 +128,6 @@ def test_a_suite_can_hold_both_protocols(run: Path, images: Path, tmp_path: Path
     assert (tmp_path / "out" / "linear-quick.json").is_file()
 
 
-def test_several_processes_are_refused(
-    run: Path, images: Path, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    line = fails(*command(run, images, tmp_path / "new"))
-    assert line.startswith("hardpatch linear --protocol paper: WORLD_SIZE: expected 1 process, got 2; ")
-
-
 def test_more_classes_than_two(run: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", classes=3, each=6)
     assert main(command(run, images, tmp_path / "out", "--weights", "random", "--pool", "class")) == 0

@@ -46,8 +46,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Five and three images of 24 x 32 px with three classes, and some pixels that are ignored."""
-    root = tmp_path / "data"
+    return write_data(tmp_path / "data")
+
+
+def write_data(root: Path) -> Path:
+    """Write five and three images of 24 x 32 px with three classes, and some pixels that are ignored."""
     for split, count in (("train", 5), ("val", 3)):
         for k in range(count):
             values = blocks(k)

@@ -32,7 +32,7 @@ def test_forward_in_eval_mode_reconstructs_from_the_tokens() -> None:
 def test_training_decodes_a_drawn_token_and_all_entries_learn() -> None:
     model = small_vae().train()
     output = model(PIXELS.float() / 255, temperature=20.0, generator=torch.Generator().manual_seed(3))
-    noise = -torch.empty_like(output.logits).exponential_(generator=torch.Generator().manual_seed(3)).log()
+    noise = -torch.empty(output.logits.shape).exponential_(generator=torch.Generator().manual_seed(3)).log()
     drawn = (output.logits + noise).argmax(dim=1)
     torch.testing.assert_close(output.images, model.decode(drawn.flatten(1), (6, 4)))
     # Entries that were not drawn, and the encoder, have a gradient only through the softmax over all entries.

@@ -45,10 +45,9 @@ def linear(arguments: list[str]) -> int:
     """Run ``hardpatch linear`` and return the exit code."""
     options, rest = _with_protocol(Parser("linear", add_help=False)).parse_known_args(arguments)
     if options.protocol == "paper":
-        from hardpatch.cli import refuses_processes
         from hardpatch.cli.finetune import paper_probe
 
-        return 2 if refuses_processes("linear --protocol paper") else paper_probe(rest)
+        return paper_probe(rest)
     return _quick_probe(arguments)
 
 

@@ -34,7 +34,7 @@ from torchvision.ops import MultiScaleRoIAlign  # type: ignore[import-untyped]
 from torchvision.ops.poolers import initLevelMapper  # type: ignore[import-untyped]
 
 from hardpatch.data.reading import Reading
-from hardpatch.detect.sampling import SeededSampler
+from hardpatch.detect.sampling import use_seeded_samplers
 from hardpatch.detect.vitdet import ChannelNorm, ViTDet
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.pixels import normalize, register_normalization
@@ -182,8 +182,7 @@ def mask_rcnn(
     )
     if masks:
         model.roi_heads.__class__ = HeadsForPartialMasks  # torchvision has no argument for it
-    for part in (model.rpn, model.roi_heads):
-        part.fg_bg_sampler = SeededSampler(part.fg_bg_sampler)
+    use_seeded_samplers(model)
     model.transform = Canvas(image_size, mean, std, reading)
     return model
 

@@ -1,6 +1,7 @@
 """Anchors and boxes that the heads of Mask R-CNN are trained on: drawn for each image by itself."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
     def __init__(self, sampler: BalancedPositiveNegativeSampler) -> None:
         super().__init__(sampler.batch_size_per_image, sampler.positive_fraction)
         self.seeds: Sequence[int] = ()
-        """of each image of the next batch"""
+        """of each image of the next batch; without them the draws follow torch's generator"""
         self.positives = torch.zeros(())
         """positive ones among the last draws"""
         self.drawn = torch.zeros(())
@@ -30,14 +31,22 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
     def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Draw from each image of a batch; see torchvision."""
         positive, negative = list[Tensor](), list[Tensor]()
-        for seed, of_image in zip(self.seeds, matched, strict=True):
-            torch.manual_seed(seed)
+        for seed, of_image in zip_longest(self.seeds, matched):
+            if seed is not None:
+                torch.manual_seed(seed)
             drawn = super().__call__([of_image])
             positive += drawn[0]
             negative += drawn[1]
         self.positives = sum((mask.sum() for mask in positive), torch.zeros((), device=matched[0].device))
         self.drawn = self.positives + sum(mask.sum() for mask in negative)
         return positive, negative
+
+
+def use_seeded_samplers(model: nn.Module) -> None:
+    """Replace the samplers of a Mask R-CNN, or Faster R-CNN, by :class:`SeededSampler`."""
+    parts: tuple[Any, Any] = model.get_submodule("rpn"), model.get_submodule("roi_heads")
+    for part in parts:
+        part.fg_bg_sampler = SeededSampler(part.fg_bg_sampler)
 
 
 def seed_samplers(model: nn.Module, seed: int, step: int, images: Sequence[int]) -> None:

@@ -75,6 +75,8 @@ class FinetuneJob:
         self.step, self.total = 0, run.total_steps(self.images)
         self.average = None
         if run.ema is not None:
+            if run.strategy == "fsdp2" and process_rank().world_size > 1:
+                raise UserError("--ema: the moving average is whole in each process; expected --strategy ddp")
             from timm.utils.model_ema import ModelEmaV3
 
             self.average = ModelEmaV3(self.model, decay=run.ema, use_warmup=True)

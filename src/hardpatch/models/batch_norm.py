@@ -6,7 +6,8 @@
 import torch
 from torch import Tensor, nn
 
-from hardpatch.processes import mean_over_processes, process_rank
+from hardpatch.models.whole_batch import mean_over_processes
+from hardpatch.processes import process_rank
 
 
 def normalize_whole(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:

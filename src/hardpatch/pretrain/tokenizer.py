@@ -19,8 +19,9 @@ from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
 from hardpatch.models.discrete_vae import PIXEL_STD, DiscreteVAE
 from hardpatch.models.tokenizer import KIND
+from hardpatch.models.whole_batch import mean_over_processes
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
-from hardpatch.processes import average, mean_over_processes, on_first, process_rank
+from hardpatch.processes import average, on_first, process_rank
 from hardpatch.randomness import set_part
 from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.cadence import Cadence
