@@ -82,7 +82,7 @@ class FileSource:
         yield from (self.name(i) for i in range(len(self)))
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read the file of an image. Raises UndecodableImage with the reason."""
     try:
         with open(path, "rb", buffering=0) as file:

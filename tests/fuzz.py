@@ -1,0 +1,38 @@
+"""Rotten files for the tests named test_fuzz_*; ``make fuzz`` runs them for longer."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+EXAMPLES = int(os.environ.get("HARDPATCH_FUZZ", "60"))
+"""Examples of each of these tests."""
+
+fuzz_settings = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def mutated(draw: st.DrawFn, contents: list[bytes]) -> bytes:
+    """Return one of the files with some bytes changed, left out, repeated or cut off."""
+    data = bytearray(draw(st.sampled_from(contents)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        # the start of a file is its header, where a change does most
+        at = at if draw(st.booleans()) else at % 64
+        kind = draw(st.sampled_from(("byte", "byte", "word", "zeros", "cut", "repeat", "drop")))
+        length = draw(st.integers(1, 64))
+        if kind == "byte":
+            data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif kind == "word":
+            data[at : at + 4] = draw(
+                st.sampled_from((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\0\0\0\1"))
+            )
+        elif kind == "zeros":
+            data[at : at + length] = bytes(length)
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "repeat":
+            data[at:at] = data[at : at + length]
+        else:
+            del data[at : at + length]
+    return bytes(data)
