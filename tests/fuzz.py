@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 EXAMPLES = int(os.environ.get("HARDPATCH_FUZZ", "60"))
 """Examples of each of these tests."""
 
-fuzz_settings = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+fuzz_settings = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
