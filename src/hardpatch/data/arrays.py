@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_pixels, finite, kept_type
+from hardpatch.data.header import Header, check_memory, check_pixels, finite, kept_type
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 FEW = 64
@@ -18,7 +18,7 @@ def decode_array(data: bytes, reading: Reading) -> Pixels:
     """
     shape, dtype = _shape_and_type(data)
     axis = channel_axis(shape)
-    check_pixels(*_size(shape, axis), reading.max_pixels)
+    _check_size(shape, axis, dtype, reading.max_pixels)
     try:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:
@@ -33,7 +33,7 @@ def array_header(data: bytes, max_pixels: int) -> Header:
     shape, dtype = _shape_and_type(data)
     axis = channel_axis(shape)
     height, width = _size(shape, axis)
-    check_pixels(height, width, max_pixels)
+    _check_size(shape, axis, dtype, max_pixels)
     return Header(height, width, 1 if axis is None else shape[axis], dtype, "NPY")
 
 
@@ -55,6 +55,12 @@ def _shape_and_type(data: bytes) -> tuple[tuple[int, ...], str]:
     except ValueError as error:
         raise UndecodableImage(f"broken .npy file ({' '.join(str(error).split())})") from None
     return shape, kept_type(dtype)
+
+
+def _check_size(shape: tuple[int, ...], axis: int | None, dtype: str, max_pixels: int) -> None:
+    check_pixels(*_size(shape, axis), max_pixels)
+    channels = 1 if axis is None else shape[axis]
+    check_memory(*_size(shape, axis), channels * np.dtype(dtype).itemsize, max_pixels)
 
 
 def _size(shape: tuple[int, ...], axis: int | None) -> tuple[int, int]:

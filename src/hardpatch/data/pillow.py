@@ -3,23 +3,25 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
-from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
+from hardpatch.data.header import Header, check_memory, check_pixels, chosen_page, over_background, stacked
 from hardpatch.data.jpegxl import is_jpegxl, jpegxl_bits
 from hardpatch.data.orientation import file_orientation, upright, upright_size
-from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
+from hardpatch.data.reading import RGB, STRIP, Pixels, Reading, UndecodableImage, arranged
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
     from PIL.ImageFile import ImageFile
 
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF"
+COPIES = {"WEBP": 20}
+"""Bytes that decoding takes for each pixel in formats of which the decoder keeps several frames; 4 in others."""
 
 
 def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -> Pixels:
@@ -28,6 +30,7 @@ def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -
         frames = _frame_count(file)
         if frames > 1:
             if page is None and reading.pages == "channels":
+                check_memory(file.height, file.width, frames, reading.max_pixels)
                 return arranged(stacked(_frames(data, file, reading)), reading)
             file.seek(chosen_page(frames, page, reading))
         return arranged(upright(pixels_of(data, file, reading), file_orientation(file)), reading)
@@ -79,20 +82,45 @@ def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
         return _decode_deep_pnm(data)
     mode = file.mode
     if mode.startswith("I;16"):
-        return np.array(file).astype(np.uint16)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip).astype(np.uint16)[:, :, None])
     if mode == "I":
-        return np.array(file).astype(np.uint32)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip).astype(np.uint32)[:, :, None])
     if mode == "F":
-        return np.array(file)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip)[:, :, None])
     gray = mode in ("1", "L", "LA")
     if file.has_transparency_data:
         if file.format == "PNG" and mode == "L" and data[24] < 8:  # Pillow scales the pixels, but not this value
             file.info["transparency"] *= 255 // ((1 << data[24]) - 1)
-        colors = np.array(file.convert("LA" if gray else "RGBA"))
-        return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
-    # np.array, not np.asarray: torch warns about Pillow's read-only memory
-    pixels = np.array(file.convert("L" if gray else "RGB"))
-    return pixels[:, :, None] if gray else pixels
+
+
+        def composited(strip: "PillowImage") -> Pixels:
+            colors = np.array(strip.convert("LA" if gray else "RGBA"))
+            return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
+
+        return _strips(file, composited)
+
+    def opaque(strip: "PillowImage") -> Pixels:
+        # np.array, not np.asarray: torch warns about Pillow's read-only memory
+        pixels = np.array(strip.convert("L" if gray else "RGB"))
+        return pixels[:, :, None] if gray else pixels
+
+    return _strips(file, opaque)
+
+
+def _strips(file: "PillowImage", convert: "Callable[[PillowImage], Pixels]") -> Pixels:
+    """Convert an image a few rows at a time: of the whole Pillow would make several copies on the way."""
+    rows = max(1, STRIP // file.width)
+    if file.height <= rows:
+        return convert(file)
+    parts = ((top, min(top + rows, file.height)) for top in range(0, file.height, rows))
+    result: Pixels | None = None
+    for top, bottom in parts:
+        pixels = convert(file.crop((0, top, file.width, bottom)))
+        if result is None:
+            result = np.empty((file.height, *pixels.shape[1:]), pixels.dtype)
+        result[top:bottom] = pixels
+    assert result is not None
+    return result
 
 
 @contextmanager
@@ -110,6 +138,7 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=pillow_formats()) as file:
                 check_pixels(file.height, file.width, max_pixels)
+                check_memory(file.height, file.width, COPIES.get(file.format or "", 4), max_pixels)
                 yield file
     except UndecodableImage:
         raise

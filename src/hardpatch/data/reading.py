@@ -1,6 +1,6 @@
 """Reading of image files as pixels: channels, type, range, pages; one for every verb that uses a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601)."""
 DTYPES = ("uint8", "uint16", "int16", "uint32", "float32")
 """Types in which pixels are kept until they are on the device."""
+
+STRIP = 1 << 22
+"""Values that are converted at a time."""
 
 Pixels = npt.NDArray[Any]
 """Pixels ``[H, W, C]`` of one of :data:`DTYPES`."""
@@ -156,7 +159,7 @@ def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
     if (found, channels) == (1, 3):
         return np.repeat(pixels, 3, axis=2)
     if (found, channels) == (3, 1):
-        return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
+        return in_strips(_gray, pixels)
     raise UndecodableImage(
         f"{found} channels; expected {channels}: set data.channels to {found}, or to the indices of those to use, as "
         "in [2, 1, 0]"
@@ -167,4 +170,29 @@ def _with_dtype(pixels: Pixels, reading: Reading) -> Pixels:
     if pixels.dtype == reading.dtype:
         return pixels
     low, high = type_range(pixels.dtype)
-    return from_unit(((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32), reading)
+    return in_strips(
+        lambda strip: from_unit(((strip.astype(np.float64) - low) / (high - low)).astype(np.float32), reading), pixels
+    )
+
+
+def _gray(pixels: Pixels) -> Pixels:
+    return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
+
+
+def in_strips(convert: Callable[..., Pixels], *images: Pixels) -> Pixels:
+    """Convert images ``[H, W, C]`` of one size a few rows at a time, so that what is made on the way stays small.
+
+    Args:
+        convert: makes the rows of one image from the same rows of all, each pixel from itself alone.
+        images: are converted.
+    """
+    height = len(images[0])
+    rows = max(1, STRIP // max(1, images[0][:1].size))
+    if height <= rows:
+        return convert(*images)
+    first = convert(*(image[:rows] for image in images))
+    result = np.empty((height, *first.shape[1:]), first.dtype)
+    result[:rows] = first
+    for start in range(rows, height, rows):
+        result[start : start + rows] = convert(*(image[start : start + rows] for image in images))
+    return result
