@@ -21,7 +21,7 @@ def decode_array(data: bytes, reading: Reading) -> Pixels:
     _check_size(shape, axis, dtype, reading.max_pixels)
     try:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # NumPy evaluates the header as Python, which raises nearly anything
         raise UndecodableImage(f"broken .npy file ({' '.join(str(error).split())})") from None
     values = values * np.uint8(255) if values.dtype == bool else values
     pixels = values[:, :, None] if axis is None else np.moveaxis(values, axis, 2)
@@ -41,7 +41,7 @@ def channel_axis(shape: tuple[int, ...]) -> int | None:
     """Return the axis of the channels: the first or the last, whichever is shorter; the last if they are equal."""
     if len(shape) == 2:
         return None
-    if len(shape) != 3 or min(shape[0], shape[2]) > FEW:
+    if len(shape) != 3 or min(shape) < 0 or min(shape[0], shape[2]) > FEW:
         raise UndecodableImage(f"array of shape {list(shape)}; expected [H, W], [H, W, C] or [C, H, W]")
     return 0 if shape[0] < shape[2] else 2
 
@@ -52,7 +52,7 @@ def _shape_and_type(data: bytes) -> tuple[tuple[int, ...], str]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    except ValueError as error:
+    except Exception as error:  # NumPy evaluates the header as Python, which raises nearly anything
         raise UndecodableImage(f"broken .npy file ({' '.join(str(error).split())})") from None
     return shape, kept_type(dtype)
 

@@ -30,7 +30,7 @@ class Header(NamedTuple):
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
     """Refuse an image of more pixels, or of none."""
-    if height * width == 0:
+    if height <= 0 or width <= 0:
         raise UndecodableImage(f"{height} x {width} pixels; an image has some")
     if height * width > max_pixels:
         raise UndecodableImage(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hardpatch.data.deep_png import decode_deep_png, deep_png_samples
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
 from hardpatch.data.header import Header, check_memory, check_pixels, chosen_page, over_background, stacked
 from hardpatch.data.jpegxl import is_jpegxl, jpegxl_bits
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF"
-COPIES = {"WEBP": 20}
+COPIES = {"WEBP": 20, "JPEG2000": 16}
 """Bytes that decoding takes for each pixel in formats of which the decoder keeps several frames; 4 in others."""
 
 
@@ -50,7 +51,7 @@ def _frames(data: bytes, file: "ImageFile", reading: Reading) -> Iterator[Pixels
 def pillow_header(data: bytes, max_pixels: int) -> Header:
     """Read the header of a file that Pillow opens."""
     with open_with_pillow(data, max_pixels) as file:
-        deep = _deep_png(data) or _deep_pnm(data)
+        deep = deep_png_samples(data) or _deep_pnm(data)
         gray = deep in (1, 2) if deep else file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
         orientation = file_orientation(file)
         height, width = upright_size((file.height, file.width), orientation)
@@ -74,10 +75,10 @@ def _dtype_of(mode: str) -> str:
 
 def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
     """Return the pixels of an open image as they are stored, [H, W, C]; transparency is composited."""
-    if _deep_png(data):
+    if deep_png_samples(data):
         if file.tell():
             raise UndecodableImage("an animated PNG of 16 bits, of which only the first frame can be read")
-        return _decode_deep_png(data, file.info.get("transparency"), reading)
+        return decode_deep_png(data, file.info.get("transparency"), reading)
     if _deep_pnm(data):
         return _decode_deep_pnm(data)
     mode = file.mode
@@ -164,27 +165,6 @@ def _unknown(data: bytes) -> str:
             needed = f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
             return f"broken or truncated {name} file" if has_extra(name) else needed
     return f"not a {KNOWN} file"
-
-
-def _deep_png(data: bytes) -> int:
-    """Return the samples per pixel of a PNG of 16 bits, 0 for any other file; of these Pillow has gray only."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:25] != b"\x10":
-        return 0
-    return {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
-
-
-def _decode_deep_png(data: bytes, transparent: int | tuple[int, ...] | None, reading: Reading) -> Pixels:
-    import torch
-    from torchvision.io import ImageReadMode, decode_png  # type: ignore[import-untyped]
-
-    planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
-    pixels = planes.transpose(1, 2, 0)
-    if pixels.shape[2] in (2, 4):
-        return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading)
-    if transparent is not None:
-        opaque = (pixels != np.array(transparent)).any(2, keepdims=True)
-        return over_background(pixels, opaque * np.uint16(65535), reading)
-    return pixels
 
 
 def _deep_pnm(data: bytes) -> int:

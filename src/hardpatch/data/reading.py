@@ -145,7 +145,9 @@ def arranged(pixels: Pixels, reading: Reading) -> Pixels:
 
     Raises UndecodableImage if the channels are others.
     """
-    return np.ascontiguousarray(_with_dtype(_with_channels(pixels, reading.channels), reading))
+    if pixels.dtype == reading.dtype and pixels.shape[2] == reading.channels:
+        return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(in_strips(lambda rows: _with_dtype(_with_channels(rows, reading.channels), reading), pixels))
 
 
 def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
@@ -159,7 +161,7 @@ def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
     if (found, channels) == (1, 3):
         return np.repeat(pixels, 3, axis=2)
     if (found, channels) == (3, 1):
-        return in_strips(_gray, pixels)
+        return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
     raise UndecodableImage(
         f"{found} channels; expected {channels}: set data.channels to {found}, or to the indices of those to use, as "
         "in [2, 1, 0]"
@@ -170,13 +172,7 @@ def _with_dtype(pixels: Pixels, reading: Reading) -> Pixels:
     if pixels.dtype == reading.dtype:
         return pixels
     low, high = type_range(pixels.dtype)
-    return in_strips(
-        lambda strip: from_unit(((strip.astype(np.float64) - low) / (high - low)).astype(np.float32), reading), pixels
-    )
-
-
-def _gray(pixels: Pixels) -> Pixels:
-    return as_type(pixels.astype(np.float32) @ np.array(LUMA, np.float32), str(pixels.dtype))[:, :, None]
+    return from_unit(((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32), reading)
 
 
 def in_strips(convert: Callable[..., Pixels], *images: Pixels) -> Pixels:
