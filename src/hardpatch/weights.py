@@ -1,4 +1,4 @@
-"""Weights files, which need not be what their metadata says: it is compared with the tensors before a model is built."""
+"""Weights files: their metadata is compared with their tensors before a model is built."""
 
 import json
 import math
@@ -106,7 +106,16 @@ def described(path: str | Path, argument: str = "RUN") -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise UserError(f"{argument}: {path}: in its metadata: {error}") from None
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, AssertionError, MemoryError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         reason = f"no {reason}" if isinstance(error, KeyError) else reason or type(error).__name__
         raise UserError(

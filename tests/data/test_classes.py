@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch.data.names import class_name
 from hardpatch.data.classes import Labels, brought_together, from_numbers, from_values, no_labels, unique_names
+from hardpatch.data.names import class_name
 from hardpatch.data.splits import split_of
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from PIL import Image
 
 from hardpatch.data.decode import decode, read_header
-from hardpatch.data.reading import RGB, Reading, UndecodableImage
-from tests.fuzz import fuzz_settings, mutated
+from hardpatch.data.reading import RGB, Reading
+from tests.fuzz import fuzz_settings, mutated, outcome
 
 
 def contents() -> list[bytes]:
@@ -35,7 +35,7 @@ def contents() -> list[bytes]:
         files.append(file.getvalue())
     for pixels, options in ((deep, {}), (color, {"compression": "zlib", "photometric": "rgb"})):
         file = io.BytesIO()
-        tifffile.imwrite(file, pixels, **options)
+        tifffile.imwrite(file, pixels, **options)  # type: ignore[arg-type]
         files.append(file.getvalue())
     file = io.BytesIO()
     Image.fromarray(deep).save(file, "PNG")
@@ -48,15 +48,9 @@ def contents() -> list[bytes]:
 @given(data=mutated(contents()))
 def test_changed_bytes(data: bytes) -> None:
     for reading in (RGB, Reading(1, "uint16", (0.0,), (65535.0,), pages="first")):
-        try:
-            pixels = decode(data, reading)
-        except UndecodableImage as error:
-            assert "\n" not in str(error)
-        else:
+        pixels = outcome(lambda reading=reading: decode(data, reading))  # type: ignore[misc]
+        if pixels is not None:
             assert pixels.dtype == reading.dtype
             assert pixels.shape[2] == reading.channels
             assert pixels.flags.writeable
-    try:
-        read_header(data)
-    except UndecodableImage as error:
-        assert str(error)
+    outcome(lambda: read_header(data))

@@ -26,7 +26,7 @@ def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
     if kind == "TIFF":
         tifffile.imwrite(file, pixels, compression="zlib", **options)  # type: ignore[arg-type]
     else:
-        Image.fromarray(pixels).save(file, kind, **options)  # type: ignore[arg-type]
+        Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -70,7 +70,7 @@ def test_an_image_of_more_memory_than_the_limit_is_refused_by_its_header(kind: s
         assert decode(data, tight).shape == (100, 100, 3)
         return
     for work in (lambda: decode(data, tight), lambda: image_size(data, tight), lambda: read_header(data, 10_000)):
-        with pytest.raises(UndecodableImage, match="expected at most 80,000, 8 for each pixel of data.max_pixels, raise"):
+        with pytest.raises(UndecodableImage, match=r"expected at most 80,000, 8 for each pixel of data\.max"):
             work()
     assert decode(data, replace(tight, max_pixels=25_000)).shape[:2] == (100, 100)
 
@@ -102,9 +102,15 @@ def test_memory_that_does_not_suffice_is_the_fault_of_one_image(monkeypatch: pyt
         raise MemoryError
 
     monkeypatch.setattr("hardpatch.data.decode.decode_with_pillow", starve)
-    with pytest.raises(UndecodableImage, match=r"^b\.png: there is not enough memory"), named_errors(lambda i: "b.png", 0):
+    with (
+        pytest.raises(UndecodableImage, match=r"^b\.png: there is not enough memory"),
+        named_errors(lambda i: "b.png", 0),
+    ):
         decode(FILES["color"], RGB)
-    with pytest.raises(UndecodableImage, match=r"^b\.png: there is not enough memory"), named_errors(lambda i: "b.png", 0):
+    with (
+        pytest.raises(UndecodableImage, match=r"^b\.png: there is not enough memory"),
+        named_errors(lambda i: "b.png", 0),
+    ):
         raise MemoryError
 
 

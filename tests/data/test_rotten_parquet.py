@@ -34,7 +34,9 @@ def test_a_number_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
 
 def test_class_names_are_lines_of_text(tmp_path: Path) -> None:
     labels = pa.array([b"\x1b[31mred", b"two\nlines", b"\xe9"])
-    pq.write_table(pa.table({"image": [png(k) for k in range(3)], "label": labels.view(pa.string())}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"image": [png(k) for k in range(3)], "label": labels.view(pa.string())}), tmp_path / "a.parquet"
+    )
     assert open_source(tmp_path / "a.parquet").classes == ("\\x1b[31mred", "\\xe9", "two\\nlines")
 
 
@@ -79,7 +81,9 @@ def test_a_row_group_that_unpacks_to_more_than_images_take(tmp_path: Path, monke
     path = write_bomb(tmp_path / "a.parquet")
     assert path.stat().st_size < 10_000
     source, before = open_source(path), pa.total_allocated_bytes()
-    with pytest.raises(UndecodableImage, match="row group 0 takes more than 33,554,432 bytes unpacked; write the file wi"):
+    with pytest.raises(
+        UndecodableImage, match="row group 0 takes more than 33,554,432 bytes unpacked; write the file wi"
+    ):
         source.image(2)
     assert pa.total_allocated_bytes() - before < 1 << 20
 
@@ -106,7 +110,9 @@ def test_labels_that_unpack_to_more_than_names_take(tmp_path: Path, monkeypatch:
     assert open_source(tmp_path / "a.parquet").classes == ("x" * 100_000,)
     assert pool.bytes_allocated() < 50 << 20
     monkeypatch.setattr(parquet_file, "GROUP_BYTES", 1 << 20)
-    with pytest.raises(UserError, match=r"a\.parquet: column 'label': the labels take more than 1,048,576 bytes") as error:
+    with pytest.raises(
+        UserError, match=r"a\.parquet: column 'label': the labels take more than 1,048,576 bytes"
+    ) as error:
         open_source(tmp_path / "a.parquet")
     one_line(error)
 
@@ -114,7 +120,9 @@ def test_labels_that_unpack_to_more_than_names_take(tmp_path: Path, monkeypatch:
 def test_more_rows_than_a_file_has_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_file, "FEW_ROWS", 1000)
     pq.write_table(pa.table({"image": pa.nulls(100_000, pa.binary())}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet: expected at most .* rows .* its footer says 100,000; split") as error:
+    with pytest.raises(
+        UserError, match=r"a\.parquet: expected at most .* rows .* its footer says 100,000; split"
+    ) as error:
         open_source(tmp_path / "a.parquet")
     one_line(error)
 
@@ -134,3 +142,4 @@ def test_fuzz_changed_bytes() -> None:
     run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "files" in run.stdout
+    print(run.stdout)

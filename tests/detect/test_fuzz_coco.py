@@ -18,3 +18,4 @@ def test_nothing_in_a_coco_file_reaches_pycocotools_unchecked() -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "files" in run.stdout
+    print(run.stdout)

@@ -22,7 +22,7 @@ NOTES_BYTES = 1 << 20
 """A .cls or .json larger than this is no label of one image."""
 TEXT_BYTES = 2 << 30
 """Bytes of all of them together: entries of a few bytes can stand for gigabytes."""
-BROKEN = (ValueError, NotImplementedError, EOFError, OverflowError, RecursionError, MemoryError, RuntimeError)
+BROKEN = (ValueError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError)
 """What Python's readers raise about damaged archives, beside their own errors."""
 BLOCK = tarfile.BLOCKSIZE
 

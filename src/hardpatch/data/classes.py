@@ -12,7 +12,7 @@ from hardpatch.data.names import class_name
 
 Codes = npt.NDArray[np.int32]
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,99})(\.0+)?")
-"""Text that is a whole number; with leading zeros it is a name, as it is with more digits than numbers are read with."""
+"""Text that is a whole number; with leading zeros and with more than a hundred digits it is a name."""
 
 
 class Labels(NamedTuple):

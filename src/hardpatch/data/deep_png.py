@@ -94,7 +94,7 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _rows(width: int, height: int, pixel: int, *, interlaced: bool) -> list[tuple[int, int]]:
-    """Number and bytes of the rows of each pass, the byte of the filter included."""
+    """Return number and bytes of the rows of each pass, the byte of the filter included."""
     if not interlaced:
         return [(height, 1 + width * pixel)]
     sides = [(-(-(height - y) // down), -(-(width - x) // right)) for x, y, right, down in PASSES]

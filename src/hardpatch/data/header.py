@@ -43,8 +43,8 @@ def check_memory(height: int, width: int, bytes_per_pixel: int, max_pixels: int)
     needed, limit = height * width * bytes_per_pixel, BYTES_PER_PIXEL * max_pixels
     if needed > limit:
         raise UndecodableImage(
-            f"{height} x {width} pixels of {bytes_per_pixel} bytes each take {needed:,} bytes decoded; expected at most "
-            f"{limit:,}, {BYTES_PER_PIXEL} for each pixel of data.max_pixels, raise that to read it"
+            f"{height} x {width} pixels of {bytes_per_pixel} bytes each take {needed:,} bytes decoded; expected at "
+            f"most {limit:,}, {BYTES_PER_PIXEL} for each pixel of data.max_pixels, raise that to read it"
         )
 
 

@@ -229,7 +229,9 @@ class _Column:
 
     def paths_alone(self) -> Iterator[str]:
         """Yield the paths in rows without bytes."""
-        if self._paths is None or (self.stored is not None and not any(part.null_count for part in self.stored)):
+        if self._paths is None or (
+            self.stored is not None and not any(part is not None and part.null_count for part in self.stored)
+        ):
             return
         for row in range(self.rows):
             path = self.path(row)

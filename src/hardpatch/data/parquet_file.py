@@ -108,8 +108,8 @@ def null_count(footer: Any, group: int, column: str) -> int | None:
 
 def _too_large(group: int, limit: int) -> str:
     return (
-        f"row group {group} takes more than {limit:,} bytes unpacked; write the file with smaller row groups (pyarrow's "
-        "row_group_size)"
+        f"row group {group} takes more than {limit:,} bytes unpacked; write the file with smaller row groups "
+        "(pyarrow's row_group_size)"
     )
 
 

@@ -93,7 +93,6 @@ def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
         if file.format == "PNG" and mode == "L" and data[24] < 8:  # Pillow scales the pixels, but not this value
             file.info["transparency"] *= 255 // ((1 << data[24]) - 1)
 
-
         def composited(strip: "PillowImage") -> Pixels:
             colors = np.array(strip.convert("LA" if gray else "RGBA"))
             return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)

@@ -147,7 +147,9 @@ def arranged(pixels: Pixels, reading: Reading) -> Pixels:
     """
     if pixels.dtype == reading.dtype and pixels.shape[2] == reading.channels:
         return np.ascontiguousarray(pixels)
-    return np.ascontiguousarray(in_strips(lambda rows: _with_dtype(_with_channels(rows, reading.channels), reading), pixels))
+    return np.ascontiguousarray(
+        in_strips(lambda rows: _with_dtype(_with_channels(rows, reading.channels), reading), pixels)
+    )
 
 
 def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:

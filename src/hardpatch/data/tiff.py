@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_memory, check_pixels, chosen_page, finite, kept_type, over_background, stacked
+from hardpatch.data.header import (
+    Header,
+    check_memory,
+    check_pixels,
+    chosen_page,
+    finite,
+    kept_type,
+    over_background,
+    stacked,
+)
 from hardpatch.data.orientation import TAG, file_orientation, upright, upright_size
 from hardpatch.data.pillow import open_with_pillow, pixels_of
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged, in_strips
