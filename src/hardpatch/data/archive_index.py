@@ -23,7 +23,7 @@ NOTES_BYTES = 1 << 20
 TEXT_BYTES = 2 << 30
 """Bytes of all of them together: entries of a few bytes can stand for gigabytes."""
 BROKEN = (ValueError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError)
-"""What Python's readers raise about damaged archives, beside their own errors."""
+"""Errors of Python's readers about damaged archives, beside their own."""
 BLOCK = tarfile.BLOCKSIZE
 
 
