@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -121,3 +122,24 @@ def test_a_png_of_more_data_than_pixels() -> None:
     chunk = b"IDAT" + bomb
     data[-12:-12] = len(bomb).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     assert decode(bytes(data), RGB).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("color", [0, 2, 4, 6])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (9, 17)])
+def test_an_interlaced_png_of_16_bits(color: int, height: int, width: int) -> None:
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[color]
+    pixels = np.random.default_rng(0).integers(0, 65536, (height, width, samples), dtype=np.uint16)
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+    def png(interlaced: int) -> bytes:
+        passes = [pixels[y::down, x::right] for x, y, right, down in steps] if interlaced else [pixels]
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes for row in part if row.size)
+        header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, interlaced)
+        parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        chunks = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in parts)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+    reading = Reading(1 if samples < 3 else 3, "uint16", (0.0,), (65535.0,))
+    assert np.array_equal(decode(png(1), reading), decode(png(0), reading))
+    if samples in (1, 3):
+        assert np.array_equal(decode(png(1), reading), pixels)
