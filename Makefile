@@ -8,7 +8,7 @@ TEST_WORKERS ?= 2
 # Writing no bytecode makes every `import torch` and `import timm` several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test coverage check format build bench constraints clean
+.PHONY: install demo test fuzz coverage check format build bench constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -29,6 +29,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+# Rotten files for minutes instead of seconds, `make fuzz FUZZ=100000`; the statistics tell how many were tried and how fast.
+FUZZ ?= 5000
+fuzz: $(STAMP)
+	HARDPATCH_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -k fuzz --hypothesis-show-statistics -rP tests/data tests/detect tests/test_weights.py
 
 # The lines of src that the tests run, those of subprocesses too; the floor is in pyproject.toml.
 coverage: $(STAMP)

@@ -39,7 +39,7 @@ def atomic_path(path: Path, *, durable: bool = False, concurrent: bool = False) 
 def write_text_atomically(path: Path, text: str, *, durable: bool = False) -> None:
     """Write ``text`` to ``path`` as UTF-8, completely or not at all; see :func:`atomic_path`."""
     with atomic_path(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be Unicode
 
 
 def _remove(path: Path) -> None:

@@ -31,13 +31,24 @@ def load_pickle(path: Path, argument: str) -> Any:
             warnings.simplefilter("ignore")  # about unusual pickles: torch either reads them safely or raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        if _is_page(path):
+            raise UserError(
+                f"{argument}: {path} is an HTML page and no weights, as a failed download leaves; download it again"
+            ) from None
         raise UserError(
             f"{argument}: {path} holds a pickle that could run code and is not opened; expected tensors only "
-            "(torch.save of a state_dict) or a .safetensors file"
+            "(torch.save of a state_dict) or a .safetensors file; where you trust its source, save it anew: "
+            "torch.save(torch.load(FILE, weights_only=False)['model'], NEW)"
         ) from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise UserError(f"{argument}: {path} is not a file that torch can read: {reason}") from None
+
+
+def _is_page(path: Path) -> bool:
+    """Return True for a page of a web server."""
+    with path.open("rb") as file:
+        return file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardpatch.data.classes import Labels, brought_together, from_numbers, from_values, no_labels, unique_names
+from hardpatch.data.names import class_name
 from hardpatch.data.splits import split_of
 
 
@@ -29,7 +30,7 @@ def test_largest_unsigned_number() -> None:
 def test_texts_keep_their_classes(values: list[str | None]) -> None:
     labels = from_values(values)
     assert len(set(labels.names)) == len(labels.names)
-    expected = [value or None for value in values]
+    expected = [class_name(value) if value else None for value in values]
     if labels.kind == "numbers":
         expected = [None if value is None or value.startswith("-") else value for value in expected]
         assert list(map(int, labels.names)) == sorted(map(int, labels.names))

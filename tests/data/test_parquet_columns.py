@@ -160,18 +160,14 @@ def test_a_rotten_page(tmp_path: Path, resident: bool, monkeypatch: pytest.Monke
     path = write_parquet(tmp_path / "a.parquet", [png(k) for k in range(8)], [0] * 8)
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(56) + whole[60:])
-    if resident:
-        with pytest.raises(
-            UserError, match=r"a\.parquet: cannot read row group 0 \(.*\); copy the file again"
-        ) as error:
-            open_source(path)
-        one_line(error)
-    else:
+    if not resident:
         monkeypatch.setattr(parquet, "RESIDENT_BYTES", 0)
-        source = open_source(path)
-        with pytest.raises(UndecodableImage, match=r"a\.parquet row 1: cannot read row group 0"):
+    source = open_source(path)
+    for _ in range(2):
+        with pytest.raises(UndecodableImage, match=r"a\.parquet row 1: cannot read row group 0 \(") as error:
             source.image(1)
-        assert source.image(4)[0, 0, 0] == 4
+        assert "\n" not in str(error.value)
+    assert source.image(4)[0, 0, 0] == 4
 
 
 def test_splits_and_folders_of_a_hub(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The verb stats."""
 
 from hardpatch.cli.arguments import Parser, show_json, whole_set_arguments
+from hardpatch.printable import printable
 
 
 def stats(arguments: list[str]) -> int:
@@ -35,7 +36,7 @@ def stats(arguments: list[str]) -> int:
         lines["broken"] = f"{len(found.broken)} images cannot be decoded and are not counted; the first: "
         lines["broken"] += found.broken[0]
     for name, text in lines.items():
-        print(f"{name:<12} {text}")
+        print(f"{name:<12} {printable(text)}")
     print(" ".join(found.settings()))
     return 0
 

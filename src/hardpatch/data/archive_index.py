@@ -1,8 +1,10 @@
 """Index of the files in a .zip or .tar archive: where each one's bytes are, so that they can be read in place."""
 
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +20,10 @@ STORED, DEFLATED, MEMBER = 0, 8, 255
 """Ways in which an entry is stored: in a zip as it is or deflated, or in a tar."""
 NOTES_BYTES = 1 << 20
 """A .cls or .json larger than this is no label of one image."""
+TEXT_BYTES = 2 << 30
+"""Bytes of all of them together: entries of a few bytes can stand for gigabytes."""
+BROKEN = (ValueError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError)
+"""Errors of Python's readers about damaged archives, beside their own."""
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -38,6 +44,8 @@ class Index:
     """names of other entries by reason"""
     texts: dict[str, bytes] = field(default_factory=dict)
     """content of the small files that `wanted` asked for"""
+    text_bytes: int = 0
+    """of them together"""
 
     def add(self, name: str, offset: int, size: int, length: int, method: int, checksum: int = 0) -> None:
         """Add a file."""
@@ -47,6 +55,13 @@ class Index:
         self.lengths.append(length)
         self.methods.append(method)
         self.checksums.append(checksum)
+
+    def keep(self, name: str, text: bytes) -> None:
+        """Keep the content of a small file. Raises ValueError if there is too much of it."""
+        self.text_bytes += len(text)
+        if self.text_bytes > TEXT_BYTES:
+            raise ValueError(f"more than {TEXT_BYTES:,} bytes of labels")
+        self.texts[name] = text
 
     def leave_out(self, reason: str, name: str) -> None:
         """Note an entry that cannot be read."""
@@ -102,8 +117,8 @@ def _read_zip(path: str, wanted: Callable[[str], bool]) -> Index:
                     sizes = entry.compress_size, entry.file_size
                     index.add(name, entry.header_offset, *sizes, entry.compress_type, entry.CRC)
                     if entry.file_size <= NOTES_BYTES and wanted(name):
-                        index.texts[name] = archive.read(entry)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+                        index.keep(name, archive.read(entry))
+    except (zipfile.BadZipFile, zlib.error, struct.error, *BROKEN) as error:
         raise UserError(f"{path}: no readable zip archive, it may be cut off ({error}); copy it again") from None
     if not index.names and "encrypted files" in index.left_out:
         raise UserError(f"{path}: expected an archive without a password, all its files are encrypted; unpack it")
@@ -125,9 +140,9 @@ def _read_tar(path: str, wanted: Callable[[str], bool]) -> Index:
                 if member.size <= NOTES_BYTES and wanted(member.name):
                     with open(path, "rb") as file:
                         file.seek(member.offset_data)
-                        index.texts[member.name] = file.read(member.size)
+                        index.keep(member.name, file.read(member.size))
             end = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, *BROKEN) as error:
         found = f"after {len(index.names)} files" if index.names else "at its start"
         raise UserError(f"{path}: this tar archive is cut off or damaged {found} ({error}); copy it again") from None
     _check_end(path, end, len(index.names))

@@ -15,14 +15,13 @@ from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.folders import without_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import HIDDEN, NOT_IMAGES, LeftOut, joined, left_out
+from hardpatch.data.limits import MAX_FILE_BYTES
 from hardpatch.data.names import PackedNames, class_name
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sidecars import SIDECARS, Fields, Sidecars, sidecar_labels
 from hardpatch.data.splits import Role, of_one_split
 from hardpatch.errors import UserError
 
-MAX_BYTES = 1 << 30
-"""Size from which a file in an archive is not unpacked: it is no image."""
 HEADER = 30
 """Bytes of a zip entry's header before its name."""
 
@@ -129,8 +128,8 @@ class ArchiveSource:
             int(part[i]) for part in (self._offsets, self._sizes, self._lengths, self._methods)
         )
         with named_errors(self.name, i):
-            if length > MAX_BYTES:
-                raise UndecodableImage(f"takes {length:,} bytes unpacked; expected at most {MAX_BYTES:,}")
+            if max(size, length) > MAX_FILE_BYTES:
+                raise UndecodableImage(f"takes {max(size, length):,} bytes; expected at most {MAX_FILE_BYTES:,}")
             try:
                 with open(self._archives[self._owner[i]], "rb", buffering=0) as file:
                     if method != MEMBER:

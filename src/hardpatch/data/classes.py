@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.names import class_name
+
 Codes = npt.NDArray[np.int32]
-WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
-"""Text that is a whole number; with leading zeros it is a name."""
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,99})(\.0+)?")
+"""Text that is a whole number; with leading zeros and with more than a hundred digits it is a name."""
 
 
 class Labels(NamedTuple):
@@ -44,7 +46,7 @@ def from_texts(codes: npt.NDArray[np.integer], texts: Sequence[str]) -> Labels:
     """
     used = [texts[code] for code in np.unique(codes).tolist() if code >= 0]
     numbers = all(WHOLE.fullmatch(text) for text in used if text)
-    names = [(text.split(".")[0] if numbers else text) for text in texts]
+    names = [(text.split(".")[0] if numbers else class_name(text)) for text in texts]
     kept = {names[code] for code in np.unique(codes).tolist() if code >= 0 and names[code]}
     if numbers:
         kept = {name for name in kept if not name.startswith("-")}

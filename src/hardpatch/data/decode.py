@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from hardpatch.data.header import Header, check_pixels
 from hardpatch.data.jpeg2000 import decode_jpeg2000, is_jpeg2000, jpeg2000_header
@@ -13,6 +15,10 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF and of a BigTIFF, in both byte orders."""
 DAMAGED = ("Corrupt JPEG", "remature end", "Invalid", "Bogus", "Unexpected")
 """Words of libjpeg's complaints about damaged data, as opposed to files that it does not support."""
+NO_MEMORY = "there is not enough memory to decode it"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -22,6 +28,21 @@ def named_errors(name: Callable[[int], str], i: int) -> Iterator[None]:
         yield
     except UndecodableImage as error:
         raise UndecodableImage(f"{name(i)}: {error}") from None
+    except MemoryError:
+        raise UndecodableImage(f"{name(i)}: {NO_MEMORY}") from None
+
+
+def _within_memory(work: Callable[P, T]) -> Callable[P, T]:
+    """Take an image for which the memory does not suffice as one that cannot be decoded."""
+
+    @wraps(work)
+    def within_memory(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except MemoryError:
+            raise UndecodableImage(NO_MEMORY) from None
+
+    return within_memory
 
 
 class Jpeg:
@@ -31,6 +52,7 @@ class Jpeg:
         self.data, self.reading, self.orientation = data, reading, jpeg_orientation(data)
         self.shape = (*upright_size(size, self.orientation), reading.number)
 
+    @_within_memory
     def pixels(self, shrink: int = 1) -> Pixels:
         """Decode to [ceil(H / shrink), ceil(W / shrink), channels], writable.
 
@@ -67,6 +89,7 @@ class Jpeg:
             _refuse_damage(str(error))
 
 
+@_within_memory
 def decode(data: bytes, reading: Reading = RGB, page: int | None = None) -> Pixels:
     """Decode an image file to [H, W, channels] of the reading's type, writable.
 
@@ -85,6 +108,7 @@ def decode(data: bytes, reading: Reading = RGB, page: int | None = None) -> Pixe
     return image.pixels() if isinstance(image, Jpeg) else image
 
 
+@_within_memory
 def open_image(data: bytes, reading: Reading = RGB, page: int | None = None) -> Jpeg | Pixels:
     """Decode as :func:`decode` does, except that of a JPEG only the header is read."""
     size = _jpeg_size(data, reading.max_pixels)
@@ -107,6 +131,7 @@ def open_image(data: bytes, reading: Reading = RGB, page: int | None = None) -> 
     return decode_with_pillow(data, reading, page)
 
 
+@_within_memory
 def image_size(data: bytes, reading: Reading = RGB) -> tuple[int, int]:
     """Read (height, width) of the upright picture from the header. Raises UndecodableImage as :func:`decode` does."""
     size = _jpeg_size(data, reading.max_pixels)
@@ -116,6 +141,7 @@ def image_size(data: bytes, reading: Reading = RGB) -> tuple[int, int]:
     return header.height, header.width
 
 
+@_within_memory
 def read_header(data: bytes, max_pixels: int = RGB.max_pixels) -> Header:
     """Read what a file says of itself. Raises UndecodableImage as :func:`decode` does."""
     _jpeg_size(data, max_pixels)

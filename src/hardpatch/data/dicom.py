@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_pixels, chosen_page, finite, stacked
+from hardpatch.data.header import Header, check_memory, check_pixels, chosen_page, finite, stacked
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
 REQUIRED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
@@ -24,6 +24,7 @@ def decode_dicom(data: bytes, reading: Reading, page: int | None = None) -> Pixe
     check_pixels(dataset.Rows, dataset.Columns, reading.max_pixels)
     frames = _frames(dataset)
     if frames > 1 and page is None and reading.pages == "channels":
+        check_memory(dataset.Rows, dataset.Columns, 4 * frames, reading.max_pixels)  # float32
         pixels = stacked(_frame(dataset, k) for k in range(frames))
     else:
         pixels = _frame(dataset, chosen_page(frames, page, reading))

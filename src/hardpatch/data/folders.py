@@ -1,6 +1,7 @@
 """Image files in folders."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LeftOut
+from hardpatch.data.limits import MAX_FILE_BYTES
 from hardpatch.data.names import PackedNames, class_name, some
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
@@ -82,11 +84,23 @@ class FileSource:
         yield from (self.name(i) for i in range(len(self)))
 
 
-def read_file(path: str) -> bytes:
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer would keep the process waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read the file of an image. Raises UndecodableImage with the reason."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UndecodableImage("no regular file")
+            if found.st_size > MAX_FILE_BYTES:
+                raise UndecodableImage(f"takes {found.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
             return file.read()
+    except MemoryError:
+        raise UndecodableImage("there is not enough memory to read it") from None
     except OSError as error:
         raise UndecodableImage(error.strerror or str(error)) from None
     except ValueError as error:  # a null character in the path

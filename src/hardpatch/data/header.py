@@ -1,11 +1,13 @@
 """Parts that the decoders of all formats share: headers, the limit on pixels, pages, transparency and types."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage, type_range
+from hardpatch.data.limits import BYTES_PER_PIXEL
+from hardpatch.data.reading import DTYPES, Pixels, Reading, UndecodableImage, in_strips, type_range
 
 
 class Header(NamedTuple):
@@ -28,11 +30,21 @@ class Header(NamedTuple):
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
     """Refuse an image of more pixels, or of none."""
-    if height * width == 0:
+    if height <= 0 or width <= 0:
         raise UndecodableImage(f"{height} x {width} pixels; an image has some")
     if height * width > max_pixels:
         raise UndecodableImage(
             f"{height} x {width} pixels; expected at most {max_pixels:,}, raise data.max_pixels to read it"
+        )
+
+
+def check_memory(height: int, width: int, bytes_per_pixel: int, max_pixels: int) -> None:
+    """Refuse an image of many channels or pages that takes more memory than one of color of the most pixels."""
+    needed, limit = height * width * bytes_per_pixel, BYTES_PER_PIXEL * max_pixels
+    if needed > limit:
+        raise UndecodableImage(
+            f"{height} x {width} pixels of {bytes_per_pixel} bytes each take {needed:,} bytes decoded; expected at "
+            f"most {limit:,}, {BYTES_PER_PIXEL} for each pixel of data.max_pixels, raise that to read it"
         )
 
 
@@ -69,6 +81,10 @@ def over_background(colors: Pixels, alpha: Pixels, reading: Reading, *, premulti
         reading: names the background.
         premultiplied: the colors are multiplied by alpha already.
     """
+    return in_strips(partial(_over_background, reading=reading, premultiplied=premultiplied), colors, alpha)
+
+
+def _over_background(colors: Pixels, alpha: Pixels, *, reading: Reading, premultiplied: bool) -> Pixels:
     red, green, blue = reading.background
     background = np.array([red, green, blue] if colors.shape[2] == 3 else [0.299 * red + 0.587 * green + 0.114 * blue])
     if colors.dtype.kind != "u":
@@ -91,7 +107,7 @@ def finite(pixels: Pixels, reading: Reading) -> Pixels:
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return pixels
     low, high = (min(reading.low), max(reading.high)) if pixels.dtype == reading.dtype else type_range(pixels.dtype)
-    return np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
+    return in_strips(lambda strip: np.nan_to_num(strip, nan=low, posinf=high, neginf=low), pixels)
 
 
 def kept_type(dtype: np.dtype[np.generic]) -> str:

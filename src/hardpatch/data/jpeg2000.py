@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_pixels, kept_type, over_background
+from hardpatch.data.header import Header, check_memory, check_pixels, kept_type, over_background
 from hardpatch.data.pillow import decode_with_pillow, open_with_pillow, pillow_header
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
 
@@ -49,6 +49,8 @@ def decode_jpeg2000(data: bytes, reading: Reading) -> Pixels:
     if layout is None or layout.ordinary:
         return decode_with_pillow(data, reading)
     check_pixels(layout.height, layout.width, reading.max_pixels)
+    bytes_per_pixel = layout.components * np.dtype(layout.dtype).itemsize
+    check_memory(layout.height, layout.width, bytes_per_pixel, reading.max_pixels)
     if layout.components == 1 and 8 < layout.bits <= 16:
         with open_with_pillow(data, reading.max_pixels) as file:
             values = np.array(file).astype(np.int32) >> (16 - layout.bits)  # Pillow fills 16 bits, from 0 on

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from hardpatch.printable import printable
+
 NOT_IMAGES = "files that are not images"
 HIDDEN = "hidden files"
 LINKS = "links that lead nowhere"
@@ -26,7 +28,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         kinds = f"{self.kinds}; " if self.kinds else ""
-        return f"{self.count} {self.reason} ({kinds}the first: {self.first})"
+        return f"{self.count} {self.reason} ({kinds}the first: {printable(self.first)})"
 
 
 def left_out(reason: str, names: Sequence[str], kinds: bool = False) -> tuple[LeftOut, ...]:

@@ -4,6 +4,10 @@ from hardpatch.errors import UserError
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit: above it a broken header is likelier than an image, and decoding takes minutes and all memory."""
+BYTES_PER_PIXEL = 8
+"""Bytes of memory that an image may take for each pixel of the limit: those of 16-bit color with transparency."""
+MAX_FILE_BYTES = 1 << 30
+"""Size from which a file is not read: it is no image that can be cropped in reasonable time."""
 
 
 def check_channels(channels: int | tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.folders import read_file
 from hardpatch.data.left_out import LeftOut
 from hardpatch.data.parquet_columns import file_labels, image_column, is_text, stored_as
+from hardpatch.data.parquet_file import column_batches, null_count, open_parquet, readable, text_of
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 RESIDENT_BYTES = 2 << 30
 """Files that together are smaller than this are kept in memory; of larger ones row groups are read on demand."""
-CACHED_ROW_GROUPS = 8
-"""Row groups in memory when they are read on demand."""
+CACHED_ROW_GROUPS, CACHED_BYTES = 8, 2 << 30
+"""Row groups in memory when they are read on demand, at most, and bytes that more than one may take."""
 
 
 class ParquetSource:
@@ -34,6 +35,8 @@ class ParquetSource:
     column of whole numbers, text or booleans, or absent. Small files are kept in memory as they are stored, undecoded.
     Of large ones only the last few row groups are, so that random access reads a row group for an image: write them
     with small row groups, as ``hardpatch shrink`` does.
+
+    The images of a row group that cannot be read are undecodable.
 
     Raises UserError if a file cannot be read or its columns cannot be told apart.
     """
@@ -54,7 +57,7 @@ class ParquetSource:
         rows: list[int] = []
         labels: list[Labels] = []
         for k, path in enumerate(self._paths):
-            with _open_file(path) as file:
+            with readable(path, "not a readable Parquet file"), open_parquet(path) as file:
                 self._metadata.append(file.metadata)
                 self._columns.append(image_column(path, file.schema_arrow, columns.image))
                 self._stored.append(stored_as(file.schema_arrow, self._columns[-1]))
@@ -73,14 +76,14 @@ class ParquetSource:
         if not len(self):
             raise UserError(f"{self._paths[0]}: the Parquet file has no rows")
         self._set_labels(labels)
-        self._cache: OrderedDict[int, tuple[pa.Array | None, pa.Array | None]] = OrderedDict()
+        self._cache: OrderedDict[int, _Column] = OrderedDict()
+        self._rotten: dict[int, str] = {}  # why a row group cannot be read
+        self._bytes = 0  # that were read
         self._resident = sum(os.path.getsize(path) for path in self._paths) < RESIDENT_BYTES
-        if self._resident:  # read before workers are forked, so that they share the memory
-            for group in range(len(self._groups)):
-                try:
+        for group in range(len(self._groups)):  # read before workers are forked, so that they share the memory
+            if self._resident:  # until there turns out to be more than in the files
+                with suppress(UndecodableImage):  # so are its images, one by one
                     self._row_group(group)
-                except UndecodableImage as error:
-                    raise UserError(f"{self._paths[self._groups[group][0]]}: {error}; copy the file again") from None
 
     def _set_labels(self, parts: Sequence[Labels]) -> None:
         together = brought_together(parts, self._paths)
@@ -93,7 +96,7 @@ class ParquetSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file contents: a spawned worker reads them again instead of getting them through a pipe."""
-        return {**self.__dict__, "_cache": OrderedDict(), "_metadata": [None] * len(self._paths)}
+        return {**self.__dict__, "_cache": OrderedDict(), "_bytes": 0, "_metadata": [None] * len(self._paths)}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -105,10 +108,9 @@ class ParquetSource:
         first = group - group_in_file
         row_in_file = i - (int(self._ends[first - 1]) if first else 0)
         try:
-            paths = self._row_group(group)[1]
+            path = self._row_group(group).path(row)
         except UndecodableImage:
-            paths = None
-        path = None if paths is None else paths[row].as_py()
+            path = None
         return f"{self._paths[file]} row {row_in_file}" + (f" ({path})" if path else "")
 
     def image(self, i: int, reading: Reading = RGB) -> Pixels:
@@ -121,15 +123,15 @@ class ParquetSource:
         """Return the bytes stored for image i, or those of the file at its path."""
         group, row = self._locate(i)
         with named_errors(self.name, i):
-            stored, paths = self._row_group(group)
-            data: bytes | None = None if stored is None else stored[row].as_py()
+            column = self._row_group(group)
+            data = column.data(row)
             if data is not None:
                 return data
-            path = None if paths is None else paths[row].as_py()
+            path = column.path(row)
             if not path:
                 raise UndecodableImage("no bytes in the image column")
             file = self._beside(group, path)
-            if stored is not None and not os.path.isfile(file):
+            if column.stored is not None and not os.path.isfile(file):
                 raise UndecodableImage(f"no bytes in the image column, and no file {file}")
             return read_file(file)
 
@@ -145,21 +147,15 @@ class ParquetSource:
             if self._stores_all(file, group_in_file):
                 continue
             with suppress(UndecodableImage):
-                stored, paths = self._row_group(group)
-                for row, path in enumerate(paths or ()):
-                    if (stored is None or not stored[row].is_valid) and path.is_valid:
-                        yield self._beside(group, path.as_py())
+                for path in self._row_group(group).paths_alone():
+                    yield self._beside(group, path)
 
     def _stores_all(self, file: int, group: int) -> bool:
         """Return whether the footer says that all images of a row group are in the file; assumed of large files."""
-        if self._stored[file] is None or self._metadata[file] is None:
-            return self._stored[file] is not None
-        columns: Any = self._metadata[file].row_group(group)
-        chunks = [columns.column(k) for k in range(columns.num_columns)]
-        counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == self._stored[file]]
-        if not counts or counts[0] is None or not counts[0].has_null_count:
-            return not self._resident
-        return bool(counts[0].null_count == 0)
+        stored = self._stored[file]
+        if stored is None or self._resident:  # the row group itself says so
+            return False
+        return self._metadata[file] is None or not null_count(self._metadata[file], group, stored)
 
     def _beside(self, group: int, path: str) -> str:
         """Path of an image that is given relative to its Parquet file."""
@@ -172,35 +168,82 @@ class ParquetSource:
         group = int(np.searchsorted(self._ends, i, side="right"))
         return group, i - (int(self._ends[group - 1]) if group else 0)
 
-    def _row_group(self, group: int) -> "tuple[pa.Array | None, pa.Array | None]":
-        """Read the bytes and the paths of one row group, None where the column holds none of them.
-
-        Raises UndecodableImage if the file is damaged there.
-        """
+    def _row_group(self, group: int) -> "_Column":
+        """Read the images of one row group. Raises UndecodableImage if the file is damaged there."""
         cached = self._cache.get(group)
         if cached is not None:
             with suppress(KeyError):  # another thread has just dropped it
                 self._cache.move_to_end(group)
             return cached
-        import pyarrow as pa
-
+        if group in self._rotten:
+            raise UndecodableImage(self._rotten[group])
         file, group_in_file = self._groups[group]
         path = self._paths[file]
         try:
             # The file is opened each time, so that no handle crosses a fork. Its footer is kept: reading that costs
             # more than reading a row group.
-            with _open_file(path, self._metadata[file]) as table:
+            with open_parquet(path, self._metadata[file]) as table:
                 self._metadata[file] = table.metadata
-                column = table.read_row_group(group_in_file, columns=[self._columns[file]], use_threads=False)
-        except (pa.ArrowException, OSError, UserError) as error:
-            reason = str(error).splitlines()[0]
-            raise UndecodableImage(f"cannot read row group {group_in_file} ({reason})") from None
-        cached = _bytes_and_paths(column.column(0).combine_chunks())
+                cached = _Column(column_batches(table, self._columns[file], group_in_file, path))
+        except (UndecodableImage, UserError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            if getattr(error.__context__, "errno", None) is None:  # a disk may answer the next time
+                self._rotten[group] = reason
+            raise UndecodableImage(reason) from None
         self._cache[group] = cached
-        if not self._resident and len(self._cache) > CACHED_ROW_GROUPS:
+        self._trim(cached.nbytes)
+        return cached
+
+    def _trim(self, read: int) -> None:
+        """Drop the row groups that were read first, where not all stay in memory, after `read` bytes more."""
+        self._bytes += read
+        self._resident = self._resident and self._bytes <= RESIDENT_BYTES
+        while not self._resident and (
+            len(self._cache) > CACHED_ROW_GROUPS
+            or (len(self._cache) > 1 and sum(column.nbytes for column in [*self._cache.values()]) > CACHED_BYTES)
+        ):
             with suppress(KeyError):
                 self._cache.popitem(last=False)
-        return cached
+
+
+class _Column:
+    """Images of a row group: bytes, structs {bytes, path}, or paths, in batches of rows as they were read."""
+
+    def __init__(self, batches: "Sequence[pa.Array]") -> None:
+        parts = [_bytes_and_paths(batch) for batch in batches]
+        self._ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+        self.stored = None if not parts or parts[0][0] is None else [stored for stored, _ in parts]
+        self._paths = None if not parts or parts[0][1] is None else [paths for _, paths in parts]
+        self.rows = int(self._ends[-1]) if len(self._ends) else 0
+        self.nbytes = sum(batch.nbytes for batch in batches)
+
+    def data(self, row: int) -> bytes | None:
+        """Bytes of the image in a row; None if there are none."""
+        value = self._value(self.stored, row)
+        return None if value is None else value.to_pybytes()
+
+    def path(self, row: int) -> str | None:
+        """Path of the image in a row; None if there is none."""
+        value = self._value(self._paths, row)
+        return None if value is None else text_of(value.to_pybytes())
+
+    def paths_alone(self) -> Iterator[str]:
+        """Yield the paths in rows without bytes."""
+        if self._paths is None or (
+            self.stored is not None and not any(part is not None and part.null_count for part in self.stored)
+        ):
+            return
+        for row in range(self.rows):
+            path = self.path(row)
+            if path is not None and self._value(self.stored, row) is None:
+                yield path
+
+    def _value(self, arrays: Any, row: int) -> Any:
+        if arrays is None:
+            return None
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        value = arrays[part][row - (int(self._ends[part - 1]) if part else 0)]
+        return value.as_buffer() if value.is_valid else None
 
 
 def _bytes_and_paths(array: "pa.Array") -> "tuple[pa.Array | None, pa.Array | None]":
@@ -215,13 +258,3 @@ def _bytes_and_paths(array: "pa.Array") -> "tuple[pa.Array | None, pa.Array | No
     if is_text(array.type):
         return None, array.cast(pa.string())
     return array, None
-
-
-def _open_file(path: str, metadata: Any = None) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path, metadata=metadata)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

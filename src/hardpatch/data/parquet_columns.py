@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from hardpatch.data.classes import Labels, from_numbers, from_texts, no_labels, unique_names
 from hardpatch.data.columns import find_bytes, find_label, find_path
+from hardpatch.data.names import class_name
+from hardpatch.data.parquet_file import column_values, readable, text_of
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,13 +86,8 @@ def file_labels(path: str, file: Any, wanted: str | None, image: str) -> FileLab
         name = wanted
     else:
         raise UserError(f"--label_column: {path} has no column {wanted!r}; the columns are {_listed(schema)}")
-    import pyarrow as pa
-
-    try:
-        values = file.read(columns=[name], use_threads=False).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot read column {name!r} ({str(error).splitlines()[0]}); copy it again") from None
-    result = _labels(values, _declared(schema, name))
+    with readable(path, f"cannot read column {name!r}"):
+        result = _labels(path, file, name)
     if isinstance(result, str):
         reason = f"{path}: column {name!r} {result}; expected {ACCEPTED}; the columns are {_listed(schema)}"
         if wanted is not None:
@@ -126,23 +123,26 @@ def is_text(dtype: "pa.DataType") -> bool:
     return kind.is_string(dtype) or kind.is_large_string(dtype) or kind.is_string_view(dtype)
 
 
-def _labels(column: "pa.ChunkedArray", declared: tuple[str, ...] | None) -> tuple[Labels, str] | str:
+def _labels(path: str, file: Any, name: str) -> tuple[Labels, str] | str:
     """Return the labels in a column and what was decided about them, or what the column holds that is no label."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.types as kind
 
-    if kind.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    dtype = column.type
+    dtype, declared = file.schema_arrow.field(name).type, _declared(file.schema_arrow, name)
+    if kind.is_dictionary(dtype):
+        dtype = dtype.value_type
     if kind.is_null(dtype):
-        return no_labels(len(column)), "all labels are null"
-    if is_text(dtype) or kind.is_boolean(dtype):
-        encoded = column.combine_chunks().dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        texts = [str(value) for value in encoded.dictionary.to_pylist()]
-        return from_texts(codes, texts), ""
-    if not (kind.is_integer(dtype) or kind.is_floating(dtype)):
+        return no_labels(file.metadata.num_rows), "all labels are null"
+    if not (is_text(dtype) or kind.is_boolean(dtype) or kind.is_integer(dtype) or kind.is_floating(dtype)):
         return f"is of type {dtype}"
+    column = column_values(path, file, name)
+    if is_text(dtype) or kind.is_boolean(dtype):
+        if kind.is_boolean(dtype):
+            column = pc.if_else(column, b"True", b"False").dictionary_encode()
+        encoded = column.combine_chunks()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return from_texts(codes, [text_of(value) for value in encoded.dictionary.to_pylist()]), ""
     present = ~column.is_null(nan_is_null=True).to_numpy()
     numbers = column.cast(pa.float64()) if kind.is_floating(dtype) else column
     values: npt.NDArray[Any] = numbers.fill_null(0).to_numpy()
@@ -164,10 +164,11 @@ def _labels(column: "pa.ChunkedArray", declared: tuple[str, ...] | None) -> tupl
 def _declared(schema: "pa.Schema", column: str) -> tuple[str, ...] | None:
     """Class names of a column in the Hugging Face metadata, if there are any."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[column]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    plain = isinstance(names, list) and all(isinstance(name, str | int | float) for name in names)
+    return tuple(class_name(str(name)) for name in names) if plain else None
 
 
 def _listed(schema: "pa.Schema") -> str:

@@ -3,23 +3,26 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hardpatch.data.deep_png import decode_deep_png, deep_png_samples
 from hardpatch.data.formats import EXTRAS, has_extra, pillow_formats
-from hardpatch.data.header import Header, check_pixels, chosen_page, over_background, stacked
+from hardpatch.data.header import Header, check_memory, check_pixels, chosen_page, over_background, stacked
 from hardpatch.data.jpegxl import is_jpegxl, jpegxl_bits
 from hardpatch.data.orientation import file_orientation, upright, upright_size
-from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage, arranged
+from hardpatch.data.reading import RGB, STRIP, Pixels, Reading, UndecodableImage, arranged
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
     from PIL.ImageFile import ImageFile
 
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, PNM, JPEG 2000 or AVIF"
+COPIES = {"WEBP": 20, "JPEG2000": 16}
+"""Bytes that decoding takes for each pixel in formats of which the decoder keeps several frames; 4 in others."""
 
 
 def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -> Pixels:
@@ -28,6 +31,7 @@ def decode_with_pillow(data: bytes, reading: Reading, page: int | None = None) -
         frames = _frame_count(file)
         if frames > 1:
             if page is None and reading.pages == "channels":
+                check_memory(file.height, file.width, frames, reading.max_pixels)
                 return arranged(stacked(_frames(data, file, reading)), reading)
             file.seek(chosen_page(frames, page, reading))
         return arranged(upright(pixels_of(data, file, reading), file_orientation(file)), reading)
@@ -47,7 +51,7 @@ def _frames(data: bytes, file: "ImageFile", reading: Reading) -> Iterator[Pixels
 def pillow_header(data: bytes, max_pixels: int) -> Header:
     """Read the header of a file that Pillow opens."""
     with open_with_pillow(data, max_pixels) as file:
-        deep = _deep_png(data) or _deep_pnm(data)
+        deep = deep_png_samples(data) or _deep_pnm(data)
         gray = deep in (1, 2) if deep else file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
         orientation = file_orientation(file)
         height, width = upright_size((file.height, file.width), orientation)
@@ -71,28 +75,52 @@ def _dtype_of(mode: str) -> str:
 
 def pixels_of(data: bytes, file: "PillowImage", reading: Reading) -> Pixels:
     """Return the pixels of an open image as they are stored, [H, W, C]; transparency is composited."""
-    if _deep_png(data):
+    if deep_png_samples(data):
         if file.tell():
             raise UndecodableImage("an animated PNG of 16 bits, of which only the first frame can be read")
-        return _decode_deep_png(data, file.info.get("transparency"), reading)
+        return decode_deep_png(data, file.info.get("transparency"), reading)
     if _deep_pnm(data):
         return _decode_deep_pnm(data)
     mode = file.mode
     if mode.startswith("I;16"):
-        return np.array(file).astype(np.uint16)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip).astype(np.uint16)[:, :, None])
     if mode == "I":
-        return np.array(file).astype(np.uint32)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip).astype(np.uint32)[:, :, None])
     if mode == "F":
-        return np.array(file)[:, :, None]
+        return _strips(file, lambda strip: np.array(strip)[:, :, None])
     gray = mode in ("1", "L", "LA")
     if file.has_transparency_data:
         if file.format == "PNG" and mode == "L" and data[24] < 8:  # Pillow scales the pixels, but not this value
             file.info["transparency"] *= 255 // ((1 << data[24]) - 1)
-        colors = np.array(file.convert("LA" if gray else "RGBA"))
-        return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
-    # np.array, not np.asarray: torch warns about Pillow's read-only memory
-    pixels = np.array(file.convert("L" if gray else "RGB"))
-    return pixels[:, :, None] if gray else pixels
+
+        def composited(strip: "PillowImage") -> Pixels:
+            colors = np.array(strip.convert("LA" if gray else "RGBA"))
+            return over_background(colors[:, :, :-1], colors[:, :, -1:], reading)
+
+        return _strips(file, composited)
+
+    def opaque(strip: "PillowImage") -> Pixels:
+        # np.array, not np.asarray: torch warns about Pillow's read-only memory
+        pixels = np.array(strip.convert("L" if gray else "RGB"))
+        return pixels[:, :, None] if gray else pixels
+
+    return _strips(file, opaque)
+
+
+def _strips(file: "PillowImage", convert: "Callable[[PillowImage], Pixels]") -> Pixels:
+    """Convert an image a few rows at a time: of the whole Pillow would make several copies on the way."""
+    rows = max(1, STRIP // file.width)
+    if file.height <= rows:
+        return convert(file)
+    parts = ((top, min(top + rows, file.height)) for top in range(0, file.height, rows))
+    result: Pixels | None = None
+    for top, bottom in parts:
+        pixels = convert(file.crop((0, top, file.width, bottom)))
+        if result is None:
+            result = np.empty((file.height, *pixels.shape[1:]), pixels.dtype)
+        result[top:bottom] = pixels
+    assert result is not None
+    return result
 
 
 @contextmanager
@@ -110,6 +138,7 @@ def open_with_pillow(data: bytes, max_pixels: int = RGB.max_pixels) -> "Iterator
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=pillow_formats()) as file:
                 check_pixels(file.height, file.width, max_pixels)
+                check_memory(file.height, file.width, COPIES.get(file.format or "", 4), max_pixels)
                 yield file
     except UndecodableImage:
         raise
@@ -135,27 +164,6 @@ def _unknown(data: bytes) -> str:
             needed = f"a {name} file, which needs a further package: pip install 'hardpatch[{extra}]'"
             return f"broken or truncated {name} file" if has_extra(name) else needed
     return f"not a {KNOWN} file"
-
-
-def _deep_png(data: bytes) -> int:
-    """Return the samples per pixel of a PNG of 16 bits, 0 for any other file; of these Pillow has gray only."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:25] != b"\x10":
-        return 0
-    return {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
-
-
-def _decode_deep_png(data: bytes, transparent: int | tuple[int, ...] | None, reading: Reading) -> Pixels:
-    import torch
-    from torchvision.io import ImageReadMode, decode_png  # type: ignore[import-untyped]
-
-    planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
-    pixels = planes.transpose(1, 2, 0)
-    if pixels.shape[2] in (2, 4):
-        return over_background(pixels[:, :, :-1], pixels[:, :, -1:], reading)
-    if transparent is not None:
-        opaque = (pixels != np.array(transparent)).any(2, keepdims=True)
-        return over_background(pixels, opaque * np.uint16(65535), reading)
-    return pixels
 
 
 def _deep_pnm(data: bytes) -> int:

@@ -1,6 +1,6 @@
 """Reading of image files as pixels: channels, type, range, pages; one for every verb that uses a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601)."""
 DTYPES = ("uint8", "uint16", "int16", "uint32", "float32")
 """Types in which pixels are kept until they are on the device."""
+
+STRIP = 1 << 22
+"""Values that are converted at a time."""
 
 Pixels = npt.NDArray[Any]
 """Pixels ``[H, W, C]`` of one of :data:`DTYPES`."""
@@ -142,7 +145,11 @@ def arranged(pixels: Pixels, reading: Reading) -> Pixels:
 
     Raises UndecodableImage if the channels are others.
     """
-    return np.ascontiguousarray(_with_dtype(_with_channels(pixels, reading.channels), reading))
+    if pixels.dtype == reading.dtype and pixels.shape[2] == reading.channels:
+        return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(
+        in_strips(lambda rows: _with_dtype(_with_channels(rows, reading.channels), reading), pixels)
+    )
 
 
 def _with_channels(pixels: Pixels, channels: int | tuple[int, ...]) -> Pixels:
@@ -168,3 +175,22 @@ def _with_dtype(pixels: Pixels, reading: Reading) -> Pixels:
         return pixels
     low, high = type_range(pixels.dtype)
     return from_unit(((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32), reading)
+
+
+def in_strips(convert: Callable[..., Pixels], *images: Pixels) -> Pixels:
+    """Convert images ``[H, W, C]`` of one size a few rows at a time, so that what is made on the way stays small.
+
+    Args:
+        convert: makes the rows of one image from the same rows of all, each pixel from itself alone.
+        images: are converted.
+    """
+    height = len(images[0])
+    rows = max(1, STRIP // max(1, images[0][:1].size))
+    if height <= rows:
+        return convert(*images)
+    first = convert(*(image[:rows] for image in images))
+    result = np.empty((height, *first.shape[1:]), first.dtype)
+    result[:rows] = first
+    for start in range(rows, height, rows):
+        result[start : start + rows] = convert(*(image[start : start + rows] for image in images))
+    return result

@@ -199,7 +199,12 @@ class _Writer:
             return
         if self._file is None:
             # JPEGs do not compress, and statistics of bytes have no use
-            options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            options = {
+                "compression": "none",
+                "use_dictionary": False,
+                "write_statistics": False,
+                "write_page_checksum": True,
+            }
             self._file = pq.ParquetWriter(self.folder / f"images-{self.shards:05d}.parquet", self.schema, **options)
             self.shards += 1
         self._file.write_table(pa.Table.from_pylist(self._rows, schema=self.schema), row_group_size=GROUP_ROWS)

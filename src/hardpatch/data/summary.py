@@ -7,6 +7,7 @@ from hardpatch.data.bands import as_read
 from hardpatch.data.columns import Columns
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.sources import OpenedSource, open_images
+from hardpatch.printable import printable
 
 log = logging.getLogger("hardpatch")
 
@@ -28,4 +29,4 @@ def summarize(source: OpenedSource) -> str:
         parts.append(f"{len(source.classes)} classes")
     elif source.unlabeled:
         parts.append(f"no labels ({source.unlabeled})")
-    return ", ".join([*parts, *source.notes, *(f"left out {entry}" for entry in source.skipped)])
+    return printable(", ".join([*parts, *source.notes, *(f"left out {entry}" for entry in source.skipped)]))

@@ -14,10 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from hardpatch.data.header import Header, check_pixels, chosen_page, finite, kept_type, over_background, stacked
+from hardpatch.data.header import (
+    Header,
+    check_memory,
+    check_pixels,
+    chosen_page,
+    finite,
+    kept_type,
+    over_background,
+    stacked,
+)
 from hardpatch.data.orientation import TAG, file_orientation, upright, upright_size
 from hardpatch.data.pillow import open_with_pillow, pixels_of
-from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged
+from hardpatch.data.reading import Pixels, Reading, UndecodableImage, arranged, in_strips
 
 WHITE_IS_ZERO, RGB_COLORS, PALETTE, CMYK, YCBCR, CIELAB = 0, 2, 3, 5, 6, 8
 """Photometric interpretations."""
@@ -44,6 +53,7 @@ def decode_tiff(data: bytes, reading: Reading, page: int | None = None) -> Pixel
         pages = _pages(data, file)
         planes = _planes(file, pages)
         if planes > 1 and page is None and reading.pages == "channels":
+            _check_size(file.pages[pages[0]], reading.max_pixels, planes)
             pixels = stacked(_page(data, file, pages, k, reading) for k in range(planes))
         else:
             pixels = _page(data, file, pages, chosen_page(planes, page, reading), reading)
@@ -55,7 +65,7 @@ def tiff_header(data: bytes, max_pixels: int) -> Header:
     with _opened(data) as file:
         pages = _pages(data, file)
         first = file.pages[pages[0]]
-        check_pixels(first.imagelength, first.imagewidth, max_pixels)
+        _check_size(first, max_pixels)
         turned = _orientation(first)
         height, width = upright_size((first.imagelength, first.imagewidth), turned)
         alpha = _alpha(first)
@@ -63,6 +73,13 @@ def tiff_header(data: bytes, max_pixels: int) -> Header:
         samples = 3 if colored else first.samplesperpixel - alpha
         dtype = kept_type(np.dtype(first.dtype)) if first.dtype is not None and first.bitspersample > 1 else "uint8"
         return Header(height, width, samples, dtype, "TIFF", _planes(file, pages), turned, bool(alpha))
+
+
+def _check_size(page: Any, max_pixels: int, planes: int = 1) -> None:
+    """Refuse a page, or so many like it, of too many pixels or bytes."""
+    check_pixels(page.imagelength, page.imagewidth, max_pixels)
+    value = max(1, page.bitspersample // 8)
+    check_memory(page.imagelength, page.imagewidth, planes * page.samplesperpixel * value, max_pixels)
 
 
 @contextmanager
@@ -124,7 +141,7 @@ def _page(data: bytes, file: Any, pages: list[int], number: int, reading: Readin
     """Decode a page upright: [H, W, C], transparency composited."""
     index = pages[number] if number < len(pages) else pages[0]
     page = file.pages[index]
-    check_pixels(page.imagelength, page.imagewidth, reading.max_pixels)
+    _check_size(page, reading.max_pixels)
     if number < len(pages) and _for_pillow(page):
         return upright(_with_pillow(data, index, reading), _orientation(page))
     values = _decoded(page) if number < len(pages) else _plane(data, file, page, number)
@@ -176,7 +193,7 @@ def _interpreted(pixels: Pixels, page: Any, reading: Reading) -> Pixels:
     if photometric == WHITE_IS_ZERO and pixels.dtype.kind == "u":
         pixels = most - pixels
     if page.bitspersample < 8:
-        pixels = (pixels.astype(np.uint16) * 255 // most).astype(np.uint8)
+        pixels = in_strips(lambda strip: (strip.astype(np.uint16) * 255 // most).astype(np.uint8), pixels)
     pixels = pixels.astype(kept_type(pixels.dtype), copy=not pixels.flags.writeable)
     if NODATA in page.tags and page.bitspersample > 8:
         pixels = _without_nodata(pixels, str(page.tags[NODATA].value))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hardpatch.data.names import class_name
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import NO_BOX, REPEATED, around_rotated, box_around, rotated_boxes, with_area
 from hardpatch.detect.fields import flag, number, plural, refusal, unused_fields, whole_number
@@ -33,7 +34,12 @@ def read_coco(path: str | os.PathLike[str]) -> AnnotationSet:
     images = _images(content, path)
     reader = _ObjectReader(str(path), categories)
     for index, entry in enumerate(content["annotations"]):
-        reader.read(entry, index, images)
+        try:
+            reader.read(entry, index, images)
+        except RecursionError:
+            raise UserError(
+                f"{path}: annotations[{index}]: lists nested too deeply; expected a box and polygons"
+            ) from None
     return AnnotationSet(
         str(path), categories, list(images.values()), reader.left_out, "COCO JSON", tuple(reader.notes())
     )
@@ -66,7 +72,7 @@ def _categories(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
             raise refusal(subject, "name", "a text", name)
         if number_ in categories:
             raise UserError(f"{path}: two categories have the id {number_}: {categories[number_]!r} and {name!r}")
-        categories[number_] = str(name)
+        categories[number_] = class_name(str(name))
     return dict(sorted(categories.items()))
 
 
@@ -150,7 +156,8 @@ class _ObjectReader:
         if box is None:
             self.left_out[NO_BOX] += 1
             return
-        area = box[2] * box[3] if entry.get("area") is None else number(entry["area"])
+        # the product of a negative side is no area, and the box is left out for its side
+        area = max(0.0, box[2] * box[3]) if entry.get("area") is None else number(entry["area"])
         if area is None or area < 0:
             raise refusal(subject, "area", "a number of pixels", entry["area"])
         crowd = flag(entry.get("iscrowd"))
@@ -247,7 +254,9 @@ class _ObjectReader:
 
 def _numbers(polygon: list[Any], subject: str) -> list[float]:
     """Return a polygon as numbers; most are already."""
-    if all(type(value) is float or type(value) is int for value in polygon) and number(sum(polygon)) is not None:
+    if all(type(value) is float or type(value) is int for value in polygon) and None not in map(
+        number, (sum(polygon), min(polygon), max(polygon))
+    ):
         return polygon
     values = [number(value) for value in polygon]
     if None in values:

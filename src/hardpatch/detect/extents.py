@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.fields import plural, refusal, whole_number
-from hardpatch.detect.masks import run_lengths
+from hardpatch.detect.masks import MOST_PIXELS, compressed, overlong, run_lengths
 from hardpatch.errors import UserError
 
 NO_BOX = "without a box"
 NO_EXTENT = "without width or height"
 OUTSIDE = "outside their image"
 REPEATED = "repeated"
+OVERLONG = "with polygons more than a million pixels long or away"
 OF_BAD_IMAGES = "of images that cannot be used"
-REASONS = (NO_BOX, NO_EXTENT, OUTSIDE, REPEATED, OF_BAD_IMAGES)
+REASONS = (NO_BOX, NO_EXTENT, OUTSIDE, REPEATED, OVERLONG, OF_BAD_IMAGES)
 """Reasons for which objects are left out."""
 
 Size = tuple[int, int]
@@ -43,7 +44,7 @@ def place(annotations: AnnotationSet, sizes: Mapping[str, Size]) -> AnnotationSe
         sized = replace(image, height=height, width=width, objects=[])
         for raw in image.objects:
             obj = _in_pixels(raw, width, height) if annotations.relative else raw
-            reason = _no_extent(obj, width, height)
+            reason = _no_extent(obj, width, height) or (OVERLONG if overlong(obj.segmentation) else "")
             if reason:
                 left_out[reason] += 1
                 continue
@@ -133,7 +134,9 @@ def _cut(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
     if min(left, top) >= -1 and right <= width + 1 and bottom <= height + 1:
         return obj
     left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
-    return obj._replace(box=(left, top, right - left, bottom - top))
+    # an area of numbers so large that their product is none is that of what is left
+    area = obj.area if math.isfinite(obj.area) else (right - left) * (bottom - top)
+    return obj._replace(box=(left, top, right - left, bottom - top), area=area)
 
 
 def _apart(obj: AnnotatedObject) -> bool:
@@ -152,7 +155,7 @@ def _with_checked_mask(obj: AnnotatedObject, image: AnnotatedImage, path: str) -
     """
     encoded = obj.segmentation
     if not isinstance(encoded, dict):
-        return obj
+        return obj  # polygons, whose numbers their reader has checked
     subject, shape = f"{path}: {obj.name}", [image.height, image.width]
     size = encoded["size"]
     plain = [whole_number(side) for side in size] if isinstance(size, list) and len(size) == 2 else None
@@ -160,12 +163,16 @@ def _with_checked_mask(obj: AnnotatedObject, image: AnnotatedImage, path: str) -
         raise refusal(subject, "segmentation.size", "[height, width]", size)
     if plain != shape:
         raise UserError(f"{subject}: its mask has {plain} pixels, image {image.id} has {shape}")
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise refusal(subject, "segmentation.size", f"a mask of at most {MOST_PIXELS:,} pixels", size)
     lengths = run_lengths(encoded["counts"])
     if lengths is None or sum(lengths) != shape[0] * shape[1]:
         expected = f"run lengths of {shape[0]} x {shape[1]} = {shape[0] * shape[1]} pixels"
         raise refusal(subject, "segmentation.counts", expected, encoded["counts"])
-    has_pixels = any(lengths[1::2])
-    return obj._replace(segmentation={"counts": encoded["counts"], "size": shape} if has_pixels else None)
+    if not any(lengths[1::2]):
+        return obj._replace(segmentation=None)
+    counts = lengths if isinstance(encoded["counts"], list) else compressed(lengths)
+    return obj._replace(segmentation={"counts": counts, "size": shape})
 
 
 def rotated_boxes(count: int) -> str:

@@ -19,6 +19,8 @@ def refusal(subject: str, field: str, expected: str, value: Any) -> UserError:
         text = json.dumps(value)
     except (TypeError, ValueError):
         text = repr(value)
+    except RecursionError:
+        text = "values nested too deeply"
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return UserError(f"{subject}: {field}: expected {expected}, got {text}")
 

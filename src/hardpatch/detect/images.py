@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardpatch.data.decode import decode, read_header
+from hardpatch.data.folders import read_file
 from hardpatch.data.orientation import upright_size
 from hardpatch.data.reading import RGB, Reading, UndecodableImage
 from hardpatch.detect.annotations import AnnotatedImage
@@ -31,10 +32,8 @@ def _load(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Readin
     """Return the pixels of :func:`read_image`, and the content of the file."""
     path = Path(folder) / image.file
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         pixels = decode(data, reading)
-    except OSError as error:
-        raise UndecodableImage(f"{path}: {error.strerror}") from None
     except UndecodableImage as error:
         raise UndecodableImage(f"{path}: {error}") from None
     size = (pixels.shape[0], pixels.shape[1])

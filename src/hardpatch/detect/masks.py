@@ -12,6 +12,12 @@ from hardpatch.choices import MasksName
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.errors import UserError
 
+MOST_PIXELS = (1 << 31) - 1
+"""Pixels of a mask that run lengths may have: pycocotools counts them in 32 bits."""
+LONGEST = 1_000_000
+"""Length of a polygon in pixels. pycocotools writes down every fifth of a pixel of it, unchecked, and its numbers run
+over at 400 million, which ends the process."""
+
 
 def mask_tools() -> Any:
     """Return the module ``pycocotools.mask``.
@@ -64,6 +70,8 @@ def _decompressed(text: str) -> list[int]:
     lengths: list[int] = []
     value = shift = 0
     for character in text.encode("ascii"):
+        if shift > 60:  # longer than any number of 64 bits
+            return [-1]
         group = character - 48
         value |= (group & 31) << shift
         shift += 5
@@ -74,6 +82,38 @@ def _decompressed(text: str) -> list[int]:
         lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
         value = shift = 0
     return lengths if not shift else [-1]
+
+
+def compressed(lengths: list[int]) -> str:
+    """Encode checked run lengths as COCO's text.
+
+    Another text may mean the same here and something else to pycocotools, whose numbers run over.
+    """
+    text = bytearray()
+    for k, length in enumerate(lengths):
+        value = length - lengths[k - 2] if k > 2 else length
+        while True:
+            group, value = value & 31, value >> 5
+            more = value != (-1 if group & 16 else 0)
+            text.append(48 + (group | 32 * more))
+            if not more:
+                break
+    return text.decode("ascii")
+
+
+def overlong(segmentation: Any) -> bool:
+    """Return True for polygons of which one is longer than :data:`LONGEST`, or as far away from the image."""
+    return isinstance(segmentation, list) and any(map(_overlong, segmentation))
+
+
+def _overlong(polygon: list[float]) -> bool:
+    reach = max(max(polygon), -min(polygon))
+    if reach > LONGEST:
+        return True
+    if len(polygon) * reach <= LONGEST:  # as nearly always
+        return False
+    corners = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return bool(np.abs(corners - np.roll(corners, 1, axis=0)).max(1).sum() > LONGEST)
 
 
 def box_polygon(box: tuple[float, float, float, float]) -> list[list[float]]:

@@ -123,6 +123,7 @@ def average_precision(
 
     precision: Precision = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth, results = _numbered(ground_truth, results)
         for kind in kinds:
             truth = COCO()
             truth.dataset = ground_truth if kind == "box" else _with_all_masks(ground_truth)
@@ -141,6 +142,25 @@ def average_precision(
             values = evaluation.stats[: len(METRICS)].tolist()
             precision[kind] = {name: None if ap < 0 else ap for name, ap in zip(METRICS, values, strict=True)}
     return precision
+
+
+def _numbered(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return both with images and categories numbered from 1.
+
+    pycocotools sorts their ids with NumPy, which makes text of text among numbers, and floats of large numbers.
+    """
+    lists = {"image_id": ground_truth["images"], "category_id": ground_truth["categories"]}
+    numbers = {key: {entry["id"]: k for k, entry in enumerate(entries, 1)} for key, entries in lists.items()}
+
+    def numbered(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, **{key: ids[entry[key]] for key, ids in numbers.items()}}
+
+    images, categories = ([{**entry, "id": k} for k, entry in enumerate(part, 1)] for part in lists.values())
+    annotations = [numbered(annotation) for annotation in ground_truth["annotations"]]
+    truth = {**ground_truth, "images": images, "categories": categories, "annotations": annotations}
+    return truth, [numbered(result) for result in results]
 
 
 def _with_all_masks(ground_truth: Mapping[str, Any]) -> dict[str, Any]:

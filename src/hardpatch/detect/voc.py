@@ -10,6 +10,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from hardpatch.data.folders import list_images
+from hardpatch.data.names import class_name
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import NO_BOX, around_rotated, box_around, rotated_boxes, with_area
 from hardpatch.detect.fields import flag, number, plural, refusal, unused_fields, visible, whole_number
@@ -124,10 +125,17 @@ def _listed(path: Path) -> list[Path]:
 def _read(file: Path, images: Sequence[str], found: _Counts) -> _File:
     """Read an XML file, given the images with its stem."""
     try:
-        root = ElementTree.parse(file).getroot()
+        data = file.read_bytes()
+        if b"<!ENTITY" in data:  # which may stand for gigabytes of text
+            raise UserError(
+                f"{file}: expected Pascal VOC annotations, got XML with entities of its own; remove <!ENTITY"
+            )
+        root = ElementTree.fromstring(data)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ElementTree.ParseError, ValueError) as error:
+    except UserError:
+        raise
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{file}: expected Pascal VOC annotations as XML: {error}") from None
     if root.tag != "annotation":
         way_out = "; in CVAT, export Pascal VOC or COCO" if root.tag == "annotations" else ""
@@ -162,7 +170,7 @@ def _size(root: ElementTree.Element, file: Path) -> tuple[int, int]:
 
 def _read_object(element: ElementTree.Element, subject: str, found: _Counts) -> _Object | None:
     """Read an object; None if it has neither a box nor a polygon."""
-    name = (element.findtext("name") or "").strip()
+    name = class_name((element.findtext("name") or "").strip())
     if not name:
         raise refusal(subject, "name", "the name of a class", None)
     written = [_polygon(polygon, subject) for polygon in element.findall("polygon")]

@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hardpatch.data.folders import list_images
+from hardpatch.data.names import class_name
 from hardpatch.detect.annotations import AnnotatedImage, AnnotatedObject, AnnotationSet
 from hardpatch.detect.extents import REPEATED, box_around
 from hardpatch.detect.fields import number, plural, refusal, unused_fields, visible, whole_number
@@ -143,7 +144,7 @@ def _names(file: Path) -> tuple[list[str], int]:
         raise UserError(f"{file}: expected names of classes as UTF-8 text") from None
     keypoints = 0
     if file.suffix not in (".yaml", ".yml"):
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [class_name(line.strip()) for line in text.splitlines() if line.strip()]
     else:
         content = parse_yaml(text, str(file))
         content = content if isinstance(content, dict) else {}
@@ -173,7 +174,10 @@ def _yaml_names(names: Any, file: Path) -> list[str]:
         names = [by_number[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise refusal(str(file), "names", "a list of class names, as YOLO's data.yaml has it", names)
-    return [str(name) for name in names]
+    odd = [name for name in names if isinstance(name, list | dict)]
+    if odd:  # aliases within them can stand for gigabytes of text
+        raise UserError(f"{file}: names: expected texts, got a {type(odd[0]).__name__}")
+    return [class_name(str(name)) for name in names]
 
 
 def _objects(file: Path, names: Sequence[str], keypoints: int, found: Counter[str]) -> list[AnnotatedObject]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
 from hardpatch import __version__
 from hardpatch.data.reading import read_reading
@@ -27,6 +26,7 @@ from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
 from hardpatch.train.result import RESULT
+from hardpatch.weights import check_normalization, described, fitted, stored_tensors
 
 PROBE = "probe.safetensors"
 """File of a run folder: the classifier that the run begins with."""
@@ -57,21 +57,25 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     metadata = (checkpoint.read_metadata(file) if file.suffix == ".safetensors" else None) or {}
     if metadata.get("kind") != KIND:
         raise UserError(f"RUN: expected a network of hardpatch finetune, {file} is of another kind")
-    state = load_file(file)
-    weights = checkpoint.with_prefix(state, "teacher.") or checkpoint.with_prefix(state, "student.")
-    size = (metadata["image_size"][0], metadata["image_size"][1])
-    model = Classifier(
-        build_encoder(metadata["encoder"]),
-        len(metadata["classes"]),
-        mean=metadata["mean"],
-        std=metadata["std"],
-        reading=read_reading(metadata),
-        drop_path=metadata["finetune"]["drop_path"],
-        frozen=metadata["finetune"].get("frozen", False),
-        pool=metadata["finetune"].get("pool", "mean"),
-    )
-    model.load_state_dict(weights)
-    return LoadedClassifier(model.eval(), tuple(metadata["classes"]), size)
+    averaged = any(name.startswith("teacher.") for name in stored_tensors(file))
+
+    def build() -> Classifier:
+        check_normalization(metadata)
+        return Classifier(
+            build_encoder(metadata["encoder"]),
+            len(metadata["classes"]),
+            mean=metadata["mean"],
+            std=metadata["std"],
+            reading=read_reading(metadata),
+            drop_path=metadata["finetune"]["drop_path"],
+            frozen=metadata["finetune"].get("frozen", False),
+            pool=metadata["finetune"].get("pool", "mean"),
+        )
+
+    model = fitted(build, file, metadata, "teacher." if averaged else "student.")
+    with described(file):
+        size = (int(metadata["image_size"][0]), int(metadata["image_size"][1]))
+        return LoadedClassifier(model.eval(), tuple(map(str, metadata["classes"])), size)
 
 
 def keeps_probe(folder: Path) -> bool:

@@ -4,7 +4,6 @@ The architecture in a timm or DINO file is inferred from its tensors. Learned po
 ones: those of the patches become the encoder's ``positions``, that of the class token is added to the class token.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import absorb_class_position, build_encoder, encoder_settings, mlp_ratio
+from hardpatch.weights import check_finite, check_normalization, described, parse_metadata
 
 EXPORTED = "hardpatch_export"
 """Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
@@ -103,13 +103,15 @@ def _read_backbone(file: Path, weights: Literal["student", "teacher"], drop_path
     if read_metadata(file) is not None:
         return _from_model(load(file, weights), drop_path)
     state = load_file(file) if file.suffix == ".safetensors" else read_reference(file, weights)
+    check_finite(state, file)
     if any(key.endswith("decoder_embed.weight") for key in state):
         return _from_model(from_reference(state, heads=heads), drop_path)
     metadata = _exported_metadata(file)
     if heads is not None:
         metadata["heads"] = heads
     state = _timm_names(state, file)
-    settings = _settings(state, metadata, file)
+    with described(file):
+        settings = _settings(state, metadata, file)
     try:
         encoder = build_encoder(settings | {"drop_path": drop_path})
     except ValueError as error:
@@ -129,9 +131,11 @@ def _read_backbone(file: Path, weights: Literal["student", "teacher"], drop_path
             f"unknown {problems.unexpected_keys[:3]}"
         )
     other = None if encoder.channels == 3 else [0.5] * encoder.channels
-    mean, std = metadata.get("mean", other or IMAGENET_MEAN), metadata.get("std", other or IMAGENET_STD)
-    own = metadata.get("reading")
-    reading = Reading(encoder.channels) if own is None else Reading.from_dict(own)
+    with described(file):
+        mean, std = metadata.get("mean", other or IMAGENET_MEAN), metadata.get("std", other or IMAGENET_STD)
+        check_normalization({"mean": mean, "std": std})
+        own = metadata.get("reading")
+        reading = Reading(encoder.channels) if own is None else Reading.from_dict(own)
     return Backbone(encoder, tuple(mean), tuple(std), reading)
 
 
@@ -214,4 +218,4 @@ def _exported_metadata(file: Path) -> dict[str, Any]:
     if file.suffix != ".safetensors":
         return {}
     with safe_open(file, "pt") as content:
-        return json.loads((content.metadata() or {}).get(EXPORTED, "{}"))
+        return parse_metadata((content.metadata() or {}).get(EXPORTED, "{}"), file)

@@ -19,6 +19,7 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
+from hardpatch.weights import check_finite, check_normalization, described, fitted, stored_tensors
 
 
 class TrainingMasks(NamedTuple):
@@ -65,19 +66,28 @@ def load(
         if weights == "random":
             raise UserError(f"--weights random: {path} does not say how it was initialized; use a run of hardpatch")
         state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
+        check_finite(state, path)
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
-        settings = read_settings(metadata, path)
-        model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"], read_reading(metadata))
-        if weights != "random":
-            state = checkpoint.with_prefix(load_file(path), f"{weights}.")
-            if not state:
-                raise UserError(f"weights: expected those of the student, {path} has no others; got {weights!r}")
-            if weights == "teacher":
-                for name in model.host.reconstruction_only:
-                    setattr(model.host, name, None)
-            model.load_state_dict(state)
+        model = _of_run(path, metadata, weights)
     return model.requires_grad_(False).eval().to(device)
+
+
+def _of_run(path: Path, metadata: dict[str, Any], weights: WeightsName) -> HPM:
+    """Build the model that metadata describes, and load its weights."""
+    prefix = "teacher." if weights == "teacher" else "student."
+    if not any(name.startswith(prefix) for name in stored_tensors(path)):
+        raise UserError(f"weights: expected those of the student, {path} has no others; got {weights!r}")
+
+    def build() -> HPM:
+        check_normalization(metadata)
+        settings, reading = read_settings(metadata, path), read_reading(metadata)
+        model = initial_model(settings, metadata["mean"], metadata["std"], metadata["outputs"], reading)
+        for name in model.host.reconstruction_only if weights == "teacher" else ():
+            setattr(model.host, name, None)
+        return model
+
+    return fitted(build, path, metadata, prefix, load=weights != "random")
 
 
 def load_pair(
@@ -137,7 +147,10 @@ def training_step(path: Path) -> dict[str, int]:
 
 def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
     """Return the configuration in the metadata of a weights file, whichever version wrote it."""
-    return config.build(upgrade(metadata["config"], str(path)))
+    with described(path):
+        if not isinstance(metadata["config"], dict):
+            raise TypeError(f"config: expected sections of settings, got {str(metadata['config'])[:40]}")
+        return config.build(upgrade(metadata["config"], str(path)))
 
 
 def weights_file(run: str | Path) -> Path:

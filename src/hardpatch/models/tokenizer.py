@@ -5,7 +5,6 @@ own images (:mod:`hardpatch.pretrain.tokenizer`). Both are discrete variational 
 2.1).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from hardpatch.errors import UserError
 from hardpatch.models.dalle import DalleTokenizer
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.pickles import load_pickle
+from hardpatch.weights import check_finite, check_sizes, parse_metadata
 
 FILE = "tokenizer.safetensors"
 """Name of the file in a folder of ``hardpatch tokenizer``."""
@@ -56,7 +56,10 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Dall
     tokenizer: DalleTokenizer | DiscreteVAE
     try:
         if metadata.get("kind") == KIND:
-            tokenizer = DiscreteVAE(**{name: metadata[name] for name in ("patch_size", "vocabulary", "width")})
+            check_sizes(metadata, {name: ("", list(value.shape)) for name, value in state.items()})
+            settings = {name: metadata[name] for name in ("patch_size", "vocabulary", "width")}
+            with torch.device("meta"):  # a wrong number takes no memory
+                tokenizer = DiscreteVAE(**settings)
         elif metadata or not {"blocks.input.w", "blocks.output.conv.w"} <= state.keys():
             raise UserError(
                 f"method.tokenizer: {path} is no tokenizer; expected a file of hardpatch tokenizer, or the state dict "
@@ -66,7 +69,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Dall
             blocks = sum(name.startswith("blocks.group_1.") and name.endswith(".conv_1.w") for name in state)
             width, vocabulary = state["blocks.input.w"].shape[0], state["blocks.output.conv.w"].shape[0]
             tokenizer = DalleTokenizer(width, vocabulary, blocks)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"method.tokenizer: {path} does not describe a tokenizer: {error}") from None
@@ -78,6 +81,9 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Dall
                 f"method.tokenizer: {path} does not fit: {name} should be {expected.get(name, 'absent')} "
                 f"and is {shapes.get(name, 'absent')}"
             )
+    check_finite(state, path, "method.tokenizer")
+    if isinstance(tokenizer, DiscreteVAE):
+        tokenizer = DiscreteVAE(**settings)
     tokenizer.load_state_dict(state)
     return tokenizer.requires_grad_(False).eval().to(device)
 
@@ -89,9 +95,9 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+                metadata = parse_metadata((file.metadata() or {}).get(METADATA, "{}"), path, "method.tokenizer")
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"method.tokenizer: {path} is not a readable safetensors file: {error}") from None
     state = load_pickle(path, "method.tokenizer")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import nn
 
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.models.block import NORM_EPS
+from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.supervised_teacher import SupervisedTeacher
 from hardpatch.train import checkpoint
+from hardpatch.weights import check_normalization, described, fitted, stored_tensors
 
 NAME = "hardpatch"
 """The value of ``method.frozen``."""
@@ -36,16 +37,23 @@ def supervised_teacher(weights: str | None, grid: tuple[int, int], channels: int
     metadata = (checkpoint.read_metadata(file) if file.is_file() and file.suffix == ".safetensors" else None) or {}
     if metadata.get("kind") != "classifier":
         raise UserError(f"{argument}: expected a run folder of hardpatch finetune, got {weights}")
-    encoder = build_encoder(metadata["encoder"])
+    averaged = any(name.startswith("teacher.") for name in stored_tensors(file, argument))
+    prefix = "teacher." if averaged else "student."
+
+    def build() -> Encoder:
+        check_normalization(metadata)
+        encoder = build_encoder(metadata["encoder"])
+        encoder.norm = nn.Identity()  # type: ignore[assignment]  # the classifier has its norm after pooling
+        return encoder
+
+    encoder = fitted(build, file, metadata, f"{prefix}encoder.", argument=argument)
     if (encoder.grid, encoder.channels) != (grid, channels):
         raise UserError(
             f"{argument}: expected {grid[0]}x{grid[1]} patches of {channels} channels, as the student has, got "
             f"{encoder.grid[0]}x{encoder.grid[1]} of {encoder.channels}; fine-tune at the student's --image_size"
         )
-    state = load_file(file)
-    network = checkpoint.with_prefix(state, "teacher.") or checkpoint.with_prefix(state, "student.")
-    encoder.norm = nn.Identity()  # type: ignore[assignment]  # the classifier has its norm after pooling
-    encoder.load_state_dict(checkpoint.with_prefix(network, "encoder."))
-    norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
-    norm.load_state_dict(checkpoint.with_prefix(network, "fc_norm."))
-    return SupervisedTeacher(encoder, norm, metadata["mean"], metadata["std"], read_reading(metadata))
+    norm = fitted(
+        lambda: nn.LayerNorm(encoder.width, eps=NORM_EPS), file, metadata, f"{prefix}fc_norm.", argument=argument
+    )
+    with described(file, argument):
+        return SupervisedTeacher(encoder, norm, metadata["mean"], metadata["std"], read_reading(metadata))

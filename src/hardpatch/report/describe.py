@@ -7,6 +7,7 @@ from torch import Tensor
 from hardpatch.interchange.load import load, read_metadata, read_settings, weights_file
 from hardpatch.pretrain import config
 from hardpatch.train.metrics import read_metrics
+from hardpatch.weights import described
 
 
 def describe(run: str | Path) -> str:
@@ -32,12 +33,13 @@ def describe(run: str | Path) -> str:
         "loss predictor": "yes" if model.has_predictor else "no (the plain host)",
     }
     if metadata is not None:
-        epochs = metadata["step"] * metadata["config"]["batch_size"] / metadata["images"]
-        state = "done" if metadata["step"] == metadata["steps"] else "not finished"
-        lines["trained"] = (
-            f"{metadata['step']} of {metadata['steps']} steps ({state}), "
-            f"{epochs:.2f} epochs of {metadata['images']} images"
-        )
+        with described(path):
+            epochs = metadata["step"] * metadata["config"]["batch_size"] / metadata["images"]
+            state = "done" if metadata["step"] == metadata["steps"] else "not finished"
+            lines["trained"] = (
+                f"{metadata['step']} of {metadata['steps']} steps ({state}), "
+                f"{epochs:.2f} epochs of {metadata['images']} images"
+            )
     folder = Path(run)
     metrics = read_metrics(folder / "metrics.jsonl") if folder.is_dir() else []
     if metrics:

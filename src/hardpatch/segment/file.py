@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from hardpatch import __version__
 from hardpatch.data.reading import read_reading
@@ -18,6 +19,7 @@ from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from hardpatch.models.transfer import train_positions, trains_positions
 from hardpatch.segment.measure import Inference
 from hardpatch.segment.model import UperNet
+from hardpatch.weights import check_normalization, described, fitted, parse_metadata
 
 FILE = "segmenter.safetensors"
 METADATA = "hardpatch_segmenter"
@@ -88,9 +90,15 @@ def load_segmenter(path: str | Path, *, device: str | torch.device = "cpu") -> S
         raise UserError(f"{file} is not a segmenter: {error}") from None
     if text is None:
         raise UserError(f"{file} is not a segmenter; expected a file that hardpatch segment wrote")
-    metadata = json.loads(text)
-    model = rebuild(metadata)
-    model.load_state_dict(load_file(file))
-    values = metadata["inference"]
-    inference = Inference(values["short_side"], values["mode"], tuple(values["window"]), tuple(values["stride"]))
-    return Segmenter(model.requires_grad_(False).eval().to(device), tuple(metadata["classes"]), inference)
+    metadata = parse_metadata(text, file)
+    model = fitted(partial(_rebuilt, metadata), file, metadata)
+    with described(file):
+        values = metadata["inference"]
+        inference = Inference(values["short_side"], values["mode"], tuple(values["window"]), tuple(values["stride"]))
+        classes = tuple(map(str, metadata["classes"]))
+    return Segmenter(model.requires_grad_(False).eval().to(device), classes, inference)
+
+
+def _rebuilt(metadata: Mapping[str, Any]) -> UperNet:
+    check_normalization(metadata)
+    return rebuild(metadata)

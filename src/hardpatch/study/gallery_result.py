@@ -11,6 +11,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, write_text_atomically
 from hardpatch.measure.difficulty import OF_PREDICTION, ImageScore, Predict
 from hardpatch.measure.score import mean
+from hardpatch.printable import printable
 from hardpatch.study.gallery_picture import GalleryTuple, gallery_page, two_decimals
 from hardpatch.train.result import write_result
 
@@ -245,7 +246,7 @@ def _readme(result: GalleryResult, pictures: Sequence[str]) -> str:
         chosen += "\n".join(f"- {' '.join(line.split())}" for line in result.bad)
     return README.format(
         name=figure.name,
-        command=shlex.join(["hardpatch", "study", *gallery.arguments]),
+        command=printable(shlex.join(["hardpatch", "study", *gallery.arguments])),
         panels="\n".join(f"- **{title}**: {content}" for title, content in panels),
         note="" if result.has_predictor else f" {NO_PREDICTED_LOSS}",
         chosen=chosen,

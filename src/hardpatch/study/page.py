@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hardpatch import __version__
 from hardpatch.files import write_text_atomically
+from hardpatch.printable import printable
 from hardpatch.study.plan import Study
 from hardpatch.study.rows import Table, names, order
 from hardpatch.study.scales import SCALES
@@ -42,7 +43,7 @@ def write_page(study: Study, results: Sequence[tuple[Table, Sequence[RowResult]]
     scale = SCALES[study.scale]
     facts = PAGE.format(
         scale=study.scale,
-        command=study.command,
+        command=printable(study.command),
         version=__version__,
         about=scale.about,
         seeds=study.seeds,

@@ -21,6 +21,7 @@ from hardpatch.files import atomic_path
 from hardpatch.pickles import save_tensors
 from hardpatch.processes import on_first
 from hardpatch.train.sharding import divided_as, load_whole, whole
+from hardpatch.weights import parse_metadata
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 MEMORY = "memory/"
@@ -133,7 +134,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"RUN: {path} is not a safetensors file: {error}") from None
-    return json.loads(metadata["hardpatch"]) if "hardpatch" in metadata else None
+    return parse_metadata(metadata["hardpatch"], path) if "hardpatch" in metadata else None
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from hardpatch import __version__
 from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
+from hardpatch.printable import printable
 from hardpatch.yaml_text import read_settings
 
 
@@ -94,6 +95,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
     except OSError as error:
         raise UserError(f"--out: expected a folder that can be written, got {folder}: {error.strerror}") from None
     # config.yaml comes last: a folder that has one has the others too.
-    write_text_atomically(folder / "README.md", readme.format(command=command, folder=folder))
+    shown = printable(command)
+    write_text_atomically(folder / "README.md", readme.format(command=shown, folder=printable(str(folder))))
     write_text_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-    write_text_atomically(folder / "config.yaml", f"# hardpatch {__version__}: {command}\n{settings}")
+    write_text_atomically(folder / "config.yaml", f"# hardpatch {__version__}: {shown}\n{settings}")
