@@ -49,7 +49,7 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
 @pytest.fixture(scope="module")
 def alone(runs: Mapping[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    pretrain_all(runs, folder, "ddp")
+    pretrain_all(runs, folder, "ddp", progress=Silent())
     return folder
 
 

@@ -168,10 +168,9 @@ def mask_rcnn(
     """
     patch = encoder.patch_size
     check_sizes(patch, image_size)
-    strides = [patch // 4, patch // 2, patch, 2 * patch]
-    grid = (image_size // patch,) * 2 if relative_positions else None
+    strides, grid = [patch // 4, patch // 2, patch, 2 * patch], (image_size // patch,) * 2
     sizes: dict[str, Any] = {"channels": channels, "window": window, "global_blocks": global_blocks}
-    backbone = ViTDet(encoder, **sizes, relative_grid=grid, autocast=autocast)
+    backbone = ViTDet(encoder, **sizes, relative_grid=grid if relative_positions else None, autocast=autocast)
     model = (MaskRCNN if masks else FasterRCNN)(
         backbone,
         rpn_anchor_generator=AnchorGenerator([(anchor_scale * k,) for k in [*strides, 4 * patch]], [ASPECTS] * 5),
