@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hardpatch.figures import FAINT, INK, LINES
+from hardpatch.files import atomic_path
 
 PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
@@ -90,7 +91,8 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
         if len(dict(PANELS)[title]) > 1:
             axes.legend(fontsize=8, framealpha=1, edgecolor="none", labelcolor=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial)
     return path
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hardpatch.errors import UserError
+from hardpatch.files import os_error
 
 
 def load_pickle(path: Path, argument: str) -> Any:
@@ -55,8 +57,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """Write a safetensors file that has the permissions of any new file.
 
     Without this the library would make it readable by its owner only.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise os_error(error, path) from None
     path.chmod(mode)

@@ -1,10 +1,12 @@
 """Text for terminals that may be gone, and file names as text, which need not be valid UTF-8 or of one line."""
 
-import errno
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -37,14 +39,58 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line while work goes on, to stdout or stderr; a terminal or reader that is gone does not end the work."""
+    """Print a line while work goes on, to stdout or stderr; a reader that is gone does not end the work."""
+    stream = sys.stderr if error else sys.stdout
+    print(text, file=stream if isinstance(stream, Output) else Output(stream), flush=True)
+
+
+class Output:
+    """Output stream that may fail without an error: a terminal that was closed, a reader that is gone, a full disk.
+
+    Args:
+        stream: stdout or stderr; None if it was closed before the program began.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self.error: OSError | None = None
+        """the first error"""
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with self._may_fail():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        with self._may_fail():
+            self.stream.flush()
+
+    @contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            with suppress(OSError, ValueError, AttributeError):  # all that follows, the buffer too, goes nowhere
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lasting_output() -> Iterator[Output]:
+    """Let no failed write to stdout or stderr end the work of the block. Yields stdout."""
+    before = sys.stdout, sys.stderr
+    out, err = (stream if isinstance(stream, Output) else Output(stream) for stream in before)
+    sys.stdout, sys.stderr = out, err
     try:
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
-    except OSError as reason:
-        if reason.errno not in (errno.EPIPE, errno.EIO):
-            raise
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - all that follows is written to it
-        if error:
-            sys.stderr = nowhere
-        else:
-            sys.stdout = nowhere
+        yield out
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before

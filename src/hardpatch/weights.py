@@ -81,6 +81,19 @@ def fitted(
             NaN or infinity.
     """
     tensors = stored_tensors(path, argument)
+    with safe_open(path, "pt") as file:  # once open it can be read, also if a running training removes it meanwhile
+        return _fitted(build, path, metadata, prefix, tensors, argument, file if load else None)
+
+
+def _fitted(
+    build: Callable[[], M],
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    prefix: str,
+    tensors: dict[str, tuple[str, list[int]]],
+    argument: str,
+    file: Any,
+) -> M:
     with described(path, argument):
         check_sizes(metadata, tensors)
         with torch.device("meta"):
@@ -89,9 +102,8 @@ def fitted(
     check_tensors(empty.state_dict(), own, path, argument)
     with described(path, argument):
         model = build()
-    if load:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(f"{prefix}{name}") for name in own}
+    if file is not None:
+        state = {name: file.get_tensor(f"{prefix}{name}") for name in own}
         check_finite(state, path, argument)
         model.load_state_dict(state)
     return model

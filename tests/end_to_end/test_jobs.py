@@ -230,7 +230,7 @@ def test_divergence_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_stops(
     name: str, number: signal.Signals, jobs: dict[str, Job], data: Path, tmp_path: Path
 ) -> None:
@@ -251,25 +251,6 @@ def test_a_signal_while_logging_saves_and_stops_after_the_next_step(
     result = jobs[name](tmp_path / "run", data, progress=WhileLogging())
     assert result.signal == signal.SIGTERM
     assert newest(tmp_path / "run").name == "step_00000004"
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_saves_and_training_goes_on(
-    name: str, number: signal.Signals, jobs: dict[str, Job], data: Path, tmp_path: Path
-) -> None:
-    saved = []
-
-    class Signal(At):
-        def advance(self) -> None:
-            super().advance()
-            if self.steps == 4:
-                saved.append(newest(tmp_path / "run").name)
-
-    result = jobs[name](tmp_path / "run", data, progress=Signal(3, lambda: os.kill(os.getpid(), number)))
-    assert result.signal == 0
-    assert saved == ["step_00000003"]
-    assert newest(tmp_path / "run").name == f"step_{STEPS:08d}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -309,17 +290,12 @@ def test_a_signal_to_the_whole_process_group_saves(workers: str, tmp_path: Path)
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGHUP)  # the terminal goes away: it saves and goes on
-        while checkpoint.newest(out) is None:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGTERM)
+        for _ in range(2):  # `timeout` sends it twice
+            os.killpg(process.pid, signal.SIGTERM)
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "nothing is lost" in printed
-    assert len(checkpoint.checkpoints(out / "checkpoints")) == 2
+    assert len(checkpoint.checkpoints(out / "checkpoints")) == 1
 
 
 def test_a_dead_terminal_does_not_end_a_run(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
+import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hardpatch.errors import UserError
 from hardpatch.methods.teacher import Teacher
@@ -95,3 +99,52 @@ def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     path = Run(steps=1).save(tmp_path / "checkpoints", 1)
     for file in path.iterdir():
         assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    path = Run(steps=1).save(tmp_path, 1)
+    for file, name, wrong in (
+        (checkpoint.WEIGHTS, "student.host.encoder.norm.weight", torch.zeros(3)),
+        (checkpoint.WEIGHTS, "student.host.encoder.norm.weight", torch.zeros(32, dtype=torch.float16)),
+        (checkpoint.TRAINING, "host.encoder.norm.weight/exp_avg", torch.zeros(3)),
+        (checkpoint.TRAINING, "other.weight/exp_avg", torch.zeros(3)),
+    ):
+        run = Run(steps=1)
+        path = run.save(tmp_path, 1)
+        metadata = checkpoint.read_metadata(path / file)
+        save_file(load_file(path / file) | {name: wrong}, path / file, {"hardpatch": json.dumps(metadata)})
+        part = name.removeprefix("student.").partition("/")[0]
+        with pytest.raises(UserError, match=rf"^--resume: .*step_00000001 does not fit the run: .*{part}.*delete"):
+            checkpoint.restore(path, student=run.student, teacher=run.teacher.network, optimizer=run.optimizer)
+
+
+def test_a_checkpoint_after_the_step_of_the_run_is_set_aside(tmp_path: Path) -> None:
+    run = Run(steps=1)
+    for step in (2, 4, 8):
+        run.save(tmp_path, step, keep=9)
+    run.save(tmp_path, 5, keep=2)  # resumed from step 4, since 8 is damaged
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        *("damaged_step_00000008", "step_00000004", "step_00000005")
+    ]
+
+
+@pytest.mark.parametrize("killed", ["os.replace", "shutil.rmtree"])
+def test_a_kill_while_an_old_checkpoint_is_removed(
+    killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(steps=1)
+    run.save(tmp_path, 1, keep=1)
+    original = os.replace if killed == "os.replace" else shutil.rmtree
+
+    def stop(path: Path, *arguments: Any, **options: Any) -> None:
+        if "step_00000001" in Path(path).name and ".partial" not in Path(path).name:
+            raise KeyboardInterrupt
+        original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(killed, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(tmp_path, 2, keep=1)
+    assert all(path.name in ("step_00000001", "step_00000002") for path in checkpoint.checkpoints(tmp_path))
+    run.save(tmp_path, 3, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]

@@ -1,5 +1,7 @@
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from hardpatch.train.metrics import MetricsLog, read_metrics
 
@@ -41,3 +43,23 @@ def test_a_row_includes_the_evaluation_after_its_step(tmp_path: Path) -> None:
         log = MetricsLog(tmp_path, step)
         log.close()
         assert log.evaluated == evaluated
+
+
+def test_broken_lines_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n\xff\n[3]\n{"loss": 1.0}\n{"step": 4, "loss": 1.5}\n{"st'
+    )
+    assert [row["step"] for row in read_metrics(file)] == [1, 4]
+
+
+def test_tensorboard_reads_the_curves_of_a_resumed_run(tmp_path: Path) -> None:
+    for step, losses in ((0, (4.0, 3.0, 2.0)), (2, (1.0,))):
+        log = MetricsLog(tmp_path, step)
+        for number, loss in enumerate(losses, step + 1):
+            log.write({"step": number, "loss": loss})
+        log.close()
+    accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss")] == [(1, 4.0), (2, 3.0), (3, 1.0)]

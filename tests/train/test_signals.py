@@ -7,44 +7,59 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardpatch.train.signals import SAVING, STOPPING, Requests, requests_by_signal
+from hardpatch.train import signals
+from hardpatch.train.signals import STOPPING, Requests, requests_by_signal
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Ordinary handlers to begin with, since a process in the background ignores SIGINT."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (*STOPPING, *SAVING)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOPPING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
+def test_the_signals() -> None:
+    names = {signal.Signals(number).name for number in STOPPING}
+    assert names == {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT"}
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_first_signal_requests_a_stop_and_a_second_one_interrupts(
-    number: int, capfd: pytest.CaptureFixture[str]
+    number: int, second: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(signals, "REPEATED", 0.0)
     with requests_by_signal() as requests:
-        assert requests == Requests(0, False)
+        assert requests == Requests(0)
         os.kill(os.getpid(), number)
-        assert requests == Requests(number, False)
+        assert requests == Requests(number)
         assert capfd.readouterr().err == "\nstopping after this step, with a checkpoint\n"
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), second)
 
 
-@pytest.mark.parametrize("number", SAVING)
-def test_a_checkpoint_can_be_requested_more_than_once(number: int) -> None:
+def test_one_signal_may_arrive_twice() -> None:
+    """`timeout` sends its signal to its child, then to the process group of both."""
     with requests_by_signal() as requests:
-        for _ in range(2):
-            os.kill(os.getpid(), number)
-            assert requests == Requests(0, True)
-            requests.save = False
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert requests == Requests(signal.SIGTERM)
+
+
+def test_a_hangup_stays_ignored_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with requests_by_signal() as requests:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert requests == Requests(0)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_handlers_are_restored() -> None:
     with pytest.raises(RuntimeError, match="a failed step"), requests_by_signal():
         raise RuntimeError("a failed step")
-    for number in (*STOPPING, *SAVING):
+    for number in STOPPING:
         assert signal.getsignal(number) is signal.default_int_handler
 
 

@@ -13,7 +13,8 @@ from importlib import import_module
 
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError, did_you_mean
-from hardpatch.printable import printable
+from hardpatch.files import UNWRITABLE, reason_of
+from hardpatch.printable import lasting_output, printable
 from hardpatch.processes import launched
 
 USAGE = """\
@@ -75,11 +76,26 @@ DISTRIBUTED = ("pretrain", "finetune", "segment", "detect", "tokenizer", "knn", 
 """Verbs that can run in several processes."""
 
 
+TRAINING = ("pretrain", "tokenizer", "finetune", "segment", "detect", "study", "evaluate")
+"""Verbs whose results are files: they are done, although what they print is lost."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and terminals of few characters
+    with lasting_output() as out:
+        if isinstance(out.stream, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")  # names that are no text, and terminals of few characters
+        code = _run(arguments)
+        out.flush()
+        lost = out.error
+        if code or lost is None or lost.errno in (errno.EPIPE, errno.EIO):  # nobody reads any more
+            return code
+        print(f"hardpatch: cannot write to stdout: {reason_of(lost)}", file=sys.stderr)
+        return 0 if arguments and arguments[0] in TRAINING else 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -102,11 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(verb, error)
         return 1
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in UNWRITABLE or not error.filename:
             raise
-        # The reader of the output or the terminal is gone. All work is done before anything is printed.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it when it ends
-        return 0
+        reason = f"cannot write {error.filename}: {reason_of(error)}"
+        complain(verb, OSError(f"{reason}; make room there, then run it again"))
+        return 1
     except KeyboardInterrupt:
         return 130
 

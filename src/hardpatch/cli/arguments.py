@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hardpatch.errors import UserError, shown
+from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
 from hardpatch.printable import say
 from hardpatch.ranges import OPTIONS, Range, check_text
@@ -190,11 +191,15 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
+    text = json.dumps(content, indent=2, default=str) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        if path.is_file() or not path.exists():
+            write_text_atomically(path, text)
+        else:  # a device or a pipe
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--json: cannot write {path}: {error.strerror}") from None
+        raise UserError(f"--json: cannot write {path}: {reason_of(error)}") from None
 
 
 def json_argument(parser: Parser) -> None:

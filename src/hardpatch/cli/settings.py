@@ -14,7 +14,9 @@ from hardpatch.train.settings import LoopSettings
 GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
     "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
-    "log and checkpoints": ("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
+    "log and checkpoints": (
+        *("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "keep_every"),
+    ),
 }
 """Settings that have their own group in the help; all others affect what is learned."""
 ALIASES = {"probe_only": ("--probe_only", "--probe-only")}

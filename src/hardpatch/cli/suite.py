@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hardpatch.cli.arguments import Parser, column_arguments, write_json
-from hardpatch.errors import UserError
+from hardpatch.files import write_text_atomically
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -19,16 +20,21 @@ def evaluate(arguments: list[str]) -> int:
     column_arguments(parser)
     options = parser.parse_args(arguments)
 
-    from hardpatch.cli import main
     from hardpatch.study import suite as suites
+    from hardpatch.train.lock import locked
 
     columns = {"image_column": options.image_column, "label_column": options.label_column}
     suite = suites.read_suite(options.suite, columns)
     out: Path = options.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from None
+    with locked(out):
+        return _measure(options, suite, out)
+
+
+def _measure(options: Any, suite: Any, out: Path) -> int:
+    """Make the measurements that are not done; returns the exit code."""
+    from hardpatch.cli import main
+    from hardpatch.study import suite as suites
+
     results: list[tuple[suites.Measurement, dict[str, float] | str]] = []
     for measurement in suite:
         trains, folder = measurement.trains, out / measurement.key
@@ -44,7 +50,7 @@ def evaluate(arguments: list[str]) -> int:
         else:
             results.append((measurement, "see the error message on the terminal"))
         table = suites.markdown(options.run, results)
-        (out / "table.md").write_text(table, encoding="utf-8")
+        write_text_atomically(out / "table.md", table)
         values = {"run": options.run, "results": [{"name": m.name, "verb": m.verb, "result": r} for m, r in results]}
         write_json(out / "table.json", values)
     if options.json is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hardpatch.errors import UserError
+from hardpatch.files import optional_file, write_text_atomically
 from hardpatch.printable import printable
 from hardpatch.processes import is_first
 
@@ -56,6 +57,10 @@ class BadFiles:
         self._file = file
         if file.is_file():
             self._earlier = set(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+        if file.is_symlink() and is_first():  # what it points to is not written
+            text = "".join(f"{entry}\n" for entry in sorted(self._earlier))
+            with optional_file(file):
+                write_text_atomically(file, text)
 
     def update(self, bad: Iterable[str]) -> None:
         """Add the `bad` files of a batch. Raises UserError once they are more than the allowed share of the source."""
@@ -65,8 +70,7 @@ class BadFiles:
                 self._log(f"cannot {self.verb} {entry}")
                 self._count_class(entry)
                 if self._file is not None and entry not in self._earlier and is_first():
-                    with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                        file.write(f"{entry}\n")
+                    self._note(self._file, entry)
         # Files of earlier calls may have been repaired, so they do not count for the limit.
         count = len(self._entries)
         if count > self.max_bad_fraction * self.total:
@@ -75,6 +79,11 @@ class BadFiles:
                 f"cannot be {self.verb}d and at most {self.max_bad_fraction:.2%} may be; the last: "
                 f"{'; '.join([*self._entries][-3:])}; raise {self.option} to allow more"
             )
+
+    @staticmethod
+    def _note(path: Path, entry: str) -> None:
+        with optional_file(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"{entry}\n")
 
     def _count_class(self, entry: str) -> None:
         """Say so if the class of this file has no other image left."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from hardpatch.data.current_file import in_loader, reading_file
 from hardpatch.data.header import Header, check_pixels
 from hardpatch.data.jpeg2000 import decode_jpeg2000, is_jpeg2000, jpeg2000_header
 from hardpatch.data.orientation import jpeg_orientation, upright, upright_size
@@ -24,6 +25,8 @@ T = TypeVar("T")
 @contextmanager
 def named_errors(name: Callable[[int], str], i: int) -> Iterator[None]:
     """Put the name of image `i` in front of the reason of an UndecodableImage that the block raises."""
+    if in_loader():
+        reading_file(name(i))
     try:
         yield
     except UndecodableImage as error:

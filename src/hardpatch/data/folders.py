@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.current_file import reading_file
 from hardpatch.data.decode import decode, named_errors
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LeftOut
@@ -67,6 +68,7 @@ class FileSource:
     def encoded(self, i: int) -> bytes:
         """Read the file of image i."""
         name = self.name(i)
+        reading_file(name)
         try:
             return read_file(name)
         except UndecodableImage as error:

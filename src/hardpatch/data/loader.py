@@ -7,21 +7,27 @@ ranks: a sample depends only on (seed, epoch, index).
 import atexit
 import math
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hardpatch.data.augment import EvalTransform, MultiCropTransform, TrainTransform
 from hardpatch.data.bad_files import nothing_decodable
 from hardpatch.data.batch import Batch
+from hardpatch.data.current_file import names_of, shared_names, write_names_to
 from hardpatch.data.datasets import CropDataset, EvaluationDataset, MultiCropDataset
 from hardpatch.data.limits import check_channels
 from hardpatch.data.order import EvaluationOrder, TrainingOrder, images_per_batch
 from hardpatch.data.sources import Source
-from hardpatch.errors import UserError
+from hardpatch.errors import TrainingError, UserError
+from hardpatch.printable import printable
 
 PREFETCH_BYTES = 2 << 30
 """Memory for the batches that all workers prepare ahead."""
@@ -29,6 +35,10 @@ MAX_PREFETCH = 4
 """Batches that a worker prepares ahead at most: enough to even out slow files."""
 
 T = TypeVar("T")
+
+
+class WorkerDiedError(TrainingError):
+    """Error for a loader process that was killed or crashed; the message names the file that it was reading."""
 
 
 def train_batches(
@@ -114,29 +124,73 @@ def batch_loader(
         pin_memory: load into pinned memory, for copies to a GPU.
         prefetch: batches that each worker prepares ahead.
     """
+    names = shared_names(workers)
     return _Loader(
         dataset,
+        names=names,
         sampler=order,
         batch_size=None,  # the dataset makes whole batches
         collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=partial(_begin_worker, names),
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
     )
 
 
 class _Loader(DataLoader[T]):
-    """A loader whose workers end with Python, also where the loading was not closed.
+    """A loader whose workers end with Python, also where the loading was not closed, and whose dead workers are named.
 
     Python's own way is one SIGTERM at exit, which workers take for one that is meant for the main process.
+
+    Args:
+        names: files that the workers read, of :func:`~hardpatch.data.current_file.shared_names`.
     """
 
+    def __init__(self, *arguments: Any, names: Tensor, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._names = names
+
     def __iter__(self) -> Any:
+        main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+        before = signal.getsignal(signal.SIGCHLD) if main else None
         iterator = super().__iter__()
-        if self.num_workers:
-            _running.add(iterator)
-        return iterator
+        if not self.num_workers:
+            return iterator
+        if main and signal.getsignal(signal.SIGCHLD) is not before:
+            # torch's handler raises in the middle of a training step; a dead worker is found at the next batch, too
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+        _running.add(iterator)
+        return self._batches(iterator)
+
+    def _batches(self, iterator: Any) -> Iterator[T]:
+        """Yield the batches of torch's iterator.
+
+        Raises WorkerDiedError, with the file that a dead worker was reading.
+        """
+        try:
+            yield from iterator
+        except (RuntimeError, OSError, EOFError):
+            time.sleep(0.1)  # until the process can be waited for
+            codes = [worker.exitcode for worker in iterator._workers]
+            dead = [number for number, code in enumerate(codes) if code]
+            if not dead:
+                raise
+            files = ", ".join(map(printable, names_of(self._names, dead))) or "its first file"
+            code = codes[dead[0]]
+            raise WorkerDiedError(
+                f"a process that decodes images ended ({_cause(code)}); it was reading {files}; look at that file, and "
+                "take fewer --workers if memory was short"
+            ) from None
+
+
+def _cause(code: int) -> str:
+    """Return why a process ended, by its exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    reasons = {"SIGKILL": ": killed, maybe since memory ran out", "SIGBUS": ": shared memory, /dev/shm, is full"}
+    return f"{name}{reasons.get(name, '')}"
 
 
 _running: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -152,13 +206,18 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _begin_worker(names: Tensor, worker: int) -> None:
+    write_names_to(names, worker)
+    _leave_signals_to_the_main_process()
+
+
+def _leave_signals_to_the_main_process() -> None:
     """Ignore signals that reach the whole process group, so that the main process can finish its step and save.
 
     A terminal sends SIGINT and SIGHUP that way; `timeout`, systemd and Slurm send SIGTERM and SIGUSR1. The second
     SIGTERM ends a worker, so that a loader can get rid of one that hangs.
     """
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -18,7 +18,7 @@ from hardpatch.data.loader import batch_loader
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path
+from hardpatch.files import atomic_path, reason_of
 from hardpatch.printable import printable
 
 QUALITY = 95
@@ -75,7 +75,7 @@ def shrink(
             if not written:
                 raise nothing_decodable(len(source), bad)
     except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
+        raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None
     return written, bad
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hardpatch.data.current_file import reading_file
 from hardpatch.data.decode import decode, read_header
 from hardpatch.data.folders import read_file
 from hardpatch.data.orientation import upright_size
@@ -31,6 +32,7 @@ def read_image(image: AnnotatedImage, folder: str | os.PathLike[str], reading: R
 def _load(image: AnnotatedImage, folder: str | os.PathLike[str], reading: Reading) -> tuple[Image, bytes]:
     """Return the pixels of :func:`read_image`, and the content of the file."""
     path = Path(folder) / image.file
+    reading_file(str(path))
     try:
         data = read_file(path)
         pixels = decode(data, reading)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from hardpatch.curves import training_curves
 from hardpatch.data.bands import refuse_bands
@@ -37,8 +37,9 @@ from hardpatch.detect.settings import (
 from hardpatch.detect.trainer import KIND, DetectJob, build, check_encoder
 from hardpatch.detect.verdict import typical_box, verdict
 from hardpatch.errors import UserError
-from hardpatch.files import write_text_atomically
+from hardpatch.files import atomic_path, optional_file, write_text_atomically
 from hardpatch.interchange.backbone import Backbone, load_backbone
+from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
@@ -50,6 +51,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
+from hardpatch.train.run_folder import claimed, resume_point
 from hardpatch.train.settings import changed, too_short
 
 log = logging.getLogger("hardpatch")
@@ -182,14 +184,15 @@ def detect(
         earlier={"least_steps": None},
     )
     check(labeled.settings)
-    return launch_of(labeled.settings, _detect, labeled, list(arguments), progress=progress or Silent())
+    with claimed(labeled.folder, resume=resume):
+        return launch_of(labeled.settings, _detect, labeled, list(arguments), progress=progress or Silent())
 
 
 def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progress: Progress) -> DetectResult:
     started = time.monotonic()
     folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
     fabric = start_fabric_of(settings)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     if newest is None:
         backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
     else:
@@ -279,10 +282,13 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         typical_box_AP=typical,
         **precision,
     )
-    curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
-    sheet = folder / "pictures" / "detections.png"
-    detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(sheet)
-    return DetectResult(folder, saved, job.step, job.total, precision, detections, (curves, sheet), result=result)
+    pictures: tuple[Path, ...] = ()
+    with optional_file(folder / "pictures"):
+        curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
+        with atomic_path(sheet := folder / "pictures" / "detections.png") as partial:
+            detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(partial)
+        pictures = curves, sheet
+    return DetectResult(folder, saved, job.step, job.total, precision, detections, pictures, result=result)
 
 
 def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detector:
@@ -295,10 +301,13 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
     Raises:
         UserError: if the folder has no checkpoint of a detector.
     """
-    newest = checkpoint.newest(Path(run))
-    if newest is None:
+    if checkpoint.newest(Path(run)) is None:
         raise UserError(f"RUN: expected a folder made by hardpatch detect, got {run}")
-    metadata = _metadata(newest)
+    return read_newest(run, lambda file: _load_detector(file, device))
+
+
+def _load_detector(file: Path, device: str | torch.device) -> Detector:
+    metadata, tensors = _metadata(file.parent), load_file(file)
     names = {f.name for f in fields(DetectSettings)}
     values = BEFORE | {name: value for name, value in metadata["detect"].items() if name in names}
     if values.get("steps"):  # an earlier version saved epochs beside them, which it did not use
@@ -306,8 +315,7 @@ def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detect
     settings = changed(DetectSettings(), values)
     categories = {int(number): name for number, name in metadata["categories"]}
     model = build(_backbone(metadata), settings, len(categories), masks=metadata.get("masks", True)).to(device)
-    state: dict[str, Tensor] = checkpoint.with_prefix(load_file(newest / checkpoint.WEIGHTS), "student.")
-    model.load_state_dict(state)
+    model.load_state_dict(checkpoint.with_prefix(tensors, "student."))
     return Detector(model.eval(), categories, settings.image_size)
 
 

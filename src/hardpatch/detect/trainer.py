@@ -171,7 +171,12 @@ class DetectJob:
             "images": self.images,
         }
         self.cadence = Cadence(
-            self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
+            self.total,
+            run.log_every,
+            run.checkpoint_minutes,
+            run.checkpoint_steps,
+            run.val_steps(self.images),
+            keep_every=run.keep_every,
         )
         self.bad_files, self.bad_val = (
             BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction", verb="use")
@@ -266,11 +271,12 @@ class DetectJob:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        self.state.save(self.folder, self.step, self.metadata)
+        run = self.run
+        self.state.save(self.folder, self.step, self.metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Go back to a checkpoint of this run, to the bit."""
-        self.step = self.state.restore(saved)
+        self.step = self.state.restore(saved, to_dict(self.run), "detect")
 
 
 def groups(model: Any, run: DetectSettings) -> list[dict[str, Any]]:

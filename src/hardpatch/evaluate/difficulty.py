@@ -16,8 +16,8 @@ from hardpatch.interchange.load import (
     load_pair,
     load_target,
     read_metadata,
+    read_newest,
     training_masks,
-    weights_file,
 )
 from hardpatch.measure import score as scoring
 from hardpatch.measure.difficulty import Predict
@@ -57,7 +57,7 @@ def load_models(
     Raises:
         UserError: if they cannot be loaded, or an argument does not go with the run.
     """
-    reference = read_metadata(weights_file(run)) is None
+    reference = read_newest(run, read_metadata) is None
     if normalize_pixels and not reference:
         raise UserError(f"--normalize_pixels: expected a reference checkpoint, {run} says itself; leave it out")
     student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels)

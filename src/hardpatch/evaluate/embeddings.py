@@ -10,7 +10,7 @@ from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path
+from hardpatch.files import atomic_path, reason_of
 from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform
 from hardpatch.methods.hpm import HPM
@@ -79,5 +79,5 @@ def write_embeddings(
                 if progress is not None:
                     progress(written + len(bad), len(source))
     except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
+        raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None
     return EmbedResult(written, bad)

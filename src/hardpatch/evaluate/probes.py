@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -12,13 +13,14 @@ from hardpatch.choices import WeightsName
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Paths
-from hardpatch.interchange.load import load, training_step, weights_file
+from hardpatch.interchange.load import load, read_newest, training_step
 from hardpatch.measure import linear as linear_probes
 from hardpatch.measure.distributed import process_group, process_rank
 from hardpatch.measure.features import Pool
 from hardpatch.measure.knn import KnnResult, knn_accuracy
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.measure.linear import LinearResult
+from hardpatch.methods.hpm import HPM
 from hardpatch.paths import user_path
 from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
@@ -165,13 +167,13 @@ def frozen_accuracy(
     """
     started = time.monotonic()
     results: dict[str, Result] = {}
-    names: list[WeightsName] = [weights, "random"] if random_baseline else [weights]
-    # a run that goes on may write another file meanwhile
-    columns, folder, file = Columns(image_column, label_column), _cache_folder(run, cache), weights_file(run)
+    names = list[WeightsName]([weights, "random"] if random_baseline else [weights])
+    columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
     with process_group(use_device(device)) as used_device:
-        for name in names:
+        models, step = read_newest(run, partial(_load_models, names=names, device=used_device))
+        for name, model in models.items():
             features = labeled_features(
-                load(file, name, device=used_device),
+                model,
                 train,
                 val,
                 device=used_device,
@@ -186,7 +188,7 @@ def frozen_accuracy(
     if not results:
         return FrozenResult(None)
     result, random = results[weights], results["random"] if random_baseline else None
-    values = _values(verb, run, (train, val), features, time.monotonic() - started) | training_step(file)
+    values = _values(verb, run, (train, val), features, time.monotonic() - started) | step
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
     return FrozenResult(result, random, values)
 
@@ -194,6 +196,14 @@ def frozen_accuracy(
 def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the images that have a range."""
     return {name: options[name] for name in ("batch_size", "workers", "max_bad_fraction") if name in options}
+
+
+def _load_models(
+    file: Path, names: Sequence[WeightsName], device: torch.device
+) -> tuple[dict[WeightsName, HPM], dict[str, int]]:
+    """Load models and step of one file: a run that goes on may write another, and remove this one, meanwhile."""
+    step = training_step(file)
+    return {name: load(file, name, device=device) for name in names}, step
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:

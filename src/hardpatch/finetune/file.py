@@ -19,7 +19,7 @@ from hardpatch.finetune.scratch import random_encoder
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import KIND
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.load import weights_file
+from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import unshare_relative_bias
 from hardpatch.pickles import save_tensors
@@ -53,7 +53,10 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     Raises:
         UserError: if there is no such file, or it holds another kind of network.
     """
-    file = Path(path) / PROBE if keeps_probe(Path(path)) else weights_file(path)
+    return read_newest(Path(path) / PROBE if keeps_probe(Path(path)) else path, _load_classifier)
+
+
+def _load_classifier(file: Path) -> LoadedClassifier:
     metadata = (checkpoint.read_metadata(file) if file.suffix == ".safetensors" else None) or {}
     if metadata.get("kind") != KIND:
         raise UserError(f"RUN: expected a network of hardpatch finetune, {file} is of another kind")

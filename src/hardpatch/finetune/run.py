@@ -16,6 +16,7 @@ from hardpatch.data.sources import OpenedSource, Paths, Source, open_source
 from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
+from hardpatch.files import atomic_path, optional_file
 from hardpatch.finetune.file import PROBE, initial_classifier, load_classifier
 from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.probe import choose, hold_out_of, start_from_probe
@@ -34,7 +35,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
-from hardpatch.train.run_folder import read_values
+from hardpatch.train.run_folder import claimed, read_values, resume_point
 from hardpatch.train.settings import check_loop
 
 log = logging.getLogger("hardpatch")
@@ -196,7 +197,10 @@ def _launch(
     scratch: RunConfig | None = None,
 ) -> FinetuneResult:
     check_loop(folder_run.settings)
-    return launch_of(folder_run.settings, _train, verb, folder_run, arguments, scratch, progress=progress or Silent())
+    with claimed(folder_run.folder, resume=folder_run.resume):
+        return launch_of(
+            folder_run.settings, _train, verb, folder_run, arguments, scratch, progress=progress or Silent()
+        )
 
 
 def _train(
@@ -214,7 +218,7 @@ def _train(
     check(settings, len(train))
     classes, val_labels = align_labels(train, val)
     fabric = start_fabric_of(settings)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     # A resumed run does not read the encoder that it started from, which may be gone or trained further.
     if newest is not None:
         model = load_classifier(newest).model
@@ -305,9 +309,11 @@ def _finish(
         **(choice or {}),
         **report(evaluation, classes, best_top1, best_epoch),
     )
-    if rows:
-        training_curves(rows, folder / "pictures" / "curves.png")
-    confusion_figure(evaluation.confusion, classes).savefig(folder / "pictures" / "confusion.png")
+    with optional_file(folder / "pictures"):
+        if rows:
+            training_curves(rows, folder / "pictures" / "curves.png")
+        with atomic_path(folder / "pictures" / "confusion.png") as partial:
+            confusion_figure(evaluation.confusion, classes).savefig(partial)
     return FinetuneResult(
         folder,
         saved if choice is None or choice["kept"] == "fine-tuned" else folder / PROBE,

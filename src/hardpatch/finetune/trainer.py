@@ -97,7 +97,12 @@ class FinetuneJob:
             seed=run.seed,
         )
         self.cadence = Cadence(
-            self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
+            self.total,
+            run.log_every,
+            run.checkpoint_minutes,
+            run.checkpoint_steps,
+            run.val_steps(self.images),
+            keep_every=run.keep_every,
         )
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
         self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
@@ -208,7 +213,8 @@ class FinetuneJob:
             "steps": self.total,
             "images": self.images,
         }
-        self.state.save(self.folder, self.step, metadata)
+        run = self.run
+        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Go back to a checkpoint of this run, to the bit.
@@ -223,7 +229,7 @@ class FinetuneJob:
                 f"--train now has {self.images} of {len(self.classes)}, or classes of other names; restore the data "
                 "set, or start a new run with another --out"
             )
-        self.step = self.state.restore(saved)
+        self.step = self.state.restore(saved, to_dict(self.run), "finetune")
 
     def _dropped(self, images: Tensor, indices: Tensor) -> Tensor | None:
         return None if self.drop_patches is None else self.drop_patches(images, indices, self.step)

@@ -19,7 +19,7 @@ from hardpatch.choices import WeightsName
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
-from hardpatch.interchange.load import load, read_metadata, weights_file
+from hardpatch.interchange.load import load, read_metadata, read_newest
 from hardpatch.interchange.reference import default_heads, from_reference, read_reference
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.block import Block
@@ -88,7 +88,8 @@ def load_backbone(
     Raises:
         UserError: if there is nothing to load, the file has parts that the encoder lacks, or it could run code.
     """
-    backbone = _read_backbone(weights_file(path), "student" if weights == "random" else weights, drop_path, heads)
+    part: Literal["student", "teacher"] = "student" if weights == "random" else weights
+    backbone = read_newest(path, lambda file: _read_backbone(file, part, drop_path, heads))
     if weights == "random":
         settings = encoder_settings(backbone.encoder)
         if settings["positions"] == "learned":

@@ -15,7 +15,7 @@ from torch import Tensor
 from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path
+from hardpatch.files import atomic_path, reason_of
 from hardpatch.interchange import hugging_face_outputs, to_hugging_face
 from hardpatch.interchange.backbone import EXPORTED, Backbone, load_backbone
 from hardpatch.interchange.file_check import FileDifference, Outputs, compare_files, unchecked
@@ -289,4 +289,4 @@ def _new_path(out: Path) -> Iterator[Path]:
             yield temporary
             check_new(out)
     except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from None
+        raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None

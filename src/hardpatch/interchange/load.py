@@ -1,9 +1,11 @@
 """Load the model of a run folder or of a weights file."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hardpatch.choices import WeightsName
@@ -19,7 +21,13 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
+from hardpatch.train.manifest import MANIFEST, damage
 from hardpatch.weights import check_finite, check_normalization, described, fitted, stored_tensors
+
+T = TypeVar("T")
+
+RETRIES = 100
+"""Times that a file is looked for again which a running training has removed."""
 
 
 class TrainingMasks(NamedTuple):
@@ -60,7 +68,14 @@ def load(
         UserError: if there is nothing to load, the file is of another kind, or it could run code.
     """
     check_options(heads=heads, decoder_heads=decoder_heads)
-    path = weights_file(run)
+    return read_newest(
+        run, lambda path: _load(path, weights, heads, decoder_heads, normalize_pixels=normalize_pixels)
+    ).to(device)
+
+
+def _load(
+    path: Path, weights: WeightsName, heads: int | None, decoder_heads: int | None, *, normalize_pixels: bool
+) -> HPM:
     metadata = read_metadata(path)
     if metadata is None:
         if weights == "random":
@@ -70,7 +85,7 @@ def load(
         model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
     else:
         model = _of_run(path, metadata, weights)
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval()
 
 
 def _of_run(path: Path, metadata: dict[str, Any], weights: WeightsName) -> HPM:
@@ -98,11 +113,17 @@ def load_pair(
     Raises:
         UserError: as :func:`load`.
     """
-    student = load(run, device=device, normalize_pixels=normalize_pixels)
-    try:
-        return student, load(run, "teacher", device=device, normalize_pixels=normalize_pixels)
-    except UserError:
-        return student, student
+
+    def pair(path: Path) -> tuple[HPM, HPM]:
+        student = load(path, device=device, normalize_pixels=normalize_pixels)
+        try:
+            return student, load(path, "teacher", device=device, normalize_pixels=normalize_pixels)
+        except UserError:
+            if not path.exists():
+                raise
+            return student, student
+
+    return read_newest(run, pair)
 
 
 def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "cpu") -> Target | None:
@@ -116,11 +137,9 @@ def load_target(run: str | Path, teacher: HPM, *, device: str | torch.device = "
     Raises:
         UserError: if the target's network cannot be loaded.
     """
-    path = weights_file(run)
-    metadata = read_metadata(path)
-    if metadata is None:
+    settings = read_newest(run, _settings)
+    if settings is None:
         return None
-    settings = read_settings(metadata, path)
     if teacher.host.uses_teacher:
         return HostTargets(teacher.host)
     return target_of(settings, torch.device(device))[0]
@@ -131,12 +150,15 @@ def training_masks(run: str | Path) -> TrainingMasks:
 
     With ``fast.remember`` the difficulty was predicted for masked patches.
     """
-    path = weights_file(run)
-    metadata = read_metadata(path)
-    if metadata is None:
+    settings = read_newest(run, _settings)
+    if settings is None:
         return TrainingMasks(0.75, "whole")
-    settings = read_settings(metadata, path)
     return TrainingMasks(settings.method.mask_ratio, "masked" if settings.fast.remember else "whole")
+
+
+def _settings(path: Path) -> RunConfig | None:
+    metadata = read_metadata(path)
+    return None if metadata is None else read_settings(metadata, path)
 
 
 def training_step(path: Path) -> dict[str, int]:
@@ -153,6 +175,18 @@ def read_settings(metadata: dict[str, Any], path: Path) -> RunConfig:
         return config.build(upgrade(metadata["config"], str(path)))
 
 
+def read_newest(run: str | Path, read: Callable[[Path], T]) -> T:
+    """Return what ``read`` makes of :func:`weights_file`; again if a training removed that file meanwhile."""
+    for _ in range(RETRIES):
+        path = weights_file(run)
+        try:
+            return read(path)
+        except (UserError, OSError, SafetensorError, RuntimeError):  # the last one is torch's of a missing file
+            if path.exists() or path == Path(run):
+                raise
+    return read(weights_file(run))
+
+
 def weights_file(run: str | Path) -> Path:
     """Return the path of the weights file of a run folder or weights file.
 
@@ -162,14 +196,26 @@ def weights_file(run: str | Path) -> Path:
     path = user_path(run, "RUN")
     if path.is_dir():
         if (path / checkpoint.WEIGHTS).is_file():
-            return path / checkpoint.WEIGHTS
-        newest = checkpoint.newest(path)
+            return _whole(path / checkpoint.WEIGHTS)
+        newest = checkpoint.newest_whole(path, (checkpoint.WEIGHTS,))
         if newest is None:
             raise UserError(f"RUN: expected a run folder with checkpoints/ or a weights file, {path} has no checkpoint")
         return newest / checkpoint.WEIGHTS
     if not path.is_file():
         raise UserError(f"RUN: expected a run folder or a weights file, {path} does not exist")
-    return path
+    return _whole(path)
+
+
+def _whole(file: Path) -> Path:
+    """Return a weights file after comparing it with the manifest beside it, if there is one.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    reason = damage(file.parent, (file.name,)) if (file.parent / MANIFEST).is_file() else None
+    if reason is not None and file.exists():
+        raise UserError(f"RUN: {file.parent} is damaged ({reason}); take another checkpoint of the run")
+    return file
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ The metadata of a cache file describes its origin: the weights, the images, thei
 contains a digest of that description, so any change leads to another file and an outdated one is never read.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -62,8 +63,14 @@ class FeatureCache:
         return Features(**tensors, bad=bad) if metadata == description else None
 
     def write(self, description: dict[str, Any], features: Features) -> Path:
-        """Write features atomically. Returns the path of the file."""
+        """Write features atomically. Returns the path of the file.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
         path = self._path(description)
+        if self.folder.is_symlink():
+            raise OSError(errno.EPERM, "a symbolic link, which is not followed", str(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(features, name) for name in TENSORS}
         with atomic_path(path, concurrent=True) as partial:

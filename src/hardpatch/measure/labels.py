@@ -20,6 +20,7 @@ from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
+from hardpatch.files import reason_of
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.distributed import agree_on_cached, gather_features, process_rank
 from hardpatch.measure.features import Features, LabelMapping, Pool, ProgressCallback, align_labels, extract
@@ -195,5 +196,5 @@ def _read_or_extract(
         try:
             cache.write(description, features)
         except OSError as error:  # a run folder without write permission
-            log.warning("features are not cached: cannot write to %s: %s", cache.folder, error.strerror)
+            log.warning("features are not cached: cannot write to %s: %s", cache.folder, reason_of(error))
     return features

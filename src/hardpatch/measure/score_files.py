@@ -118,7 +118,8 @@ class ScoreFiles:
             if self.singles:
                 self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
                 figure = figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown)
-                figure.savefig(self.pictures[-1])
+                with atomic_path(self.pictures[-1]) as partial:
+                    figure.savefig(partial)
             if index in self._on_sheet:
                 self._sheet.append(row)
 

@@ -1,6 +1,6 @@
 """Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hardpatch.ranges import check_text
 from hardpatch.train import checkpoint
 from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
 
-__all__ = ["check_new", "check_resume", "configure", "read_config", "write"]
+__all__ = ["check_new", "check_resume", "configure", "read_config", "refuse_edited", "write"]
 
 FREE_TO_CHANGE = (
     *("train.", "knn.", "verdict.checks", "verdict.images"),
@@ -123,7 +123,7 @@ def check_resume(folder: Path, run: RunConfig) -> None:
     Raises:
         UserError: names every setting that differs, with both values.
     """
-    newest = checkpoint.newest(folder)
+    newest = checkpoint.newest_whole(folder, (checkpoint.WEIGHTS,))
     metadata = {} if newest is None else checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
     free = (*FREE_TO_CHANGE, "data.path") if metadata.get("content") else FREE_TO_CHANGE
     changed = {
@@ -131,6 +131,24 @@ def check_resume(folder: Path, run: RunConfig) -> None:
         for name, values in config.differences(read_config(folder), run).items()
         if not name.startswith(free)
     }
+    refuse_changes(folder, changed)
+
+
+def refuse_edited(folder: Path, saved: Path, metadata: Mapping[str, Any], run: RunConfig) -> None:
+    """Refuse to resume from a checkpoint of other settings: ``config.yaml`` was changed, or the checkpoint is foreign.
+
+    Args:
+        folder: of the run.
+        saved: folder of the checkpoint.
+        metadata: of its weights.
+        run: settings of the run.
+
+    Raises:
+        UserError: names every setting that differs, with both values.
+    """
+    was = config.build(upgrade(metadata["config"], str(saved)))
+    free = (*FREE_TO_CHANGE, "data.path")  # the job compares the images themselves
+    changed = {name: pair for name, pair in config.differences(was, run).items() if not name.startswith(free)}
     refuse_changes(folder, changed)
 
 

@@ -23,6 +23,7 @@ from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.pretrain.build import initial_like, transform_of
 from hardpatch.pretrain.config import to_dict
 from hardpatch.pretrain.facts import facts
+from hardpatch.pretrain.folder import refuse_edited
 from hardpatch.pretrain.guard import stops_mining
 from hardpatch.pretrain.monitor import Monitor, check_steps
 from hardpatch.pretrain.schedule import Schedule, schedule
@@ -33,6 +34,7 @@ from hardpatch.pretrain.vital_signs import mean_of_finite, vital_signs
 from hardpatch.processes import gather_values, on_first, process_rank
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
+from hardpatch.train.state import NotSavedError, TrainingState
 
 PICTURE_SECONDS = 30.0
 """Seconds between two sets of pictures, at least; the end of the run draws them in any case."""
@@ -83,6 +85,7 @@ class PretrainJob:
             None if run.knn.train is None else run.knn.every_epochs * self.images / run.batch_size,
             evaluate_at_end=False,
             evaluate_at=self.check_steps,
+            keep_every=run.train.keep_every,
         )
         self.bad_files = BadFiles(self.images, run.data.max_bad_fraction, source=source)
         self._last: tuple[Schedule, Step]
@@ -91,6 +94,11 @@ class PretrainJob:
     def notes(self) -> tuple[str, ...]:
         """Images that the checks look at, a line each."""
         return () if self.monitor is None else self.monitor.images.notes
+
+    @property
+    def state(self) -> TrainingState:
+        """Tensors that a checkpoint contains."""
+        return self.learner.state
 
     @property
     def step(self) -> int:
@@ -165,7 +173,8 @@ class PretrainJob:
             "outputs": self.outputs,
             "mining_stopped": self.mining_stopped,
         }
-        self.learner.state.save(self.folder, self.step, metadata, keep=self.run.train.keep_checkpoints)
+        train = self.run.train
+        self.state.save(self.folder, self.step, metadata, keep=train.keep_checkpoints, keep_every=train.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Restore a checkpoint of this run exactly.
@@ -188,8 +197,9 @@ class PretrainJob:
                 )
             # a broken image may have been repaired
             log.warning("--resume: images in --data were replaced since the last call; the training goes on with them")
+        refuse_edited(self.folder, saved, metadata, self.run)
         self.mining_stopped = metadata.get("mining_stopped", False)
-        self.learner.step = self.learner.state.restore(saved)
+        self.learner.step = self.state.restore(saved)
 
     def evaluate(self) -> dict[str, float]:
         """Check the run, measure its k-NN accuracy, or both, whichever is due.
@@ -202,7 +212,12 @@ class PretrainJob:
             row, stopped = on_first(self._check)
             if stopped != self.mining_stopped:
                 self.mining_stopped = stopped
-                self.save()  # before the line of the check, so that neither is lost without the other
+                try:
+                    self.save()  # before the line of the check, so that neither is lost without the other
+                except NotSavedError as error:
+                    log.warning(
+                        "the checkpoint of step %d cannot be written: %s; the next one has this", self.step, error
+                    )
         if self.run.knn.train is not None and self.cadence.completes_interval(self.step):
             row |= self._knn()
         return row

@@ -3,16 +3,18 @@
 Nothing here changes the training: no weight, no random number of a step.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hardpatch.files import atomic_path
+from hardpatch.files import atomic_path, optional_file
 from hardpatch.measure.difficulty import fixed_masks, losses_over_masks, whole_targets
 from hardpatch.measure.features import Features, extract
 from hardpatch.measure.knn import DINO_K, knn_accuracy
@@ -29,6 +31,8 @@ from hardpatch.pretrain.looked_at import ImageSet, LabeledSets, LookedAt
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.device import autocast_dtype
 from hardpatch.train.metrics import read_metrics
+
+log = logging.getLogger("hardpatch")
 
 NEIGHBORS = 10
 """Nearest neighbors of an image that are compared from check to check."""
@@ -196,14 +200,18 @@ class Monitor:
         if k < 1:
             return {}
         path = self.folder / NEIGHBOR_FILE
-        stored = load_file(path) if path.is_file() else {}
+        try:
+            stored = load_file(path) if path.is_file() else {}
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be read and begins anew: %s", path, error)
+            stored = {}
         stored = {name: value for name, value in stored.items() if int(name) < step}
         neighbors = nearest_neighbors(features, k)
         row = {}
         for name, other in (("check_same_neighbors", max(stored, default="")), ("check_start_neighbors", f"{0:08d}")):
             if other in stored and stored[other].shape == neighbors.shape:
                 row[name] = shared_neighbors(neighbors, stored[other])
-        with atomic_path(path) as partial:
+        with optional_file(path), atomic_path(path) as partial:
             save_tensors({**stored, f"{step:08d}": neighbors}, partial, {})
         return row
 

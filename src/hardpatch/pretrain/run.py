@@ -16,7 +16,7 @@ from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import OpenedSource, Source, hold_out
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
-from hardpatch.files import write_text_atomically
+from hardpatch.files import optional_file, write_text_atomically
 from hardpatch.measure.labels import open_labeled
 from hardpatch.paths import user_path
 from hardpatch.pretrain import folder as run_folder
@@ -44,6 +44,7 @@ from hardpatch.train.metrics import read_metrics
 from hardpatch.train.notebook import default_progress
 from hardpatch.train.progress import Progress
 from hardpatch.train.result import write_result
+from hardpatch.train.run_folder import claimed, resume_point
 
 ANNOUNCED = 20_000
 """Images that a training sees, from which on it is measured how long it will take."""
@@ -103,7 +104,7 @@ def train(
     pictures: bool = True,
     announce_time: bool = False,
 ) -> PretrainResult:
-    """Train a run to its end, or until SIGINT or SIGTERM; see :func:`pretrain`.
+    """Train a run to its end, or until a signal stops it; see :func:`pretrain`.
 
     Args:
         run: the configuration, or a plan.
@@ -117,6 +118,8 @@ def train(
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
     check_fits(run)
+    if not resume and is_first():
+        run_folder.check_new(folder)
     devices = count_devices(run.train.devices, run.train.device)
     return launch(
         _train,
@@ -145,10 +148,25 @@ def _train(
     progress: Progress,
 ) -> PretrainResult:
     """Train a run in this process, which may be one of several; see :func:`train`."""
+    with claimed(folder, resume=resume):
+        if resume:
+            run_folder.check_resume(folder, run)
+        return _train_claimed(run, plan, folder, progress, arguments, pictures=pictures, announce_time=announce_time)
+
+
+def _train_claimed(
+    run: RunConfig,
+    plan: Plan | None,
+    folder: Path,
+    progress: Progress,
+    arguments: Sequence[str],
+    *,
+    pictures: bool,
+    announce_time: bool,
+) -> PretrainResult:
     started, several = time.monotonic(), launched().world_size > 1
-    run_folder.check_resume(folder, run) if resume else run_folder.check_new(folder)
     opened = _open(run)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     source, held = hold_out(opened, run.data.hold_out)
     images = _images(run, source, newest)
     if run.data.in_memory == "host":
@@ -180,8 +198,11 @@ def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, 
     metrics = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
-    paths = tuple(write_pictures(job)) if pictures else ()
-    found = None if job.monitor is None else job.verdict(job.monitor.rows(job.total + 1)[-1])
+    paths: tuple[Path, ...] = ()
+    with optional_file(folder / "pictures"):
+        paths = tuple(write_pictures(job)) if pictures else ()
+    checks = [] if job.monitor is None else job.monitor.rows(job.total + 1)
+    found = job.verdict(checks[-1]) if checks else None  # without any, metrics.jsonl could not be written
     write_result(
         folder,
         "pretrain",
@@ -209,7 +230,8 @@ def _open(run: RunConfig) -> OpenedSource:
 
 def _announce(plan: Plan, folder: Path) -> None:
     """Say what was planned, or of a recipe how long it takes, and write it into the folder."""
-    write_text_atomically(folder / "plan.txt", f"{plan}\n")
+    with optional_file(folder / "plan.txt"):
+        write_text_atomically(folder / "plan.txt", f"{plan}\n")
     log.info("%s", plan if plan.reasons else plan.announcement())
 
 

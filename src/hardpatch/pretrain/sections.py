@@ -225,6 +225,8 @@ class TrainConfig:
     """Steps between two checkpoints, in addition to the minutes; null is none."""
     keep_checkpoints: int = ranged(2, COUNT)
     """Number of newest checkpoints to keep."""
+    keep_every: int | None = ranged(None, STEPS)
+    """Steps between checkpoints that are kept for good, in addition to the newest; null is none."""
     devices: int | Literal["auto"] = ranged(1, DEVICES)
     """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
     nodes: int = ranged(1, NODES)

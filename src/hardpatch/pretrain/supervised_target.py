@@ -32,7 +32,7 @@ def supervised_teacher(weights: str | None, grid: tuple[int, int], channels: int
     if weights is None:
         raise UserError(f"{argument}: expected a run folder of hardpatch finetune for --method.frozen {NAME}, got none")
     path = Path(weights)
-    newest = checkpoint.newest(path) if path.is_dir() else None
+    newest = checkpoint.newest_whole(path, (checkpoint.WEIGHTS,)) if path.is_dir() else None
     file = path if newest is None else newest / checkpoint.WEIGHTS
     metadata = (checkpoint.read_metadata(file) if file.is_file() and file.suffix == ".safetensors" else None) or {}
     if metadata.get("kind") != "classifier":

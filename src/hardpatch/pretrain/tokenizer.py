@@ -112,7 +112,9 @@ class TokenizerJob:
         adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
         self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
         self.state = TrainingState(fabric, self.model, adamw)
-        self.cadence = Cadence(self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps)
+        self.cadence = Cadence(
+            self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, keep_every=run.keep_every
+        )
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=source)
         self.advice = f"an --lr below {run.lr:g}, or --precision fp32"
         self.quality: Quality | None = None
@@ -196,11 +198,12 @@ class TokenizerJob:
     def save(self) -> None:
         """Write a checkpoint of this step."""
         metadata = {"kind": KIND, "tokenizer": to_dict(self.run), "steps": self.total, "images": self.images}
-        self.state.save(self.folder, self.step, metadata)
+        run = self.run
+        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Restore a checkpoint of this run exactly."""
-        self.step = self.state.restore(saved)
+        self.step = self.state.restore(saved, to_dict(self.run), "tokenizer")
 
 
 def temperature(progress: float) -> float:

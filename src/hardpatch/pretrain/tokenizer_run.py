@@ -24,14 +24,13 @@ from hardpatch.data.summary import summarize
 from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.figures import enlarge
-from hardpatch.files import atomic_path
+from hardpatch.files import atomic_path, optional_file
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
 from hardpatch.processes import is_first, on_first
-from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
@@ -40,6 +39,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
+from hardpatch.train.run_folder import claimed, resume_point
 from hardpatch.train.settings import to_dict
 
 log = logging.getLogger("hardpatch")
@@ -116,7 +116,8 @@ def train_tokenizer(
     inputs = {"data": data if data is None or isinstance(data, str) else list(data), "image_column": image_column}
     run = open_run("tokenizer", out, inputs, PRESETS, None, settings, resume=resume, required=required)
     check(run.settings)
-    return launch_of(run.settings, _train, run, list(arguments), progress=progress or Silent())
+    with claimed(run.folder, resume=resume):
+        return launch_of(run.settings, _train, run, list(arguments), progress=progress or Silent())
 
 
 def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress: Progress) -> TokenizerResult:
@@ -129,7 +130,7 @@ def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress:
     adapted(RGB, source, "--data")  # a tokenizer reads 8 bits; this says what is lost
     fabric = start_fabric_of(settings)
     job = TokenizerJob(settings, folder, source, fabric)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     if newest is not None:
         job.restore(newest)
     if is_first():
@@ -153,9 +154,12 @@ def _finish(
     assert job.quality is not None
     model = job.whole_model.current.requires_grad_(False).eval()
     write_tokenizer(folder / FILE, model, settings, job.quality)
-    shown = folder / "pictures" / "reconstructions.png"
-    reconstructions(model, source, settings.image_size, device=job.fabric.device).save(shown)
-    curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
+    pictures: tuple[Path, ...] = ()
+    with optional_file(folder / "pictures"):
+        with atomic_path(shown := folder / "pictures" / "reconstructions.png") as partial:
+            reconstructions(model, source, settings.image_size, device=job.fabric.device).save(partial)
+        curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
+        pictures = shown, curves
     result = write_result(
         folder,
         "tokenizer",
@@ -168,7 +172,7 @@ def _finish(
         steps=job.total,
         quality=job.quality.to_dict(),
     )
-    return TokenizerResult(folder, job.step, job.total, job.quality, (shown, curves), result=result)
+    return TokenizerResult(folder, job.step, job.total, job.quality, pictures, result=result)
 
 
 def write_tokenizer(path: Path, tokenizer: DiscreteVAE, run: TokenizerSettings, quality: Quality) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hardpatch.interchange.load import load, read_metadata, read_settings, weights_file
+from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.pretrain import config
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described
@@ -16,9 +16,7 @@ def describe(run: str | Path) -> str:
     Raises:
         UserError: if there are no weights.
     """
-    path = weights_file(run)
-    metadata = read_metadata(path)
-    model = load(path)
+    path, metadata, model = read_newest(run, lambda path: (path, read_metadata(path), load(path)))
     encoder = model.host.encoder
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("all", model), ("encoder", encoder))}
     rows, columns = model.grid

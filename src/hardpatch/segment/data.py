@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from hardpatch.data.crop import Image
+from hardpatch.data.current_file import reading_file
 from hardpatch.data.decode import decode
 from hardpatch.data.label_maps import LabelMap, read_label_map
 from hardpatch.data.reading import Reading, UndecodableImage
@@ -51,6 +52,7 @@ class SegmentationSet:
 
     def image(self, i: int, reading: Reading) -> Image:
         """Decode image ``i`` to uint8 ``[H, W, channels]``; raises UndecodableImage with its path and the reason."""
+        reading_file(str(self.images[i]))
         try:
             return decode(self.images[i].read_bytes(), reading)
         except (OSError, UndecodableImage) as error:
@@ -58,6 +60,7 @@ class SegmentationSet:
 
     def content(self, i: int) -> LabelMap:
         """Read what stands in the file of label map ``i``; raises UndecodableImage with the path and the reason."""
+        reading_file(str(self.label_maps[i]))
         return read_label_map(self.label_maps[i], lossy=self.labels.threshold is not None)
 
     def label_map(self, i: int) -> Map:

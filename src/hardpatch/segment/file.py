@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from hardpatch import __version__
 from hardpatch.data.reading import read_reading
@@ -17,6 +16,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from hardpatch.models.transfer import train_positions, trains_positions
+from hardpatch.pickles import save_tensors
 from hardpatch.segment.measure import Inference
 from hardpatch.segment.model import UperNet
 from hardpatch.weights import check_normalization, described, fitted, parse_metadata
@@ -73,7 +73,7 @@ def save_segmenter(path: Path, model: UperNet, classes: Sequence[str], inference
     metadata = {"hardpatch": __version__, **describe(model, classes, inference)}
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, {METADATA: json.dumps(metadata)})
+        save_tensors(state, partial, {METADATA: json.dumps(metadata)})
 
 
 def load_segmenter(path: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:

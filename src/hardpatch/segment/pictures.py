@@ -11,6 +11,7 @@ from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
 from hardpatch.data.reading import Reading, to_bytes
 from hardpatch.figures import INK, channels_caption, legible, to_rgb
+from hardpatch.files import atomic_path
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
@@ -93,7 +94,8 @@ def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: Segmentati
             for i, map in evaluation.maps.items()
         ]
         pictures.append(folder / "pictures" / "predictions.png")
-        label_sheet(rows, pairs.labels.names, channels_caption(reading.channels)).savefig(pictures[-1])
+        with atomic_path(pictures[-1]) as partial:
+            label_sheet(rows, pairs.labels.names, channels_caption(reading.channels)).savefig(partial)
     return pictures
 
 

@@ -17,6 +17,7 @@ from hardpatch.data.bands import refuse_bands
 from hardpatch.data.folders import FileSource
 from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
+from hardpatch.files import optional_file
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
@@ -42,6 +43,7 @@ from hardpatch.train.loop import fit
 from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
+from hardpatch.train.run_folder import claimed, resume_point
 from hardpatch.train.settings import check_loop, too_short
 
 log = logging.getLogger("hardpatch")
@@ -158,7 +160,8 @@ def segment(
         settings[name] = [*sides, *sides] if len(sides) == 1 else sides
     labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
     check_loop(labeled.settings)
-    return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
+    with claimed(labeled.folder, resume=resume):
+        return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
 
 
 def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progress: Progress) -> SegmentResult:
@@ -168,7 +171,7 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
         inputs["train"], inputs["classes"], inputs["ignore"], inputs["reduce_zero_label"], inputs["threshold"]
     )
     fabric = start_fabric_of(settings)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
     val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
     model = _initial(labeled, labels, train) if newest is None else _of_checkpoint(newest, settings, labels)
@@ -241,6 +244,9 @@ def _finish(
         one_class_everywhere=trivial,
         **measures.to_dict(names),
     )
+    pictures: tuple[Path, ...] = ()
+    with optional_file(folder / "pictures"):
+        pictures = tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading))
     return SegmentResult(
         folder,
         saved,
@@ -251,7 +257,7 @@ def _finish(
         measures.pixel_accuracy,
         names,
         job.evaluation,
-        tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading)),
+        pictures,
         result=result,
     )
 

@@ -76,7 +76,12 @@ class SegmentJob:
             run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
         )
         self.cadence = Cadence(
-            self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, run.val_steps(self.images)
+            self.total,
+            run.log_every,
+            run.checkpoint_minutes,
+            run.checkpoint_steps,
+            run.val_steps(self.images),
+            keep_every=run.keep_every,
         )
         self.bad_files, self.bad_val = (
             BadFiles(len(pairs) + len(bad), run.max_bad_fraction, "--max_bad_fraction")
@@ -174,11 +179,12 @@ class SegmentJob:
             "steps": self.total,
             "images": self.images,
         }
-        self.state.save(self.folder, self.step, metadata)
+        run = self.run
+        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Go back to a checkpoint of this run, to the bit."""
-        self.step = self.state.restore(saved)
+        self.step = self.state.restore(saved, to_dict(self.run), "segment")
 
 
 def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:

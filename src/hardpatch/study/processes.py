@@ -2,33 +2,27 @@
 
 import multiprocessing
 import multiprocessing.connection
-import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.study.perform import Stopped, perform
 from hardpatch.study.plan import Study, Task
 from hardpatch.train.progress import Silent, TrainingProgress
+from hardpatch.train.signals import first_signal_calls
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[None]:
-    """Raise :class:`Stopped` on SIGINT and SIGTERM; a second signal of the same kind acts as without this."""
+    """Raise :class:`Stopped` on the signals that stop a training; see :mod:`hardpatch.train.signals`."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, previous[number])
+    def stop(number: int) -> None:
         raise Stopped(number)
 
-    previous: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with first_signal_calls(stop):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def perform_all(study: Study, tasks: Sequence[Task]) -> Generator[tuple[Task, str], None, None]:

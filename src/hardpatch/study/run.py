@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 
-from hardpatch.errors import UserError
 from hardpatch.files import write_text_atomically
 from hardpatch.printable import say
 from hardpatch.study import table as output
@@ -15,6 +14,7 @@ from hardpatch.study.plan import Plan, Study, Task, metric_title, plan
 from hardpatch.study.processes import perform_all, stop_on_signal
 from hardpatch.study.rows import METRICS, Table
 from hardpatch.study.values import RowResult
+from hardpatch.train.lock import locked
 
 
 def run_study(study: Study) -> int:
@@ -24,14 +24,16 @@ def run_study(study: Study) -> int:
         The exit code: 0, 1 if a run failed, 128 + n if signal n stopped the study.
 
     Raises:
-        UserError: for a mistake in the settings or the data, before anything is run.
+        UserError: for a mistake in the settings or the data, before anything is run, or if another process uses the
+            folder.
     """
     planned = plan(study)
     check(study, planned)
-    try:
-        study.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: expected a folder that can be written, got {study.out}: {error.strerror}") from None
+    with locked(study.out):
+        return _run(study, planned)
+
+
+def _run(study: Study, planned: Plan) -> int:
     write_text_atomically(study.out / FACTS, facts(study))
     remaining = [[task for task in stage if missing_measures(task) != ()] for stage in planned.stages]
     _announce(study, planned, remaining)

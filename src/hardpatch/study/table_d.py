@@ -24,10 +24,10 @@ from hardpatch.methods.mining import hard_patches
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.randomness import patch_noise
 from hardpatch.study.rows import Keep
-from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.loop import fit
 from hardpatch.train.progress import Progress
+from hardpatch.train.run_folder import claimed, resume_point
 
 DROPPED = 0.5
 """Share of the patches that the classifier does not see."""
@@ -92,9 +92,22 @@ def train_supervised(
         UserError: if settings do not fit, the data cannot be read or has no labels, or a predictor is missing.
         TrainingError: if the loss becomes NaN or infinite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, resume=True):
+        return _train(run, settings, folder, train, val, keep, predictor, progress)
+
+
+def _train(
+    run: RunConfig,
+    settings: FinetuneSettings,
+    folder: Path,
+    train: str,
+    val: str,
+    keep: Keep,
+    predictor: HPM | None,
+    progress: Progress,
+) -> TableDResult:
     job = supervised_job(run, settings, folder, train, val, keep, predictor)
-    newest = checkpoint.newest(folder)
+    newest = resume_point(folder)
     if newest is not None:
         job.restore(newest)
     signal = fit(job, progress)

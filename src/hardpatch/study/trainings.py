@@ -13,7 +13,7 @@ from hardpatch.train.settings import changed, to_dict
 
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
-    """SIGINT or SIGTERM asked the study to stop."""
+    """A signal asked the study to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -27,6 +27,7 @@ class Cadence:
         evaluate_every: steps between two evaluations, not necessarily a whole number; None for none during training.
         evaluate_at_end: evaluate after the last step in any case.
         evaluate_at: further steps after which to evaluate; 0 is before the first step.
+        keep_every: steps between two checkpoints that are kept for good.
     """
 
     total: int
@@ -36,6 +37,7 @@ class Cadence:
     evaluate_every: float | None = None
     evaluate_at_end: bool = True
     evaluate_at: Container[int] = ()
+    keep_every: int | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, *, save: bool = False) -> Due:
@@ -45,6 +47,7 @@ class Cadence:
         come early, after steps 1, 2, 5, 10, 20 and so on, so that one need not wait for numbers.
         """
         save = save or step == self.total or step % (self.checkpoint_steps or self.total) == 0
+        save = save or step % (self.keep_every or self.total) == 0
         evaluate = self.evaluates(step)
         log = step % self.log_every == 0 or (step < self.log_every and is_early(step))
         return Due(save or evaluate or log, save or evaluate, evaluate)

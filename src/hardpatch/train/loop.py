@@ -8,18 +8,23 @@ import logging
 import math
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.loader import WorkerDiedError
 from hardpatch.errors import TrainingError
-from hardpatch.processes import Agreement, gather_values, process_rank
+from hardpatch.processes import Agreement, gather_values, is_first, process_rank
+from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.progress import Progress, Unbreakable
 from hardpatch.train.signals import requests_by_signal
-from hardpatch.train.state import NotFiniteError
+from hardpatch.train.state import NotFiniteError, NotSavedError, TrainingState, UnsavedError
+
+KEPT = 2
+"""Checkpoints for which a new run should find room on the disk."""
 
 log = logging.getLogger("hardpatch")
 
@@ -40,6 +45,10 @@ class Job(Protocol):
     """counts files that cannot be decoded"""
     advice: str
     """suggestion for the error message of a training that diverged; follows the word "Try" """
+
+    @property
+    def state(self) -> TrainingState:
+        """Tensors that a checkpoint contains."""
 
     @property
     def step(self) -> int:
@@ -74,7 +83,7 @@ class Job(Protocol):
 
 
 def fit(job: Job, progress: Progress) -> int:
-    """Train to the end, or until SIGINT or SIGTERM.
+    """Train to the end, or until a signal of :mod:`hardpatch.train.signals`.
 
     Losses and weights are checked before each checkpoint, and a checkpoint is written before each evaluation.
 
@@ -87,7 +96,8 @@ def fit(job: Job, progress: Progress) -> int:
 
     Raises:
         UserError: if too many files cannot be decoded.
-        TrainingError: if losses or weights become NaN or infinite; the last checkpoint is left unchanged.
+        TrainingError: if losses or weights become NaN or infinite, the last checkpoint cannot be written, or a process
+            that decodes images dies twice at one step; the last checkpoint is left unchanged.
     """
     cadence, display, agreement = job.cadence, Unbreakable(progress), Agreement()
     several = process_rank().world_size > 1
@@ -100,19 +110,21 @@ def fit(job: Job, progress: Progress) -> int:
         stack.callback(display.stop)
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
-        batches = stack.enter_context(closing(job.batches()))
+        if job.step == 0 and is_first():
+            job.state.check_space(job.folder, KEPT)
+        batches = stack.enter_context(closing(_batches(job)))
         logged, logged_at = job.step, time.monotonic()
         stop, bad = 0, list[str]()
         while job.step < job.total and not stop:
             batch = next(batches)
             bad += batch.bad
-            wanted = agreement.exchange(requests.stop, int(requests.save or cadence.overdue()))
+            wanted = agreement.exchange(requests.stop, int(cadence.overdue()))
             due = cadence.due(job.step + 1, save=any(wanted))
             job.train_step(batch, observe=due.log)
             display.advance()
-            if not several:  # what came during the step; other processes learn of it at the next one
-                wanted = requests.stop, int(requests.save)
-            stop, save = wanted[0], due.save or any(wanted)
+            # what came during the step; several processes learn of it at the next one
+            stop = wanted[0] if several else requests.stop
+            save = due.save or bool(stop)
             if due.log or save or not several:
                 job.bad_files.update(name for names in gather_values(bad) for name in names)
                 bad = []
@@ -124,8 +136,7 @@ def fit(job: Job, progress: Progress) -> int:
                 metrics.write(row)
                 display.metrics(row)
             if save:
-                requests.save = False
-                _save(job, logged)
+                _save(job, logged, last=bool(stop) or job.step == job.total)
             if due.evaluate:
                 _evaluate(job, metrics, display)
             if due.log or save:
@@ -133,11 +144,38 @@ def fit(job: Job, progress: Progress) -> int:
     return stop
 
 
-def _save(job: Job, logged: int) -> None:
+def _batches(job: Job) -> Generator[Any, None, None]:
+    """Yield the batches of a job. If a loader process dies, others start at the same step; the second time it ends."""
+    failed_at = None
+    while True:
+        try:
+            with closing(job.batches()) as batches:
+                yield from batches
+                return
+        except WorkerDiedError as error:
+            if failed_at != job.step:
+                failed_at = job.step
+                log.warning("%s. The training goes on with new processes", error)
+                continue
+            if job.step and process_rank().world_size == 1:  # others are not at a step that can be saved
+                with suppress(NotFiniteError, NotSavedError):
+                    job.save()
+            raise WorkerDiedError(f"{error}. To go on after step {job.step}, add --resume") from None
+
+
+def _save(job: Job, logged: int, *, last: bool) -> None:
+    """Save; where the disk refuses, train on until the next checkpoint. The ``last`` one has to be written."""
     try:
         job.save()
     except NotFiniteError:
         raise _diverged(job, logged) from None
+    except NotSavedError as error:
+        line = f"the checkpoint of step {job.step} cannot be written to {job.folder}: {error}"
+        if last:
+            earlier = checkpoint.newest(job.folder)
+            way_out = "run the command again" if earlier is None else f"add --resume to go on from {earlier.name}"
+            raise UnsavedError(f"{line}; make room, then {way_out}") from None
+        log.warning("%s; the training goes on and the next checkpoint is tried", line)
     job.cadence.saved()
 
 

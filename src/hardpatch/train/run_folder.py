@@ -1,9 +1,11 @@
 """Folder of a run: the files that are written before the first step, and the checks before it is begun or resumed."""
 
 import json
+import logging
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,86 @@ import torch
 
 from hardpatch import __version__
 from hardpatch.errors import UserError
-from hardpatch.files import write_text_atomically
+from hardpatch.files import reason_of, remove, write_text_atomically
 from hardpatch.printable import printable
+from hardpatch.processes import is_first
+from hardpatch.train import checkpoint
+from hardpatch.train.lock import LOCK, locked, refuse_used
+from hardpatch.train.metrics import read_metrics
+from hardpatch.train.state import UnsavedError
 from hardpatch.yaml_text import read_settings
+
+FIRST = ("environment.json", "README.md")
+"""Files that are written before ``config.yaml``"""
+FOLDERS = ("checkpoints", "pictures")
+LATER = ("log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors")
+"""Files that a training writes before its first checkpoint"""
+
+log = logging.getLogger("hardpatch")
+
+
+@contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Hold the lock of a run folder during the block, for a new run or one to resume.
+
+    A new run that the disk stops before its first checkpoint leaves nothing behind, so that the same command works
+    once there is room. No file of a run is written through a symbolic link.
+
+    Raises:
+        UserError: if another process uses the folder, it cannot be written, or is not empty for a new run.
+    """
+    with locked(folder):
+        if not is_first():
+            yield
+            return
+        if resume:
+            _replace_links(folder)
+        else:
+            _check_empty(folder)
+        try:
+            yield
+        except (OSError, UnsavedError):
+            if not resume and not checkpoint.checkpoints(folder / "checkpoints"):
+                for name in (*FIRST, *FOLDERS, *LATER, "config.yaml"):
+                    remove(folder / name)
+            raise
+
+
+def _replace_links(folder: Path) -> None:
+    """Remove links to what is only written; other files of a run replace a link when they are written.
+
+    Raises:
+        UserError: if the checkpoints are behind a link.
+    """
+    if (folder / "checkpoints").is_symlink():
+        raise UserError(
+            f"--out: {folder / 'checkpoints'} is a symbolic link, and a run writes nothing outside its folder: move "
+            f"{(folder / 'checkpoints').resolve()} there, or move the whole run to where there is room"
+        )
+    for name in ("pictures", "tensorboard", "log.txt"):
+        if (folder / name).is_symlink():
+            log.warning(
+                "%s was a symbolic link to %s and is now the run's own", folder / name, (folder / name).resolve()
+            )
+            remove(folder / name)
+
+
+def resume_point(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is not damaged, None if there is none; says if steps are lost with that.
+
+    Raises:
+        UserError: if there are checkpoints, but all are damaged.
+    """
+    newest = checkpoint.newest_whole(folder)
+    if newest is None:
+        steps = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
+        if steps:
+            log.warning(
+                "%s has no checkpoint, although metrics.jsonl goes up to step %d: the training starts from step 0",
+                folder / "checkpoints",
+                steps,
+            )
+    return newest
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -48,14 +127,40 @@ def check_new(folder: Path) -> None:
     """Refuse a folder for a new run unless it is empty or does not exist.
 
     Raises:
-        UserError: if it holds something, or is a file.
+        UserError: if it holds something, is a file, or another process uses it.
     """
+    refuse_used(folder)
+    _check_empty(folder)
+
+
+def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not _only_begun(folder):
         if (folder / "config.yaml").exists():
             raise UserError(f"--out: {folder} already holds a run; add --resume to continue it, or use another --out")
         raise UserError(f"--out: {folder} already holds other files; use another --out")
+
+
+def _only_begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a run that was killed before its start had written."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith((".", LOCK))}
+    hidden = [path for path in folder.iterdir() if path.name.startswith(".")]
+    if any(".partial" not in path.name and LOCK not in path.name for path in hidden):
+        return False
+    if names - {*FIRST, *FOLDERS} or any(any((folder / name).iterdir()) for name in FOLDERS if name in names):
+        return False
+    return not names & {*FIRST} or bool(_environment(folder))
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Read ``environment.json``; empty if there is none, or it is not that of a run."""
+    try:
+        values = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(values, dict) and {"hardpatch", "command", "resumed_by"} <= values.keys()
+    return values if known and isinstance(values["resumed_by"], list) else {}
 
 
 def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
@@ -74,8 +179,8 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
     """
     command = shlex.join(["hardpatch", *arguments])
     history: dict[str, Any] = {"command": command, "resumed_by": []}
-    if (folder / "environment.json").is_file():  # the run is resumed: the command that made it stays
-        history |= json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    if (folder / "config.yaml").is_file():  # the run is resumed: the command that made it stays
+        history |= _environment(folder)
         if command not in (history["command"], *history["resumed_by"]):
             history["resumed_by"].append(command)
         command = history["command"]
@@ -90,12 +195,12 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         "threads": torch.get_num_threads(),
     }
     try:
-        for name in ("checkpoints", "pictures"):
+        for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: expected a folder that can be written, got {folder}: {error.strerror}") from None
+        raise UserError(f"--out: expected a folder that can be written, got {folder}: {reason_of(error)}") from None
     # config.yaml comes last: a folder that has one has the others too.
     shown = printable(command)
-    write_text_atomically(folder / "README.md", readme.format(command=shown, folder=printable(str(folder))))
     write_text_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_text_atomically(folder / "README.md", readme.format(command=shown, folder=printable(str(folder))))
     write_text_atomically(folder / "config.yaml", f"# hardpatch {__version__}: {shown}\n{settings}")

@@ -16,6 +16,7 @@ from hardpatch.errors import UserError, did_you_mean, one_line
 from hardpatch.ranges import (
     BATCH,
     BELOW_ONE,
+    COUNT,
     DECAY,
     DEVICES,
     FRACTION,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
+    *("keep_checkpoints", "keep_every"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
@@ -61,6 +63,8 @@ class LoopSettings:
     log_every: int = setting(50, "steps between lines of metrics", STEPS)
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one", NOT_NEGATIVE)
     checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time", STEPS)
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep; older ones are removed", COUNT)
+    keep_every: int | None = setting(None, "steps between checkpoints that are kept for good, too; null is none", STEPS)
     workers: int | None = setting(None, "processes that decode images; auto is one fewer than the CPU cores", WORKERS)
     max_bad_fraction: float = setting(
         0.1, "largest share of files that cannot be decoded; they are listed and skipped", FRACTION
