@@ -60,6 +60,13 @@ def test_steps_between_lines_and_checkpoints(total: int, log_every: int, checkpo
     assert not any(due[step].evaluate for step in due)
 
 
+@given(TOTALS, STEPS, STEPS)
+def test_checkpoints_that_are_kept_for_good_are_written(total: int, checkpoint_steps: int, keep_every: int) -> None:
+    due = all_steps(start(total, total, NEVER, checkpoint_steps, evaluate_at_end=False, keep_every=keep_every))
+    saves = {step for step in due if step == total or step % checkpoint_steps == 0 or step % keep_every == 0}
+    assert {step for step in due if due[step].save} == saves
+
+
 @given(TOTALS, st.fractions(Fraction(1, 8), 50, max_denominator=8), st.booleans())
 def test_evaluations_follow_each_multiple_of_the_interval(total: int, every: Fraction, at_end: bool) -> None:
     # An interval below one step evaluates after every step.
