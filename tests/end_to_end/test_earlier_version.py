@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import hardpatch
 from hardpatch.pretrain.upgrade import RENAMED
 from hardpatch.train import checkpoint
+from hardpatch.train.manifest import MANIFEST
 
 NAMES = {new.split(".")[1]: old.split(".")[1] for old, new in RENAMED.items()}
 
@@ -32,6 +33,7 @@ def old_run(run: Path, tmp_path: Path) -> Path:
     for name, old in NAMES.items():
         metadata = metadata.replace(f'"{name}":', f'"{old}":')
     save_file(load_file(weights), weights, {"hardpatch": metadata})
+    (weights.parent / MANIFEST).unlink()  # which that version did not write
     return folder
 
 
@@ -72,6 +74,7 @@ def test_a_detector_loads_and_is_not_resumed(detector: Path, fails: Callable[...
     assert metadata is not None
     metadata["run"] = metadata.pop("detect") | {"epochs": 30.0}  # saved beside steps, and not used
     save_file(load_file(weights), weights, {"hardpatch": json.dumps(metadata)})
+    (weights.parent / MANIFEST).unlink()  # which that version did not write
     assert hardpatch.load_detector(detector).categories == {1: "square"}
     line = fails("detect", "--resume", "--out", detector)
     assert f"{config} has no verb: an earlier version of hardpatch wrote it" in line
