@@ -143,7 +143,9 @@ def segment(
         TrainingError: if the loss becomes NaN or infinite.
     """
     inputs = {
-        "run": run, "train": train, "val": val,
+        "run": run,
+        "train": train,
+        "val": val,
         "classes": classes,
         "ignore": None if ignore is None else list(ignore),
         "reduce_zero_label": reduce_zero_label,
