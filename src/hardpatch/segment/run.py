@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,13 +155,20 @@ def segment(
     check_options(ignore=inputs["ignore"], threshold=threshold)
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
-    for name in {"crop", "stride"} & settings.keys():  # one number stands for a square
-        sides = settings[name] if isinstance(settings[name], Sequence) else [settings[name]]
-        settings[name] = [*sides, *sides] if len(sides) == 1 else sides
+    settings |= _squares(settings)
     labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
     check_loop(labeled.settings)
     with claimed(labeled.folder, resume=resume):
         return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
+
+
+def _squares(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return crop and stride, if they are set, as two sides; one number stands for a square."""
+    sides = {
+        name: list(settings[name]) if isinstance(settings[name], Sequence) else [settings[name]]
+        for name in {"crop", "stride"} & settings.keys()
+    }
+    return {name: 2 * found if len(found) == 1 else found for name, found in sides.items()}
 
 
 def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progress: Progress) -> SegmentResult:
