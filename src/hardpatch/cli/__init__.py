@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 
 from hardpatch import __version__
@@ -103,8 +104,14 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"hardpatch {__version__}")
         return 0
     verb, *rest = arguments
-    if launched().rank > 0:  # the first process says everything
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it when it ends
+    if launched().rank == 0:
+        return _call(verb, rest)
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):  # the first process says it
+        return _call(verb, rest)
+
+
+def _call(verb: str, rest: list[str]) -> int:
+    """Call the function of a verb, and print its error as one line."""
     try:
         if verb not in VERBS:
             raise UserError(f"no such verb{did_you_mean(verb, list(VERBS)) or '; see hardpatch --help'}")
