@@ -7,9 +7,11 @@ each runs the same command with ``MASTER_ADDR``, ``MASTER_PORT`` and ``NODE_RANK
 
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,9 +74,11 @@ def launch(
         context.Process(target=_other_process, args=(environment, train, arguments), name=environment["RANK"])
         for environment in environments[1:]
     ]
+    ended = threading.Event()
     with _changed_environment(environments[0]):
         for process in others:
             process.start()
+            threading.Thread(target=_watch, args=(process, len(environments), ended), daemon=True).start()
         try:
             with _share_of_threads(devices):
                 return train(*arguments, progress=progress if node == 0 else Silent())
@@ -83,6 +87,7 @@ def launch(
                 raise
             raise _explained(error, others) from error
         finally:
+            ended.set()
             close_groups()
             _end(others)
 
@@ -175,6 +180,14 @@ def _other_process(environment: Mapping[str, str], train: Callable[..., Any], ar
         os._exit(1)  # without waiting for the others
     finally:
         close_groups()
+
+
+def _watch(process: BaseProcess, count: int, ended: threading.Event) -> None:
+    """End this process if another one ended and this one waits for it, as it may before the two have met."""
+    multiprocessing.connection.wait([process.sentinel])
+    if not ended.wait(SECONDS_TO_END):
+        print(f"hardpatch: process {process.name} of {count} ended early; the run is over", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _explained(error: Exception, others: Sequence[BaseProcess]) -> Exception:

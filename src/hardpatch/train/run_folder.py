@@ -129,6 +129,8 @@ def check_new(folder: Path) -> None:
     Raises:
         UserError: if it holds something, is a file, or another process uses it.
     """
+    if not is_first():  # which may have begun to use it
+        return
     refuse_used(folder)
     _check_empty(folder)
 
