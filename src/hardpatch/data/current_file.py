@@ -1,11 +1,13 @@
 """Files that loader processes read at the moment, so that the main process can name that of a process which died."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LENGTH = 1024
 """Bytes of a name that are kept, the last ones."""
@@ -14,12 +16,14 @@ _slot: npt.NDArray[np.uint8] | None = None
 """Memory for the name in a loader process, which the main process shares; None in other processes."""
 
 
-def shared_names(workers: int) -> Tensor:
+def shared_names(workers: int) -> "Tensor":
     """Return memory for a name of each of ``workers`` processes: uint8 ``[workers, LENGTH]``."""
+    import torch
+
     return torch.zeros(workers, LENGTH, dtype=torch.uint8).share_memory_()
 
 
-def write_names_to(names: Tensor, worker: int) -> None:
+def write_names_to(names: "Tensor", worker: int) -> None:
     """In loader process number ``worker``, write from now on the file that is being read to :func:`shared_names`."""
     global _slot
     _slot = names[worker].numpy()
@@ -38,7 +42,7 @@ def reading_file(name: str) -> None:
         _slot[len(text) :] = 0
 
 
-def names_of(names: Tensor, workers: Sequence[int]) -> list[str]:
+def names_of(names: "Tensor", workers: Sequence[int]) -> list[str]:
     """Return the files that some processes read last, each once."""
     texts = (bytes(names[worker].numpy()).rstrip(b"\0").decode("utf-8", "backslashreplace") for worker in workers)
     return list(dict.fromkeys(text for text in texts if text))
