@@ -71,8 +71,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def last(folder: Path) -> Path:
-    (only,) = checkpoints(folder / "checkpoints")
-    return only
+    return checkpoints(folder / "checkpoints")[-1]
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
