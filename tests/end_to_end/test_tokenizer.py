@@ -62,7 +62,9 @@ def test_mistakes(fails: Callable[..., str], images: Path, tmp_path: Path) -> No
     assert "--data: expected images to train on" in fails(*command[:-1])
     assert "--out: expected a folder for the run, got nothing" in fails("tokenizer", "--data", images)
     assert "--patch_size: expected a divisor of the image size 24, got 7" in fails(*command, images, "--patch_size", 7)
-    assert "--vocabulary: expected 2 to 8192, got 9000" in fails(*command, images, "--vocabulary", 9000)
+    assert "--vocabulary: expected a whole number from 2 to 8,192, got 9000" in fails(
+        *command, images, "--vocabulary", 9000
+    )
     assert "--width: expected a multiple of 8, got 12" in fails(*command, images, "--width", 12)
     assert "--epochs" in fails(*command, images, "--epochs", 1)
     assert "--lr: expected a number above 0, got 0" in fails(*command, images, "--lr", 0)
