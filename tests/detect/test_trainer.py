@@ -159,7 +159,7 @@ def test_unusable_validation_images_are_not_counted_as_misses(
 def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
     """A small network from scratch, a minute or two on one core.
 
-    0.90 and 0.74 were measured with seed 1, 0.74 and 0.47 with seed 0.
+    0.93 and 0.80 were measured. After 250 steps the masks of seeds 0 to 4 are at 0.59 +- 0.12, too near to the bound.
     """
     folder = shared / "data/coco_mini"
     coco = read_coco(folder / "annotations/instances_train2017.json")
@@ -169,11 +169,11 @@ def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
         return 1 <= len(large) <= 3 and all(large)
 
     eight = AnnotationSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:8])
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     encoder = Encoder(image_size=(128, 128), patch_size=16, width=96, depth=4, heads=4)
-    settings: dict[str, Any] = {"image_size": 128, "steps": 250, "lr": 2e-3, "layer_decay": 1.0, "weight_decay": 0.0}
+    settings: dict[str, Any] = {"image_size": 128, "steps": 400, "lr": 2e-3, "layer_decay": 1.0, "weight_decay": 0.0}
     settings |= {"jitter": (1.0, 1.0), "flip": 0.0, "window": 4, "channels": 32, "head_width": 128, "rois": 32}
-    settings |= {"workers": 0, "seed": 1}
+    settings |= {"workers": 0}
     run = changed(PRESETS["small"], settings)
     data = (eight, folder / "train2017")
     backbone = Backbone(encoder, (0.45,) * 3, (0.25,) * 3)
