@@ -301,7 +301,7 @@ class RunConfig:
         try:
             return patch_grid(self.image_size, self.model.patch_size)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"data.image_size, model.{error}") from None
 
     @cached_property
     def masking(self) -> "Masking":
