@@ -21,12 +21,13 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.models.transfer import train_positions
-from hardpatch.processes import average, on_first, process_rank
-from hardpatch.randomness import seed_step, set_part
-from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import autocast_dtype, loader_workers, share_of_batch, without_exchange
+from hardpatch.processes import average, on_first
+from hardpatch.randomness import seed_step
+from hardpatch.train.cadence import cadence_of
+from hardpatch.train.device import autocast_dtype, loader_workers
 from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.optimizer import BETAS, layer_decay_groups, parameter_groups, set_learning_rate
+from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -148,8 +149,7 @@ class DetectJob:
         self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train[0].images), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
-        self.rank, world_size = process_rank()
-        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.part = take_part(run.batch_size, run.accumulation_steps)
         self.whole_model = WholeCopy(fabric, self.model)
         # not by Fabric, whose wrapper would run the heads in half precision
         self.network = fabric.strategy.setup_module(self.model)
@@ -170,14 +170,7 @@ class DetectJob:
             "steps": self.total,
             "images": self.images,
         }
-        self.cadence = Cadence(
-            self.total,
-            run.log_every,
-            run.checkpoint_minutes,
-            run.checkpoint_steps,
-            run.val_steps(self.images),
-            keep_every=run.keep_every,
-        )
+        self.cadence = cadence_of(run, self.total, self.images)
         self.bad_files, self.bad_val = (
             BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction", verb="use")
             for (annotations, _), number in zip((train, val), bad, strict=True)
@@ -198,8 +191,8 @@ class DetectJob:
             reading=self.reading,
             start=self.step,
             workers=loader_workers(run.workers),
-            rank=self.rank,
-            world_size=process_rank().world_size,
+            rank=self.part.rank,
+            world_size=self.part.world_size,
             masks=self.masks,
         )
 

@@ -15,15 +15,15 @@ from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Paths
 from hardpatch.interchange.load import load, read_newest, training_step
 from hardpatch.measure import linear as linear_probes
-from hardpatch.measure.distributed import process_group, process_rank
 from hardpatch.measure.features import Pool
 from hardpatch.measure.knn import KnnResult, knn_accuracy
 from hardpatch.measure.labels import LabeledFeatures, labeled_features
 from hardpatch.measure.linear import LinearResult
 from hardpatch.methods.hpm import HPM
 from hardpatch.paths import user_path
+from hardpatch.processes import is_first
 from hardpatch.ranges import check_options
-from hardpatch.train.device import use_device
+from hardpatch.train.device import joined_device
 from hardpatch.train.result import head
 
 Result = TypeVar("Result", KnnResult, LinearResult)
@@ -169,7 +169,7 @@ def frozen_accuracy(
     results: dict[str, Result] = {}
     names = list[WeightsName]([weights, "random"] if random_baseline else [weights])
     columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
-    with process_group(use_device(device)) as used_device:
+    with joined_device(device) as used_device:
         models, step = read_newest(run, partial(_load_models, names=names, device=used_device))
         for name, model in models.items():
             features = labeled_features(
@@ -183,7 +183,7 @@ def frozen_accuracy(
                 describe=name == names[0],
                 **options,
             )
-            if process_rank().rank == 0:  # the other processes only compute features
+            if is_first():  # the other processes only compute features
                 results[name] = measure(features, used_device)
     if not results:
         return FrozenResult(None)

@@ -20,12 +20,13 @@ from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.processes import average, on_first, process_rank
-from hardpatch.randomness import seed_step, set_part
+from hardpatch.randomness import seed_step
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint
-from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
+from hardpatch.train.cadence import cadence_of
+from hardpatch.train.device import loader_workers
 from hardpatch.train.optimizer import layer_decay_groups, set_learning_rate
+from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -80,8 +81,7 @@ class FinetuneJob:
             from timm.utils.model_ema import ModelEmaV3
 
             self.average = ModelEmaV3(self.model, decay=run.ema, use_warmup=True)
-        self.rank, world_size = process_rank()
-        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps, even=bool(run.mixup or run.cutmix)))
+        self.part = take_part(run.batch_size, run.accumulation_steps, even=bool(run.mixup or run.cutmix))
         self.whole_model = WholeCopy(fabric, self.model)
         self.network = fabric.setup_module(self.model)
         optimizer = _optimizer(run, self.model, fabric)
@@ -96,14 +96,7 @@ class FinetuneJob:
             smoothing=run.smoothing,
             seed=run.seed,
         )
-        self.cadence = Cadence(
-            self.total,
-            run.log_every,
-            run.checkpoint_minutes,
-            run.checkpoint_steps,
-            run.val_steps(self.images),
-            keep_every=run.keep_every,
-        )
+        self.cadence = cadence_of(run, self.total, self.images)
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
         self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
         self.evaluation: ClassifierEvaluation | None = None
@@ -138,8 +131,8 @@ class FinetuneJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
-            rank=self.rank,
-            world_size=process_rank().world_size,
+            rank=self.part.rank,
+            world_size=self.part.world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 

@@ -1,48 +1,14 @@
-"""Feature extraction in several processes (``torchrun``): each process takes every n-th image, then all are gathered.
+"""Feature extraction in several processes: each takes every n-th image, then all are gathered.
 
 torchrun --nproc_per_node 8 -m hardpatch knn RUN --train IMAGES --val IMAGES
 """
-
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hardpatch.measure.features import Features
-
-
-class ProcessRank(NamedTuple):
-    """Position of this process among all processes of a ``torchrun``."""
-
-    rank: int
-    world_size: int
-
-
-def process_rank() -> ProcessRank:
-    """Return rank and number of processes; (0, 1) outside of a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return ProcessRank(dist.get_rank(), dist.get_world_size())
-    return ProcessRank(0, 1)
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group under ``torchrun``, else do nothing. Yields the device of this process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+from hardpatch.processes import gather_values, on_first, process_rank
 
 
 def agree_on_cached(features: Features | None) -> Features | None:
@@ -55,9 +21,7 @@ def agree_on_cached(features: Features | None) -> Features | None:
     rank, world_size = process_rank()
     if world_size == 1:
         return features
-    cached = [features is not None]
-    dist.broadcast_object_list(cached, src=0)
-    if not cached[0]:
+    if not on_first(lambda: features is not None):
         return None
     empty = torch.empty(0, dtype=torch.int64)
     return features if rank == 0 else Features(torch.empty(0, 0), empty, [], empty)
@@ -70,10 +34,9 @@ def gather_features(features: Features, device: torch.device) -> Features:
         return features
     indices = features.indices * world_size + rank  # this process had images rank, rank + world_size, ...
     gathered, labels, indices = (_all_gather(part, device) for part in (features.features, features.labels, indices))
-    bad: list[list[str]] = [[] for _ in range(world_size)]
-    dist.all_gather_object(bad, features.bad)
+    bad = [line for lines in gather_values(features.bad) for line in lines]
     order = indices.argsort()
-    return Features(gathered[order], labels[order], [line for lines in bad for line in lines], indices[order])
+    return Features(gathered[order], labels[order], bad, indices[order])
 
 
 def _all_gather(rows: Tensor, device: torch.device) -> Tensor:

@@ -22,9 +22,10 @@ from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.files import reason_of
 from hardpatch.measure.cache import FeatureCache
-from hardpatch.measure.distributed import agree_on_cached, gather_features, process_rank
+from hardpatch.measure.distributed import agree_on_cached, gather_features
 from hardpatch.measure.features import Features, LabelMapping, Pool, ProgressCallback, align_labels, extract
 from hardpatch.methods.hpm import HPM
+from hardpatch.processes import is_first, process_rank
 
 log = logging.getLogger("hardpatch")
 
@@ -137,7 +138,7 @@ def open_labeled(
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
     matched = align_labels(*sources)
-    if describe and process_rank().rank == 0:
+    if describe and is_first():
         for option, source in zip(options, sources, strict=True):
             log.info("%s: %s", option, summarize(source))
     return (sources[0], sources[1]), matched

@@ -31,7 +31,7 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
 from hardpatch.pretrain.verdict import Verdict, verdict
 from hardpatch.pretrain.vital_signs import mean_of_finite, vital_signs
-from hardpatch.processes import gather_values, on_first, process_rank
+from hardpatch.processes import gather_values, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.state import NotSavedError, TrainingState
@@ -108,7 +108,7 @@ class PretrainJob:
     def batches(self) -> Generator[Batch, None, None]:
         """Yield batches from the next step on."""
         run, device = self.run, self.learner.fabric.device
-        rank, world_size = process_rank()
+        rank, world_size = self.learner.part
         if self.held is not None:
             return self.held.batches(
                 batch_size=run.batch_size,

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.data.batch import CROP_OFFSET, Batch
-from hardpatch.errors import UserError
 from hardpatch.methods.base import Views
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
 from hardpatch.methods.hpm import HPM, HardPatchesMining, Inputs, Losses
@@ -27,10 +26,9 @@ from hardpatch.pretrain.hosts import needs_teacher
 from hardpatch.pretrain.schedule import Schedule
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.vital_signs import RunningMeans
-from hardpatch.processes import process_rank
-from hardpatch.randomness import patch_noise, seed_step, set_part
-from hardpatch.train.device import without_exchange
+from hardpatch.randomness import patch_noise, seed_step
 from hardpatch.train.optimizer import parameter_groups, set_weight_decay
+from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.sharding import copy_whole, reshard, shard_copy, whole
 from hardpatch.train.state import TrainingState
 
@@ -72,8 +70,7 @@ class Learner:
         self.cuda_graphs = run.train.compile == "cuda_graphs"
         self.step = 0
         self.accumulation_steps = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
-        rank, world_size = process_rank()
-        set_part(rank, world_size, images_at_a_time(run, self.accumulation_steps, world_size))
+        self.part = take_part(run.batch_size, self.accumulation_steps, crops=run.data.crops, prefix="")
         self.model = model.to(fabric.device)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         memory = DifficultyMemory(images, model.grid).to(fabric.device) if run.fast.remember else None
@@ -81,7 +78,7 @@ class Learner:
             if isinstance(block, Block):
                 block.recompute = run.train.checkpoint_activations
         self._copies: tuple[HPM | None, Teacher | None] = (None, None)
-        if world_size > 1 and run.train.strategy == "fsdp2":
+        if self.part.world_size > 1 and run.train.strategy == "fsdp2":
             self._copies = copy.deepcopy((self.model, self.teacher))
         self.student = fabric.setup_module(self.model)
         if self.teacher is not None:
@@ -203,21 +200,6 @@ class Learner:
         if not norm <= limit:
             clip_grads_with_norm_(weights, limit, norm)
         return norm
-
-
-def images_at_a_time(run: RunConfig, accumulation_steps: int, world_size: int) -> int:
-    """Return the images of a micro-batch of one process.
-
-    Raises:
-        UserError: if processes, micro-batches and crops cannot share the batch evenly.
-    """
-    parts = accumulation_steps * world_size * run.data.crops
-    if run.batch_size % parts:
-        raise UserError(
-            f"batch_size: expected a multiple of {world_size} processes times {accumulation_steps} micro-batches "
-            f"times {run.data.crops} crops, got {run.batch_size}"
-        )
-    return run.batch_size // parts
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

@@ -21,12 +21,12 @@ from hardpatch.models.discrete_vae import PIXEL_STD, DiscreteVAE
 from hardpatch.models.tokenizer import KIND
 from hardpatch.models.whole_batch import mean_over_processes
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
-from hardpatch.processes import average, on_first, process_rank
-from hardpatch.randomness import set_part
+from hardpatch.processes import average, on_first
 from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
+from hardpatch.train.device import loader_workers
 from hardpatch.train.memory import bytes_per_parameter, check_memory
+from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -105,8 +105,7 @@ class TokenizerJob:
         self.model = initial_tokenizer(run).to(fabric.device).train()
         self.images, self.batch_size = len(source), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
-        self.rank, world_size = process_rank()
-        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.part = take_part(run.batch_size, run.accumulation_steps)
         self.whole_model = WholeCopy(fabric, self.model)
         self.network = fabric.setup_module(self.model)
         adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -132,8 +131,8 @@ class TokenizerJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
-            rank=self.rank,
-            world_size=process_rank().world_size,
+            rank=self.part.rank,
+            world_size=self.part.world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.models.pixels import mean_color
-from hardpatch.processes import average, global_mean, on_first, process_rank
-from hardpatch.randomness import seed_step, set_part
+from hardpatch.processes import average, global_mean, on_first
+from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.file import describe
 from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.settings import SegmentSettings
-from hardpatch.train.cadence import Cadence
-from hardpatch.train.device import loader_workers, share_of_batch, without_exchange
+from hardpatch.train.cadence import cadence_of
+from hardpatch.train.device import loader_workers
 from hardpatch.train.optimizer import BETAS, layer_decay_groups, set_learning_rate
+from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -62,8 +63,7 @@ class SegmentJob:
         self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)
-        self.rank, world_size = process_rank()
-        set_part(self.rank, world_size, share_of_batch(run, run.accumulation_steps))
+        self.part = take_part(run.batch_size, run.accumulation_steps)
         self.model.encoder.norm.requires_grad_(False)  # the maps are taken before it
         self.whole_model = WholeCopy(fabric, self.model)
         self.network = fabric.setup_module(self.model)
@@ -75,14 +75,7 @@ class SegmentJob:
         self.inference = Inference(
             run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
         )
-        self.cadence = Cadence(
-            self.total,
-            run.log_every,
-            run.checkpoint_minutes,
-            run.checkpoint_steps,
-            run.val_steps(self.images),
-            keep_every=run.keep_every,
-        )
+        self.cadence = cadence_of(run, self.total, self.images)
         self.bad_files, self.bad_val = (
             BadFiles(len(pairs) + len(bad), run.max_bad_fraction, "--max_bad_fraction")
             for pairs, bad in zip((train, val), unreadable, strict=True)
@@ -114,8 +107,8 @@ class SegmentJob:
             seed=run.seed,
             start=self.step,
             workers=loader_workers(run.workers),
-            rank=self.rank,
-            world_size=process_rank().world_size,
+            rank=self.part.rank,
+            world_size=self.part.world_size,
             pin_memory=self.fabric.device.type == "cuda",
         )
 

@@ -93,32 +93,22 @@ def train_supervised(
         TrainingError: if the loss becomes NaN or infinite.
     """
     with claimed(folder, resume=True):
-        return _train(run, settings, folder, train, val, keep, predictor, progress)
+        job = supervised_job(run, settings, folder, train, val, keep, predictor)
+        newest = resume_point(folder)
+        if newest is not None:
+            job.restore(newest)
+        signal = fit(job, progress)
+        return TableDResult({}, signal) if job.step < job.total else TableDResult(_accuracies(job), 0)
 
 
-def _train(
-    run: RunConfig,
-    settings: FinetuneSettings,
-    folder: Path,
-    train: str,
-    val: str,
-    keep: Keep,
-    predictor: HPM | None,
-    progress: Progress,
-) -> TableDResult:
-    job = supervised_job(run, settings, folder, train, val, keep, predictor)
-    newest = resume_point(folder)
-    if newest is not None:
-        job.restore(newest)
-    signal = fit(job, progress)
-    if job.step < job.total:
-        return TableDResult({}, signal)
+def _accuracies(job: FinetuneJob) -> dict[str, float]:
+    """Return the accuracies of a finished training; see :class:`TableDResult`."""
     if job.evaluation is None:  # a finished run is evaluated again when it is resumed
         job.evaluate()
     assert job.evaluation is not None
     accuracies = {"supervised": job.evaluation.top1}
     job.drop_patches = None
-    return TableDResult(accuracies | {"whole": job.evaluate()["top1"]}, 0)
+    return accuracies | {"whole": job.evaluate()["top1"]}
 
 
 def supervised_job(

@@ -6,6 +6,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hardpatch.train.settings import TrainingSettings
+
 
 class Due(NamedTuple):
     """Actions that are due after a step."""
@@ -74,6 +76,18 @@ class Cadence:
         every = self.evaluate_every
         # The interval is rounded: 10 steps are three times 10 / 3 steps, although 10 // (10 / 3) is 2.
         return 0 if every is None else math.floor(step / every + 1e-9)
+
+
+def cadence_of(run: TrainingSettings, total: int, images: int) -> Cadence:
+    """Return the intervals of a training on labels: ``total`` steps on a set of ``images``."""
+    return Cadence(
+        total,
+        run.log_every,
+        run.checkpoint_minutes,
+        run.checkpoint_steps,
+        run.val_steps(images),
+        keep_every=run.keep_every,
+    )
 
 
 def is_early(step: int) -> bool:

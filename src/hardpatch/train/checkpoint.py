@@ -25,7 +25,7 @@ from hardpatch.files import atomic_path, reason_of, remove
 from hardpatch.pickles import save_tensors
 from hardpatch.processes import is_first, on_first
 from hardpatch.train.manifest import MEMORY, TRAINING, WEIGHTS, damage, write_manifest
-from hardpatch.train.sharding import divided_as, load_whole, whole
+from hardpatch.train.sharding import collected, divided_as, load_whole
 from hardpatch.weights import parse_metadata
 
 __all__ = ["MEMORY", "TRAINING", "WEIGHTS"]
@@ -73,9 +73,9 @@ def save(
     Raises:
         OSError: if it cannot be written; the checkpoints before it are left as they were.
     """
-    weights = {f"student.{name}": whole(value) for name, value in student.state_dict().items()}
+    weights = {f"student.{name}": collected(value) for name, value in student.state_dict().items()}
     if teacher is not None:
-        weights |= {f"teacher.{name}": whole(value) for name, value in teacher.state_dict().items()}
+        weights |= {f"teacher.{name}": collected(value) for name, value in teacher.state_dict().items()}
     state = _optimizer_tensors(student, optimizer)
     if memory is not None:
         state |= {f"{MEMORY}{name}": value for name, value in memory.state_dict().items()}
@@ -271,7 +271,7 @@ def _load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State as ``<parameter>/<key>``: by name, so that it does not depend on the order of parameter groups."""
     return {
-        f"{name}/{key}": whole(value)
+        f"{name}/{key}": collected(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }

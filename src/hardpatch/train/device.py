@@ -1,31 +1,20 @@
 """Device and precision of a run."""
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from inspect import signature
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from hardpatch.choices import StrategyName
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
-from hardpatch.processes import launched, open_control_group, process_rank
+from hardpatch.processes import close_groups, launched
 from hardpatch.train.memory import keep_buffers
+from hardpatch.train.parallel import meet
 from hardpatch.train.settings import LoopSettings
-from hardpatch.train.sharding import shard
 
 
 class AutocastOnly(MixedPrecision):
@@ -78,7 +67,7 @@ def start_fabric(
         device = next((name for name, usable in available.items() if usable), "cpu")
     mixed = None if precision == "fp32" else AutocastOnly(PRECISIONS[precision], device)
     if launched().world_size > 1:
-        fabric = _one_of_several(device, mixed, strategy, answer_minutes, prefix)
+        fabric = meet(device, mixed, strategy, answer_minutes, f"{prefix}devices")
     else:
         fabric = Fabric(accelerator=device, devices=1, plugins=mixed)
     if settle and fabric.device.type == "cpu":
@@ -91,85 +80,23 @@ def start_fabric_of(run: LoopSettings) -> Fabric:
     return start_fabric(run.device, run.precision, "--", strategy=run.strategy, answer_minutes=run.answer_minutes)
 
 
-def _one_of_several(
-    device: str, mixed: MixedPrecision | None, strategy: StrategyName, answer_minutes: float, prefix: str
-) -> Fabric:
-    """Set up one of several processes, and meet the others."""
-    own = launched()
-    timeout = timedelta(minutes=answer_minutes)
-    backend = "gloo" if device == "cpu" else None
-    environment = SLURMEnvironment(auto_requeue=False) if own.by_slurm else LightningEnvironment()
-    choices: dict[StrategyName, Any] = {
-        "ddp": lambda: DDPStrategy(
-            process_group_backend=backend, timeout=timeout, **_unsynchronized_buffers(), gradient_as_bucket_view=True
-        ),
-        "fsdp2": lambda: ModelParallelStrategy(
-            shard, own.world_size, 1, process_group_backend=backend, timeout=timeout
-        ),
-    }
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    # Losses are views of one another; nothing changes them in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    try:
-        fabric = Fabric(
-            accelerator=device,
-            devices=own.local_world_size,
-            num_nodes=own.world_size // own.local_world_size,
-            strategy=choices[strategy](),
-            plugins=[part for part in (mixed, environment) if part is not None],
-        )
-        fabric.launch()
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"{prefix}devices: {' '.join(str(error).split())}") from None
-    open_control_group(60.0 * answer_minutes)
-    return fabric
+@contextmanager
+def joined_device(name: str) -> Iterator[torch.device]:
+    """Meet the other processes of a verb that does not train, if there are some, and leave them after the block.
 
-
-def _unsynchronized_buffers() -> dict[str, Any]:
-    """Return the option of DDP not to send buffers in each step, under its name in this version of torch."""
-    names = signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-
-
-def share_of_batch(run: LoopSettings, accumulation_steps: int = 1, *, even: bool = False) -> int:
-    """Return the images of a batch, or of a micro-batch, that one process has.
-
-    Args:
-        run: the settings.
-        accumulation_steps: micro-batches.
-        even: the part of a process must be even.
+    Yields:
+        The device of this process.
 
     Raises:
-        UserError: if processes and micro-batches cannot share the batch evenly.
+        UserError: if ``name`` is not available on this machine.
     """
-    world_size = process_rank().world_size
-    if run.batch_size % (world_size * accumulation_steps) or (
-        even and world_size > 1 and run.batch_size // world_size % 2
-    ):
-        pairs = ", each with an even number of images" if even else ""
-        raise UserError(
-            f"--batch_size: expected a multiple of {world_size} processes times {accumulation_steps} micro-batches"
-            f"{pairs}, got {run.batch_size}"
-        )
-    return run.batch_size // world_size // accumulation_steps
-
-
-@contextmanager
-def without_exchange(fabric: Fabric, module: Any, enabled: bool) -> Iterator[None]:
-    """Keep the gradients of a backward pass in this process, if enabled: a later pass exchanges the sum."""
-    if not enabled or process_rank().world_size == 1:
-        yield
+    if launched().world_size == 1:
+        yield use_device(name)
         return
-    if isinstance(module, DistributedDataParallel):  # not set up by Fabric
-        with module.no_sync():
-            yield
-    elif isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(False)
-        yield
-        module.set_requires_gradient_sync(True)
-    else:
-        with fabric.no_backward_sync(module):
-            yield
+    try:
+        yield start_fabric(name, "fp32", "--", settle=False).device
+    finally:
+        close_groups()
 
 
 def autocast_dtype(fabric: Fabric) -> torch.dtype | None:
