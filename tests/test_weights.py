@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,9 @@ from tests.interchange.runs import run_of
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the weights of a small run."""
-    folder = run_of(tmp_path_factory.mktemp("runs") / "run")
-    return next(folder.rglob("model.safetensors"))
+    folder = tmp_path_factory.mktemp("runs")
+    (saved,) = run_of(folder / "run").rglob("model.safetensors")
+    return Path(shutil.copy(saved, folder))
 
 
 def changed(weights: Path, folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Path:
@@ -82,6 +84,16 @@ def test_a_wrong_value_is_one_line(weights: Path, tmp_path: Path, name: str, val
         assert "\n" not in str(error.value)
     assert time.monotonic() - started < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kilobytes"
+
+
+def test_a_file_beside_a_manifest_that_does_not_list_it(weights: Path) -> None:
+    (saved,) = (weights.parent / "run").rglob("model.safetensors")
+    copied = Path(shutil.copy(saved, saved.with_name("copy.safetensors")))
+    assert sum(weight.sum() for weight in load(copied).parameters()) != 0
+    saved.write_bytes(saved.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged \(model\.safetensors has \d"):
+        load(saved)
+    shutil.copy(copied, saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "5", "[1]", '"x"', "[" * 5000, "null"])

@@ -180,7 +180,7 @@ def test_mistakes(fails: Fails, run: Path, labeled: tuple[Path, Path], tuned: Pa
     out = tmp_path / "run"
     good = command(run, labeled, out)
     assert "--probe: expected not with --frozen" in fails(*good, "--frozen")
-    assert "--held_out: expected a share above 0, at most 0.5, got 0.0" in fails(*good, "--held_out", 0)
+    assert "argument --held_out: expected a number above 0, up to 0.5, got 0" in fails(*good, "--held_out", 0)
     single = write_images(tmp_path / "single", each=1)
     assert "--train: expected two images or more of some class" in fails(*command(run, (single, labeled[1]), out))
     assert "--train: " in fails(*command(run, (tmp_path / "missing", labeled[1]), out))

@@ -3,6 +3,7 @@
 import os
 
 from hardpatch.errors import UserError, shown
+from hardpatch.processes import launched
 from hardpatch.ranges import WORKERS
 
 MAX_AUTO_WORKERS = 8
@@ -17,10 +18,13 @@ def cores() -> int:
 def resolve_workers(workers: int | str) -> int:
     """Return the number of loader processes; "auto" is one less than the cores of this process, at most 8.
 
+    Training processes that may all use all cores of the machine have equal shares of them.
+
     Raises UserError for anything but "auto" and an whole number of its range.
     """
     if workers == "auto":
-        return min(cores() - 1, MAX_AUTO_WORKERS)
+        sharing = launched().local_world_size if cores() == os.cpu_count() else 1
+        return max(0, min(cores() // sharing - 1, MAX_AUTO_WORKERS))
     if isinstance(workers, str) or workers not in WORKERS:
         number = workers if isinstance(workers, int) else 0
         raise UserError(f'data.workers: expected "auto" or {WORKERS.words(number)}, got {shown(workers)}')

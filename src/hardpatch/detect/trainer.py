@@ -238,6 +238,7 @@ class DetectJob:
         """
         model = self.whole_model.gather()
         results, indices, bad = on_first(lambda: self._detect(model))
+        self.whole_model.release()
         annotations = self.val[0]
         self.bad_val.update(bad)
         if not indices:

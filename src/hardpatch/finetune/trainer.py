@@ -174,6 +174,7 @@ class FinetuneJob:
         """
         self.whole_model.gather()
         self.evaluation = on_first(lambda: self.classify(self.val, self.val_labels))
+        self.whole_model.release()
         self.bad_val.update(self.evaluation.bad)
         return {"val_loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
 

@@ -21,7 +21,7 @@ from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
-from hardpatch.train.manifest import MANIFEST, damage
+from hardpatch.train.manifest import damage, may_be_listed
 from hardpatch.weights import check_finite, check_normalization, described, fitted, stored_tensors
 
 T = TypeVar("T")
@@ -207,14 +207,14 @@ def weights_file(run: str | Path) -> Path:
 
 
 def _whole(file: Path) -> Path:
-    """Return a weights file after comparing it with the manifest beside it, if there is one.
+    """Return a weights file after comparing it with the manifest beside it, if there is one that lists it.
 
     Raises:
         UserError: if it is damaged.
     """
-    reason = damage(file.parent, (file.name,)) if (file.parent / MANIFEST).is_file() else None
+    reason = damage(file.parent, (file.name,)) if may_be_listed(file) else None
     if reason is not None and file.exists():
-        raise UserError(f"RUN: {file.parent} is damaged ({reason}); take another checkpoint of the run")
+        raise UserError(f"RUN: {file} is damaged ({reason}); take another checkpoint of the run")
     return file
 
 

@@ -18,6 +18,7 @@ from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.labels import labeled_features
+from hardpatch.methods.hpm import HPM
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.pretrain.build import initial_like, transform_of
@@ -207,9 +208,9 @@ class PretrainJob:
         The first of several processes checks alone. All of them compute features for k-NN.
         """
         row: dict[str, float] = {}
-        self.learner.gather_weights()
+        model, teacher = self.learner.gather_weights()
         if self.step in self.check_steps:
-            row, stopped = on_first(self._check)
+            row, stopped = on_first(lambda: self._check(model, teacher))
             if stopped != self.mining_stopped:
                 self.mining_stopped = stopped
                 try:
@@ -219,14 +220,15 @@ class PretrainJob:
                         "the checkpoint of step %d cannot be written: %s; the next one has this", self.step, error
                     )
         if self.run.knn.train is not None and self.cadence.completes_interval(self.step):
-            row |= self._knn()
+            row |= self._knn(model)
+        self.learner.release_weights()
         return row
 
-    def _check(self) -> tuple[dict[str, float], bool]:
+    def _check(self, model: HPM, teacher: Teacher | None) -> tuple[dict[str, float], bool]:
         """Measure what the run has learned so far. Also returns whether mining is to be stopped from here on."""
         assert self.monitor is not None
-        step, learner, stopped = self.step, self.learner, self.mining_stopped
-        row = self.monitor.measure(learner.whole_model, learner.whole_teacher, step, linear=step in (0, self.total))
+        step, stopped = self.step, self.mining_stopped
+        row = self.monitor.measure(model, teacher, step, linear=step in (0, self.total))
         if self.run.mines:
             stopped = self._guard([*self.monitor.rows(step), {"step": step, **row}])
             row["mining_stopped"] = float(stopped)
@@ -249,7 +251,7 @@ class PretrainJob:
     def _untrained(self) -> dict[str, Any]:
         """Measure the untrained start of a run that was begun without checks."""
         assert self.monitor is not None
-        model, old = initial_like(self.run, self.learner.whole_model, self.outputs), self.learner.teacher
+        model, old = initial_like(self.run, self.learner.whole_model.current, self.outputs), self.learner.teacher
         teacher = None if old is None else Teacher(model, old.resolution)
         return {"step": 0, **self.monitor.measure(model, teacher, 0, linear=True)}
 
@@ -268,13 +270,12 @@ class PretrainJob:
             log.warning("the difficulty map is upright again (%s): mining goes on", told)
         return stop
 
-    def _knn(self) -> dict[str, float]:
+    def _knn(self, model: HPM) -> dict[str, float]:
         """Measure k-NN accuracy on the labeled set of section ``knn``."""
         knn, data, learner = self.run.knn, self.run.data, self.learner
         assert knn.train is not None
         assert knn.val is not None
         device = learner.fabric.device
-        model = learner.whole_model
         training = model.training
         features = labeled_features(
             model.eval(),

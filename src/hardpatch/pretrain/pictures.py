@@ -38,7 +38,8 @@ def write_pictures(job: PretrainJob, *, singles: bool = True) -> list[Path]:
     metrics = read_metrics(folder / "metrics.jsonl")
     if metrics:
         pictures.append(training_curves(metrics, folder / "pictures" / "curves.png"))
-    student, averaged = learner.whole_model, learner.whole_teacher
+    student = learner.whole_model.current
+    averaged = None if learner.whole_teacher is None else learner.whole_teacher.current
     training = student.training
     teacher = student if averaged is None else averaged.network
     source = job.source.source if isinstance(job.source, InMemorySource) else job.source

@@ -3,7 +3,6 @@
 The step up to its loss (teacher, mask, student) is :class:`~hardpatch.methods.hpm.HardPatchesMining`.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +28,7 @@ from hardpatch.pretrain.vital_signs import RunningMeans
 from hardpatch.randomness import patch_noise, seed_step
 from hardpatch.train.optimizer import parameter_groups, set_weight_decay
 from hardpatch.train.parallel import take_part, without_exchange
-from hardpatch.train.sharding import copy_whole, reshard, shard_copy, whole
+from hardpatch.train.sharding import WholeCopy, reshard, shard_copy, whole
 from hardpatch.train.state import TrainingState
 
 
@@ -77,9 +76,8 @@ class Learner:
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = run.train.checkpoint_activations
-        self._copies: tuple[HPM | None, Teacher | None] = (None, None)
-        if self.part.world_size > 1 and run.train.strategy == "fsdp2":
-            self._copies = copy.deepcopy((self.model, self.teacher))
+        self.whole_model = WholeCopy(fabric, self.model)
+        self.whole_teacher = None if self.teacher is None else WholeCopy(fabric, self.teacher)
         self.student = fabric.setup_module(self.model)
         if self.teacher is not None:
             shard_copy(fabric, self.teacher.network, "forward_whole")
@@ -94,21 +92,15 @@ class Learner:
         if run.train.compile != "no":
             compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
 
-    def gather_weights(self) -> None:
-        """Bring the whole copies of divided weights up to date; all processes must take part."""
-        for divided, whole_copy in zip((self.model, self.teacher), self._copies, strict=True):
-            if divided is not None and whole_copy is not None:
-                copy_whole(divided, whole_copy)
+    def gather_weights(self) -> tuple[HPM, Teacher | None]:
+        """Return student and teacher for measurements, whole where they are divided. All processes must take part."""
+        return self.whole_model.gather(), None if self.whole_teacher is None else self.whole_teacher.gather()
 
-    @property
-    def whole_model(self) -> HPM:
-        """The student for measurements: itself, or a copy if its weights are divided among processes."""
-        return self._copies[0] or self.model
-
-    @property
-    def whole_teacher(self) -> Teacher | None:
-        """The teacher for measurements, likewise."""
-        return self._copies[1] or self.teacher
+    def release_weights(self) -> None:
+        """Free the device's memory of what :meth:`gather_weights` gathered."""
+        self.whole_model.release()
+        if self.whole_teacher is not None:
+            self.whole_teacher.release()
 
     @property
     def state(self) -> TrainingState:

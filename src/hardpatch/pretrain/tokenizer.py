@@ -192,6 +192,7 @@ class TokenizerJob:
             )
         )
         model.train()
+        self.whole_model.release()
         return {"psnr": self.quality.psnr, "words_used": self.quality.used}
 
     def save(self) -> None:

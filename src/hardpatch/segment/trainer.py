@@ -161,6 +161,7 @@ class SegmentJob:
                 bad_files=self.bad_val,
             )
         )
+        self.whole_model.release()
         return self.evaluation.measures.headline()
 
     def save(self) -> None:

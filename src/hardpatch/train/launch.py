@@ -25,6 +25,8 @@ from hardpatch.processes import close_groups, launched
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.settings import LoopSettings
 
+log = logging.getLogger("hardpatch")
+
 T = TypeVar("T")
 
 SECONDS_TO_END = 10.0
@@ -108,6 +110,8 @@ def count_devices(devices: int | str, device: str) -> int:
     if devices == "auto":
         return max(1, gpus)
     count = int(devices)
+    if gpus > count == 1 and launched().world_size == 1:
+        log.info("1 of %d GPUs is used; --devices auto uses all", gpus)
     if gpus and count > gpus:
         raise UserError(f"devices: expected at most the {gpus} GPUs of this machine, got {count}")
     return count

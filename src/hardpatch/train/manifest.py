@@ -28,6 +28,16 @@ def write_manifest(folder: Path, step: int) -> None:
     (folder / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1) + "\n", encoding="utf-8")
 
 
+def may_be_listed(file: Path) -> bool:
+    """Return whether the manifest beside a file lists it, or is broken; False where there is none."""
+    try:
+        return file.name in json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 def damage(checkpoint: Path, names: Collection[str] = (WEIGHTS, TRAINING)) -> str | None:
     """Return what is wrong with the files of a checkpoint, None if they are whole.
 

@@ -111,14 +111,18 @@ def load_whole(module: nn.Module, values: dict[str, Tensor]) -> None:
 class WholeCopy(Generic[Network]):
     """The whole of a network whose weights may be divided, for measurements.
 
+    A divided network has a copy in the host's memory, which is on the device only between :meth:`gather` and
+    :meth:`release`.
+
     Args:
         fabric: will set the network up.
         network: not divided yet.
     """
 
     def __init__(self, fabric: Fabric, network: Network) -> None:
-        self.network = network
-        self.copy = copy.deepcopy(network) if isinstance(fabric.strategy, ModelParallelStrategy) else None
+        self.network, self.device = network, fabric.device
+        divided = isinstance(fabric.strategy, ModelParallelStrategy)
+        self.copy = copy.deepcopy(network).cpu() if divided else None
 
     @property
     def current(self) -> Network:
@@ -128,14 +132,21 @@ class WholeCopy(Generic[Network]):
     def gather(self) -> Network:
         """Bring the copy up to date, and return :attr:`current`. All processes must take part."""
         if self.copy is not None:
+            self.copy.to(self.device)
             copy_whole(self.network, self.copy)
         return self.current
+
+    def release(self) -> None:
+        """Free the device's memory of the copy."""
+        if self.copy is not None:
+            self.copy.cpu()
 
     def put_back(self) -> None:
         """Load a copy that was changed, in the first process, into the network of all processes."""
         share_from_first(self.current.state_dict().values())
         if self.copy is not None:
             load_whole(self.network, self.copy.state_dict())
+            self.release()
 
 
 def copy_whole(source: nn.Module, target: nn.Module) -> None:
