@@ -195,15 +195,21 @@ class Agreement:
 
 
 _control: Any = None
+_saving: Any = None
 
 
 def control_group() -> Any:
-    """Return the group for plain values, which :func:`open_control_group` made; None is the default group."""
+    """Return the group for plain values, which :func:`open_groups` made; None is the default group."""
     return _control
 
 
-def open_control_group(seconds: float) -> None:
-    """Make the group for plain values, once the processes have met.
+def saving_group() -> Any:
+    """Return the group of the threads that write a checkpoint, likewise."""
+    return _saving
+
+
+def open_groups(seconds: float) -> None:
+    """Make the groups for plain values and for checkpoints, once the processes have met.
 
     Args:
         seconds: time after which a process gives up waiting for another one.
@@ -212,16 +218,16 @@ def open_control_group(seconds: float) -> None:
 
     import torch.distributed as dist
 
-    global _control
-    _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+    global _control, _saving
+    _control, _saving = (dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for _ in range(2))
 
 
 def close_groups() -> None:
     """Leave all groups; does nothing in a single process."""
     import torch.distributed as dist
 
-    global _control
-    _control = None
+    global _control, _saving
+    _control = _saving = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -110,7 +110,7 @@ def test_readers_pass_over_a_damaged_checkpoint(
         assert "step_00000002" in out or "(step 2 of 4, " in out, err
     assert main(["export", str(run), "--to", "timm", "--out", str(tmp_path / "vit.safetensors")]) == 0
     line = fails("info", newest(run))
-    assert "step_00000004 is damaged (model.safetensors has" in line
+    assert "step_00000004/model.safetensors is damaged (model.safetensors has" in line
     truncate(run / "checkpoints" / "step_00000002" / checkpoint.WEIGHTS)
     assert fails("info", run).endswith("restore one from a copy, or start a new run with another --out")
 

@@ -1,6 +1,7 @@
 """A disk that is full: one line, no half-written file, and what was saved before stays."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -15,7 +16,8 @@ import pytest
 
 from hardpatch.cli import main
 from hardpatch.errors import TrainingError
-from hardpatch.train import checkpoint
+from hardpatch.pickles import save_tensors
+from hardpatch.train import checkpoint, saving
 from hardpatch.train.metrics import MetricsLog, read_metrics
 from tests.end_to_end import test_jobs as known
 from tests.end_to_end.conftest import SMALL
@@ -106,17 +108,17 @@ def test_a_cache_is_not_needed(run: Path, images: Path, disk: Path, capsys: pyte
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_it(
     name: str, jobs: dict[str, Job], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = checkpoint._write
+    write = save_tensors
 
-    def write_or_fail(path: Path, tensors: Any, metadata: Any) -> None:
-        if metadata["step"] > 2 and path.name == checkpoint.TRAINING:
+    def write_or_fail(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
+        if path.name == checkpoint.TRAINING and json.loads(metadata["hardpatch"])["step"] > 2:
             path.write_bytes(b"half")
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        write(path, tensors, metadata)
+        write(tensors, path, metadata)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", write_or_fail)
+        patch.setattr(saving, "save_tensors", write_or_fail)
         with pytest.raises(
             TrainingError, match=r"of step 6 cannot be written to .*: Disk quota exceeded; .* step_00000002$"
         ):

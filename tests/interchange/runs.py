@@ -8,7 +8,7 @@ import torch
 from hardpatch.methods.hpm import HPM
 from hardpatch.pretrain import config
 from hardpatch.pretrain.build import initial_model
-from hardpatch.train import checkpoint
+from hardpatch.train.saving import take_snapshot, write
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SMALL = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4}
@@ -48,14 +48,14 @@ def run_of(folder: Path, host: str = "mae", *, teacher: bool = True, **changes: 
     if teacher_model is not None:
         for name in teacher_model.host.reconstruction_only:
             setattr(teacher_model.host, name, None)
-    checkpoint.save(
-        folder / "checkpoints",
+    snapshot = take_snapshot(
         1,
         student=student,
         teacher=teacher_model,
         optimizer=torch.optim.SGD(student.parameters()),
         metadata={"config": config.to_dict(run), "mean": mean, "std": std, "outputs": outputs, "step": 1},
         scaler={},
-        keep=1,
+        copied=False,
     )
+    write(folder / "checkpoints", snapshot, keep=1)
     return folder

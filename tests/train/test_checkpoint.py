@@ -12,6 +12,7 @@ from hardpatch.errors import UserError
 from hardpatch.methods.teacher import Teacher
 from hardpatch.train import checkpoint
 from hardpatch.train.optimizer import parameter_groups
+from hardpatch.train.saving import take_snapshot, write
 from tests.small import small_hpm
 
 IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -35,16 +36,17 @@ class Run:
         self.teacher.update(self.student, 0.9)
 
     def save(self, folder: Path, step: int, keep: int = 2) -> Path:
-        return checkpoint.save(
-            folder,
+        snapshot = take_snapshot(
             step,
             student=self.student,
             teacher=self.teacher.network,
             optimizer=self.optimizer,
             metadata={"step": step},
             scaler={"scale": 2.0},
-            keep=keep,
+            copied=False,
         )
+        write(folder, snapshot, keep=keep)
+        return folder / f"step_{step:08d}"
 
     def weights(self) -> list[torch.Tensor]:
         return [*self.student.state_dict().values(), *self.teacher.network.state_dict().values()]

@@ -16,6 +16,7 @@ GROUPS = {
     "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
     "log and checkpoints": (
         *("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "keep_every"),
+        "background_saving",
     ),
 }
 """Settings that have their own group in the help; all others affect what is learned."""

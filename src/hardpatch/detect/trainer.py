@@ -157,7 +157,7 @@ class DetectJob:
         optimizer = fabric.setup_optimizers(adamw)
         assert isinstance(optimizer, _FabricOptimizer)
         self.optimizer = optimizer
-        self.state = TrainingState(fabric, self.model, adamw)
+        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
         self.metadata = {
             "kind": KIND,
             "detect": to_dict(run),

@@ -87,7 +87,7 @@ class FinetuneJob:
         optimizer = _optimizer(run, self.model, fabric)
         self.optimizer = cast(Any, fabric.setup_optimizers(optimizer))
         averaged = None if self.average is None else self.average.module
-        self.state = TrainingState(fabric, self.model, optimizer, averaged)
+        self.state = TrainingState(fabric, self.model, optimizer, averaged, background=run.background_saving)
         self.mixer = Mixer(
             len(classes),
             mixup=run.mixup,

@@ -35,7 +35,7 @@ from hardpatch.pretrain.vital_signs import mean_of_finite, vital_signs
 from hardpatch.processes import gather_values, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
-from hardpatch.train.state import NotSavedError, TrainingState
+from hardpatch.train.state import TrainingState
 
 PICTURE_SECONDS = 30.0
 """Seconds between two sets of pictures, at least; the end of the run draws them in any case."""
@@ -213,12 +213,8 @@ class PretrainJob:
             row, stopped = on_first(lambda: self._check(model, teacher))
             if stopped != self.mining_stopped:
                 self.mining_stopped = stopped
-                try:
-                    self.save()  # before the line of the check, so that neither is lost without the other
-                except NotSavedError as error:
-                    log.warning(
-                        "the checkpoint of step %d cannot be written: %s; the next one has this", self.step, error
-                    )
+                self.save()  # before the line of the check, so that neither is lost without the other
+                self.state.writer.wait()
         if self.run.knn.train is not None and self.cadence.completes_interval(self.step):
             row |= self._knn(model)
         self.learner.release_weights()

@@ -227,6 +227,8 @@ class TrainConfig:
     """Number of newest checkpoints to keep."""
     keep_every: int | None = ranged(None, STEPS)
     """Steps between checkpoints that are kept for good, in addition to the newest; null is none."""
+    background_saving: bool = True
+    """Write checkpoints in a thread while the training goes on; takes the host's memory of a copy of the state."""
     devices: int | Literal["auto"] = ranged(1, DEVICES)
     """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
     nodes: int = ranged(1, NODES)

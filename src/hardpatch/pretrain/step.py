@@ -88,6 +88,10 @@ class Learner:
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
         self.optimizer = cast(Any, fabric.setup_optimizers(self.adamw))
         self.mining = HardPatchesMining(self.student, self.teacher, run.masking, target, memory)
+        average = None if self.teacher is None else self.teacher.network
+        self.state = TrainingState(
+            fabric, self.model, self.adamw, average, memory, background=run.train.background_saving
+        )
         self.means = RunningMeans()
         if run.train.compile != "no":
             compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
@@ -101,12 +105,6 @@ class Learner:
         self.whole_model.release()
         if self.whole_teacher is not None:
             self.whole_teacher.release()
-
-    @property
-    def state(self) -> TrainingState:
-        """Tensors that a checkpoint contains."""
-        average = None if self.teacher is None else self.teacher.network
-        return TrainingState(self.fabric, self.model, self.adamw, average, self.mining.memory)
 
     def train_step(self, batch: Batch, schedule: Schedule, *, observe: bool = False) -> Step:
         """Take one optimizer step: the teacher masks, the student learns, the teacher follows the student.

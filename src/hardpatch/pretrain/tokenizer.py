@@ -110,7 +110,7 @@ class TokenizerJob:
         self.network = fabric.setup_module(self.model)
         adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
         self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
-        self.state = TrainingState(fabric, self.model, adamw)
+        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
         self.cadence = Cadence(
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, keep_every=run.keep_every
         )

@@ -71,7 +71,7 @@ class SegmentJob:
         assert run.lr is not None
         adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
         self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
-        self.state = TrainingState(fabric, self.model, adamw)
+        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
         self.inference = Inference(
             run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
         )

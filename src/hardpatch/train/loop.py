@@ -21,7 +21,7 @@ from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.progress import Progress, Unbreakable
 from hardpatch.train.signals import requests_by_signal
-from hardpatch.train.state import NotFiniteError, NotSavedError, TrainingState, UnsavedError
+from hardpatch.train.state import NotFiniteError, TrainingState, UnsavedError
 
 KEPT = 2
 """Checkpoints for which a new run should find room on the disk."""
@@ -108,6 +108,9 @@ def fit(job: Job, progress: Progress) -> int:
         stack.callback(agreement.finish)
         display.start(job.step, job.total, job.batch_size)
         stack.callback(display.stop)
+        stack.callback(_report_unsaved, job)
+        if job.state.background:
+            stack.enter_context(job.state.writer.background())
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
         if job.step == 0 and is_first():
@@ -129,6 +132,7 @@ def fit(job: Job, progress: Progress) -> int:
                 job.bad_files.update(name for names in gather_values(bad) for name in names)
                 bad = []
             if due.log or save:
+                _report_unsaved(job)
                 row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
                 if not all(map(math.isfinite, row.values())):
                     raise _diverged(job, logged)
@@ -158,25 +162,36 @@ def _batches(job: Job) -> Generator[Any, None, None]:
                 log.warning("%s. The training goes on with new processes", error)
                 continue
             if job.step and process_rank().world_size == 1:  # others are not at a step that can be saved
-                with suppress(NotFiniteError, NotSavedError):
+                with suppress(NotFiniteError):
                     job.save()
             raise WorkerDiedError(f"{error}. To go on after step {job.step}, add --resume") from None
 
 
 def _save(job: Job, logged: int, *, last: bool) -> None:
-    """Save; where the disk refuses, train on until the next checkpoint. The ``last`` one has to be written."""
+    """Save. The ``last`` checkpoint has to be written; of another one, a failure is reported later."""
     try:
+        job.state.writer.wait()
+        _report_unsaved(job)
         job.save()
     except NotFiniteError:
         raise _diverged(job, logged) from None
-    except NotSavedError as error:
-        line = f"the checkpoint of step {job.step} cannot be written to {job.folder}: {error}"
-        if last:
-            earlier = checkpoint.newest(job.folder)
-            way_out = "run the command again" if earlier is None else f"add --resume to go on from {earlier.name}"
-            raise UnsavedError(f"{line}; make room, then {way_out}") from None
-        log.warning("%s; the training goes on and the next checkpoint is tried", line)
+    if last and (error := job.state.writer.failure_anywhere()) is not None:
+        earlier = checkpoint.newest(job.folder)
+        way_out = "run the command again" if earlier is None else f"add --resume to go on from {earlier.name}"
+        raise UnsavedError(
+            f"the checkpoint of step {job.step} cannot be written to {job.folder}: {error.strerror}; make room, then "
+            f"{way_out}"
+        )
     job.cadence.saved()
+
+
+def _report_unsaved(job: Job) -> None:
+    """Say it if the last checkpoint could not be written."""
+    if (error := job.state.writer.failure()) is not None and is_first():
+        log.warning(
+            "the checkpoint of step %d cannot be written to %s: %s; the training goes on and the next one is tried",
+            *(job.state.writer.step, job.folder, error.strerror),
+        )
 
 
 def _evaluate(job: Job, metrics: MetricsLog, display: Unbreakable) -> None:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hardpatch.choices import StrategyName
 from hardpatch.errors import UserError
-from hardpatch.processes import ProcessRank, launched, open_control_group, process_rank
+from hardpatch.processes import ProcessRank, launched, open_groups, process_rank
 from hardpatch.randomness import set_part
 from hardpatch.train.sharding import shard
 
@@ -66,7 +66,7 @@ def meet(
         fabric.launch()
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{setting}: {' '.join(str(error).split())}") from None
-    open_control_group(60.0 * answer_minutes)
+    open_groups(60.0 * answer_minutes)
     return fabric
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
-    *("keep_checkpoints", "keep_every"),
+    *("keep_checkpoints", "keep_every", "background_saving"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
@@ -65,6 +65,9 @@ class LoopSettings:
     checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time", STEPS)
     keep_checkpoints: int = setting(2, "newest checkpoints to keep; older ones are removed", COUNT)
     keep_every: int | None = setting(None, "steps between checkpoints that are kept for good, too; null is none", STEPS)
+    background_saving: bool = setting(
+        True, "write checkpoints in a thread while the training goes on; takes the host's memory of a copy of the state"
+    )
     workers: int | None = setting(None, "processes that decode images; auto is one fewer than the CPU cores", WORKERS)
     max_bad_fraction: float = setting(
         0.1, "largest share of files that cannot be decoded; they are listed and skipped", FRACTION

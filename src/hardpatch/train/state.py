@@ -13,9 +13,9 @@ from torch import nn
 
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError
-from hardpatch.files import reason_of
 from hardpatch.processes import gather_values
 from hardpatch.train import checkpoint
+from hardpatch.train.saving import CheckpointWriter, take_snapshot
 from hardpatch.train.settings import FREE_TO_CHANGE
 from hardpatch.train.sharding import own_parts
 
@@ -24,10 +24,6 @@ log = logging.getLogger("hardpatch")
 
 class NotFiniteError(RuntimeError):
     """Error for a weight that is NaN or infinite."""
-
-
-class NotSavedError(RuntimeError):
-    """Error of the disk while a checkpoint was written; the message is the reason."""
 
 
 class UnsavedError(TrainingError):
@@ -44,6 +40,7 @@ class TrainingState:
         optimizer: of the model.
         average: moving average of the model, or None.
         memory: module whose buffers change during training without a gradient, or None.
+        background: the ``writer`` writes checkpoints in a thread during the training.
     """
 
     fabric: Fabric
@@ -51,11 +48,19 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: nn.Module | None = None
     memory: nn.Module | None = None
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        """Make the ``writer`` of its checkpoints."""
+        self.writer = CheckpointWriter()
 
     def save(
         self, folder: Path, step: int, metadata: Mapping[str, Any], *, keep: int = 2, keep_every: int | None = None
     ) -> None:
         """Write a checkpoint of a run after checking that all weights are finite.
+
+        Waits for the checkpoint before it, and, while the ``writer`` is in the background, only for a copy of this one.
+        The ``writer`` tells whether it could be written; the checkpoints before it stay as they were if not.
 
         Args:
             folder: of the run.
@@ -66,24 +71,20 @@ class TrainingState:
 
         Raises:
             NotFiniteError: if a weight is NaN or infinite; nothing is written then.
-            NotSavedError: if the disk is full or cannot be written; the checkpoints before it stay as they were.
         """
         self.check_finite()
-        try:
-            checkpoint.save(
-                folder / "checkpoints",
-                step,
-                student=self.model,
-                teacher=self.average,
-                optimizer=self.optimizer,
-                memory=self.memory,
-                metadata={"hardpatch": __version__, **metadata, "step": step},
-                scaler=self.fabric.strategy.precision.state_dict(),
-                keep=keep,
-                keep_every=keep_every,
-            )
-        except OSError as error:
-            raise NotSavedError(reason_of(error)) from error
+        self.writer.wait()
+        snapshot = take_snapshot(
+            step,
+            student=self.model,
+            teacher=self.average,
+            optimizer=self.optimizer,
+            memory=self.memory,
+            metadata={"hardpatch": __version__, **metadata, "step": step},
+            scaler=self.fabric.strategy.precision.state_dict(),
+            copied=self.writer.in_background,
+        )
+        self.writer.start(folder / "checkpoints", snapshot, keep, keep_every)
 
     def check_space(self, folder: Path, keep: int) -> None:
         """Warn if the disk has no room for the checkpoints of a new run: those to keep, and the next one."""
