@@ -15,6 +15,8 @@ from hardpatch.pretrain import config
 from hardpatch.pretrain.run import _train
 from hardpatch.pretrain.step import Learner
 from hardpatch.processes import process_rank
+from hardpatch.train.parallel import meet
+from hardpatch.train.parts import write_parts
 from hardpatch.train.progress import Progress
 
 
@@ -62,3 +64,14 @@ def run_all(commands: Mapping[str, Sequence[str]], folder: Path, *more: str, pro
         patch.setattr("hardpatch.train.launch.close_groups", lambda: None)  # the processes meet once
         for name, command in commands.items():
             assert main([*command, "--out", str(folder / name), *more]) == 0, name
+
+
+def write_divided(folder: Path, *, progress: Progress) -> None:
+    """Write tensors into ``folder``: one that is divided by rows, not evenly, and one that all processes have."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    fabric = meet("cpu", None, "fsdp2", 1.0, "devices")
+    mesh = init_device_mesh("cpu", (fabric.world_size,))
+    divided = distribute_tensor(torch.arange(10.0).reshape(5, 2), mesh, [Shard(0)])
+    write_parts(folder, {"divided": divided, "whole": torch.arange(3)})
