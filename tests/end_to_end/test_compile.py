@@ -40,6 +40,10 @@ def test_a_compiled_run_equals_a_plain_one_and_resumes_as_one(tmp_path: Path) ->
     assert len(losses(plain)) == 5
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
     assert weights(compiled) == weights(plain)
+    divided = tmp_path / "divided"
+    several = ["--devices", "2", "--strategy", "fsdp2", "--train.compile", "yes", "--out", str(divided)]
+    assert main(["pretrain", *TINY, *several]) == 0
+    assert losses(divided) == pytest.approx(losses(plain), rel=1e-5)
     shutil.rmtree(compiled / "checkpoints" / "step_00000005")
     assert main(["pretrain", "--resume", "--train.compile", "no", "--out", str(compiled)]) == 0
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)

@@ -19,6 +19,8 @@ def compile_parts(
 ) -> None:
     """Compile student and teacher in place, each as one graph of fixed shapes, when they are first called.
 
+    Call it before they are set up for several processes.
+
     ``model(images, ...)`` and ``teacher(images)`` run compiled, in the precision of the first call. All other methods
     and the names of the weights do not change.
 
@@ -39,7 +41,8 @@ def compile_parts(
     if backend == "inductor":
         # Drop path draws the same numbers as uncompiled; graphs are what mode "reduce-overhead" stands for.
         options["options"] = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
-    model.compile(**options)
+    # what the processes exchange before and after a call stays out of the graph
+    model.forward = torch.compile(model.forward, **options)  # type: ignore[method-assign]
     if teacher is not None:
         teacher.network.forward_whole = torch.compile(teacher.network.forward_whole, **options)
 

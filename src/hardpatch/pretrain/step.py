@@ -78,6 +78,8 @@ class Learner:
                 block.recompute = run.train.checkpoint_activations
         self.whole_model = WholeCopy(fabric, self.model)
         self.whole_teacher = None if self.teacher is None else WholeCopy(fabric, self.teacher)
+        if run.train.compile != "no":
+            compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
         self.student = fabric.setup_module(self.model)
         if self.teacher is not None:
             shard_copy(fabric, self.teacher.network, "forward_whole")
@@ -93,8 +95,6 @@ class Learner:
             fabric, self.model, self.adamw, average, memory, background=run.train.background_saving
         )
         self.means = RunningMeans()
-        if run.train.compile != "no":
-            compile_parts(self.model, self.teacher, fabric.device, cuda_graphs=self.cuda_graphs)
 
     def gather_weights(self) -> tuple[HPM, Teacher | None]:
         """Return student and teacher for measurements, whole where they are divided. All processes must take part."""

@@ -7,8 +7,8 @@ detection and the tokenizer.
 import logging
 import math
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,13 +108,9 @@ def fit(job: Job, progress: Progress) -> int:
         stack.callback(agreement.finish)
         display.start(job.step, job.total, job.batch_size)
         stack.callback(display.stop)
-        stack.callback(_report_unsaved, job)
-        if job.state.background:
-            stack.enter_context(job.state.writer.background())
+        stack.enter_context(_saving(job))
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
-        if job.step == 0 and is_first():
-            job.state.check_space(job.folder, KEPT)
         batches = stack.enter_context(closing(_batches(job)))
         logged, logged_at = job.step, time.monotonic()
         stop, bad = 0, list[str]()
@@ -165,6 +161,18 @@ def _batches(job: Job) -> Generator[Any, None, None]:
                 with suppress(NotFiniteError):
                     job.save()
             raise WorkerDiedError(f"{error}. To go on after step {job.step}, add --resume") from None
+
+
+@contextmanager
+def _saving(job: Job) -> Iterator[None]:
+    """Write the checkpoints of the block in a thread, if the run does that, and wait for the last one at its end."""
+    if job.step == 0 and is_first():
+        job.state.check_space(job.folder, KEPT)
+    try:
+        with job.state.writer.background() if job.state.background else nullcontext():
+            yield
+    finally:
+        _report_unsaved(job)
 
 
 def _save(job: Job, logged: int, *, last: bool) -> None:

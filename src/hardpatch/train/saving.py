@@ -177,7 +177,7 @@ class CheckpointWriter:
 
     @property
     def in_background(self) -> bool:
-        """Whether a thread writes while the training goes on; a snapshot has to be a copy then."""
+        """True while a thread writes and the training goes on; a snapshot has to be a copy then."""
         return self._thread is not None
 
     @contextmanager
