@@ -134,3 +134,8 @@ def test_score(
     assert summary == opened
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_section_of_settings_is_no_option(fails: Callable[..., str], tmp_path: Path) -> None:
+    line = fails("pretrain", "--train", tmp_path / "images", "--steps", 1, "--out", tmp_path / "run")
+    assert "--train: expected one of its settings, such as --train.device; images to learn from are --data PATH" in line

@@ -81,7 +81,9 @@ class Parser(argparse.ArgumentParser):
 
         options = [option for action in self._actions for option in action.option_strings]
         message = re.sub(
-            r"(?<=invalid choice: ).{300,}(?= \(choose from)|\S{300,}", lambda long: shown(long[0]), message
+            r"(?<=invalid choice: ).{300,}(?= \(choose from)|(?<=explicit argument ).{300,}|\S{300,}",
+            lambda long: shown(long[0]),
+            message,
         )
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         several = [

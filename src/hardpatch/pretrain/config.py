@@ -147,11 +147,17 @@ def names_in(arguments: Sequence[str]) -> set[str]:
 def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """Return nested values of all settings, those of the command line over `values` over the defaults."""
     parser, path = _parser(), None
+    sections = {name: names for name, names in setting_names().items() if name}
     if not names_in(arguments) & {"data", "data.path"}:
         path, values = _without_path(values)
     check_value(values, "")
     for argument in map(with_section, arguments):
         name, _, value = argument.partition("=")
+        if name.removeprefix("--") in sections:
+            raise UserError(
+                f"{name}: expected one of its settings, such as {name}.{sections[name.removeprefix('--')][0]}; images "
+                "to learn from are --data PATH, files of settings --config FILE"
+            )
         check_value(value or name, name)
     try:
         defaults = parser.parse_object(dict(values))

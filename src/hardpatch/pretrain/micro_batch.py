@@ -31,8 +31,15 @@ def fewest_accumulation_steps(learner: Learner) -> int:
     do not change.
 
     Raises:
-        UserError: if not even single images fit.
+        UserError: if not even single images fit, or there are several processes: one whose memory is full would leave
+            the others waiting.
     """
+    if learner.part.world_size > 1:
+        raise UserError(
+            "optim.accumulation_steps: auto tries out a step in one process, and there are "
+            f"{learner.part.world_size}; give a number, for example what auto says of --devices 1 with a batch_size of "
+            f"{learner.run.batch_size // learner.part.world_size}, the part of each"
+        )
     for count in candidates(learner.run.batch_size):
         if _fits(learner, count):
             return count
