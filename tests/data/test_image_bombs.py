@@ -84,6 +84,20 @@ def test_a_stack_of_pages_as_channels_is_counted(tmp_path: Path) -> None:
     assert decode(data, replace(stack, max_pixels=12_500)).shape == (50, 50, 40)
 
 
+def test_a_strip_that_unpacks_to_more_than_its_page() -> None:
+    data = bytearray(encoded(np.full((16, 16), 999, np.uint16), "TIFF", photometric="minisblack"))
+    bomb = zlib.compress(bytes(2**28), 9)
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        for tag, value in ((273, len(data)), (279, len(bomb))):  # where the strip is, and how many bytes it has
+            struct.pack_into("<I", data, file.pages[0].tags[tag].valueoffset, value)  # type: ignore[union-attr]
+    tracemalloc.start()
+    with pytest.raises(UndecodableImage, match=r"a strip or tile for 512 bytes unpacks to 67,109,376 or more"):
+        decode(bytes(data) + bomb, RGB.with_channels(1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**28
+
+
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     with path.open("wb") as file:

@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,10 @@ COLORMAP, NODATA = 320, 42113
 SUBFILE_TYPE, SMALLER, MASK, SHORT = 254, 1, 4, 3
 """Tag of the kind of a page, its bits, and a type of tags."""
 MAX_PAGES = 65_536
+DEFLATE, LARGEST_FACTOR = (8, 32946), 1032
+"""Numbers of a compression, and how many times smaller than its content it can be."""
+HARMLESS = 2**26
+"""Bytes that a strip or tile may take beyond what its page has room for."""
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised
 
@@ -144,6 +149,7 @@ def _page(data: bytes, file: Any, pages: list[int], number: int, reading: Readin
     _check_size(page, reading.max_pixels)
     if number < len(pages) and _for_pillow(page):
         return upright(_with_pillow(data, index, reading), _orientation(page))
+    _check_unpacked(data, page)
     values = _decoded(page) if number < len(pages) else _plane(data, file, page, number)
     if values is None:
         return upright(_with_pillow(data, index, reading), _orientation(page))
@@ -152,6 +158,19 @@ def _page(data: bytes, file: Any, pages: list[int], number: int, reading: Readin
     if values.ndim not in (2, 3):
         raise UndecodableImage(f"TIFF with axes {page.axes}; expected height, width and channels")
     return upright(_interpreted(values[:, :, None] if values.ndim == 2 else values, page, reading), _orientation(page))
+
+
+def _check_unpacked(data: bytes, page: Any) -> None:
+    """Refuse a strip or tile that unpacks to far more than its page has room for; zlib would unpack all of it."""
+    if int(page.compression) not in DEFLATE:
+        return
+    room = math.prod(page.chunks) * max(1, page.bitspersample // 8)
+    most = room + HARMLESS
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if count * LARGEST_FACTOR > most and count > 0:
+            unpacking = zlib.decompressobj()
+            if len(unpacking.decompress(data[offset : offset + count], most)) == most:
+                raise UndecodableImage(f"broken TIFF (a strip or tile for {room:,} bytes unpacks to {most:,} or more)")
 
 
 def _decoded(page: Any) -> Pixels | None:
