@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from hardpatch.interchange.architecture import Facts
 from hardpatch.interchange.reference import from_reference
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.losses import standardized_absolute_loss
@@ -34,7 +35,7 @@ def read(folder: Path, name: str) -> tuple[HPM, dict[str, Tensor]]:
         settings = file.metadata()
     model = from_reference(
         {key: value for key, value in tensors.items() if key.startswith("model.")},
-        heads=int(settings["num_heads"]),
+        Facts(heads=int(settings["num_heads"])),
         decoder_heads=int(settings["decoder_num_heads"]),
         normalize_pixels=settings["norm_pix_loss"] == "True",
     )

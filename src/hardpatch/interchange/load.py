@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from hardpatch.choices import WeightsName
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
-from hardpatch.interchange.reference import from_reference, read_reference
+from hardpatch.interchange.foreign import read_foreign
+from hardpatch.interchange.tensors import FILES, check_content
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import HostTargets, Target
 from hardpatch.paths import user_path
@@ -22,7 +22,7 @@ from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
 from hardpatch.train.manifest import damage, may_be_listed
-from hardpatch.weights import check_finite, check_normalization, described, fitted, stored_tensors
+from hardpatch.weights import check_normalization, described, fitted, stored_tensors
 
 T = TypeVar("T")
 
@@ -45,44 +45,43 @@ def load(
     device: str | torch.device = "cpu",
     heads: int | None = None,
     decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
     normalize_pixels: bool = False,
 ) -> HPM:
-    """Load the model of a run, in eval mode and without gradients.
+    """Load the model of a run or of another library's weights, in eval mode and without gradients.
 
     It has ``encode(images, mask=None) -> [B, 1 + V, D]``, ``predict_loss(images) -> [B, N]``,
     ``reconstruct(latent, mask) -> [B, M, p * p * C]`` and ``normalize(uint8 images)``, whose result the others
     take as ``images``; see :class:`~hardpatch.methods.hpm.HPM`.
 
     Args:
-        run: a run folder (its newest checkpoint), a ``.safetensors`` file, or a ``.pth`` checkpoint of the reference
-            implementations of HPM or MAE (read without unpickling code).
+        run: a run folder (its newest checkpoint) or a ``.safetensors`` file of it; or weights of a Vision Transformer
+            with class token from timm, Hugging Face (a folder, too), DINO, DINOv2, DINOv3, iBOT, DeiT, BEiT, CLIP, or
+            of HPM and MAE. Without a decoder in the file the model encodes only.
         weights: ``student``, from which fine-tuning starts; ``teacher``, which mines and cannot reconstruct; or
             ``random``, the initialization of the run.
         device: where to put it.
-        heads: for reference checkpoints, from whose weights the heads cannot be inferred; see
-            :func:`~hardpatch.interchange.reference.from_reference`.
+        heads: of weights of other libraries, where neither their shapes nor a ``config.json`` beside them say it.
         decoder_heads: likewise.
+        image_size: (height, width) in pixels, likewise, for positions of a grid that is not square.
         normalize_pixels: likewise.
 
     Raises:
         UserError: if there is nothing to load, the file is of another kind, or it could run code.
     """
     check_options(heads=heads, decoder_heads=decoder_heads)
-    return read_newest(
-        run, lambda path: _load(path, weights, heads, decoder_heads, normalize_pixels=normalize_pixels)
-    ).to(device)
+    options = {"heads": heads, "decoder_heads": decoder_heads, "image_size": image_size}
+    return read_newest(run, lambda path: _load(path, weights, options | {"normalize_pixels": normalize_pixels})).to(
+        device
+    )
 
 
-def _load(
-    path: Path, weights: WeightsName, heads: int | None, decoder_heads: int | None, *, normalize_pixels: bool
-) -> HPM:
+def _load(path: Path, weights: WeightsName, options: dict[str, Any]) -> HPM:
     metadata = read_metadata(path)
     if metadata is None:
         if weights == "random":
             raise UserError(f"--weights random: {path} does not say how it was initialized; use a run of hardpatch")
-        state = load_file(path) if path.suffix == ".safetensors" else read_reference(path, weights)
-        check_finite(state, path)
-        model = from_reference(state, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
+        model = read_foreign(path, weights, **options)
     else:
         model = _of_run(path, metadata, weights)
     return model.requires_grad_(False).eval()
@@ -195,8 +194,9 @@ def weights_file(run: str | Path) -> Path:
     """
     path = user_path(run, "RUN")
     if path.is_dir():
-        if (path / checkpoint.WEIGHTS).is_file():
-            return _whole(path / checkpoint.WEIGHTS)
+        weights = next((path / name for name in FILES if (path / name).is_file()), None)
+        if weights is not None:
+            return _whole(weights)
         newest = checkpoint.newest_whole(path, (checkpoint.WEIGHTS,))
         if newest is None:
             raise UserError(f"RUN: expected a run folder with checkpoints/ or a weights file, {path} has no checkpoint")
@@ -212,6 +212,7 @@ def _whole(file: Path) -> Path:
     Raises:
         UserError: if it is damaged.
     """
+    check_content(file)
     reason = damage(file.parent, (file.name,)) if may_be_listed(file) else None
     if reason is not None and file.exists():
         raise UserError(f"RUN: {file} is damaged ({reason}); take another checkpoint of the run")

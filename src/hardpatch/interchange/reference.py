@@ -1,21 +1,24 @@
-"""Checkpoints of the reference implementations of HPM and MAE, read without unpickling code.
+"""Models with encoder and reconstructor from weights of HPM's and MAE's reference code, or of Hugging Face.
 
 Keys of encoder parts have no prefix, those of the reconstructor are ``decoder_*``, those of the loss predictor
 ``decoder_*_losspred``. Training wrappers add ``module.``, golden files ``model.``.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from hardpatch.choices import SIZES
 from hardpatch.errors import UserError
+from hardpatch.interchange.architecture import Facts, build, to_say
+from hardpatch.interchange.layouts import find_layout, in_blocks
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
-from hardpatch.models.decoder import Decoder
-from hardpatch.pickles import load_pickle
+from hardpatch.models.decoder import Decoder, DecoderEmbed
+from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.models.positions import sincos_positions
 
 # The first match wins: the loss predictor's names begin like those of the reconstructor.
 _OUR_PREFIX = {
@@ -27,88 +30,92 @@ _OUR_PREFIX = {
     "decoder_pred.": "host.reconstructor.head.",
     "decoder_embed.": "host.decoder_embed.proj.",
     "mask_token": "host.decoder_embed.mask_token",
-    "patch_embed.": "host.encoder.patch_embed.",
-    "cls_token": "host.encoder.cls_token",
-    "blocks.": "host.encoder.blocks.",
-    "norm.": "host.encoder.norm.",
 }
-_FIXED = ("pos_embed", "decoder_pos_embed")  # sine-cosine, computed by the model
-_HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()}
+MAE_NAMES = re.compile(r"^decoder_(layers|encoder\.layer)")
+"""Names of the decoder's blocks in Hugging Face"""
 
 
-def read_reference(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
-    """Read the state of a reference checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
-
-    Without these: its ``model``, DINO's ``student`` or ``teacher``, or the whole content if that is tensors.
-
-    Raises:
-        UserError: if the file is not a checkpoint, or has anything but tensors and plain values.
-    """
-    content = load_pickle(path, "RUN")
-    key = "state_dict" if weights == "student" else "ema_state_dict"
-    state = None
-    if isinstance(content, dict):  # HPM; MAE and DeiT; DINO and iBOT; bare tensors
-        state = content.get(key) or content.get("model") or content.get(weights) or content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        names = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"RUN: {path} has no `{key}`; found: {names}")
-    return state
+def has_decoder(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict has a reconstructor besides its encoder, in MAE's or Hugging Face's names."""
+    return any(key.endswith("decoder_embed.weight") for key in state)
 
 
 def from_reference(
     state: Mapping[str, Tensor],
+    facts: Facts | None = None,
     *,
-    heads: int | None = None,
     decoder_heads: int | None = None,
     normalize_pixels: bool = False,
+    file: Path = Path("weights"),
 ) -> HPM:
-    """Build the model of a reference state, and load the state strictly.
+    """Build the model of a state with encoder and reconstructor, and load the state strictly.
 
-    Widths, depths, patch size, channels and the (square) image size are inferred from the tensors; MAE checkpoints have
-    no loss predictor. The numbers of heads cannot be inferred: those of the encoder are :func:`default_heads`, those of
-    the decoders 16, or fewer with 16 channels each.
+    Sizes are inferred from the tensors; MAE checkpoints have no loss predictor. Positions that are not the sine-cosine
+    ones are taken from the file. Numbers of heads cannot be inferred: those of the encoder are by default
+    :func:`~hardpatch.interchange.architecture.default_heads`, those of the decoders 16, or fewer with 16 channels each.
 
     Args:
-        state: reference keys to tensors, with or without ``module.`` and ``model.``.
-        heads: of the encoder, instead of the default.
+        state: keys of the reference implementations, with or without ``module.`` and ``model.``, or of
+            ``ViTMAEForPreTraining``.
+        facts: what the file and the user say.
         decoder_heads: of the decoders, instead of the default.
         normalize_pixels: the targets were normalized per patch, which cannot be inferred either.
+        file: named in error messages.
 
     Raises:
         UserError: if keys are missing or unknown.
     """
-    if any(key.startswith("model.") for key in state):  # golden files hold other tensors beside the model's
-        state = {key: value for key, value in state.items() if key.startswith("model.")}
-    state = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
-    missing = [key for key in ("patch_embed.proj.weight", "pos_embed", "decoder_embed.weight") if key not in state]
-    if missing:
-        raise UserError(f"RUN: expected a checkpoint of HPM or MAE pre-training, but it has no key {missing[0]!r}")
-    width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
-    decoder_width = state["decoder_embed.weight"].shape[0]
-    decoder_heads = decoder_heads or min(16, decoder_width // 16)
+    facts = facts or Facts()
+    layout = find_layout(state)
+    if layout is None:
+        raise UserError(f"RUN: {file} has a decoder and no embedding of patches; expected MAE's or HPM's weights")
+    encoder = build(layout, facts, file)
+    assert encoder.positions is not None
+    own = MAE_NAMES.sub
+    prefix = next(key for key in state if key.endswith("decoder_embed.weight")).removesuffix("decoder_embed.weight")
+    parts = {own("decoder_blocks", key.removeprefix(prefix)): state[key].float() for key in layout.left_out}
+    parts = {name: value for name, value in parts.items() if name.startswith(("decoder_", "mask_token"))}
+    parts = in_blocks(parts)
+    decoder_width, settings = parts["decoder_embed.weight"].shape[0], encoder_settings(encoder)
+    decoder_heads = decoder_heads or facts.decoder_heads
+    if decoder_heads is None:
+        decoder_heads = min(16, decoder_width // 16)
+        facts.guesses.append(f"decoder heads: {decoder_heads}; {to_say('decoder_num_attention_heads', 'N')}")
     try:
         host = MAE(
-            image_size=(side, side),
-            patch_size=patch_size,
-            channels=channels,
-            width=width,
-            depth=_depth(state, "blocks."),
-            heads=heads or default_heads(width),
+            image_size=tuple(settings["image_size"]),
+            **{name: settings[name] for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_ratio")},
+            variant=encoder.variant,
             decoder_width=decoder_width,
-            decoder_depth=_depth(state, "decoder_blocks."),
+            decoder_depth=_depth(parts, "decoder_blocks."),
             decoder_heads=decoder_heads,
             normalize_pixels=normalize_pixels,
         )
     except ValueError as error:
         raise UserError(f"RUN: {error}") from None
-    predictor_depth = _depth(state, "decoder_blocks_losspred.")
+    for part in host.reconstructor.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = encoder.variant.norm_eps
+    assert host.encoder.positions is not None
+    fixed = torch.allclose(encoder.positions, host.encoder.positions, atol=1e-5)
+    host.encoder = encoder
+    if fixed:  # computed, so that a run that starts from here has them computed, too
+        encoder.register_buffer("positions", sincos_positions(encoder.width, encoder.grid), persistent=False)
+    _set_positions(host.decoder_embed, parts.pop("decoder_pos_embed", None), file)
+    predictor_depth = _depth(parts, "decoder_blocks_losspred.")
     predictor = None
     if predictor_depth:
-        outputs = state["decoder_pred_losspred.weight"].shape[0]
+        outputs = parts["decoder_pred_losspred.weight"].shape[0]
         predictor = Decoder(width=decoder_width, depth=predictor_depth, heads=decoder_heads, outputs=outputs)
-    model = HPM(host, predictor)
-    problems = model.load_state_dict(rename(state), strict=False)
+    mean, std = facts.normalization(encoder.channels)
+    model = HPM(host, predictor, mean=mean, std=std)
+    names = {f"host.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    names |= {
+        f"host.decoder_embed.{name}": value
+        for name, value in host.decoder_embed.state_dict().items()
+        if name.endswith(("position", "positions"))
+    }
+    problems = model.load_state_dict(names | rename(parts), strict=False)
     if problems.missing_keys or problems.unexpected_keys:
         raise UserError(
             f"RUN: the checkpoint does not fit: missing {problems.missing_keys[:3]}, "
@@ -117,18 +124,27 @@ def from_reference(
     return model
 
 
-def default_heads(width: int) -> int:
-    """Return the heads of a standard ViT of that width; for other widths, heads of 64 or else 32 channels."""
-    return _HEADS.get(width) or max(1, width // 64 if width % 64 == 0 else width // 32)
+def _set_positions(embed: DecoderEmbed, positions: Tensor | None, file: Path) -> None:
+    """Give a decoder the positions ``[1, 1 + N, W]`` of a file, unless they are those that it computes."""
+    if positions is None:
+        return
+    if positions.shape != (1, 1 + len(embed.positions), embed.positions.shape[1]):
+        raise UserError(
+            f"RUN: {file}: decoder_pos_embed has the shape {list(positions.shape)}, expected "
+            f"{[1, 1 + len(embed.positions), embed.positions.shape[1]]}"
+        )
+    if not torch.allclose(positions[0, 1:], embed.positions, atol=1e-5):
+        embed.register_buffer("positions", positions[0, 1:].clone(), persistent=True)
+    if positions[0, 0].any():
+        embed.register_buffer("class_position", positions[:, :1].clone(), persistent=True)
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename reference keys to those of :class:`~hardpatch.methods.hpm.HPM`; unknown keys stay."""
+    """Rename the reference's keys of decoders to those of :class:`~hardpatch.methods.hpm.HPM`; unknown keys stay."""
     renamed = {}
     for key, value in state.items():
-        if key not in _FIXED:
-            prefix = next((p for p in _OUR_PREFIX if key.startswith(p)), "")
-            renamed[_OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
+        prefix = next((p for p in _OUR_PREFIX if key.startswith(p)), "")
+        renamed[_OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
     return renamed
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hardpatch.errors import UserError
 from hardpatch.measure.labels import crop_fraction
 from hardpatch.methods.mae import MAE
-from hardpatch.models.block import NORM_EPS, Block, LayerScale
+from hardpatch.models.block import Block, LayerScale
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 
@@ -31,8 +31,10 @@ def vit(encoder: Encoder) -> HuggingFaceModel:
     """Convert to ``ViTModel``, which has no layer scale: it is multiplied into the preceding weights.
 
     Raises:
-        UserError: if the encoder has relative positions.
+        UserError: if the encoder has relative positions, or parts that this class has not.
     """
+    if {**encoder.variant.changes(), "norm_eps": None} != {"norm_eps": None}:
+        raise UserError(f"--to: ViTModel of hf has no {', '.join(encoder.variant.changes())}, as this encoder has")
     if encoder.positions is None:
         raise UserError("--to: hf has no relative position bias in its ViT; expected --to timm, which has BEiT's")
     settings = encoder_settings(encoder)
@@ -47,7 +49,7 @@ def vit(encoder: Encoder) -> HuggingFaceModel:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": NORM_EPS,
+        "layer_norm_eps": encoder.variant.norm_eps,
         "image_size": height if height == width else [height, width],
         "patch_size": settings["patch_size"],
         "num_channels": settings["channels"],
@@ -97,7 +99,7 @@ def vit_mae(host: MAE, mask_ratio: float) -> HuggingFaceModel:
         "decoder_embed.weight": embed.proj.weight,
         "decoder_embed.bias": embed.proj.bias,
         "mask_token": embed.mask_token,
-        "decoder_pos_embed": _with_class_token(embed.positions),
+        "decoder_pos_embed": _with_class_token(embed.positions, embed.class_position),
         **_norm("decoder_norm", decoder.norm),
         "decoder_pred.weight": decoder.head.weight,
         "decoder_pred.bias": decoder.head.bias,
@@ -164,13 +166,15 @@ def _layer(block: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.bias", gamma * linear.bias
 
 
-def _norm(name: str, norm: torch.nn.LayerNorm) -> dict[str, Tensor]:
+def _norm(name: str, norm: torch.nn.Module) -> dict[str, Tensor]:
+    assert isinstance(norm, torch.nn.LayerNorm)
     return {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
 
 
-def _with_class_token(positions: Tensor) -> Tensor:
-    """Prepend a zero to positions ``[N, D]``: ``[1, 1 + N, D]``."""
-    return torch.cat([torch.zeros_like(positions[:1]), positions])[None]
+def _with_class_token(positions: Tensor, class_position: Tensor | None = None) -> Tensor:
+    """Prepend that of the class token, zero if there is none, to positions ``[N, D]``: ``[1, 1 + N, D]``."""
+    first = torch.zeros_like(positions[:1]) if class_position is None else class_position[0]
+    return torch.cat([first, positions])[None]
 
 
 def _hidden(block: torch.nn.Module) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.choices import SIZES
+from hardpatch.errors import UserError
 from hardpatch.measure.labels import crop_fraction
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
@@ -22,7 +23,12 @@ def timm_state(encoder: Encoder) -> dict[str, Tensor]:
     """Return the encoder's weights under the keys of timm's class, which loads them strictly.
 
     Fixed positions are written as if they were learned, with zero for the class token.
+
+    Raises:
+        UserError: if the encoder has parts that MAE's ViT has not.
     """
+    if changes := encoder.variant.changes():
+        raise UserError(f"--to: timm's plain ViT has no {', '.join(changes)}, as this encoder has; take its own file")
     state = {name: value for name, value in encoder.state_dict().items() if name not in ("mask_token", "positions")}
     if encoder.positions is not None:
         return state | {

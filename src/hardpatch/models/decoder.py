@@ -67,6 +67,8 @@ class DecoderEmbed(nn.Module):
     """
 
     positions: Tensor
+    class_position: Tensor | None
+    """position of the class token ``[1, 1, W]``, in weights of others that learned one"""
 
     def __init__(self, *, latent_width: int, width: int, grid: tuple[int, int], mask_token: bool = True) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class DecoderEmbed(nn.Module):
         self.proj = nn.Linear(latent_width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mask_token else None
         self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
+        self.register_buffer("class_position", None)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
         initialize(self)
@@ -95,7 +98,8 @@ class DecoderEmbed(nn.Module):
             sequence_positions = positions
         else:
             sequence_positions = F.embedding(indices.visible, positions)
-        sequence = torch.cat([x[:, :1], x[:, 1:] + sequence_positions], dim=1)
+        first = x[:, :1] if self.class_position is None else x[:, :1] + self.class_position.to(x.dtype)
+        sequence = torch.cat([first, x[:, 1:] + sequence_positions], dim=1)
         every_patch = slice(1, None)  # after the class token
         if self.mask_token is None:
             return Tokens(sequence, every_patch if indices is None else indices.masked + 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from hardpatch.models.block import Block, LayerScale
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.transfer import add_relative_bias
+from hardpatch.models.variant import Variant
 
 
 def encoder_settings(encoder: Encoder) -> dict[str, Any]:
@@ -19,8 +20,8 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
     block, last = encoder.blocks[0], encoder.blocks[-1]
     assert isinstance(block, Block)
     assert isinstance(last, Block)
-    if encoder.positions is None:  # the bias is shared, or each block has its own
-        positions = "relative"
+    if encoder.positions is None:  # the bias is shared, or each block has its own; rotary ones are of the variant
+        positions = None if encoder.variant.rope_theta is not None else "relative"
     else:
         positions = "learned" if "positions" in encoder.state_dict() else "sincos"
     return {
@@ -30,10 +31,11 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any]:
         "width": encoder.width,
         "depth": len(encoder.blocks),
         "heads": block.attn.heads,
-        "mlp_ratio": mlp_ratio(block.mlp.fc1.out_features, encoder.width),
+        "mlp_ratio": mlp_ratio(block.mlp.fc2.in_features, encoder.width),
         "positions": positions,
         "layer_scale": 1.0 if isinstance(block.ls1, LayerScale) else None,
         "drop_path": last.drop_path,
+        **({"variant": changes} if (changes := encoder.variant.changes()) else {}),
         **({} if block.relative_bias is None else {"block_bias_grid": list(block.relative_bias.grid)}),
     }
 
@@ -54,8 +56,9 @@ def build_encoder(settings: Mapping[str, Any]) -> Encoder:
         **{
             **settings,
             "image_size": tuple(settings["image_size"]),
-            "positions": "relative" if relative else "sincos",
+            "positions": "relative" if relative else None if positions is None else "sincos",
             "drop_masked": not relative,
+            "variant": Variant(**settings.get("variant", {})),
         }
     )
     encoder.mask_token = None

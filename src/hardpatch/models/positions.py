@@ -49,6 +49,40 @@ def resample_positions(
     return image.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1)
 
 
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, ``[1 or B, 1, L, D / heads]``"""
+
+
+def rotary_positions(width: int, grid: tuple[int, int], theta: float) -> Rotary:
+    """Compute the rotary positions of patches, as DINOv3 has them (Simeoni et al. 2025): each ``[N, width]``.
+
+    The first half of the rotated pairs turns with the row, the second with the column; both run from -1 to 1 over the
+    image, whatever its size.
+
+    Args:
+        width: of a head.
+        grid: (rows, columns) of patches.
+        theta: base of the wavelengths.
+
+    Raises:
+        ValueError: if ``width`` is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"heads: rotary positions need heads of a multiple of 4 channels, got {width}")
+    rows, columns = (2.0 * (torch.arange(n, dtype=torch.float32) + 0.5) / n - 1.0 for n in grid)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2, 1)
+    frequencies = 1.0 / theta ** torch.arange(0.0, 1.0, 4.0 / width, dtype=torch.float32)
+    angles = (2.0 * torch.pi * places * frequencies).flatten(1).tile(2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn queries or keys ``[B, heads, L, D / heads]`` by rotary positions."""
+    cosine, sine = (part.to(x.dtype) for part in rotary)
+    one, other = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-other, one), dim=-1) * sine
+
+
 class RelativePositionBias(nn.Module):
     """A learned bias for each head and offset between two patches, added to the attention of every block.
 

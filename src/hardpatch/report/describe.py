@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
+from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.pretrain import config
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described
@@ -22,7 +23,9 @@ def describe(run: str | Path) -> str:
     rows, columns = model.grid
     lines = {
         "weights": str(path),
-        "host": type(model.host).__name__,
+        "host": "none: an encoder without decoder"
+        if isinstance(model.host, EncoderOnly)
+        else type(model.host).__name__,
         "encoder": f"{encoder.width} wide, {len(encoder.blocks)} blocks, {count['encoder'] / 1e6:.1f} M parameters",
         "all parts": f"{count['all'] / 1e6:.1f} M parameters",
         "images": f"{model.image_size[0]} x {model.image_size[1]} px, {encoder.channels} channels, "

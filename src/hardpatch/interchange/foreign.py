@@ -1,0 +1,103 @@
+"""Models from weights of other libraries, and from what this package has exported for them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+
+from hardpatch.data.reading import Reading
+from hardpatch.errors import UserError
+from hardpatch.interchange.architecture import Facts, build, facts_beside
+from hardpatch.interchange.layouts import find_layout
+from hardpatch.interchange.reference import from_reference, has_decoder
+from hardpatch.interchange.tensors import read_tensors
+from hardpatch.methods.encoder_only import EncoderOnly
+from hardpatch.methods.hpm import HPM
+from hardpatch.models.encoder import Encoder
+from hardpatch.weights import check_normalization, described, parse_metadata
+
+EXPORTED = "hardpatch_export"
+"""Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
+
+
+def read_foreign(
+    file: Path,
+    weights: Literal["student", "teacher"] = "student",
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    normalize_pixels: bool = False,
+) -> HPM:
+    """Read a model: with its reconstructor if the file has one, else an encoder only.
+
+    Args:
+        file: see :func:`~hardpatch.interchange.tensors.read_tensors`.
+        weights: of a pickle that has both.
+        heads: of the encoder, where the file does not say.
+        decoder_heads: likewise.
+        image_size: (height, width) in pixels, likewise.
+        normalize_pixels: the targets were normalized per patch.
+
+    Raises:
+        UserError: if the file is no such network, or has parts that are not known.
+    """
+    state = read_tensors(file, weights)
+    facts = _facts(file, heads, image_size)
+    if has_decoder(state):
+        model = from_reference(
+            state,
+            facts,
+            decoder_heads=decoder_heads,
+            normalize_pixels=normalize_pixels or facts.normalize_pixels,
+            file=file,
+        )
+    else:
+        layout = find_layout(state)
+        if layout is None:
+            raise UserError(
+                f"RUN: {file} has no embedding of patches by a name that is known (of timm, Hugging Face, DINO, MAE, "
+                f"CLIP), and is no checkpoint of HPM or MAE; found: {', '.join(sorted(state)[:3])}"
+            )
+        encoder = build(layout, facts, file)
+        mean, std, reading = _normalization(encoder, facts, file)
+        model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=reading)
+    facts.say_guesses(file)
+    return model
+
+
+def _normalization(encoder: Encoder, facts: Facts, file: Path) -> tuple[tuple[float, ...], tuple[float, ...], Reading]:
+    """Return mean, deviation and reading of the images of weights of another library, or of an export of ours."""
+    metadata = _exported_metadata(file)
+    with described(file):
+        said = facts.normalization(encoder.channels)
+        mean, std = metadata.get("mean", said[0]), metadata.get("std", said[1])
+        check_normalization({"mean": mean, "std": std})
+        own = metadata.get("reading")
+        reading = Reading(encoder.channels) if own is None else Reading.from_dict(own)
+    return tuple(mean), tuple(std), reading
+
+
+def facts_of(file: Path, *, heads: int | None = None, image_size: tuple[int, int] | None = None) -> Facts:
+    """Return what a file, the files beside it, an export of ours and the user say, the last one first."""
+    facts, metadata = facts_beside(file), _exported_metadata(file)
+    facts.heads = heads or metadata.get("heads") or facts.heads
+    facts.image_size = image_size or metadata.get("image_size") or facts.image_size
+    if image_size is not None:
+        facts.kind = ""
+    return facts
+
+
+def _facts(file: Path, heads: int | None, image_size: tuple[int, int] | None) -> Facts:
+    """Return what the user, an export of ours, and the files beside it say, the first one that says it."""
+    facts, metadata = facts_beside(file), _exported_metadata(file)
+    facts.heads = heads or metadata.get("heads") or facts.heads
+    facts.image_size = image_size or metadata.get("image_size") or facts.image_size
+    return facts
+
+
+def _exported_metadata(file: Path) -> dict[str, Any]:
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, "pt") as content:
+        return parse_metadata((content.metadata() or {}).get(EXPORTED, "{}"), file)
