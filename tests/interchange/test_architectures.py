@@ -192,7 +192,11 @@ def test_chunks_of_blocks(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_autoencoder_of_hugging_face(trained: bool, tmp_path: Path) -> None:
-    decoder = {"decoder_hidden_size": 32, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 4}
+    decoder: dict[str, Any] = {
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
+    }
     settings = transformers.ViTMAEConfig(
         **SIZES, **MLP, **decoder, decoder_intermediate_size=128, norm_pix_loss=True, mask_ratio=0.75
     )
@@ -217,7 +221,7 @@ def test_an_autoencoder_of_hugging_face(trained: bool, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tmp_path / "mae" / "config.json").read_bytes())
     assert difference(hardpatch.load(tmp_path / "encoder.safetensors").encode(images()), model.encode(images())) <= 1e-6
     with pytest.raises(UserError, match="these have an encoder only"):
-        hardpatch.load(tmp_path / "encoder.safetensors").predict_loss(images())
+        hardpatch.load(tmp_path / "encoder.safetensors")(images(), mask)
 
 
 def test_a_file_in_parts(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_mae_with_and_without_its_decoder(golden_folder: Path, tmp_path: Path) -
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "has no cls_token"),
         (
             {"img_size": (16, 28)},
-            "has 29 positions, which is no square grid of patches and a class token; say the size",
+            "has 29 positions, which is no square grid of patches and a class token; a config",
         ),
         ({"img_size": (28, 36)}, "has 64 positions, which is no square grid"),
     ],

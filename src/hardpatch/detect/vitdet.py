@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.detect.relative import DecomposedPositions, attend
+from hardpatch.errors import UserError
 from hardpatch.models.block import NORM_EPS, Block
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.positions import resample_positions
@@ -53,6 +54,11 @@ class ViTDet(nn.Module):
         super().__init__()
         if window < 1:
             raise ValueError(f"window: expected 1 patch or more, got {window}")
+        if lost := {"registers", "rope_theta", "pre_norm"} & encoder.variant.changes().keys():
+            raise UserError(
+                f"RUN: detection attends in windows of patches alone, and this encoder has {', '.join(sorted(lost))}; "
+                "take an encoder without them"
+            )
         self.encoder, self.window, self.autocast = encoder, window, autocast
         self.global_indices = global_block_indices(len(encoder.blocks), global_blocks)
         self.relative_positions = relative_grid is not None and encoder.relative_bias is None

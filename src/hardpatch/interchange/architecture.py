@@ -31,7 +31,7 @@ _EPS = {"Hugging Face's names": 1e-12, "Hugging Face's names of CLIP": 1e-5, "Op
 
 @dataclass
 class Facts:
-    """What a file says of its network, and the user; None where nothing is said."""
+    """Facts about a network that a file, or the user, says; None where nothing is said."""
 
     heads: int | None = None
     image_size: tuple[int, int] | None = None

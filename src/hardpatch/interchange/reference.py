@@ -17,8 +17,8 @@ from hardpatch.interchange.layouts import find_layout, in_blocks
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder, DecoderEmbed
+from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.models.positions import sincos_positions
 
 # The first match wins: the loss predictor's names begin like those of the reconstructor.
 _OUR_PREFIX = {
@@ -31,7 +31,7 @@ _OUR_PREFIX = {
     "decoder_embed.": "host.decoder_embed.proj.",
     "mask_token": "host.decoder_embed.mask_token",
 }
-MAE_NAMES = re.compile(r"^decoder_(layers|encoder\.layer)")
+BLOCKS = re.compile(r"^decoder_(layers|encoder\.layer)")
 """Names of the decoder's blocks in Hugging Face"""
 
 
@@ -70,58 +70,57 @@ def from_reference(
     if layout is None:
         raise UserError(f"RUN: {file} has a decoder and no embedding of patches; expected MAE's or HPM's weights")
     encoder = build(layout, facts, file)
-    assert encoder.positions is not None
-    own = MAE_NAMES.sub
     prefix = next(key for key in state if key.endswith("decoder_embed.weight")).removesuffix("decoder_embed.weight")
-    parts = {own("decoder_blocks", key.removeprefix(prefix)): state[key].float() for key in layout.left_out}
-    parts = {name: value for name, value in parts.items() if name.startswith(("decoder_", "mask_token"))}
-    parts = in_blocks(parts)
-    decoder_width, settings = parts["decoder_embed.weight"].shape[0], encoder_settings(encoder)
-    decoder_heads = decoder_heads or facts.decoder_heads
+    parts = {BLOCKS.sub("decoder_blocks", key.removeprefix(prefix)): state[key].float() for key in layout.left_out}
+    parts = in_blocks({name: part for name, part in parts.items() if name.startswith(("decoder_", "mask_token"))})
+    width, decoder_heads = parts["decoder_embed.weight"].shape[0], decoder_heads or facts.decoder_heads
     if decoder_heads is None:
-        decoder_heads = min(16, decoder_width // 16)
+        decoder_heads = min(16, width // 16)
         facts.guesses.append(f"decoder heads: {decoder_heads}; {to_say('decoder_num_attention_heads', 'N')}")
     try:
-        host = MAE(
-            image_size=tuple(settings["image_size"]),
-            **{name: settings[name] for name in ("patch_size", "channels", "width", "depth", "heads", "mlp_ratio")},
-            variant=encoder.variant,
-            decoder_width=decoder_width,
-            decoder_depth=_depth(parts, "decoder_blocks."),
-            decoder_heads=decoder_heads,
-            normalize_pixels=normalize_pixels,
-        )
+        host = _host(encoder, parts, decoder_heads, normalize_pixels=normalize_pixels)
     except ValueError as error:
         raise UserError(f"RUN: {error}") from None
-    for part in host.reconstructor.modules():
-        if isinstance(part, nn.LayerNorm):
-            part.eps = encoder.variant.norm_eps
-    assert host.encoder.positions is not None
-    fixed = torch.allclose(encoder.positions, host.encoder.positions, atol=1e-5)
-    host.encoder = encoder
-    if fixed:  # computed, so that a run that starts from here has them computed, too
-        encoder.register_buffer("positions", sincos_positions(encoder.width, encoder.grid), persistent=False)
     _set_positions(host.decoder_embed, parts.pop("decoder_pos_embed", None), file)
     predictor_depth = _depth(parts, "decoder_blocks_losspred.")
     predictor = None
     if predictor_depth:
         outputs = parts["decoder_pred_losspred.weight"].shape[0]
-        predictor = Decoder(width=decoder_width, depth=predictor_depth, heads=decoder_heads, outputs=outputs)
+        predictor = Decoder(width=width, depth=predictor_depth, heads=decoder_heads, outputs=outputs)
     mean, std = facts.normalization(encoder.channels)
     model = HPM(host, predictor, mean=mean, std=std)
-    names = {f"host.encoder.{name}": value for name, value in encoder.state_dict().items()}
-    names |= {
-        f"host.decoder_embed.{name}": value
-        for name, value in host.decoder_embed.state_dict().items()
-        if name.endswith(("position", "positions"))
-    }
-    problems = model.load_state_dict(names | rename(parts), strict=False)
+    own = ("host.encoder.", "host.decoder_embed.positions", "host.decoder_embed.class_position")
+    loaded = {name: value for name, value in model.state_dict().items() if name.startswith(own)}
+    problems = model.load_state_dict(loaded | rename(parts), strict=False)
     if problems.missing_keys or problems.unexpected_keys:
         raise UserError(
             f"RUN: the checkpoint does not fit: missing {problems.missing_keys[:3]}, "
             f"unknown {problems.unexpected_keys[:3]}"
         )
     return model
+
+
+def _host(encoder: Encoder, parts: Mapping[str, Tensor], decoder_heads: int, *, normalize_pixels: bool) -> MAE:
+    """Build a masked autoencoder around an encoder; of its decoder only the sizes are those of ``parts``."""
+    settings = encoder_settings(encoder)
+    names = ("patch_size", "channels", "width", "depth", "heads", "mlp_ratio")
+    host = MAE(
+        image_size=tuple(settings["image_size"]),
+        **{name: settings[name] for name in names},
+        variant=encoder.variant,
+        decoder_width=parts["decoder_embed.weight"].shape[0],
+        decoder_depth=_depth(parts, "decoder_blocks."),
+        decoder_heads=decoder_heads,
+        normalize_pixels=normalize_pixels,
+    )
+    for part in host.reconstructor.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = encoder.variant.norm_eps
+    computed, positions = host.encoder.positions, encoder.positions
+    host.encoder = encoder
+    if computed is not None and positions is not None and torch.allclose(positions, computed, atol=1e-5):
+        encoder.register_buffer("positions", computed, persistent=False)  # as in our own runs
+    return host
 
 
 def _set_positions(embed: DecoderEmbed, positions: Tensor | None, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Vision Transformers of other libraries have and MAE's has not."""
+"""Options of Vision Transformers of other libraries, which MAE's has not."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

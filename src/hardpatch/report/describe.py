@@ -23,9 +23,7 @@ def describe(run: str | Path) -> str:
     rows, columns = model.grid
     lines = {
         "weights": str(path),
-        "host": "none: an encoder without decoder"
-        if isinstance(model.host, EncoderOnly)
-        else type(model.host).__name__,
+        "host": "an encoder without decoder" if isinstance(model.host, EncoderOnly) else type(model.host).__name__,
         "encoder": f"{encoder.width} wide, {len(encoder.blocks)} blocks, {count['encoder'] / 1e6:.1f} M parameters",
         "all parts": f"{count['all'] / 1e6:.1f} M parameters",
         "images": f"{model.image_size[0]} x {model.image_size[1]} px, {encoder.channels} channels, "

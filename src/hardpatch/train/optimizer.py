@@ -59,7 +59,7 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         layer = layer_of(name, depth)
-        decays = parameter.ndim > 1 and name not in ("encoder.cls_token", "encoder.positions")
+        decays = parameter.ndim > 1 and name not in ("encoder.cls_token", "encoder.positions", "encoder.registers")
         group = groups.setdefault(
             (layer, decays),
             {
@@ -82,7 +82,8 @@ def layer_of(name: str, depth: int) -> int:
         name: of the parameter, in a network around an ``encoder``.
         depth: number of blocks.
     """
-    if name.startswith(("encoder.cls_token", "encoder.positions", "encoder.patch_embed.")):
+    before = ("cls_token", "positions", "patch_embed.", "registers", "norm_pre.")
+    if name.startswith(tuple(f"encoder.{part}" for part in before)):
         return 0
     if name.startswith("encoder.blocks."):
         return int(name.split(".")[2]) + 1
