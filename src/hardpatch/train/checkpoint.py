@@ -73,9 +73,7 @@ def save(
     Raises:
         OSError: if it cannot be written; the checkpoints before it are left as they were.
     """
-    weights = {f"student.{name}": collected(value) for name, value in student.state_dict().items()}
-    if teacher is not None:
-        weights |= {f"teacher.{name}": collected(value) for name, value in teacher.state_dict().items()}
+    weights = weights_of(student, teacher)
     state = _optimizer_tensors(student, optimizer)
     if memory is not None:
         state |= {f"{MEMORY}{name}": value for name, value in memory.state_dict().items()}
@@ -88,6 +86,14 @@ def save(
     if is_first():
         _tidy(folder, step, keep, keep_every)
     return final
+
+
+def weights_of(student: nn.Module, teacher: nn.Module | None) -> dict[str, Tensor]:
+    """Return the weights of student and teacher by name; whole in the first process. All processes must call it."""
+    weights = {f"student.{name}": collected(value) for name, value in student.state_dict().items()}
+    if teacher is not None:
+        weights |= {f"teacher.{name}": collected(value) for name, value in teacher.state_dict().items()}
+    return weights
 
 
 Content = tuple[Mapping[str, Tensor], Mapping[str, Any]]
@@ -116,7 +122,7 @@ def _tidy(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
             remove(leftover)
         older = []
         for path in checkpoints(folder):
-            if _step(path) > step:  # the run resumed from a checkpoint before this one, which is damaged
+            if step_of(path) > step:  # the run resumed from a checkpoint before this one, which is damaged
                 aside = path.with_name(f"damaged_{path.name}")
                 remove(aside)
                 path.rename(aside)
@@ -124,7 +130,7 @@ def _tidy(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
             else:
                 older.append(path)
         for path in older[:-keep]:
-            if keep_every is None or _step(path) % keep_every:
+            if keep_every is None or step_of(path) % keep_every:
                 _discard(path)
     except OSError as error:
         log.warning("%s: old checkpoints cannot be removed: %s", folder, reason_of(error))
@@ -141,10 +147,11 @@ def _discard(path: Path) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in ``folder`` by step, damaged ones included. Only names of a number of steps are theirs."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_[0-9]+", path.name) and path.is_dir()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, from its name."""
     return int(path.name.removeprefix("step_"))
 
 
@@ -279,6 +286,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()  # a training that goes back may have state of parameters that had none yet
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:
