@@ -143,9 +143,11 @@ class PretrainJob:
         """Return the mean losses since the last call, and schedule, vital signs and memory of the last step."""
         values, step = self._last
         learner, device = self.learner, self.learner.fabric.device
-        signs = vital_signs(step.mined, step.losses)
-        if step.gradient_norm is not None:
-            signs["gradient_norm"] = step.gradient_norm
+        signs: dict[str, torch.Tensor] = {}
+        if not step.left_out:
+            signs = vital_signs(step.mined, step.losses)
+            if step.gradient_norm is not None:
+                signs["gradient_norm"] = step.gradient_norm
         numbers = {name: value.item() for name, value in signs.items()}
         row = {
             **learner.means.read(learner.bad_steps.read_left_out() * learner.accumulation_steps),

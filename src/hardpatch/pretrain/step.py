@@ -39,6 +39,8 @@ class Step(NamedTuple):
     losses: Losses
     gradient_norm: Tensor | None
     """before clipping; None without clipping"""
+    left_out: Tensor
+    """bool: loss or gradient was NaN or infinite, and no weight was changed"""
 
 
 class Learner:
@@ -133,7 +135,7 @@ class Learner:
             reshard(self.teacher.network)
             self.teacher.update(self.model, schedule.momentum)
         self.step += 1
-        return Step(mined, losses, None if self.run.optim.clip is None else norm)
+        return Step(mined, losses, None if self.run.optim.clip is None else norm, left_out)
 
     def compute_gradients(
         self, batch: Batch, schedule: Schedule, accumulation_steps: int, *, observe: bool = False

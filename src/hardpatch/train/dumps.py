@@ -7,15 +7,17 @@ everywhere and the gradient was not. Nothing is pickled.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hardpatch import __version__
 from hardpatch.data.batch import CROP_OFFSET
+from hardpatch.errors import UserError, shown
 from hardpatch.files import atomic_path, optional_file, reason_of
 from hardpatch.pickles import save_tensors
 from hardpatch.printable import printable
@@ -23,6 +25,7 @@ from hardpatch.processes import gather_values, on_first, process_rank
 from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import WatchedStep
 from hardpatch.train.sharding import whole
+from hardpatch.weights import parse_metadata
 
 FACTS, WEIGHTS = "dump.json", "weights.safetensors"
 
@@ -63,6 +66,13 @@ def write_dump(job: Any, watched: WatchedStep) -> Path | None:
         with optional_file(folder), atomic_path(folder / batch_name(rank)) as partial:
             _write_batch(partial, *_batch(job, watched.batch))
     return folder
+
+
+def dump_of(run: Path, steps: Collection[int]) -> Path | None:
+    """Return the first dump of one of some steps of a run, None if there is none. All processes must call it."""
+    folders = [run / "dumps" / f"step_{step:08d}" for step in sorted(steps)]
+    number = on_first(lambda: next((number for number, path in enumerate(folders) if path.is_dir()), None))
+    return None if number is None else folders[number]
 
 
 def _facts(job: Any, watched: WatchedStep, ranks: list[int]) -> dict[str, Any]:
@@ -144,3 +154,35 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _write_batch(path: Path, tensors: Mapping[str, Tensor], names: list[str]) -> None:
     save_tensors(tensors, path, {"samples": json.dumps(names)})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read ``dump.json`` of a dump; of the folder of a run with a single dump, of that one.
+
+    Raises:
+        UserError: if it is no dump.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        dumps = sorted((folder / "dumps").glob("step_*"))
+        found = f", {folder} is a run with {', '.join(map(str, dumps))}" if dumps else f", got {folder}"
+        raise UserError(f"DUMP: expected a folder RUN/dumps/step_* with {FACTS}{found}")
+    facts = parse_metadata(path.read_text(encoding="utf-8", errors="replace"), path, "DUMP")
+    needed = {"step": int, "processes": int, "ranks": list, "updates_since": int, "metadata": dict}
+    for name, kind in needed.items():
+        if not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
+            raise UserError(f"DUMP: {path}: expected {name} as {kind.__name__}, got {shown(facts.get(name))}")
+    return facts
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a file of a dump.
+
+    Raises:
+        UserError: if it is no safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"DUMP: {path} is not a safetensors file: {' '.join(str(error).split())}") from None

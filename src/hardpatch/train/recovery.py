@@ -12,7 +12,7 @@ from hardpatch.processes import on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import WINDOW
 from hardpatch.train.device import autocast_dtype
-from hardpatch.train.dumps import write_dump
+from hardpatch.train.dumps import dump_of, write_dump
 from hardpatch.train.manifest import damage
 from hardpatch.train.state import NotSavedError
 
@@ -42,20 +42,27 @@ def report_bad_steps(job: Any) -> None:
     numbers = ", ".join(str(watched.step) for watched in found)
     steps = f"step {numbers}: its" if len(found) == 1 else f"steps {numbers}: their"
     log.warning(
-        "%s loss or gradient is NaN or infinite, and no weight was changed; %d of the last %d steps were skipped, the "
-        "limit is %d",
-        *(steps, count, WINDOW, limit),
+        "%s loss or gradient is NaN or infinite, and no weight was changed; skipped so far of the last %d steps: %d, "
+        "the limit is %d",
+        *(steps, WINDOW, count, limit),
     )
-    dump = write_dump(job, found[0])
-    if dump is not None:
-        log.info("hardpatch replay %s names the module that made it", shlex.quote(str(dump)))
+    if found[0].step - 1 not in skipping.window:  # the weights are still those of the step before
+        dump = write_dump(job, found[0])
+        if dump is not None:
+            log.info("%s names the module that made it", replay_command(dump))
     if too_many:
-        which = f"; hardpatch replay {shlex.quote(str(dump))} names the module that made it" if dump else ""
+        dump = dump_of(job.folder, skipping.window)
+        which = f"; {replay_command(dump)} names the module that made it" if dump else ""
         raise Diverged(
             f"the loss or a gradient became NaN or infinite in {count} of the last {WINDOW} steps, up to step "
             f"{found[-1].step}, the limit is {limit}; these steps changed no weight, and nothing of them was "
             f"saved{which}"
         )
+
+
+def replay_command(dump: Path) -> str:
+    """Return the command that replays a dump."""
+    return f"hardpatch replay {shlex.quote(str(dump))}"
 
 
 def go_back(job: Any, divergence: Diverged) -> None:
