@@ -258,6 +258,6 @@ def _differences(facts: Mapping[str, Any], run: RunConfig, device: str, precisio
         lines.append(f"weights: those of {facts['updates_since']} updates later, when the host learned of the step")
     if facts["processes"] > 1:
         lines.append(f"processes: the batch of 1 of {facts['processes']}, without what the others added")
-    if run.train.compile != "no":
-        lines.append("compile: not compiled here")
+    if run.fast.remember:
+        lines.append("fast.remember: the remembered difficulty is that after the step")
     return lines
