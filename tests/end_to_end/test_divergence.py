@@ -165,7 +165,8 @@ def test_a_divergence_stops_with_a_command_that_works(
 def test_a_divergence_goes_back_with_a_lower_rate(
     images: Path, tmp_path: Path, poison: Poison, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, calls = tmp_path / "run", []
+    run = tmp_path / "run"
+    calls: list[int] = []
     original = Learner.inputs
 
     def inputs(self: Learner, batch: Any) -> Any:

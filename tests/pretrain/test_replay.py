@@ -29,7 +29,7 @@ class NanInBackward(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return gradient * math.inf
 
 
@@ -61,7 +61,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def marked(model: nn.Module) -> None:
-    model.host.encoder.blocks[1].planted = True  # type: ignore[union-attr, index]
+    model.get_submodule("host.encoder.blocks.1").planted = True  # type: ignore[assignment]
 
 
 def dumped(images: Path, out: Path, how: str, *more: str) -> Path:
@@ -194,7 +194,7 @@ def test_a_healthy_step_is_not_changed_by_watching(dumps: dict[str, Path]) -> No
     assert watch.culprit is None
     assert all(map(torch.equal, expected, [x.grad, *[p.grad for p in layers.parameters()]]))  # type: ignore[arg-type]
     with torch.no_grad():
-        layers[2].weight.fill_(3e38)
+        layers.get_parameter("2.weight").fill_(3e38)
     with FirstNotFinite({"net": layers}) as watch:
         (layers(x) * 10).sum().backward()
     assert watch.culprit is not None
