@@ -99,6 +99,8 @@ def test_a_bad_step_changes_no_weight_and_the_next_one_goes_on(
     found = losses(run)
     assert [step for step, loss in found.items() if loss is None] == [4, STEPS]
     assert read_metrics(run / "metrics.jsonl")[-1]["skipped_steps"] == 2
+    if host != "hpm":
+        return
     healthy = tmp_path / "healthy"
     poison()
     assert main(command(images, healthy, *HOSTS[host])) == 0
