@@ -1,4 +1,4 @@
-"""What a training does about steps that are NaN or infinite: report and dump them, go back to a checkpoint, or stop."""
+"""Response to steps that are NaN or infinite: report and dump them, go back to a checkpoint, or stop."""
 
 import json
 import logging
