@@ -14,7 +14,7 @@ from hardpatch.cli import main
 from hardpatch.pretrain import config
 from hardpatch.pretrain.run import _train
 from hardpatch.pretrain.step import Learner
-from hardpatch.processes import process_rank
+from hardpatch.processes import launched, process_rank
 from hardpatch.train.parallel import meet
 from hardpatch.train.parts import write_parts
 from hardpatch.train.progress import Progress
@@ -29,6 +29,26 @@ def pretrain_all(runs: Mapping[str, Sequence[str]], folder: Path, strategy: str,
             _train(run, None, out, False, (), False, False, progress=progress)
         rank = process_rank().rank
         np.savez(out / f"seen_{rank}.npz", indices=steps["indices"], masks=steps["masks"])
+
+
+def pretrain_poisoned(
+    settings: Sequence[str], folder: Path, steps: Sequence[int], rank: int, *, progress: Progress
+) -> None:
+    """Pre-train with both strategies, where the pixels of one process are NaN in some steps, counted from 1."""
+    original = Learner.inputs
+
+    def inputs(self: Learner, batch: Any) -> Any:
+        result = original(self, batch)
+        if self.step + 1 in steps and process_rank().rank == rank:
+            return result._replace(images=result.images * math.nan)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "inputs", inputs)
+        patch.setattr("hardpatch.train.launch.close_groups", lambda: None)  # the processes meet once
+        for strategy in ("ddp", "fsdp2") if process_rank().world_size > 1 or launched().world_size > 1 else ("ddp",):
+            run = config.build({}, [*settings, f"--train.strategy={strategy}"])
+            _train(run, None, folder / strategy, False, (), False, False, progress=progress)
 
 
 @contextmanager

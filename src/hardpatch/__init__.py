@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hardpatch.methods.mae import MAE
     from hardpatch.methods.simmim import SimMIM
     from hardpatch.pretrain.planning import plan
+    from hardpatch.pretrain.replay import replay
     from hardpatch.pretrain.run import pretrain
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
     from hardpatch.segment.file import load_segmenter
@@ -47,6 +48,7 @@ __all__ = [
     "load_segmenter",
     "plan",
     "pretrain",
+    "replay",
     "score",
     "segment",
     "stats",
@@ -66,6 +68,7 @@ _HOME = {
     "load_detector": "detect.run",
     "load_segmenter": "segment.file",
     "plan": "pretrain.planning",
+    "replay": "pretrain.replay",
     "score": "evaluate.difficulty",
     "stats": "check.stats",
     "train_linear_probe": "finetune.run",

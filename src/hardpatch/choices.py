@@ -31,6 +31,9 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 StrategyName = Literal["ddp", "fsdp2"]
 """Weights of several processes: whole in each of them, or divided among them."""
 
+DivergenceName = Literal["stop", "rollback"]
+"""Response to a training that has diverged: end it, or go back to the last good checkpoint with a lower rate."""
+
 WeightsName = Literal["student", "teacher", "random"]
 """Which weights of a run to use: the student, its moving average, or the random initialization."""
 

@@ -95,6 +95,8 @@ SEED = Range(0, 2**63 - 1, whole=True)
 BATCH = Range(1, 2**20, whole=True)
 COUNT = Range(1, 1_000_000, whole=True)
 COUNT_OR_NONE = Range(0, 1_000_000, whole=True)
+BAD_STEPS = Range(0, 99, whole=True)
+"""Steps of a window of 100."""
 IMAGES = Range(1, HUGE, whole=True)
 IMAGES_OR_NONE = Range(0, HUGE, whole=True)
 DEVICES = Range(1, 1_024, whole=True, note=", or auto")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from hardpatch.finetune.settings import PRESETS, SCRATCH
 from hardpatch.pretrain import config, recipes
 from hardpatch.study.table_d import train_supervised
 from hardpatch.train import checkpoint
+from hardpatch.train.bad_steps import BadSteps
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.settings import changed
 from tests.end_to_end.conftest import SMALL, write_images
@@ -227,6 +229,25 @@ def test_divergence_leaves_the_last_good_checkpoint(
     saved = newest(tmp_path / "run")
     assert saved.name == "step_00000002"
     assert all(value.isfinite().all() for value in load_file(saved / checkpoint.WEIGHTS).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_steps_change_no_weight(
+    name: str, jobs: dict[str, Job], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = BadSteps.nan_unless_finite, []
+
+    def nan_at_the_end(self: BadSteps, loss: torch.Tensor) -> torch.Tensor:
+        calls.append(loss)
+        return original(self, loss * (math.nan if len(calls) > STEPS - 2 else 1.0))
+
+    monkeypatch.setattr(BadSteps, "nan_unless_finite", nan_at_the_end)
+    jobs[name](tmp_path / "run", data)
+    before, last = (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" for step in (STEPS - 2, STEPS))
+    for file in (checkpoint.WEIGHTS, checkpoint.TRAINING):
+        one, other = load_file(before / file), load_file(last / file)
+        same = {key: torch.equal(one[key], other[key]) for key in one if not key.startswith("teacher.")}
+        assert same == dict.fromkeys(same, True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from hardpatch.pickles import save_tensors
 from hardpatch.train import saving
+from hardpatch.train.bad_steps import BadSteps
 from hardpatch.train.checkpoint import TRAINING, WEIGHTS, checkpoints, newest_whole
 from hardpatch.train.device import start_fabric
 from hardpatch.train.launch import launch
 from hardpatch.train.parts import merge_parts
 from hardpatch.train.progress import Silent
+from hardpatch.train.settings import LoopSettings
 from hardpatch.train.state import TrainingState
 from tests.distributed_runs import write_divided
 
@@ -27,7 +29,9 @@ from tests.distributed_runs import write_divided
 def state() -> TrainingState:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    state = TrainingState(start_fabric("cpu", "fp32", "--"), model, optimizer)
+    fabric = start_fabric("cpu", "fp32", "--")
+    bad_steps = BadSteps(fabric, fabric.setup_optimizers(optimizer), LoopSettings(steps=1), [])  # type: ignore[arg-type]
+    state = TrainingState(fabric, model, optimizer, bad_steps)
     step(state)
     return state
 

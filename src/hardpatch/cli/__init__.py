@@ -40,6 +40,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      train the rows of the paper's tables      hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     write weights for timm or Hugging Face    hardpatch export RUN --to timm --out FILE.safetensors
+  replay     find what made a step NaN                 hardpatch replay RUN/dumps/step_00000048
   info       describe a run or a weights file          hardpatch info RUN
   recipes    list the named runs                       hardpatch recipes [NAME]
   formats    list the formats that can be read here    hardpatch formats
@@ -67,6 +68,7 @@ VERBS = {
     "bench": "bench",
     "study": "study",
     "export": "export",
+    "replay": "replay",
     "info": "inspect",
     "recipes": "inspect",
     "formats": "formats",

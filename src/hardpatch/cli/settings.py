@@ -14,6 +14,7 @@ from hardpatch.train.settings import LoopSettings
 GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
     "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
+    "NaN and divergence": ("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps"),
     "log and checkpoints": (
         *("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "keep_every"),
         "background_saving",

@@ -21,12 +21,13 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.models.transfer import train_positions
-from hardpatch.processes import average, on_first
+from hardpatch.processes import on_first
 from hardpatch.randomness import seed_step
+from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import autocast_dtype, loader_workers
 from hardpatch.train.memory import bytes_per_parameter, check_memory
-from hardpatch.train.optimizer import BETAS, layer_decay_groups, parameter_groups, set_learning_rate
+from hardpatch.train.optimizer import BETAS, fused_on_gpu, layer_decay_groups, parameter_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
@@ -153,11 +154,16 @@ class DetectJob:
         self.whole_model = WholeCopy(fabric, self.model)
         # not by Fabric, whose wrapper would run the heads in half precision
         self.network = fabric.strategy.setup_module(self.model)
-        adamw = torch.optim.AdamW(groups(self.model, run), lr=run.lr, betas=BETAS)
+        adamw = torch.optim.AdamW(
+            groups(self.model, run), lr=run.lr, betas=BETAS, fused=fused_on_gpu(fabric, run.precision)
+        )
         optimizer = fabric.setup_optimizers(adamw)
         assert isinstance(optimizer, _FabricOptimizer)
         self.optimizer = optimizer
-        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
+        self._sums, self._steps = torch.zeros(len(self.losses), device=fabric.device), 0
+        running = [*running_statistics(self.model), self._sums]
+        self.bad_steps = BadSteps(fabric, self.optimizer, run, running)
+        self.state = TrainingState(fabric, self.model, adamw, self.bad_steps, background=run.background_saving)
         self.metadata = {
             "kind": KIND,
             "detect": to_dict(run),
@@ -175,10 +181,8 @@ class DetectJob:
             BadFiles(len(annotations.images) + number, run.max_bad_fraction, "--max_bad_fraction", verb="use")
             for (annotations, _), number in zip((train, val), bad, strict=True)
         )
-        self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
         self.evaluated_set = val[0]
-        self._sums, self._steps = torch.zeros(len(self.losses), device=fabric.device), 0
 
     def batches(self) -> Generator[DetectionBatch, None, None]:
         """Load augmented batches from the next step on."""
@@ -200,7 +204,8 @@ class DetectJob:
         """Take one optimizer step."""
         run, device, samples = self.run, self.fabric.device, batch.samples
         seed_step(run.seed, self.step)
-        set_learning_rate(self.state.optimizer, step_learning_rate(self.step, self.total, run))
+        self.bad_steps.begin()
+        set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
         for start in range(run.accumulation_steps):
             micro_batch = samples[start :: run.accumulation_steps]
             images = [sample.image.to(device, non_blocking=True) for sample in micro_batch]
@@ -211,22 +216,22 @@ class DetectJob:
                 losses = torch.stack([losses_by_name[name].float() for name in self.losses])
                 weights = weights_of_losses(self.model, self.masks) * (len(micro_batch) / len(samples))
                 losses = torch.where(weights > 0, losses * weights, 0.0)  # a mean over nothing is NaN
-                self.fabric.backward(losses.sum())
+                self.fabric.backward(self.bad_steps.nan_unless_finite(losses.sum()))
             self._sums += losses.detach()
-        if run.clip is not None:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.bad_steps.update(run.clip)
         self.step += 1
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
         """Return mean losses since the last call, and the learning rate of the last step."""
-        means = average(self._sums / self._steps).tolist()
-        self._sums.zero_()
+        means = means_of(self._sums, self._steps, self.bad_steps)
         self._steps = 0
-        lr = step_learning_rate(self.step - 1, self.total, self.run)
-        return {"loss": sum(means), **dict(zip(self.losses, means, strict=True)), "lr": lr}
+        losses = {"loss": sum(means), **dict(zip(self.losses, means, strict=True))} if means else {}
+        return losses | {"lr": self._learning_rate(self.step - 1)}
+
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of optimizer step ``step``, counted from 0."""
+        return step_learning_rate(step, self.total, self.run) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Detect objects in the validation images, keep the result as :attr:`evaluation`, and return its APs.

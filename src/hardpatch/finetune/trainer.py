@@ -23,9 +23,10 @@ from hardpatch.processes import average, on_first, process_rank
 from hardpatch.randomness import seed_step
 from hardpatch.schedules import learning_rate
 from hardpatch.train import checkpoint
+from hardpatch.train.bad_steps import BadSteps, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
-from hardpatch.train.optimizer import layer_decay_groups, set_learning_rate
+from hardpatch.train.optimizer import fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
@@ -53,8 +54,6 @@ class FinetuneJob:
         fabric: device and precision.
         drop_patches: chooses patches that are dropped, in training and evaluation; None drops none.
     """
-
-    advice = "a lower --base_lr, --clip 1, or --precision fp32 (bf16 rather than fp16)"
 
     def __init__(
         self,
@@ -87,7 +86,12 @@ class FinetuneJob:
         optimizer = _optimizer(run, self.model, fabric)
         self.optimizer = cast(Any, fabric.setup_optimizers(optimizer))
         averaged = None if self.average is None else self.average.module
-        self.state = TrainingState(fabric, self.model, optimizer, averaged, background=run.background_saving)
+        self._loss_sum, self._steps = torch.zeros((), device=fabric.device), 0
+        running = [*running_statistics(self.model), self._loss_sum]
+        self.bad_steps = BadSteps(fabric, self.optimizer, run, running)
+        self.state = TrainingState(
+            fabric, self.model, optimizer, self.bad_steps, averaged, background=run.background_saving
+        )
         self.mixer = Mixer(
             len(classes),
             mixup=run.mixup,
@@ -102,7 +106,6 @@ class FinetuneJob:
         self.evaluation: ClassifierEvaluation | None = None
         epochs = run.epochs or self.total * run.batch_size / self.images
         self._warmup = 0.1 if run.warmup_epochs is None else run.warmup_epochs / epochs
-        self._loss_sum, self._steps = torch.zeros((), device=fabric.device), 0
 
     @property
     def evaluated_model(self) -> Classifier:
@@ -140,6 +143,7 @@ class FinetuneJob:
         """Take one optimizer step."""
         run, device = self.run, self.fabric.device
         seed_step(run.seed, self.step)
+        self.bad_steps.begin()
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
         count = run.accumulation_steps
@@ -147,13 +151,10 @@ class FinetuneJob:
         for number, (part, indices, target) in enumerate(zip(*parts, strict=True), 1):
             with without_exchange(self.fabric, self.network, number < count):
                 loss = F.cross_entropy(self.network(part, self._dropped(part, indices)).float(), target)
-                self.fabric.backward(loss / count)
+                self.fabric.backward(self.bad_steps.nan_unless_finite(loss) / count)
             self._loss_sum += loss.detach() / count
         set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
-        if run.clip is not None:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.bad_steps.update(run.clip)
         self.step += 1
         self._steps += 1
         if self.average is not None:
@@ -161,10 +162,10 @@ class FinetuneJob:
 
     def metrics(self) -> dict[str, float]:
         """Return the mean loss since the last call, and the learning rate of the last step."""
-        row = {"loss": average(self._loss_sum).item() / self._steps, "lr": self._learning_rate(self.step - 1)}
+        loss, steps = average(self._loss_sum).item(), self._steps - self.bad_steps.read_left_out()
         self._loss_sum.zero_()
         self._steps = 0
-        return row
+        return ({"loss": loss / steps} if steps else {}) | {"lr": self._learning_rate(self.step - 1)}
 
     def evaluate(self) -> dict[str, float]:
         """Classify all validation images and set :attr:`evaluation`; images that cannot be decoded are left out.
@@ -200,15 +201,16 @@ class FinetuneJob:
         model.train()
         return result
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Plain values from which the classifier is rebuilt."""
+        described = describe(self.run, self.model, self.classes, self.image_size)
+        return {**described, "steps": self.total, "images": self.images}
+
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        metadata = {
-            **describe(self.run, self.model, self.classes, self.image_size),
-            "steps": self.total,
-            "images": self.images,
-        }
         run = self.run
-        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
+        self.state.save(self.folder, self.step, self.metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Go back to a checkpoint of this run, to the bit.
@@ -230,7 +232,8 @@ class FinetuneJob:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
-        return learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
+        lr = learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
+        return lr * self.bad_steps.lr_factor
 
 
 def describe(run: FinetuneSettings, model: Classifier, classes: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
@@ -251,7 +254,7 @@ def _optimizer(run: FinetuneSettings, model: Classifier, fabric: Fabric) -> torc
     """Build the optimizer of the parameters that are trained."""
     groups = layer_decay_groups(model, run.weight_decay, run.decay_per_layer)
     if run.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=run.betas[0])
+        return torch.optim.SGD(groups, lr=0.0, momentum=run.betas[0], fused=fused_on_gpu(fabric, run.precision))
     # The fused step unscales float16 gradients by itself, after they should have been clipped.
     fused = fabric.device.type != "mps" and run.precision != "fp16"
     return torch.optim.AdamW(groups, lr=0.0, betas=run.betas, fused=fused)

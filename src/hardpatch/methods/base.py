@@ -46,6 +46,8 @@ class Host(nn.Module):
     """The targets come from the teacher, see :meth:`teacher_targets`."""
     has_token_metrics: bool = False
     """:meth:`token_metrics` returns metrics."""
+    running_buffers: tuple[str, ...] = ()
+    """Names of buffers that training steps change without a gradient."""
     no_weight_decay: tuple[str, ...] = ()
     """Names of parameters without weight decay, beside biases and norms."""
 

@@ -50,6 +50,7 @@ class IBOT(TokenHost):
     masked_share = 0.5  # of the global crops; the student sees the others whole
     uses_teacher = True
     has_token_metrics = True
+    running_buffers = ("class_centre", "patch_centre")
     # British spelling, because these are names in checkpoints.
     class_centre: Tensor
     patch_centre: Tensor

@@ -34,6 +34,7 @@ Made by `{command}`.
 | `metrics.jsonl` | losses, learning rate, alpha, vital signs of the miner and checks, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
+| `dumps/` | steps that were NaN or infinite, if there are any, for `hardpatch replay` |
 | `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
 | `neighbors.safetensors` | nearest neighbors of the images that the checks look at, for the next check |
 | `pictures/` | curves, reconstruction and difficulty of images; `step_*.png` as they were during the training |

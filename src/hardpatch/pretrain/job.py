@@ -57,8 +57,6 @@ class PretrainJob:
         monitor: measurements of the checks; None without checks.
     """
 
-    advice = "a lower optim.base_lr, a lower optim.clip, or train.precision fp32 (bf16 rather than fp16)"
-
     def __init__(
         self,
         run: RunConfig,
@@ -138,18 +136,21 @@ class PretrainJob:
         values = schedule(self.run, self.step, self.total)
         if self.mining_stopped:
             values = values._replace(alpha=0.0)
+        values = values._replace(lr=values.lr * self.learner.bad_steps.lr_factor)
         self._last = values, self.learner.train_step(batch, values, observe=observe)
 
     def metrics(self) -> dict[str, float]:
         """Return the mean losses since the last call, and schedule, vital signs and memory of the last step."""
         values, step = self._last
         learner, device = self.learner, self.learner.fabric.device
-        signs = vital_signs(step.mined, step.losses)
-        if step.gradient_norm is not None:
-            signs["gradient_norm"] = step.gradient_norm
+        signs: dict[str, torch.Tensor] = {}
+        if not step.left_out:
+            signs = vital_signs(step.mined, step.losses)
+            if step.gradient_norm is not None:
+                signs["gradient_norm"] = step.gradient_norm
         numbers = {name: value.item() for name, value in signs.items()}
         row = {
-            **learner.means.read(),
+            **learner.means.read(learner.bad_steps.read_left_out() * learner.accumulation_steps),
             **values.metrics(self.run),
             **learner.model.host.scheduled_metrics(values.progress),
             **mean_of_finite(gather_values(numbers)),
@@ -159,10 +160,11 @@ class PretrainJob:
             torch.cuda.reset_peak_memory_stats(device)
         return row
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Plain values from which the model is rebuilt."""
         model = self.learner.model
-        metadata = {
+        return {
             "config": to_dict(self.run),
             "encoder": encoder_settings(model.host.encoder),
             "mean": model.mean.tolist(),
@@ -174,8 +176,11 @@ class PretrainJob:
             "outputs": self.outputs,
             "mining_stopped": self.mining_stopped,
         }
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
         train = self.run.train
-        self.state.save(self.folder, self.step, metadata, keep=train.keep_checkpoints, keep_every=train.keep_every)
+        self.state.save(self.folder, self.step, self.metadata, keep=train.keep_checkpoints, keep_every=train.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Restore a checkpoint of this run exactly.

@@ -9,33 +9,27 @@ from typing import TYPE_CHECKING, Literal
 
 from hardpatch.choices import (
     SIZES,
-    DeviceName,
     HostName,
     MaskName,
     MiningName,
     PositionsName,
-    PrecisionName,
     PredictingLossName,
     ReconstructionLossName,
     SizeName,
-    StrategyName,
 )
 from hardpatch.errors import UserError
 from hardpatch.pretrain.data_section import DataConfig
+from hardpatch.pretrain.train_section import TrainConfig
 from hardpatch.ranges import (
     BATCH,
     BELOW_ONE,
     BLOCKS,
-    COUNT,
     COUNT_OR_NONE,
     DECAY,
-    DEVICES,
     FRACTION,
     IMAGES,
     INSIDE,
     LEAST_RATE,
-    MINUTES,
-    NODES,
     NOT_NEGATIVE,
     PAIR_OF_SHARES,
     PASSES,
@@ -203,40 +197,6 @@ class OptimConfig:
     """Gradient norm above which gradients are clipped; null does not clip."""
     accumulation_steps: int | Literal["auto"] = ranged(1, BATCH)
     """Micro-batches of a batch, with the same result; auto is the fewest that fit into the GPU's memory."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Device, precision, log and checkpoints."""
-
-    device: DeviceName = "auto"
-    """Device to train on."""
-    precision: PrecisionName = "auto"
-    """Precision of the forward pass: auto is bf16 on a GPU that has it, else fp32; weights and losses stay fp32."""
-    compile: Literal["no", "yes", "cuda_graphs"] = "no"
-    """Compile student and teacher with torch.compile; cuda_graphs also records CUDA graphs."""
-    checkpoint_activations: bool = False
-    """Recompute the student's activations in the backward pass: less memory, more time."""
-    log_every: int = ranged(50, STEPS)
-    """Steps between two lines of metrics."""
-    checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)
-    """Minutes between two checkpoints; the end and an interruption also write one."""
-    checkpoint_steps: int | None = ranged(None, STEPS)
-    """Steps between two checkpoints, in addition to the minutes; null is none."""
-    keep_checkpoints: int = ranged(2, COUNT)
-    """Number of newest checkpoints to keep."""
-    keep_every: int | None = ranged(None, STEPS)
-    """Steps between checkpoints that are kept for good, in addition to the newest; null is none."""
-    background_saving: bool = True
-    """Write checkpoints in a thread while the training goes on; takes the host's memory of a copy of the state."""
-    devices: int | Literal["auto"] = ranged(1, DEVICES)
-    """Processes on this machine, one for each GPU; auto is all GPUs. torchrun and srun start their own."""
-    nodes: int = ranged(1, NODES)
-    """Machines; each runs the command, with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment."""
-    strategy: StrategyName = "ddp"
-    """Several processes: ddp has whole weights in each of them, fsdp2 divides them among the processes."""
-    answer_minutes: float = ranged(30.0, MINUTES)
-    """Minutes after which the run ends because one of several processes does not answer."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.methods.base import Views
@@ -24,11 +23,12 @@ from hardpatch.pretrain.compile import begin_step, compile_parts
 from hardpatch.pretrain.hosts import needs_teacher
 from hardpatch.pretrain.schedule import Schedule
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.vital_signs import RunningMeans
+from hardpatch.pretrain.vital_signs import RunningMeans, unless
 from hardpatch.randomness import patch_noise, seed_step
+from hardpatch.train.bad_steps import BadSteps, running_statistics
 from hardpatch.train.optimizer import parameter_groups, set_weight_decay
 from hardpatch.train.parallel import take_part, without_exchange
-from hardpatch.train.sharding import WholeCopy, reshard, shard_copy, whole
+from hardpatch.train.sharding import WholeCopy, reshard, shard_copy
 from hardpatch.train.state import TrainingState
 
 
@@ -39,6 +39,8 @@ class Step(NamedTuple):
     losses: Losses
     gradient_norm: Tensor | None
     """before clipping; None without clipping"""
+    left_out: Tensor
+    """bool: loss or gradient was NaN or infinite, and no weight was changed"""
 
 
 class Learner:
@@ -90,11 +92,13 @@ class Learner:
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
         self.optimizer = cast(Any, fabric.setup_optimizers(self.adamw))
         self.mining = HardPatchesMining(self.student, self.teacher, run.masking, target, memory)
+        self.means = RunningMeans()
+        running = running_statistics(self.model, None if self.teacher is None else self.teacher.network)
+        self.bad_steps = BadSteps(fabric, self.optimizer, run.train, running)
         average = None if self.teacher is None else self.teacher.network
         self.state = TrainingState(
-            fabric, self.model, self.adamw, average, memory, background=run.train.background_saving
+            *(fabric, self.model, self.adamw, self.bad_steps, average, memory), background=run.train.background_saving
         )
-        self.means = RunningMeans()
 
     def gather_weights(self) -> tuple[HPM, Teacher | None]:
         """Return student and teacher for measurements, whole where they are divided. All processes must take part."""
@@ -109,23 +113,27 @@ class Learner:
     def train_step(self, batch: Batch, schedule: Schedule, *, observe: bool = False) -> Step:
         """Take one optimizer step: the teacher masks, the student learns, the teacher follows the student.
 
+        A step whose loss or gradient is NaN or infinite changes nothing in the student, and the teacher follows the
+        unchanged student.
+
         With CUDA graphs, the result is valid until the next step begins.
         """
         if self.cuda_graphs:
             begin_step()
+        self.bad_steps.begin()
+        sums = self.means.sums
         mined, losses = self.compute_gradients(batch, schedule, self.accumulation_steps, observe=observe)
         for group in self.adamw.param_groups:
             group["lr"] = schedule.lr
         set_weight_decay(self.adamw, schedule.weight_decay)
         self.model.host.before_update(schedule.progress)
-        gradient_norm = self._clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm, left_out = self.bad_steps.update(self.run.optim.clip)
+        self.means.sums = unless(left_out, self.means.sums, sums)
         if self.teacher is not None:
             reshard(self.teacher.network)
             self.teacher.update(self.model, schedule.momentum)
         self.step += 1
-        return Step(mined, losses, gradient_norm)
+        return Step(mined, losses, None if self.run.optim.clip is None else norm, left_out)
 
     def compute_gradients(
         self, batch: Batch, schedule: Schedule, accumulation_steps: int, *, observe: bool = False
@@ -143,7 +151,7 @@ class Learner:
                         progress=schedule.progress,
                         observe=observe,
                     )
-                self.fabric.backward(losses.loss / accumulation_steps)
+                self.fabric.backward(self.bad_steps.nan_unless_finite(losses.loss) / accumulation_steps)
             self.means.add(losses)
         return mined, losses
 
@@ -173,23 +181,6 @@ class Learner:
         return Inputs(
             self.model.normalize(pixels), noise[:, :-1], to_bytes(pixels, self.model), Views(local, order), boxes
         )
-
-    def _clip(self) -> Tensor | None:
-        """Clip the norm of the gradient. Returns the norm before.
-
-        On a CPU the gradient is scaled only if its norm is too large. On a GPU that test would need a synchronization,
-        so the gradient is always scaled, by 1 if it is short enough.
-        """
-        limit = self.run.optim.clip
-        if limit is None:
-            return None
-        if self.fabric.device.type != "cpu":
-            return self.fabric.clip_gradients(self.student, self.optimizer, max_norm=limit, error_if_nonfinite=False)
-        weights = [weight for group in self.adamw.param_groups for weight in group["params"] if weight.grad is not None]
-        norm = whole(get_total_norm([weight.grad for weight in weights]))
-        if not norm <= limit:
-            clip_grads_with_norm_(weights, limit, norm)
-        return norm
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

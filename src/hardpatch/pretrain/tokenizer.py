@@ -23,9 +23,11 @@ from hardpatch.models.whole_batch import mean_over_processes
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
 from hardpatch.processes import average, on_first
 from hardpatch.schedules import half_cosine, learning_rate
+from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.device import loader_workers
 from hardpatch.train.memory import bytes_per_parameter, check_memory
+from hardpatch.train.optimizer import fused_on_gpu
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
@@ -108,18 +110,25 @@ class TokenizerJob:
         self.part = take_part(run.batch_size, run.accumulation_steps)
         self.whole_model = WholeCopy(fabric, self.model)
         self.network = fabric.setup_module(self.model)
-        adamw = torch.optim.AdamW(self.model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        adamw = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=run.lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=fused_on_gpu(fabric, run.precision),
+        )
         self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
-        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
+        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
+        self._counts = torch.zeros(run.vocabulary, device=fabric.device)
+        running = [*running_statistics(self.model), self._sums, self._counts]
+        self.bad_steps = BadSteps(fabric, self.optimizer, run, running)
+        self.state = TrainingState(fabric, self.model, adamw, self.bad_steps, background=run.background_saving)
         self.cadence = Cadence(
             self.total, run.log_every, run.checkpoint_minutes, run.checkpoint_steps, keep_every=run.keep_every
         )
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=source)
-        self.advice = f"an --lr below {run.lr:g}, or --precision fp32"
         self.quality: Quality | None = None
         self._generator = torch.Generator(fabric.device)
-        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
-        self._counts = torch.zeros(run.vocabulary, device=fabric.device)
 
     def batches(self) -> Generator[Batch, None, None]:
         """Yield batches of random crops from the next step on."""
@@ -139,6 +148,7 @@ class TokenizerJob:
     def train_step(self, batch: Batch, *, observe: bool = False) -> None:
         """Take one optimizer step."""
         run, count, progress = self.run, self.run.accumulation_steps, self.step / self.total
+        self.bad_steps.begin()
         self._generator.manual_seed((run.seed * 1_000_003 + self.step) % 2**63)
         for number, pixels in enumerate(batch.images.to(self.fabric.device, non_blocking=True).chunk(count), 1):
             images = pixels.float() / 255
@@ -147,36 +157,32 @@ class TokenizerJob:
                 error = F.mse_loss(output.images, images)
                 uneven = uneven_use(output.logits)
                 loss = error / PIXEL_STD**2 + USE_WEIGHT * uneven
-                self.fabric.backward(loss / count)
+                self.fabric.backward(self.bad_steps.nan_unless_finite(loss) / count)
             with torch.no_grad():
                 self._sums += torch.stack([loss, error, uneven]) / count
                 self._counts += word_counts(output.logits)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, run.lr, 0.0, WARMUP)
-        if run.clip is not None:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            group["lr"] = self._learning_rate(progress)
+        self.bad_steps.update(run.clip)
         self.step += 1
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
         """Return means since the last call, and entropy (in bits), perplexity and number of the words in use."""
-        means = average(self._sums / self._steps).tolist()
+        means = means_of(self._sums, self._steps, self.bad_steps)
         counts = average(self._counts)
-        bits, used = entropy(counts), int((counts > 0).sum())
-        self._sums.zero_()
+        row: dict[str, float] = {}
+        if means:
+            bits, used = entropy(counts), int((counts > 0).sum())
+            row = dict(zip(("loss", "reconstruction_loss", "uneven_use"), means, strict=True))
+            row |= {"entropy": bits, "perplexity": 2**bits, "used": used}
         self._counts.zero_()
         self._steps = 0
         progress = (self.step - 1) / self.total
-        return {
-            **dict(zip(("loss", "reconstruction_loss", "uneven_use"), means, strict=True)),
-            "entropy": bits,
-            "perplexity": 2**bits,
-            "used": used,
-            "temperature": temperature(progress),
-            "lr": learning_rate(progress, self.run.lr, 0.0, WARMUP),
-        }
+        return {**row, "temperature": temperature(progress), "lr": self._learning_rate(progress)}
+
+    def _learning_rate(self, progress: float) -> float:
+        return learning_rate(progress, self.run.lr, 0.0, WARMUP) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Measure the quality on images that are not augmented, and store it in :attr:`quality`."""
@@ -195,11 +201,15 @@ class TokenizerJob:
         self.whole_model.release()
         return {"psnr": self.quality.psnr, "words_used": self.quality.used}
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Plain values about the run."""
+        return {"kind": KIND, "tokenizer": to_dict(self.run), "steps": self.total, "images": self.images}
+
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        metadata = {"kind": KIND, "tokenizer": to_dict(self.run), "steps": self.total, "images": self.images}
         run = self.run
-        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
+        self.state.save(self.folder, self.step, self.metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Restore a checkpoint of this run exactly."""

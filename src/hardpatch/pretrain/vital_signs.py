@@ -16,23 +16,36 @@ class RunningMeans:
     """Running means of the losses since the last line of metrics, on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        """of each loss; never changed in place"""
         self._count = 0
 
     @torch.no_grad()
     def add(self, losses: Losses) -> None:
         """Add the losses of a step, or of a micro-batch."""
+        sums = dict(self.sums)
         for name, value in {"loss": losses.loss, **losses.parts}.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            sums[name] = sums[name] + value if name in sums else value.clone()
+        self.sums = sums
         self._count += 1
 
-    def read(self) -> dict[str, float]:
-        """Return the means over steps and processes, and reset them. Waits for the device."""
-        means = average(torch.stack(list(self._sums.values())) / self._count).tolist()
-        row = dict(zip(self._sums, means, strict=True))
-        self._sums, self._count = {}, 0
-        return row
+    def read(self, left_out: int = 0) -> dict[str, float]:
+        """Return the means over steps and processes, and reset them. Waits for the device.
+
+        Args:
+            left_out: micro-batches whose losses were taken out of :attr:`sums`; without any other the means are empty.
+        """
+        sums, count = self.sums, self._count - left_out
+        self.sums, self._count = {}, 0
+        if count == 0:
+            return {}
+        return dict(zip(sums, average(torch.stack(list(sums.values())) / count).tolist(), strict=True))
+
+
+def unless(left_out: Tensor, after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sums after a step, or those before it, 0 for a new one, if it was left out (bool, on the device)."""
+    return {name: torch.where(left_out, before.get(name, 0.0), value) for name, value in after.items()}
 
 
 @torch.no_grad()

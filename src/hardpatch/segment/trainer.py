@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.models.pixels import mean_color
-from hardpatch.processes import average, global_mean, on_first
+from hardpatch.processes import global_mean, on_first
 from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
@@ -19,9 +19,10 @@ from hardpatch.segment.file import describe
 from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.settings import SegmentSettings
+from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
-from hardpatch.train.optimizer import BETAS, layer_decay_groups, set_learning_rate
+from hardpatch.train.optimizer import BETAS, fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
@@ -69,9 +70,12 @@ class SegmentJob:
         self.network = fabric.setup_module(self.model)
         groups = layer_decay_groups(self.model, run.weight_decay, run.layer_decay or 1.0)
         assert run.lr is not None
-        adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS)
+        adamw = torch.optim.AdamW(groups, lr=run.lr, betas=BETAS, fused=fused_on_gpu(fabric, run.precision))
         self.optimizer = cast(Any, fabric.setup_optimizers(adamw))
-        self.state = TrainingState(fabric, self.model, adamw, background=run.background_saving)
+        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
+        running = [*running_statistics(self.model), self._sums]
+        self.bad_steps = BadSteps(fabric, self.optimizer, run, running)
+        self.state = TrainingState(fabric, self.model, adamw, self.bad_steps, background=run.background_saving)
         self.inference = Inference(
             run.short_side, run.inference, (run.crop[0], run.crop[1]), (run.stride[0], run.stride[1])
         )
@@ -82,9 +86,7 @@ class SegmentJob:
         )
         for files, bad in zip((self.bad_files, self.bad_val), unreadable, strict=True):
             files.update(bad)
-        self.advice = f"an --lr below {run.lr:g}, --clip 1, or --precision fp32"
         self.evaluation: EvaluationResult | None = None
-        self._sums, self._steps = torch.zeros(3, device=fabric.device), 0
 
     def batches(self) -> Generator[LabeledBatch, None, None]:
         """Load augmented batches from the next step on."""
@@ -116,7 +118,8 @@ class SegmentJob:
         """Take one optimizer step."""
         run, device, count = self.run, self.fabric.device, self.run.accumulation_steps
         seed_step(run.seed, self.step)
-        set_learning_rate(self.state.optimizer, poly_learning_rate(self.step, self.total, run))
+        self.bad_steps.begin()
+        set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device, non_blocking=True)
         parts = zip(images.chunk(count), labels.chunk(count), strict=True)
@@ -125,22 +128,22 @@ class SegmentJob:
                 logits = self.network(micro_batch)
                 main, auxiliary = pixel_loss(logits.main, truth), pixel_loss(logits.auxiliary, truth)
                 loss = main + run.auxiliary_weight * auxiliary
-                self.fabric.backward(loss / count)
+                self.fabric.backward(self.bad_steps.nan_unless_finite(loss) / count)
             self._sums += torch.stack([loss, main, auxiliary]).detach() / count
-        if run.clip is not None:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=run.clip, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.bad_steps.update(run.clip)
         self.step += 1
         self._steps += 1
 
     def metrics(self) -> dict[str, float]:
         """Return mean losses since the last call, and the learning rate of the last step."""
-        means = average(self._sums / self._steps).tolist()
-        self._sums.zero_()
+        means = means_of(self._sums, self._steps, self.bad_steps)
         self._steps = 0
-        losses = dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=True))
-        return losses | {"lr": poly_learning_rate(self.step - 1, self.total, self.run)}
+        losses = dict(zip(("loss", "main_loss", "auxiliary_loss"), means, strict=False))
+        return losses | {"lr": self._learning_rate(self.step - 1)}
+
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of optimizer step ``step``, counted from 0."""
+        return poly_learning_rate(step, self.total, self.run) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Segment the validation images, keep the result as :attr:`evaluation`, and return its three main numbers.
@@ -164,17 +167,21 @@ class SegmentJob:
         self.whole_model.release()
         return self.evaluation.measures.headline()
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
-        metadata = {
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Plain values from which the network is rebuilt."""
+        return {
             "kind": KIND,
             "segment": to_dict(self.run),
             **describe(self.model, self.train.labels.names, self.inference),
             "steps": self.total,
             "images": self.images,
         }
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
         run = self.run
-        self.state.save(self.folder, self.step, metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
+        self.state.save(self.folder, self.step, self.metadata, keep=run.keep_checkpoints, keep_every=run.keep_every)
 
     def restore(self, saved: Path) -> None:
         """Go back to a checkpoint of this run, to the bit."""

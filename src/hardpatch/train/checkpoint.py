@@ -162,6 +162,7 @@ def _load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()  # a training that goes back may have state of parameters that had none yet
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:

@@ -7,20 +7,20 @@ detection and the tokenizer.
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.loader import WorkerDiedError
-from hardpatch.errors import TrainingError
 from hardpatch.processes import Agreement, gather_values, is_first, process_rank
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog
 from hardpatch.train.progress import Progress, Unbreakable
-from hardpatch.train.signals import requests_by_signal
+from hardpatch.train.recovery import Diverged, go_back, report_bad_steps
+from hardpatch.train.signals import Requests, requests_by_signal
 from hardpatch.train.state import NotFiniteError, TrainingState, UnsavedError
 
 KEPT = 2
@@ -43,12 +43,14 @@ class Job(Protocol):
     cadence: Cadence
     bad_files: BadFiles
     """counts files that cannot be decoded"""
-    advice: str
-    """suggestion for the error message of a training that diverged; follows the word "Try" """
 
     @property
     def state(self) -> TrainingState:
         """Tensors that a checkpoint contains."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Plain values for a checkpoint: all that is needed to rebuild the model."""
 
     @property
     def step(self) -> int:
@@ -69,7 +71,10 @@ class Job(Protocol):
         """
 
     def metrics(self) -> dict[str, float]:
-        """Return the means of the losses since the last call, and other finite numbers. Waits for the device."""
+        """Return the means of the losses since the last call, and other finite numbers. Waits for the device.
+
+        Steps that were skipped are not in the means; without any other step there are none.
+        """
 
     def save(self) -> None:
         """Write a checkpoint.
@@ -78,6 +83,9 @@ class Job(Protocol):
             NotFiniteError: if a weight is NaN or infinite; nothing is written.
         """
 
+    def restore(self, saved: Path) -> None:
+        """Go back to a checkpoint of this run, to the bit."""
+
     def evaluate(self) -> dict[str, float]:
         """Measure the model and return metrics for the log."""
 
@@ -85,7 +93,8 @@ class Job(Protocol):
 def fit(job: Job, progress: Progress) -> int:
     """Train to the end, or until a signal of :mod:`hardpatch.train.signals`.
 
-    Losses and weights are checked before each checkpoint, and a checkpoint is written before each evaluation.
+    Losses and weights are checked before each checkpoint, and a checkpoint is written before each evaluation. A step
+    whose loss or gradient is NaN or infinite is skipped, up to a limit.
 
     Args:
         job: the training; it continues from ``job.step``.
@@ -96,18 +105,34 @@ def fit(job: Job, progress: Progress) -> int:
 
     Raises:
         UserError: if too many files cannot be decoded.
-        TrainingError: if losses or weights become NaN or infinite, the last checkpoint cannot be written, or a process
-            that decodes images dies twice at one step; the last checkpoint is left unchanged.
+        TrainingError: if the training has diverged for good (:mod:`hardpatch.train.recovery`), the last checkpoint
+            cannot be written, or a process that decodes images dies twice at one step; the last checkpoint is left
+            unchanged.
     """
-    cadence, display, agreement = job.cadence, Unbreakable(progress), Agreement()
-    several = process_rank().world_size > 1
+    display, agreement = Unbreakable(progress), Agreement()
     with ExitStack() as stack:
         requests = stack.enter_context(requests_by_signal())
         job.bad_files.keep_in(job.folder / "undecodable.txt")
-        metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
         stack.callback(agreement.finish)
-        display.start(job.step, job.total, job.batch_size)
         stack.callback(display.stop)
+        while True:
+            try:
+                return _train(job, display, requests, agreement)
+            except Diverged as divergence:
+                display.stop()
+                go_back(job, divergence)
+
+
+def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreement) -> int:
+    """Train to the end or until a signal, which is returned.
+
+    Raises:
+        Diverged: if losses or weights become NaN or infinite, in more steps than are skipped.
+    """
+    cadence, skipping, several = job.cadence, job.state.bad_steps, process_rank().world_size > 1
+    with ExitStack() as stack:
+        metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
+        display.start(job.step, job.total, job.batch_size)
         stack.enter_context(_saving(job))
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
@@ -117,31 +142,46 @@ def fit(job: Job, progress: Progress) -> int:
         while job.step < job.total and not stop:
             batch = next(batches)
             bad += batch.bad
-            wanted = agreement.exchange(requests.stop, int(cadence.overdue()))
-            due = cadence.due(job.step + 1, save=any(wanted))
+            wanted = agreement.exchange(requests.stop, int(cadence.overdue()), int(skipping.poll()))
+            due = cadence.due(job.step + 1, save=any(wanted[:2]))
             job.train_step(batch, observe=due.log)
+            skipping.watch(job.step, batch)
             display.advance()
             # what came during the step; several processes learn of it at the next one
             stop = wanted[0] if several else requests.stop
             save = due.save or bool(stop)
-            if due.log or save or not several:
+            report = due.log or save or bool(wanted[2] if several else skipping.poll())
+            if report or not several:
                 job.bad_files.update(name for names in gather_values(bad) for name in names)
                 bad = []
-            if due.log or save:
-                _report_unsaved(job)
-                row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
-                if not all(map(math.isfinite, row.values())):
-                    raise _diverged(job, logged)
-                row["images_per_second"] = (job.step - logged) * job.batch_size / (time.monotonic() - logged_at)
-                metrics.write(row)
-                display.metrics(row)
-            if save:
+            if report:
+                _log(job, logged, logged_at, metrics, display)
+                report_bad_steps(job)
+            if save and not skipping.postpones(job.step, last=bool(stop) or job.step == job.total):
                 _save(job, logged, last=bool(stop) or job.step == job.total)
             if due.evaluate:
                 _evaluate(job, metrics, display)
-            if due.log or save:
+            if report:
                 logged, logged_at = job.step, time.monotonic()
     return stop
+
+
+def _log(job: Job, logged: int, logged_at: float, metrics: MetricsLog, display: Unbreakable) -> None:
+    """Write and show the metrics since step ``logged``, which was done at ``logged_at``.
+
+    Raises:
+        Diverged: if one of them is NaN or infinite.
+    """
+    row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.metrics()}
+    if not all(map(math.isfinite, row.values())):
+        raise _diverged(job, logged)
+    job.state.bad_steps.poll(wait=True)
+    skipped = job.state.bad_steps.total
+    if skipped:
+        row["skipped_steps"] = skipped
+    row["images_per_second"] = (job.step - logged) * job.batch_size / (time.monotonic() - logged_at)
+    metrics.write(row)
+    display.metrics(row)
 
 
 def _batches(job: Job) -> Generator[Any, None, None]:
@@ -208,9 +248,6 @@ def _evaluate(job: Job, metrics: MetricsLog, display: Unbreakable) -> None:
     display.metrics(row)
 
 
-def _diverged(job: Job, logged: int) -> TrainingError:
+def _diverged(job: Job, logged: int) -> Diverged:
     steps = f"in step {job.step}" if job.step == logged + 1 else f"between steps {logged + 1} and {job.step}"
-    return TrainingError(
-        f"the loss or a weight became NaN or infinite {steps}; nothing of that was saved. "
-        f"Try {job.advice}, then resume from the last checkpoint with --resume or start a new run"
-    )
+    return Diverged(f"the loss or a weight became NaN or infinite {steps}; nothing of that was saved")

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
@@ -10,6 +11,14 @@ from hardpatch.models.encoder import Encoder
 
 BETAS = (0.9, 0.999)
 """AdamW betas for training on labels."""
+
+
+def fused_on_gpu(fabric: Fabric, precision: str) -> bool:
+    """Return whether an optimizer shall be fused: on a GPU, where it then skips a bad step without a synchronization.
+
+    Not with float16, whose gradients the fused step unscales by itself, after they should have been clipped.
+    """
+    return fabric.device.type == "cuda" and precision != "fp16"
 
 
 def parameter_groups(

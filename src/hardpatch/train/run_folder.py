@@ -26,7 +26,7 @@ from hardpatch.yaml_text import read_settings
 FIRST = ("environment.json", "README.md")
 """Files that are written before ``config.yaml``"""
 FOLDERS = ("checkpoints", "pictures")
-LATER = ("log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors")
+LATER = ("dumps", "log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors")
 """Files that a training writes before its first checkpoint"""
 
 log = logging.getLogger("hardpatch")
@@ -70,7 +70,7 @@ def _replace_links(folder: Path) -> None:
             f"--out: {folder / 'checkpoints'} is a symbolic link, and a run writes nothing outside its folder: move "
             f"{(folder / 'checkpoints').resolve()} there, or move the whole run to where there is room"
         )
-    for name in ("pictures", "tensorboard", "log.txt"):
+    for name in ("pictures", "tensorboard", "log.txt", "dumps"):
         if (folder / name).is_symlink():
             log.warning(
                 "%s was a symbolic link to %s and is now the run's own", folder / name, (folder / name).resolve()

@@ -64,9 +64,7 @@ def take_snapshot(
         scaler: state of the float16 loss scaler, empty otherwise.
         copied: the tensors are copied to the host's memory, so that the training can go on. Waits for the device.
     """
-    weights = {f"student.{name}": value for name, value in student.state_dict().items()}
-    if teacher is not None:
-        weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+    weights = weights_of(student, teacher)
     # by name, so that the state does not depend on the order of parameter groups
     state = {
         f"{name}/{key}": value
@@ -81,6 +79,12 @@ def take_snapshot(
         weights, state = _on_host(weights), _on_host(state)
     training = {"step": step, "scaler": dict(scaler), "stateless": stateless}
     return Snapshot(step, Content(weights, metadata), Content(state, training), divided)
+
+
+def weights_of(student: nn.Module, teacher: nn.Module | None) -> dict[str, Tensor]:
+    """Return the weights of student and teacher, by the names that they have in a checkpoint."""
+    parts = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

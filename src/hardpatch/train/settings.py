@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.choices import DeviceName, PrecisionName, StrategyName, WeightsName
+from hardpatch.choices import DeviceName, DivergenceName, PrecisionName, StrategyName, WeightsName
 from hardpatch.errors import UserError, did_you_mean, one_line
 from hardpatch.ranges import (
+    BAD_STEPS,
     BATCH,
     BELOW_ONE,
     COUNT,
+    COUNT_OR_NONE,
     DECAY,
     DEVICES,
     FRACTION,
@@ -41,8 +43,10 @@ FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
     *("keep_checkpoints", "keep_every", "background_saving"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
+    *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps"),
 )
-"""Settings that a resumed run may change: apart from rounding, they do not affect what is learned."""
+"""Settings that a resumed run may change: apart from rounding, they do not affect what is learned, but for those of a
+training that has diverged, such as ``lr_factor``."""
 
 
 def setting(default: Any, help_text: str, numbers: Range | None = None) -> Any:
@@ -86,6 +90,19 @@ class LoopSettings:
     answer_minutes: float = setting(
         30.0, "minutes after which the run ends because one of several processes does not answer", MINUTES
     )
+
+    bad_steps: int = setting(
+        10,
+        "steps of the last 100 whose NaN or infinite loss or gradient is skipped; one more is a divergence",
+        BAD_STEPS,
+    )
+    on_divergence: DivergenceName = setting(
+        "stop", "at a divergence: stop, or rollback to the last good checkpoint with a lower learning rate"
+    )
+    rollback_lr: float = setting(0.5, "factor of the learning rate at each rollback", SHARE)
+    max_rollbacks: int = setting(3, "rollbacks after which a divergence ends the run", COUNT_OR_NONE)
+    lr_factor: float = setting(1.0, "factor of the learning rate of all steps; a resumed run may change it", SHARE)
+    dumps: int = setting(3, "dumps of NaN or infinite steps that a run keeps for hardpatch replay", COUNT_OR_NONE)
 
     def total_steps(self, images: int) -> int:
         """Return the optimizer steps of a run on ``images`` training images, at least one."""

@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 
-from hardpatch.processes import share_from_first
+from hardpatch.processes import is_first, share_from_first
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -64,6 +64,19 @@ def whole(value: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def collected(value: Tensor) -> Tensor:
+    """Return a tensor for a file, which the first process writes: the whole of a divided one there, else nothing.
+
+    All processes must ask. The whole goes to the host's memory, as many of them would not fit on a device.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, DTensor):
+        return value
+    full = value.full_tensor()
+    return full.cpu() if is_first() else full.new_empty(0)
 
 
 def own_parts(values: Iterable[Tensor]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.processes import gather_values
 from hardpatch.train import checkpoint
+from hardpatch.train.bad_steps import BadSteps
 from hardpatch.train.saving import CheckpointWriter, take_snapshot
 from hardpatch.train.settings import FREE_TO_CHANGE
 from hardpatch.train.sharding import own_parts
@@ -38,6 +39,7 @@ class TrainingState:
         fabric: device and precision; holds the loss scaler.
         model: network that is trained.
         optimizer: of the model.
+        bad_steps: skips and counts steps that are NaN or infinite.
         average: moving average of the model, or None.
         memory: module whose buffers change during training without a gradient, or None.
         background: the ``writer`` writes checkpoints in a thread during the training.
@@ -46,6 +48,7 @@ class TrainingState:
     fabric: Fabric
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    bad_steps: BadSteps
     average: nn.Module | None = None
     memory: nn.Module | None = None
     background: bool = True
@@ -80,7 +83,7 @@ class TrainingState:
             teacher=self.average,
             optimizer=self.optimizer,
             memory=self.memory,
-            metadata={"hardpatch": __version__, **metadata, "step": step},
+            metadata={"hardpatch": __version__, **metadata, "step": step, "bad_steps": self.bad_steps.state()},
             scaler=self.fabric.strategy.precision.state_dict(),
             copied=self.writer.in_background,
         )
@@ -128,6 +131,7 @@ class TrainingState:
         )
         if scaler:
             self.fabric.strategy.precision.load_state_dict(scaler)
+        self.bad_steps.load_state(metadata.get("bad_steps") or {})
         return step
 
     def check_finite(self) -> None:
