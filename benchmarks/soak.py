@@ -1,6 +1,6 @@
 """Memory of a long pre-training with corrupt images in its folder, whose loader processes are killed again and again.
 
-    python benchmarks/soak.py [--steps 5000] [--images 1000] [--kill_seconds 10] [--picture docs/soak.png]
+    python benchmarks/soak.py [--steps 5000] [--images 1000] [--kill_seconds 20] [--picture docs/soak.png]
 
 One image in a hundred is cut off, changed or empty. A random loader process gets a SIGKILL every ``--kill_seconds``.
 The resident memory of the main process, and of each loader process, is read from ``/proc`` once a second. The exit code
@@ -27,7 +27,7 @@ from PIL import Image
 from hardpatch.train.metrics import read_metrics
 
 MODEL = [
-    *("--recipe", "demo", "--batch_size", "16", "--data.workers", "2", "--train.device", "cpu", "--model.depth", "2"),
+    *("--recipe", "demo", "--batch_size", "8", "--data.workers", "2", "--train.device", "cpu", "--model.depth", "2"),
     *("--model.width", "32", "--model.heads", "2", "--model.decoder_width", "16", "--model.decoder_depth", "1"),
     *("--model.decoder_heads", "2", "--train.log_every", "10", "--train.checkpoint_steps", "200"),
     *("--data.max_bad_fraction", "0.02", "--data.hold_out", "0"),
@@ -105,7 +105,7 @@ def describe(values: list[tuple[int, float]]) -> str:
     first_tenth = statistics.median(value for step, value in values if step <= last * 0.1)
     last_tenth = statistics.median(value for step, value in values if step >= last * 0.9)
     later = [(step, value) for step, value in values if step >= last * 0.1]
-    slope = np.polyfit(*zip(*later, strict=True), 1)[0] * 1000
+    slope = statistics.linear_regression(*zip(*later, strict=True)).slope * 1000
     return f"{first_tenth:.0f} | {last_tenth:.0f} | {max(value for _, value in values):.0f} | {slope:+.2f}"
 
 
@@ -116,7 +116,9 @@ def draw(samples: list[Sample], path: Path) -> None:
     steps = [sample.step for sample in samples]
     axes.plot(steps, [sample.main for sample in samples], label="main process", color="C0")
     points = [(sample.step, size) for sample in samples for size in sample.loaders]
-    axes.scatter(*zip(*points, strict=True), s=3, label="loader processes, each", color="C1")
+    axes.scatter(
+        [step for step, _ in points], [size for _, size in points], s=3, label="loader processes, each", color="C1"
+    )
     axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(0, None))
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=100)
@@ -127,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--kill_seconds", type=float, default=10.0)
+    parser.add_argument("--kill_seconds", type=float, default=20.0)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
@@ -139,16 +141,10 @@ def main() -> int:
     kills, restarts, samples = soak(command, out, options.kill_seconds)
     listed = (out / "undecodable.txt").read_text().splitlines()
     skipped = sorted(Path(line.partition(": ")[0]).name for line in listed)
-    print(
-        f"{options.steps} steps in {time.monotonic() - began:.0f} s, {kills} loader processes killed, the run resumed"
-    )
-    print(
-        f"{restarts} times; {len(corrupt)} of {options.images} images corrupt, {len(skipped)} skipped, the same:",
-        end="",
-    )
-    print(
-        f" {skipped == corrupt}\n\n| resident MB | first tenth | last tenth | most | MB in 1,000 steps |\n|---|---|---|---|---|"
-    )
+    print(f"{options.steps} steps in {time.monotonic() - began:.0f} s, {kills} loader processes killed,")
+    print(f"the run resumed {restarts} times; {len(corrupt)} of {options.images} images corrupt,")
+    print(f"{len(skipped)} skipped, the same: {skipped == corrupt}\n")
+    print("| resident MB | first tenth | last tenth | most | MB in 1,000 steps |\n|---|---|---|---|---|")
     print("| main process |", describe([(sample.step, sample.main) for sample in samples]), "|")
     each = [(sample.step, max(sample.loaders)) for sample in samples if sample.loaders]
     print("| largest loader process |", describe(each), "|")

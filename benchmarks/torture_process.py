@@ -126,7 +126,7 @@ def _call(command: list[str], folder: Path) -> None:
     for number in (1, 2):
         os.dup2(output, number)
     fork: Any = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
+    multiprocessing.get_context = lambda method=None: fork
     code = 70
     try:
         record_in(folder)

@@ -54,6 +54,7 @@ def rows(data: Path, kills: int) -> dict[str, list[str]]:
     both = ["--train", labeled, "--val", labeled]
     coco = ["--train", str(data / "coco"), "--annotations", str(data / "coco.json")]
     coco += ["--val", str(data / "coco"), "--val_annotations", str(data / "coco.json")]
+    pixels = ["--train", pairs, "--val", pairs, "--classes", "2", "--drop_path", "0.2"]
     pretrained = {
         "pretrain HPM": pretrain,
         "pretrain hpm_fast": [*pretrain, *FAST],
@@ -64,8 +65,7 @@ def rows(data: Path, kills: int) -> dict[str, list[str]]:
     commands = {
         **pretrained,
         "finetune": [*finetune, "--warmup_epochs", "0.5", "--drop_path", "0.2", "--mixup", "0.3", "--ema", "0.9"],
-        "segment": ["segment", encoder, "--train", pairs, "--val", pairs, "--classes", "2", *loop, *evaluation]
-        + [*PIXELS, "--batch_size", "4", "--drop_path", "0.2"],
+        "segment": ["segment", encoder, *pixels, *loop, *evaluation, *PIXELS, "--batch_size", "4"],
         "detect": ["detect", encoder, *coco, *loop, *evaluation, *BOXES, "--batch_size", "4"],
         "tokenizer": ["tokenizer", "--data", labeled, *loop, *TOKENS, "--batch_size", "12"],
     }
