@@ -72,9 +72,9 @@ def loaders(pid: int) -> list[int]:
         return []
 
 
-def soak(command: list[str], out: Path, kill_seconds: float) -> tuple[int, int, list[Sample]]:
-    """Run a command to its end, and resume it if it ends before. Returns kills, restarts, and the memory."""
-    chance, samples, kills, starts = random.Random(0), list[Sample](), 0, 0
+def soak(command: list[str], out: Path, kill_seconds: float) -> tuple[list[int], int, list[Sample]]:
+    """Run a command to its end, and resume it if it ends before. Returns steps of kills, restarts, and the memory."""
+    chance, samples, kills, starts = random.Random(0), list[Sample](), list[int](), 0
     while True:
         starts += 1
         with (out.parent / "output.txt").open("a") as output:
@@ -89,13 +89,14 @@ def soak(command: list[str], out: Path, kill_seconds: float) -> tuple[int, int, 
             memory = [size for size in map(resident, found) if size]
             samples.append(Sample(rows[-1]["step"], resident(process.pid), memory))
             if time.monotonic() - killed_at >= kill_seconds:
-                killed_at, kills = time.monotonic(), kills + 1
+                killed_at = time.monotonic()
+                kills.append(rows[-1]["step"])
                 os.kill(chance.choice(found), signal.SIGKILL)
         if process.returncode == 0:
             return kills, starts - 1, [sample for sample in samples if sample.main]
         print(f"ended with exit code {process.returncode}; resumed", file=sys.stderr)
         command = [*command[:3], "pretrain", "--resume", "--out", str(out)]
-        if starts > kills + 1:
+        if starts > len(kills) + 1:
             raise SystemExit(f"the run ends by itself, see {out.parent / 'output.txt'}")
 
 
@@ -109,7 +110,7 @@ def describe(values: list[tuple[int, float]]) -> str:
     return f"{first_tenth:.0f} | {last_tenth:.0f} | {max(value for _, value in values):.0f} | {slope:+.2f}"
 
 
-def draw(samples: list[Sample], path: Path) -> None:
+def draw(samples: list[Sample], kills: list[int], path: Path) -> None:
     """Draw the memory over the steps."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
@@ -119,8 +120,10 @@ def draw(samples: list[Sample], path: Path) -> None:
     axes.scatter(
         [step for step, _ in points], [size for _, size in points], s=3, label="loader processes, each", color="C1"
     )
-    axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(0, None))
-    axes.legend(loc="lower right")
+    axes.scatter(kills, [0] * len(kills), s=20, marker="|", label="a loader process is killed", color="black")
+    most = max(sample.main for sample in samples)
+    axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(-0.02 * most, 1.1 * most))
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=100)
 
 
@@ -141,7 +144,7 @@ def main() -> int:
     kills, restarts, samples = soak(command, out, options.kill_seconds)
     listed = (out / "undecodable.txt").read_text().splitlines()
     skipped = sorted(Path(line.partition(": ")[0]).name for line in listed)
-    print(f"{options.steps} steps in {time.monotonic() - began:.0f} s, {kills} loader processes killed,")
+    print(f"{options.steps} steps in {time.monotonic() - began:.0f} s, {len(kills)} loader processes killed,")
     print(f"the run resumed {restarts} times; {len(corrupt)} of {options.images} images corrupt,")
     print(f"{len(skipped)} skipped, the same: {skipped == corrupt}\n")
     print("| resident MB | first tenth | last tenth | most | MB in 1,000 steps |\n|---|---|---|---|---|")
@@ -149,7 +152,7 @@ def main() -> int:
     each = [(sample.step, max(sample.loaders)) for sample in samples if sample.loaders]
     print("| largest loader process |", describe(each), "|")
     if options.picture is not None:
-        draw(samples, options.picture)
+        draw(samples, kills, options.picture)
     shutil.rmtree(folder)
     return int(skipped != corrupt)
 

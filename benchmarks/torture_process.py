@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch.utils.data._utils as torch_loader
 from torture_record import STEPS, read_records, record_in
 
 from hardpatch.cli import VERBS, main
@@ -20,6 +21,10 @@ for _name in sorted(set(VERBS.values())):  # once, instead of in every process
     importlib.import_module(f"hardpatch.cli.{_name}")
 for _name in ("pretrain", "finetune", "segment", "detect"):
     importlib.import_module(f"hardpatch.{_name}.run")
+
+_modules: tuple[Any, ...] = (torch_loader, torch_loader.worker)
+for _module in _modules:  # how soon a dead loader process is noticed, and the death of its parent; 5 seconds otherwise
+    _module.MP_STATUS_CHECK_INTERVAL = 0.5
 
 SECONDS_OF_ORPHANS = 20.0
 """Time in which the other processes of a run that was killed have to end"""

@@ -17,7 +17,7 @@ PRETRAIN = [
     *("--recipe", "demo", "--batch_size", "12", "--data.workers", "2", "--train.device", "cpu"),
     *("--model.width", "32", "--model.depth", "2", "--model.heads", "2", "--model.decoder_width", "16"),
     *("--model.decoder_depth", "2", "--model.decoder_heads", "2", "--optim.lr", "1e-3", "--method.alpha_start", "0.3"),
-    *("--train.log_every", "1", "--verdict.checks", "2", "--verdict.images", "8", "--data.hold_out", "0"),
+    *("--train.log_every", "1", "--data.hold_out", "0"),
 ]
 IBOT = [
     *("--method.host", "ibot", "--method.mask_ratio", "0.3", "--model.positions", "learned"),
@@ -51,12 +51,13 @@ def rows(data: Path, kills: int) -> dict[str, list[str]]:
     encoder, evaluation = str(data / "encoder"), ["--val_every", "4"]
     loop = [*steps, *MACHINE, "--log_every", "1", "--checkpoint_steps", str(EVERY)]
     pretrain = ["pretrain", *PRETRAIN, *steps, "--train.checkpoint_steps", str(EVERY), "--data", labeled]
+    pretrain += ["--verdict.checks", "0"]
     both = ["--train", labeled, "--val", labeled]
     coco = ["--train", str(data / "coco"), "--annotations", str(data / "coco.json")]
     coco += ["--val", str(data / "coco"), "--val_annotations", str(data / "coco.json")]
     pixels = ["--train", pairs, "--val", pairs, "--classes", "2", "--drop_path", "0.2"]
     pretrained = {
-        "pretrain HPM": pretrain,
+        "pretrain HPM": [*pretrain, "--verdict.checks", "2", "--verdict.images", "8"],
         "pretrain hpm_fast": [*pretrain, *FAST],
         "pretrain iBOT": [*pretrain, *IBOT],
         "pretrain accumulated": [*pretrain, "--optim.accumulation_steps", "3"],
