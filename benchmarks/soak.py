@@ -30,7 +30,7 @@ MODEL = [
     *("--recipe", "demo", "--batch_size", "8", "--data.workers", "2", "--train.device", "cpu", "--model.depth", "2"),
     *("--model.width", "32", "--model.heads", "2", "--model.decoder_width", "16", "--model.decoder_depth", "1"),
     *("--model.decoder_heads", "2", "--train.log_every", "10", "--train.checkpoint_steps", "200"),
-    *("--data.max_bad_fraction", "0.02", "--data.hold_out", "0"),
+    *("--data.max_bad_fraction", "0.02", "--data.hold_out", "0", "--verdict.checks", "8"),
 ]
 
 

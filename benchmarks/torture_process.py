@@ -1,5 +1,6 @@
 """A call of the command line in a process of its own, of which parts can be killed."""
 
+import faulthandler
 import importlib
 import multiprocessing
 import os
@@ -120,6 +121,8 @@ class Attempt:
         while (left := session(self.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         for pid in left:
+            os.kill(pid, signal.SIGTRAP)
+            time.sleep(0.5)
             os.kill(pid, signal.SIGKILL)
         return left
 
@@ -130,6 +133,7 @@ def _call(command: list[str], folder: Path) -> None:
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for number in (1, 2):
         os.dup2(output, number)
+    faulthandler.register(signal.SIGTRAP, (folder / "stacks.txt").open("a"))  # of processes that are left
     fork: Any = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork
     code = 70
