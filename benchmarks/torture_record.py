@@ -52,7 +52,7 @@ def _images(batch: Any, key: Any) -> list[int]:
     if hasattr(batch, "samples"):
         return [sample.image_index for sample in batch.samples]
     if hasattr(batch, "indices"):
-        return sorted({int(index) % CROP_OFFSET for index in batch.indices})
+        return [int(index) for index in batch.indices if index < CROP_OFFSET]  # once, however many crops
     return [int(index) for index in key[:, 1]]
 
 
