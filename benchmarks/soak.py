@@ -123,7 +123,7 @@ def draw(samples: list[Sample], kills: list[int], path: Path) -> None:
     axes.scatter(kills, [0] * len(kills), s=20, marker="|", label="a loader process is killed", color="black")
     most = max(sample.main for sample in samples)
     axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(-0.02 * most, 1.1 * most))
-    axes.legend(loc="center right")
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=100)
 
 

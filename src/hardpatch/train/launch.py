@@ -59,14 +59,7 @@ def launch(
         TrainingError: as ``train`` does; also if another process ended before its time.
     """
     if launched().world_size > 1 or devices * nodes == 1:
-        try:
-            return train(*arguments, progress=progress if launched().rank == 0 else Silent())
-        except RuntimeError as error:
-            if _no_answer(error):
-                raise TrainingError(NO_ANSWER) from error
-            raise
-        finally:
-            close_groups()
+        return _train_here(train, arguments, progress if launched().rank == 0 else Silent())
     node = _node_rank(nodes)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if nodes == 1 else {}
     environments = [
@@ -101,6 +94,18 @@ def launch(
             ended.set()
             close_groups()
             _end(others)
+
+
+def _train_here(train: Callable[..., T], arguments: Sequence[Any], progress: Progress) -> T:
+    """Train in this process, which is alone or was started by ``torchrun`` or ``srun``."""
+    try:
+        return train(*arguments, progress=progress)
+    except RuntimeError as error:
+        if launched().world_size > 1 and _no_answer(error):
+            raise TrainingError(NO_ANSWER) from error
+        raise
+    finally:
+        close_groups()
 
 
 def launch_of(run: LoopSettings, train: Callable[..., T], *arguments: Any, progress: Progress) -> T:
