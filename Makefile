@@ -33,7 +33,7 @@ test: $(STAMP)
 # Rotten files for minutes instead of seconds, `make fuzz FUZZ=100000`; the statistics tell how many were tried and how fast.
 FUZZ ?= 5000
 fuzz: $(STAMP)
-	HARDPATCH_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -k fuzz --hypothesis-show-statistics -rP tests/data tests/detect tests/test_weights.py
+	HARDPATCH_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -k fuzz --hypothesis-show-statistics -rP tests/data tests/detect tests/train tests/test_weights.py
 
 # The lines of src that the tests run, those of subprocesses too; the floor is in pyproject.toml.
 coverage: $(STAMP)

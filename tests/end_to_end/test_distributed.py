@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hardpatch.cli import main
-from hardpatch.train.launch import launch
+from hardpatch.train.launch import NO_ANSWER, launch
 from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Silent
 from tests.distributed_runs import pretrain_all, seen
@@ -129,3 +129,44 @@ def test_a_process_that_is_killed_ends_the_run_with_the_reason(images: Path, tmp
         "the last checkpoint with --resume"
     )
     assert (tmp_path / "run" / "checkpoints" / "step_00000005").is_dir()
+
+
+FORKED = """
+import multiprocessing, sys
+fork = multiprocessing.get_context("fork")
+multiprocessing.get_context = lambda method=None: fork  # the second process need not import for seconds
+from hardpatch.cli import main
+sys.exit(main())
+"""
+
+
+def start_two(images: Path, run: Path, *more: str) -> tuple["subprocess.Popen[str]", int]:
+    """Start a run in two processes, wait for its sixth step, and return it and the id of the second process."""
+    start = [sys.executable, "-c", FORKED, *command(images, run, "--devices", "2", "--steps", "100000", *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(row["step"] >= 6 for row in read_metrics(run / "metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    (other,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, int(other)
+
+
+def test_a_process_that_hangs_ends_the_run_with_the_reason(images: Path, tmp_path: Path) -> None:
+    process, other = start_two(images, tmp_path / "run", "--train.answer_minutes", "0.1")
+    os.kill(other, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == f"hardpatch pretrain: {NO_ANSWER}"
+    assert "Traceback" not in errors
+    assert not Path(f"/proc/{other}").exists()
+    assert (tmp_path / "run" / "checkpoints" / "step_00000005").is_dir()
+
+
+def test_no_process_outlives_a_first_one_that_is_killed(images: Path, tmp_path: Path) -> None:
+    process, other = start_two(images, tmp_path / "run")
+    os.kill(other, signal.SIGSTOP)  # as if it computed or waited
+    process.kill()
+    process.wait(timeout=60)
+    os.kill(other, signal.SIGCONT)
+    process.communicate(timeout=60)  # until the second process, which has the same output, has ended, too

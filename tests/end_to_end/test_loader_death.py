@@ -81,3 +81,25 @@ def test_a_file_that_kills_its_reader_is_named(
     monkeypatch.undo()
     assert main(["pretrain", "--resume", "--out", str(out)]) == 0
     assert (f"step {step} of 20" if step else "20 steps of 4") in capsys.readouterr().err
+
+
+ORPHANS = """
+import os, time
+from hardpatch.data import loader
+write = loader.write_names_to
+def slowly(names, worker):
+    write(names, worker)
+    print("begun", flush=True)
+    time.sleep(1)
+loader.write_names_to = slowly
+batches = iter(loader.batch_loader([1, 2, 3], None, 2))
+time.sleep(0.5)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_no_process_outlives_a_parent_that_is_killed_as_it_starts() -> None:
+    """Until torch's watchdog begins, whoever adopted a process counts as its parent, and it waited for that one."""
+    result = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGKILL  # its output has ended, so that the two processes have, too
+    assert result.stdout == "begun\n" * 2, result.stderr

@@ -30,7 +30,7 @@ def state() -> TrainingState:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     fabric = start_fabric("cpu", "fp32", "--")
-    bad_steps = BadSteps(fabric, fabric.setup_optimizers(optimizer), LoopSettings(steps=1), [])  # type: ignore[arg-type]
+    bad_steps = BadSteps(fabric, fabric.setup_optimizers(optimizer), LoopSettings(steps=1), [])
     state = TrainingState(fabric, model, optimizer, bad_steps)
     step(state)
     return state

@@ -131,7 +131,7 @@ def _call(verb: str, rest: list[str]) -> int:
             raise
         reason = f"cannot write {error.filename}: {reason_of(error)}"
         complain(verb, OSError(f"{reason}; make room there, then run it again"))
-        return 1
+        return 1 if verb in TRAINING else 2
     except KeyboardInterrupt:
         return 130
 

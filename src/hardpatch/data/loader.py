@@ -6,6 +6,8 @@ ranks: a sample depends only on (seed, epoch, index).
 
 import atexit
 import math
+import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -209,6 +211,9 @@ def _unchanged(batch: Any) -> Any:
 def _begin_worker(names: Tensor, worker: int) -> None:
     write_names_to(names, worker)
     _leave_signals_to_the_main_process()
+    parent = multiprocessing.parent_process()
+    if parent is not None and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:
+        os._exit(1)  # the parent was killed before torch's watchdog asks whose child this is, and would be waited for
 
 
 def _leave_signals_to_the_main_process() -> None:

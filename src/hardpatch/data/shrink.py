@@ -207,5 +207,5 @@ class _Writer:
             }
             self._file = pq.ParquetWriter(self.folder / f"images-{self.shards:05d}.parquet", self.schema, **options)
             self.shards += 1
-        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self.schema), row_group_size=GROUP_ROWS)
-        self._rows = []
+        rows, self._rows = self._rows, []  # not written again where the disk refuses
+        self._file.write_table(pa.Table.from_pylist(rows, schema=self.schema), row_group_size=GROUP_ROWS)

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import socket
 import sys
 import threading
@@ -29,6 +30,10 @@ log = logging.getLogger("hardpatch")
 
 T = TypeVar("T")
 
+NO_ANSWER = (
+    "another process did not answer within the time of --answer_minutes: it hangs, or waits for a disk or a network; "
+    "go on from the last checkpoint with --resume, with more minutes if it was only slow"
+)
 SECONDS_TO_END = 10.0
 """Time in which the other processes have to end after the first one has ended."""
 
@@ -54,10 +59,7 @@ def launch(
         TrainingError: as ``train`` does; also if another process ended before its time.
     """
     if launched().world_size > 1 or devices * nodes == 1:
-        try:
-            return train(*arguments, progress=progress if launched().rank == 0 else Silent())
-        finally:
-            close_groups()
+        return _train_here(train, arguments, progress if launched().rank == 0 else Silent())
     node = _node_rank(nodes)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} if nodes == 1 else {}
     environments = [
@@ -92,6 +94,18 @@ def launch(
             ended.set()
             close_groups()
             _end(others)
+
+
+def _train_here(train: Callable[..., T], arguments: Sequence[Any], progress: Progress) -> T:
+    """Train in this process, which is alone or was started by ``torchrun`` or ``srun``."""
+    try:
+        return train(*arguments, progress=progress)
+    except RuntimeError as error:
+        if launched().world_size > 1 and _no_answer(error):
+            raise TrainingError(NO_ANSWER) from error
+        raise
+    finally:
+        close_groups()
 
 
 def launch_of(run: LoopSettings, train: Callable[..., T], *arguments: Any, progress: Progress) -> T:
@@ -170,6 +184,8 @@ def _other_process(environment: Mapping[str, str], train: Callable[..., Any], ar
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
     parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         with _share_of_threads(int(environment["LOCAL_WORLD_SIZE"])):
             train(*arguments, progress=Silent())
@@ -184,6 +200,12 @@ def _other_process(environment: Mapping[str, str], train: Callable[..., Any], ar
         os._exit(1)  # without waiting for the others
     finally:
         close_groups()
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when the first one has: where it was killed before the two met, this one would wait for it."""
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _watch(process: BaseProcess, count: int, ended: threading.Event) -> None:
@@ -206,7 +228,12 @@ def _explained(error: Exception, others: Sequence[BaseProcess]) -> Exception:
                 f"process {process.name} of {len(others) + 1} {how}{memory}; go on from the last checkpoint with "
                 "--resume"
             )
-    return error
+    return TrainingError(NO_ANSWER) if _no_answer(error) else error
+
+
+def _no_answer(error: Exception) -> bool:
+    """Return whether an error is that of a group of processes in which one does not answer in time."""
+    return not isinstance(error, TrainingError) and re.search("timed? ?out", str(error), re.IGNORECASE) is not None
 
 
 def _end(others: Sequence[BaseProcess]) -> None:
