@@ -132,7 +132,10 @@ def test_shrink_keeps_depth_channels_and_turns_upright(tmp_path: Path) -> None:
         (["--data.channels", "[0,2]"], r"2 channels; data.channels asks for index 2"),
         (["--data.range", "[9,1]"], "data.range: expected -1e+38 <= lowest < highest <= 1e+38, got [9.0, 1.0]"),
         (["--data.mean", "[0.5,0.5,0.5]"], "data.mean: expected 2 numbers"),
-        (["--data.background", "[300,0,0]"], "data.background: expected for each number a whole number from 0 to 255, got [300, 0, 0]"),
+        (
+            ["--data.background", "[300,0,0]"],
+            "data.background: expected for each number a whole number from 0 to 255, got [300, 0, 0]",
+        ),
         (["--data.max_pixels", "0"], "data.max_pixels: expected a whole number from 1"),
         (["--data.max_pixels", "100"], "20 x 28 pixels; expected at most 100, raise data.max_pixels"),
     ],

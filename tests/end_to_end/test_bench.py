@@ -69,7 +69,10 @@ def test_a_recipe_contributes_its_fast_section_and_not_its_sizes(tmp_path: Path)
         (["--contenders", "hpm,hpm"], "--contenders: expected each name once, got hpm,hpm"),
         (["--contenders", "hpm", "--model.widht", "3"], "--model.widht: unknown argument; did you mean"),
         (["--repeats", "0"], "argument --repeats: expected a whole number from 1, got 0"),
-        (["--contenders", "hpm", "--patch_size", "5"], "data.image_size, model.patch_size: expected a divisor of the image size 16x16, got 5"),
+        (
+            ["--contenders", "hpm", "--patch_size", "5"],
+            "data.image_size, model.patch_size: expected a divisor of the image size 16x16, got 5",
+        ),
     ],
 )
 def test_mistakes(fails: Callable[..., str], arguments: list[str], line: str) -> None:
