@@ -40,6 +40,9 @@ PoolName = Literal["mean", "class"]
 PagesName = Literal["error", "first", "all", "channels"]
 """Files of several pages or frames: refuse them, read the first, read each as an image, or read pages as channels."""
 
+EncodingName = Literal["keep", "jpeg", "png", "webp", "tiff"]
+"""Encodings of the images in shards: their own files where they are not resized, or one of these."""
+
 MasksName = Literal["auto", "polygons", "boxes", "none"]
 """Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
 

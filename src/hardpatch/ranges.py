@@ -205,6 +205,7 @@ OPTIONS: Mapping[str, Range] = {
     "hours": Range(0, 1_000_000, above=True),
     "ignore": Range(-(2**31), 2**31 - 1, whole=True),
     "image_size": SIDE,
+    "images_per_shard": Range(1, 1_000_000, whole=True),
     "images": IMAGES,
     "images_per_second": POSITIVE,
     "jobs": Range(1, 1_024, whole=True),
