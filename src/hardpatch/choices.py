@@ -43,6 +43,9 @@ PagesName = Literal["error", "first", "all", "channels"]
 EncodingName = Literal["keep", "jpeg", "png", "webp", "tiff"]
 """Encodings of the images in shards: their own files where they are not resized, or one of these."""
 
+ShuffleName = Literal["auto", "samples", "row_groups"]
+"""Orders of training: all images shuffled, or row groups of Parquet files, a few of which are mixed at a time."""
+
 MasksName = Literal["auto", "polygons", "boxes", "none"]
 """Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
 
