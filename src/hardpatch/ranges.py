@@ -192,6 +192,7 @@ def _ordered(low: Any, high: Any, how: str) -> bool:
 
 
 OPTIONS: Mapping[str, Range] = {
+    "bandwidth": Range(0, 1_000_000, above=True),
     "base_lr": RATE,
     "batch_size": BATCH,
     "checkpoint_minutes": NOT_NEGATIVE,
@@ -210,6 +211,7 @@ OPTIONS: Mapping[str, Range] = {
     "images_per_second": POSITIVE,
     "jobs": Range(1, 1_024, whole=True),
     "k": COUNT,
+    "latency": Range(0, 60_000),
     "lr": RATE,
     "mask_ratio": INSIDE,
     "max_bad_fraction": FRACTION,

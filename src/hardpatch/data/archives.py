@@ -17,6 +17,7 @@ from hardpatch.data.index_file import read_indices
 from hardpatch.data.left_out import LeftOut, joined
 from hardpatch.data.limits import MAX_FILE_BYTES
 from hardpatch.data.names import class_name
+from hardpatch.data.network import was_read
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.data.sidecars import label_key
 from hardpatch.data.splits import Role
@@ -158,6 +159,7 @@ class ArchiveSource:
                         offset += HEADER + int.from_bytes(header[26:28], "little")
                         offset += int.from_bytes(header[28:30], "little")
                     data = os.pread(file.fileno(), size, offset)
+                    was_read(len(data))
             except OSError as error:
                 raise UndecodableImage(error.strerror or str(error)) from None
             return _unpacked(data, size, length, method, checksum)
