@@ -151,17 +151,16 @@ class ArchiveSource:
             if max(size, length) > MAX_FILE_BYTES:
                 raise UndecodableImage(f"takes {max(size, length):,} bytes; expected at most {MAX_FILE_BYTES:,}")
             try:
-                with open(self._archives[archive], "rb", buffering=0) as file:
+                file = os.open(self._archives[archive], os.O_RDONLY)  # takes a quarter of the time of `open`
+                try:
                     if method is not None:
-                        header = os.pread(file.fileno(), HEADER, offset)
-                        if not header.startswith(b"PK\3\4") or len(header) < HEADER:
-                            raise UndecodableImage("no header of an entry where the archive's index says")
-                        offset += HEADER + int.from_bytes(header[26:28], "little")
-                        offset += int.from_bytes(header[28:30], "little")
-                    data = os.pread(file.fileno(), size, offset)
-                    was_read(len(data))
+                        offset += _header_bytes(file, offset)
+                    data = os.pread(file, size, offset)
+                finally:
+                    os.close(file)
             except OSError as error:
                 raise UndecodableImage(error.strerror or str(error)) from None
+            was_read(len(data))
             return _unpacked(data, size, length, method, checksum)
 
     def label(self, i: int) -> int | None:
@@ -186,6 +185,14 @@ class ArchiveSource:
         k = i - (int(self._ends[archive - 1]) if archive else 0)
         rows = self._rows[archive]
         return archive, k if rows is None else int(rows[k])
+
+
+def _header_bytes(file: int, offset: int) -> int:
+    """Return the length of the header of an entry of a zip."""
+    header = os.pread(file, HEADER, offset)
+    if not header.startswith(b"PK\3\4") or len(header) < HEADER:
+        raise UndecodableImage("no header of an entry where the archive's index says")
+    return HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 def _unpacked(data: bytes, size: int, length: int, method: int | None, checksum: int) -> bytes:
