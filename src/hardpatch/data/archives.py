@@ -2,7 +2,9 @@
 
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -65,7 +67,7 @@ class ArchiveSource:
         self.skipped = joined(entries)
         self._rows = folders.rows
         counts = [len(rows) if rows is not None else len(e) for rows, e in zip(self._rows, self._entries, strict=True)]
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._ends = [*accumulate(counts)]
         if not len(self):
             kinds = "; ".join(str(entry) for entry in self.skipped) or "nothing"
             raise UserError(f"{paths[0]}: no images in this archive; expected {', '.join(EXTENSIONS)}, got {kinds}")
@@ -128,7 +130,7 @@ class ArchiveSource:
         return np.concatenate(parts), [*texts]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def name(self, i: int) -> str:
         """Return the path of the archive and, below it, of image i."""
@@ -181,8 +183,8 @@ class ArchiveSource:
         """Archive of image i, and its row there."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        archive = int(np.searchsorted(self._ends, i, side="right"))
-        k = i - (int(self._ends[archive - 1]) if archive else 0)
+        archive = bisect_right(self._ends, i)
+        k = i - (self._ends[archive - 1] if archive else 0)
         rows = self._rows[archive]
         return archive, k if rows is None else int(rows[k])
 

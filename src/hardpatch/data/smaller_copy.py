@@ -14,7 +14,7 @@ from hardpatch.data.reading import RGB, Pixels, Reading
 from hardpatch.data.sources import Source
 
 QUALITY = 95
-"""Of JPEG and WebP."""
+"""Quality of JPEG and WebP."""
 MARGIN = 2.0
 """A JPEG is decoded at the smallest scale at which its shorter side is still this many times the new one."""
 ENDINGS = {**{name: endings[0] for name, endings in FORMATS.items()}, **{name: EXTRAS[name][0][0] for name in EXTRAS}}
