@@ -15,12 +15,13 @@ from hardpatch.data.demo import DemoSource, demo_source
 from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images, without_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LINKS, NOT_IMAGES, LeftOut, left_out
+from hardpatch.data.litdata_chunks import LitdataSource, is_litdata
 from hardpatch.data.parquet import ParquetSource
 from hardpatch.data.splits import Role, choose_split, of_one_split
 from hardpatch.errors import UserError
 from hardpatch.paths import typed
 
-Opened = FileSource | ParquetSource | ArchiveSource | DemoSource
+Opened = FileSource | ParquetSource | ArchiveSource | DemoSource | LitdataSource
 PARQUET = ".parquet"
 CONTAINERS = {"Parquet files": (PARQUET,), "archives": ARCHIVES}
 """Files that hold images, and of which a folder may hold several."""
@@ -36,6 +37,8 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
     if isinstance(path, str) and path.startswith("demo:"):
         return demo_source(path.removeprefix("demo:"))
     text = typed(os.fspath(path))
+    if is_litdata(text):
+        return LitdataSource(text, columns)
     path = Path(text)
     if path.is_dir():
         passed = PassedBy()
@@ -223,6 +226,8 @@ def unused_columns(source: Opened, columns: Columns) -> list[str]:
     """Return the options of columns that a source without columns cannot use."""
     if isinstance(source, ParquetSource) or (isinstance(source, FileSource) and source.listed_in is not None):
         return []
+    if isinstance(source, LitdataSource):
+        return [] if columns.label is None else ["--label_column"]
     unused = [f"--{name}_column" for name, value in columns._asdict().items() if value is not None]
     if isinstance(source, ArchiveSource):  # which has labels in .json files
         unused = [name for name in unused if name != "--label_column"]
