@@ -193,7 +193,7 @@ def _finished(
     classes = None if source.classes is None else [*source.classes]
     manifest = {**settings, "images": images, "classes": classes, "shards": files, "undecodable": bad}
     write_text_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n", durable=True)
-    (out / JOURNAL).unlink()
+    (out / JOURNAL).unlink(missing_ok=True)
     return ShardResult(images, [*shards], size, dict(endings), bad, resumed)
 
 
