@@ -2,8 +2,9 @@
 
     python benchmarks/shard_index.py --images 10000000 --folder /tmp
 
-Writes a tar of images of one byte, each with a `.cls`, opens it twice (the second time by the index file) and reads
-images at random. Each of these runs in a process of its own, whose peak of memory is shown.
+Writes a tar of images of one pixel, each with a `.cls`, opens it twice (the second time by the index file) and reads
+images at random. Each of these runs in a process of its own, whose peak of memory is shown. At the end the training's
+loader reads with two workers; shown is the memory of the three processes in the course of that.
 """
 
 import argparse
@@ -20,6 +21,13 @@ import numpy as np
 
 BLOCK, CHUNK = 512, 20_000
 CLASSES = 1000
+PIXEL = (
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde\0\0\0\x0cIDATx\x9cc```\0\0\0\4\0\1\xf6\x178U"
+    b"\0\0\0\0IEND\xaeB`\x82"
+)
+"""A PNG of one black pixel."""
+LOADED = 6
+"""Times at which the memory of the loader is looked at."""
 
 
 def header(name: bytes, size: int) -> np.ndarray:
@@ -33,11 +41,11 @@ def header(name: bytes, size: int) -> np.ndarray:
 
 
 def write_tar(path: Path, images: int) -> None:
-    """Write a tar of images of one byte and their labels: blocks of header, byte, header, label."""
+    """Write a tar of images of one pixel and their labels: blocks of header, image, header, label."""
     digits = 10 ** np.arange(8, -1, -1)
     template = np.zeros((4, BLOCK), np.uint8)
-    template[0], template[2] = header(b"000000000.jpg", 1), header(b"000000000.cls", 3)
-    template[1, 0] = 1
+    template[0], template[2] = header(b"000000000.png", len(PIXEL)), header(b"000000000.cls", 3)
+    template[1, : len(PIXEL)] = np.frombuffer(PIXEL, np.uint8)
     with path.open("wb") as file:
         for start in range(0, images, CHUNK):
             numbers = np.arange(start, min(start + CHUNK, images))
@@ -51,9 +59,9 @@ def write_tar(path: Path, images: int) -> None:
         file.write(bytes(2 * BLOCK))
 
 
-def memory(kind: str) -> float:
-    """Return the memory of this process in MB: VmHWM is its peak, RssAnon what is its own now."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(kind: str, process: str = "self") -> float:
+    """Return the memory of a process in MB: VmHWM is its peak, RssAnon what is its own now."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1e3
 
 
@@ -68,7 +76,7 @@ def measure(path: Path, reads: int) -> dict[str, float]:
     draw = random.Random(0)
     for _ in range(reads):
         i = draw.randrange(len(source))
-        assert source.encoded(i) == b"\1"
+        assert source.encoded(i) == PIXEL
     each = (time.perf_counter() - start) / reads
     return {
         "images": len(source),
@@ -80,16 +88,39 @@ def measure(path: Path, reads: int) -> dict[str, float]:
     }
 
 
+def load_images(path: Path, seconds: float) -> list[str]:
+    """Load batches with two workers; return the images loaded and the memory of all processes, from time to time."""
+    from hardpatch.data.augment import TrainTransform
+    from hardpatch.data.loader import train_batches
+    from hardpatch.data.sources import open_source
+
+    stream = train_batches(open_source(path), TrainTransform((8, 8)), batch_size=256, seed=0, workers=2)
+    found, images, start = [], 0, time.perf_counter()
+    for k in range(1, LOADED + 1):
+        while time.perf_counter() - start < seconds * k / LOADED:
+            images += len(next(stream).indices)
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        processes = [memory("RssAnon", process) for process in ("self", *children)]
+        found.append(f"{images:,}: {' + '.join(f'{size:.0f}' for size in processes)} MB")
+    stream.close()
+    return found
+
+
 def main() -> None:
     """Write, index and read; print one line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where the archive is written, and removed at the end")
     parser.add_argument("--reads", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=60.0, help="time in which the loader reads")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure, options.reads)))
+        return
+    if options.load is not None:
+        print("\n".join(load_images(options.load, options.seconds)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "a.tar"
@@ -106,6 +137,9 @@ def main() -> None:
                 flush=True,
             )
         size = (path.parent / ".hardpatch-index").stat().st_size
+        print("loaded, and memory of the three processes:", flush=True)
+        command = [sys.executable, __file__, "--load", str(path), "--seconds", str(options.seconds)]
+        subprocess.run(command, check=True, env=os.environ)
         print(f"index file: {size / 1e6:.1f} MB, {size / options.images:.1f} bytes an image")
 
 

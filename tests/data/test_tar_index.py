@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardpatch.data import index_file
+from hardpatch.data import archives, index_file
 from hardpatch.data.archive_entries import Entries
 from hardpatch.data.archive_index import read_index
 from hardpatch.data.columns import Columns
@@ -254,3 +254,12 @@ def test_braces_that_stand_for_nothing(shards: Path, pattern: str, message: str)
 def test_braces(shards: Path) -> None:
     assert values(open_source(f"{shards}/a-{{000000,000002}}.tar")) == [0, 1, 4, 5]
     assert values(open_source(f"{shards}/a-00000{{0..1}}.tar")) == [0, 1, 2, 3]
+
+
+def test_a_large_set_names_its_folders_and_not_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = {"train/cat/1.png": png(1), "train/dog/2.png": png(2), "val/cat/3.png": png(3)}
+    path = write_tar(tmp_path / "a.tar", split)
+    assert list(open_source(path).files()) == [f"{path}", f"{path}/train/cat/1.png", f"{path}/train/dog/2.png"]
+    monkeypatch.setattr(archives, "LISTED", 0)
+    assert list(open_source(path).files()) == [f"{path}", f"{path}/train/cat/", f"{path}/train/dog/"]
+    assert list(open_source(path, role="val").files()) == [f"{path}", f"{path}/val/cat/"]
