@@ -43,6 +43,12 @@ PoolName = Literal["mean", "class"]
 PagesName = Literal["error", "first", "all", "channels"]
 """Files of several pages or frames: refuse them, read the first, read each as an image, or read pages as channels."""
 
+EncodingName = Literal["keep", "jpeg", "png", "webp", "tiff"]
+"""Encodings of the images in shards: their own files where they are not resized, or one of these."""
+
+ShuffleName = Literal["auto", "samples", "row_groups"]
+"""Orders of training: all images shuffled, or row groups of Parquet files, a few of which are mixed at a time."""
+
 MasksName = Literal["auto", "polygons", "boxes", "none"]
 """Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
 

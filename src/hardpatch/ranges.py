@@ -194,6 +194,7 @@ def _ordered(low: Any, high: Any, how: str) -> bool:
 
 
 OPTIONS: Mapping[str, Range] = {
+    "bandwidth": Range(0, 1_000_000, above=True),
     "base_lr": RATE,
     "batch_size": BATCH,
     "checkpoint_minutes": NOT_NEGATIVE,
@@ -207,10 +208,12 @@ OPTIONS: Mapping[str, Range] = {
     "hours": Range(0, 1_000_000, above=True),
     "ignore": Range(-(2**31), 2**31 - 1, whole=True),
     "image_size": SIDE,
+    "images_per_shard": Range(1, 1_000_000, whole=True),
     "images": IMAGES,
     "images_per_second": POSITIVE,
     "jobs": Range(1, 1_024, whole=True),
     "k": COUNT,
+    "latency": Range(0, 60_000),
     "lr": RATE,
     "mask_ratio": INSIDE,
     "max_bad_fraction": FRACTION,

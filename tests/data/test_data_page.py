@@ -98,6 +98,11 @@ def pattern(folder: Path) -> str:
     return "photos/*/*.jpg"
 
 
+def numbered(folder: Path) -> str:
+    shards(folder)
+    return "shards/train-{000..001}.tar"
+
+
 def several(folder: Path) -> list[str]:
     write_png(folder / "a" / "rose" / "a.jpg", 1)
     write_zip(folder / "b.zip", {"lily/b.jpg": png(2)})
@@ -116,6 +121,7 @@ LAYOUTS: dict[str, Callable[[Path], str | list[str]]] = {
     "WebDataset": webdataset,
     "a folder of archives": shards,
     "a pattern, in quotes": pattern,
+    "numbered files, in quotes": numbered,
     "several paths": several,
     "the embedded set": lambda _: "demo:train",
 }

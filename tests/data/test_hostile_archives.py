@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from hardpatch.data import archive_index
+from hardpatch.data import archive_entries
 from hardpatch.data.limits import MAX_FILE_BYTES
 from hardpatch.data.reading import UndecodableImage
 from hardpatch.data.sources import open_source
@@ -76,11 +76,11 @@ def test_an_entry_that_unpacks_to_more_than_it_says(tmp_path: Path) -> None:
 
 
 def test_labels_that_unpack_to_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_index, "TEXT_BYTES", 2_000_000)
+    monkeypatch.setattr(archive_entries, "TEXT_BYTES", 2_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for k in range(4):
             archive.writestr(f"{k}.png", png(k))
-            archive.writestr(f"{k}.cls", bytes(900_000))
+            archive.writestr(f"{k}.cls", bytes([65 + k]) * 900_000)
     with pytest.raises(UserError, match=r"a\.zip: .*more than 2,000,000 bytes of labels"):
         open_source(tmp_path / "a.zip")
 

@@ -80,3 +80,24 @@ def test_mistakes(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "expected a number from 1, or null" in fails("bench", "data", "--shrink_on_decode", "0.5")
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     assert "none of 1 images can be decoded" in fails("bench", "data", "--data", tmp_path / "broken.jpg")
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "parquet"])
+def test_a_simulated_network(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    data = images if kind == "folder" else tmp_path / kind
+    if kind != "folder":
+        verb = ["shard"] if kind == "shards" else ["shrink", "--side", "100"]
+        assert main([*verb, str(images), "--out", str(data), "--workers", "0"]) == 0
+        capsys.readouterr()
+    out = tmp_path / "speed.json"
+    command = ["bench", "data", "--data", str(data), *QUICK, "--latency", "20", "--bandwidth", "50", "--json", str(out)]
+    assert main(command) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Simulated network"))
+    assert "every read waits 20 ms, and all processes together get 50 MB/s" in line
+    rate = json.loads(out.read_text())["stages"][READ]["median"]
+    if kind == "parquet":
+        assert "held in memory" in line
+        assert rate > 50
+    else:
+        assert line.endswith("a read is one image. Opening the set is not slowed down.")
+        assert rate < 50

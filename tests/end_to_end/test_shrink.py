@@ -14,7 +14,8 @@ from hardpatch.cli import main
 from hardpatch.data import parquet
 from hardpatch.data import shrink as shrink_module
 from hardpatch.data.decode import decode, open_image
-from hardpatch.data.shrink import shrink, shrink_image
+from hardpatch.data.shrink import shrink
+from hardpatch.data.smaller_copy import shrink_image
 from hardpatch.data.sources import open_source
 from tests.data.small import MANY_WORKERS
 

@@ -37,6 +37,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   check      look at a set of images before training   hardpatch check IMAGES [--labels]
   stats      mean, deviation and range of all images   hardpatch stats IMAGES
   shrink     write smaller copies of images            hardpatch shrink IMAGES... --side 256 --out DIR
+  shard      pack images into tar shards               hardpatch shard IMAGES... --out DIR
   bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      train the rows of the paper's tables      hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   export     write weights for timm or Hugging Face    hardpatch export RUN --to timm --out FILE.safetensors
@@ -65,6 +66,7 @@ VERBS = {
     "check": "check",
     "stats": "stats",
     "shrink": "shrink",
+    "shard": "shard",
     "bench": "bench",
     "study": "study",
     "export": "export",

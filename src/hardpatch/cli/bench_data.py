@@ -1,5 +1,6 @@
 """The verb bench data."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def bench_data(arguments: list[str]) -> int:
     from hardpatch.bench.timing import device_name
     from hardpatch.data.augment import TrainTransform
     from hardpatch.data.columns import Columns
+    from hardpatch.data.network import simulated_network
     from hardpatch.data.reading import Reading
     from hardpatch.data.sources import open_source
     from hardpatch.data.summary import summarize
@@ -43,7 +45,8 @@ def bench_data(arguments: list[str]) -> int:
         shrink_on_decode=options.shrink_on_decode,
     )
     powers = [2**k for k in range(12) if 2**k < cores()]
-    with counting("measurements") as progress:
+    network = simulated_network(options.latency / 1e3, options.bandwidth * 1e6)
+    with network, counting("measurements") as progress:
         result = measure_loading(
             source,
             transform,
@@ -59,9 +62,11 @@ def bench_data(arguments: list[str]) -> int:
     sampled = f", {result.sampled} of them measured" if result.sampled < result.images else ""
     height, width = result.size
     print(f"{machine}\n{result.images} images{sampled}, {height} x {width} on average, to {options.image_size} px\n")
-    print(result.to_markdown(), end="")
+    said = _network(options.latency, options.bandwidth, source)
+    print(f"{said}\n\n{result.to_markdown()}" if said else result.to_markdown(), end="")
     if options.json is not None:
-        settings = {"data": options.data, "image_size": options.image_size, "batch_size": options.batch_size}
+        settings = {"data": options.data, "latency_ms": options.latency, "bandwidth_mb": options.bandwidth}
+        settings |= {"image_size": options.image_size, "batch_size": options.batch_size}
         write_json(options.json, {"machine": machine, **settings, **result.to_dict()})
     return 0
 
@@ -131,12 +136,41 @@ def _add_measurement(parser: Parser) -> None:
         help="images that are drawn from a larger set (default: %(default)s)",
     )
     parser.add_argument(
+        "--latency",
+        type=number("latency"),
+        default=0.0,
+        metavar="MS",
+        help="simulate a network on which each read waits so many milliseconds (default: none)",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=number("bandwidth"),
+        default=math.inf,
+        metavar="MB",
+        help="simulate a network of so many megabytes a second for all processes together (default: no limit)",
+    )
+    parser.add_argument(
         "--workers",
         type=number_in(replace(WORKERS, note="")),
         nargs="+",
         metavar="N",
         help="numbers of decoding processes to try (default: 0, 1, 2, 4, ... and all cores)",
     )
+
+
+def _network(latency: float, bandwidth: float, source: Any) -> str:
+    """Describe the simulated network; nothing if there is none."""
+    if not latency and math.isinf(bandwidth):
+        return ""
+    line = f"Simulated network: every read waits {latency:g} ms"
+    if not math.isinf(bandwidth):
+        line += f", and all processes together get {bandwidth:g} MB/s"
+    groups = getattr(source, "row_groups", None)
+    if groups is None:
+        return f"{line}; a read is one image. Opening the set is not slowed down."
+    if groups.on_disk:
+        return f"{line}; a read is a row group. Opening the set is not slowed down."
+    return f"{line}. These Parquet files are held in memory, so nothing is read over it but the set once, before this."
 
 
 def _factor(text: str) -> Any:

@@ -38,6 +38,12 @@ class Found(NamedTuple):
     """empty if there is no candidate at all"""
 
 
+def may_be_label(name: str) -> bool:
+    """Return whether a column of this name can hold labels."""
+    lower = name.lower()
+    return lower in LABELS[0] or lower in LABELS[1] or lower.endswith("_label")
+
+
 def find_label(names: Sequence[str], option: str = "--label_column") -> Found:
     """Return the column of the labels if only one can be it."""
     lower = {name: name.lower() for name in names}

@@ -15,6 +15,7 @@ from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LeftOut
 from hardpatch.data.limits import MAX_FILE_BYTES
 from hardpatch.data.names import PackedNames, class_name, some
+from hardpatch.data.network import was_read
 from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
 from hardpatch.errors import UserError
 
@@ -100,7 +101,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
                 raise UndecodableImage("no regular file")
             if found.st_size > MAX_FILE_BYTES:
                 raise UndecodableImage(f"takes {found.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
-            return file.read()
+            data = file.read()
+            was_read(len(data))
+            return data
     except MemoryError:
         raise UndecodableImage("there is not enough memory to read it") from None
     except OSError as error:

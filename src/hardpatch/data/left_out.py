@@ -36,8 +36,12 @@ def left_out(reason: str, names: Sequence[str], kinds: bool = False) -> tuple[Le
     if not names:
         return ()
     counts = Counter(PurePath(name).suffix.lower() or "no suffix" for name in names) if kinds else Counter[str]()
-    shown = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(KINDS))
-    return (LeftOut(reason, len(names), names[0], shown),)
+    return (LeftOut(reason, len(names), names[0], most_frequent(counts)),)
+
+
+def most_frequent(counts: "Counter[str]") -> str:
+    """Return how many there are of the most frequent suffixes."""
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common(KINDS) if count)
 
 
 def joined(entries: Iterable[LeftOut]) -> tuple[LeftOut, ...]:

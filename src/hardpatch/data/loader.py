@@ -27,6 +27,7 @@ from hardpatch.data.current_file import names_of, shared_names, write_names_to
 from hardpatch.data.datasets import CropDataset, EvaluationDataset, MultiCropDataset
 from hardpatch.data.limits import check_channels
 from hardpatch.data.order import EvaluationOrder, TrainingOrder, images_per_batch
+from hardpatch.data.row_groups import RowGroups
 from hardpatch.data.sources import Source
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.printable import printable
@@ -55,6 +56,7 @@ def train_batches(
     world_size: int = 1,
     pin_memory: bool = False,
     crops: int = 1,
+    groups: RowGroups | None = None,
 ) -> Generator[Batch, None, None]:
     """Load endless training batches; this rank gets `batch_size / world_size` images of each.
 
@@ -73,6 +75,7 @@ def train_batches(
         pin_memory: load into pinned memory, for copies to a GPU.
         crops: crops of each image in a batch, which then has `batch_size / crops` images. They come crop by crop: the
             first of all images, then the second of all, and so on. The first ones are the same as without more crops.
+        groups: row groups by which the images are shuffled, of :func:`~hardpatch.data.row_groups.choose_order`.
 
     Raises:
         UserError: if ranks and crops cannot share the batch evenly, and from the generator if no image can be decoded.
@@ -88,7 +91,7 @@ def train_batches(
         raise ValueError(f"crops: expected 1 with multi-crop, which has its own, got {crops}")
     else:
         dataset = MultiCropDataset(source, transform, seed)
-    order = TrainingOrder(len(source), images, seed, start, rank, world_size)
+    order = TrainingOrder(len(source), images, seed, start, rank, world_size, groups)
     reading = transform.reading
     pixel_bytes = reading.number * np.dtype(reading.dtype).itemsize * math.prod(transform.image_size)
     prefetch = prefetch_factor(batch_size // world_size * pixel_bytes, workers)

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,18 @@ from hardpatch.data.demo import DemoSource, demo_source
 from hardpatch.data.folders import FileSource, PassedBy, class_names, list_images, without_images
 from hardpatch.data.formats import EXTENSIONS
 from hardpatch.data.left_out import LINKS, NOT_IMAGES, LeftOut, left_out
+from hardpatch.data.litdata_chunks import LitdataSource, is_litdata
 from hardpatch.data.parquet import ParquetSource
 from hardpatch.data.splits import Role, choose_split, of_one_split
 from hardpatch.errors import UserError
 from hardpatch.paths import typed
 
-Opened = FileSource | ParquetSource | ArchiveSource | DemoSource
+Opened = FileSource | ParquetSource | ArchiveSource | DemoSource | LitdataSource
 PARQUET = ".parquet"
 CONTAINERS = {"Parquet files": (PARQUET,), "archives": ARCHIVES}
 """Files that hold images, and of which a folder may hold several."""
+MOST_NAMES = 1_000_000
+"""Files that a pattern in braces may stand for."""
 FILES = f"an image ({', '.join(EXTENSIONS)}), a .parquet, .csv, .tsv, .zip or .tar file"
 
 
@@ -33,6 +37,8 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
     if isinstance(path, str) and path.startswith("demo:"):
         return demo_source(path.removeprefix("demo:"))
     text = typed(os.fspath(path))
+    if is_litdata(text):
+        return LitdataSource(text, columns)
     path = Path(text)
     if path.is_dir():
         passed = PassedBy()
@@ -40,6 +46,9 @@ def open_path(path: str | os.PathLike[str] | None, columns: Columns, role: Role)
         return _of_files(path, images, others, columns, role, passed=passed)
     if path.exists():
         return _of_file(path, columns, role)
+    names = braces(text)
+    if len(names) > 1:
+        return _of_several(text, names, columns)
     if glob.has_magic(text):
         return _of_pattern(text, columns)
     raise UserError(f"{path}: no such file or folder; expected {FILES}, a folder of them, demo:train or demo:test")
@@ -58,6 +67,46 @@ def _of_file(path: Path, columns: Columns, role: Role) -> Opened:
     if not name.endswith(EXTENSIONS):
         raise UserError(f"{path}: expected {FILES}, or a folder of them")
     return FileSource(str(path.parent), [path.name])
+
+
+def braces(text: str) -> list[str]:
+    """Return the names that a pattern in braces stands for: ``{000..009}`` and ``{a,b}``, as shells have them.
+
+    Raises:
+        UserError: if they are more than :data:`MOST_NAMES`.
+    """
+    found = re.search(r"\{([^{}]*)\}", text)
+    if found is None:
+        return [text]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if numbers is not None:
+        first, last, width = int(numbers[1]), int(numbers[2]), len(numbers[1])
+        if not 0 <= last - first < MOST_NAMES:
+            raise UserError(f"{text}: expected 1 to {MOST_NAMES:,} numbers in {found[0]}, as in {{000000..000099}}")
+        parts = [f"{k:0{width}d}" for k in range(first, last + 1)]
+    elif "," in found[1]:
+        parts = found[1].split(",")
+    else:
+        return [text]
+    start, end = text[: found.start()], braces(text[found.end() :])
+    if len(parts) * len(end) > MOST_NAMES:
+        raise UserError(f"{text}: expected at most {MOST_NAMES:,} names, got {len(parts) * len(end):,}")
+    return [f"{start}{part}{rest}" for part in parts for rest in end]
+
+
+def _of_several(pattern: str, names: Sequence[str], columns: Columns) -> Opened:
+    """Open the files of a pattern in braces, all of which have to be there."""
+    found = [match for name in names for match in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
+    missing = [name for name in found if not os.path.isfile(name)]
+    if missing or not found:
+        lost = (
+            f"{len(missing)} of {len(found)} files are missing, the first is {missing[0]}" if missing else "none found"
+        )
+        raise UserError(f"{pattern}: {lost}")
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    relative = [os.path.relpath(path, root or ".") for path in found]
+    images = [path for path in relative if path.lower().endswith(EXTENSIONS)]
+    return _of_files(Path(root), images, [path for path in relative if path not in {*images}], columns, None, pattern)
 
 
 def _of_pattern(pattern: str, columns: Columns) -> Opened:
@@ -177,6 +226,8 @@ def unused_columns(source: Opened, columns: Columns) -> list[str]:
     """Return the options of columns that a source without columns cannot use."""
     if isinstance(source, ParquetSource) or (isinstance(source, FileSource) and source.listed_in is not None):
         return []
+    if isinstance(source, LitdataSource):
+        return [] if columns.label is None else ["--label_column"]
     unused = [f"--{name}_column" for name, value in columns._asdict().items() if value is not None]
     if isinstance(source, ArchiveSource):  # which has labels in .json files
         unused = [name for name in unused if name != "--label_column"]

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
+from hardpatch.data.row_groups import RowGroups
 from hardpatch.errors import UserError
 
 
@@ -23,10 +24,20 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
         start: number of the first batch.
         rank: number of this process.
         world_size: number of processes, a divisor of the batch size.
+        groups: row groups by which the images are shuffled; None shuffles all images.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> None:
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        start: int,
+        rank: int,
+        world_size: int,
+        groups: RowGroups | None = None,
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.groups = n, batch_size, seed, groups
         self.share = batch_size // world_size
         self.first = start * batch_size + rank * self.share
 
@@ -46,7 +57,10 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         key = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key))).numpy()
+        generator = torch.Generator().manual_seed(int(key))
+        if self.groups is not None:
+            return self.groups.permutation(generator)
+        return torch.randperm(self.n, generator=generator).numpy()
 
 
 class EvaluationOrder(Sampler[npt.NDArray[np.int64]]):

@@ -5,9 +5,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hardpatch.data.classes import Codes, Labels, brought_together
 from hardpatch.data.columns import AUTO, IMAGES, Columns
@@ -26,6 +27,17 @@ RESIDENT_BYTES = 2 << 30
 """Files that together are smaller than this are kept in memory; of larger ones row groups are read on demand."""
 CACHED_ROW_GROUPS, CACHED_BYTES = 8, 2 << 30
 """Row groups in memory when they are read on demand, at most, and bytes that more than one may take."""
+
+
+class RowGroupsOnDisk(NamedTuple):
+    """Row groups of the images of a source."""
+
+    ends: npt.NDArray[np.int64]
+    """last image of each, plus one"""
+    on_disk: bool
+    """read again and again, since they are not all kept in memory"""
+    most_bytes: int
+    """of a row group"""
 
 
 class ParquetSource:
@@ -54,6 +66,7 @@ class ParquetSource:
         self._columns: list[str] = []
         self._stored: list[str | None] = []  # what the footer calls the bytes of the images, None for a column of paths
         self.skipped, self.notes, self.unlabeled = skipped, list(notes), ""
+        self._most_bytes, self._kept_groups = 0, CACHED_ROW_GROUPS
         rows: list[int] = []
         labels: list[Labels] = []
         for k, path in enumerate(self._paths):
@@ -64,6 +77,7 @@ class ParquetSource:
                 for group in range(file.num_row_groups):
                     self._groups.append((k, group))
                     rows.append(file.metadata.row_group(group).num_rows)
+                    self._most_bytes = max(self._most_bytes, file.metadata.row_group(group).total_byte_size)
                 found = file_labels(path, file, columns.label, self._columns[-1])
             labels.append(found.labels)
             self.unlabeled = self.unlabeled or found.reason
@@ -84,6 +98,15 @@ class ParquetSource:
             if self._resident:  # until there turns out to be more than in the files
                 with suppress(UndecodableImage):  # so are its images, one by one
                     self._row_group(group)
+
+    @property
+    def row_groups(self) -> RowGroupsOnDisk:
+        """Row groups of all files, in order; those without rows are left out."""
+        return RowGroupsOnDisk(np.unique(self._ends[self._ends > 0]), not self._resident, self._most_bytes)
+
+    def keep_row_groups(self, count: int) -> None:
+        """Keep at least so many row groups in memory."""
+        self._kept_groups = max(self._kept_groups, count)
 
     def _set_labels(self, parts: Sequence[Labels]) -> None:
         together = brought_together(parts, self._paths)
@@ -199,7 +222,7 @@ class ParquetSource:
         self._bytes += read
         self._resident = self._resident and self._bytes <= RESIDENT_BYTES
         while not self._resident and (
-            len(self._cache) > CACHED_ROW_GROUPS
+            len(self._cache) > self._kept_groups
             or (len(self._cache) > 1 and sum(column.nbytes for column in [*self._cache.values()]) > CACHED_BYTES)
         ):
             with suppress(KeyError):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hardpatch.data.network import was_read
 from hardpatch.data.reading import UndecodableImage
 from hardpatch.errors import UserError
 
@@ -85,6 +86,7 @@ def column_batches(file: Any, column: str, group: int, path: str) -> "list[pa.Ar
         raise
     except Exception as error:  # pyarrow raises nearly anything on broken bytes
         raise UndecodableImage(f"cannot read row group {group} ({reason_of(error)})") from None
+    was_read(sum(max(0, chunk.total_compressed_size) for chunk in of_column))
     if size > limit:
         raise UndecodableImage(_too_large(group, limit))
     if rows != footer.num_rows:

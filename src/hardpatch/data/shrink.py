@@ -1,29 +1,22 @@
 """Shrinking a data set once, so that every run reads and decodes less."""
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from hardpatch.data.bad_files import nothing_decodable
-from hardpatch.data.crop import resize, shrink_factor
-from hardpatch.data.decode import Jpeg, named_errors, open_image, read_header
 from hardpatch.data.loader import batch_loader
-from hardpatch.data.reading import RGB, Pixels, Reading, UndecodableImage
+from hardpatch.data.reading import UndecodableImage
+from hardpatch.data.smaller_copy import smaller_copy
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, reason_of
 from hardpatch.printable import printable
 
-QUALITY = 95
-MARGIN = 2.0
-"""A JPEG is decoded at the smallest scale at which its shorter side is still this many times the new one."""
 GROUP_ROWS = 16
 """Rows of a row group, which random access reads as a whole for one image."""
 SHARD_BYTES = 256 << 20
@@ -85,39 +78,6 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out: expected a folder that does not exist yet, got {out}; take another name")
 
 
-def shrink_image(image: Pixels | Jpeg, side: int) -> Pixels:
-    """Resize to [H, W, C] of the same type with a shorter side of at most `side` pixels, keeping the aspect ratio."""
-    height, width = image.shape[:2]
-    zoom = side / min(height, width)
-    size = (max(1, round(height * zoom)), max(1, round(width * zoom))) if zoom < 1 else (height, width)
-    if isinstance(image, Jpeg):
-        image = image.pixels(shrink_factor(height, width, size, MARGIN) if zoom < 1 else 1)
-    return resize(image, size)
-
-
-def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode as a JPEG of quality 95 with chroma subsampling 4:2:0."""
-    import simplejpeg
-
-    gray = pixels.shape[2] == 1
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), QUALITY, "GRAY" if gray else "RGB", "Gray" if gray else "420"
-    )
-
-
-def encode(pixels: Pixels) -> bytes:
-    """Encode 8-bit gray and RGB as a JPEG, and all others as a TIFF."""
-    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
-        return encode_jpeg(pixels)
-    from tifffile import imwrite
-
-    file = io.BytesIO()
-    kind = "rgb" if pixels.shape[2] == 3 else "minisblack"
-    planes = pixels if pixels.shape[2] > 1 else pixels[:, :, 0]
-    imwrite(file, planes, photometric=kind, planarconfig="contig" if planes.ndim == 3 else None, compression="zlib")
-    return file.getvalue()
-
-
 class _ShrinkingDataset(Dataset[list[bytes | str]]):
     """Chunk k of a source: for each image the bytes of the smaller one, or "name: reason" if it cannot be decoded."""
 
@@ -132,16 +92,9 @@ class _ShrinkingDataset(Dataset[list[bytes | str]]):
 
     def _shrink(self, i: int) -> bytes | str:
         try:
-            data = self.source.encoded(i)
-            if data is None:
-                return encode(shrink_image(self.source.image(i, RGB), self.side))
-            with named_errors(self.source.name, i):
-                header = read_header(data)
-                image = open_image(data, Reading(header.channels, header.dtype))
-                pixels = shrink_image(image, self.side)
+            return smaller_copy(self.source, i, self.side).data
         except UndecodableImage as error:
             return str(error)
-        return data if pixels.shape == image.shape and header.orientation == 1 else encode(pixels)
 
 
 def _shrunken(

@@ -15,6 +15,7 @@ from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.header import Header
 from hardpatch.data.left_out import LeftOut, joined
 from hardpatch.data.opening import open_path, unused_columns
+from hardpatch.data.parquet import RowGroupsOnDisk
 from hardpatch.data.reading import RGB, Pixels, Reading
 from hardpatch.data.splits import Role
 from hardpatch.errors import UserError
@@ -149,6 +150,22 @@ class ConcatSource:
         for source in self._sources:
             yield from source.files()
 
+    @property
+    def row_groups(self) -> RowGroupsOnDisk | None:
+        """Row groups of all sources; None if one has none."""
+        found: list[RowGroupsOnDisk | None] = [getattr(source, "row_groups", None) for source in self._sources]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            return None
+        starts = [0, *self._ends[:-1].tolist()]
+        ends = np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=True)])
+        return RowGroupsOnDisk(ends, any(part.on_disk for part in parts), max(part.most_bytes for part in parts))
+
+    def keep_row_groups(self, count: int) -> None:
+        """Keep at least so many row groups of each source in memory."""
+        for source in self._sources:
+            source.keep_row_groups(count)  # type: ignore[attr-defined]
+
     def _locate(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -206,6 +223,20 @@ class Subset:
         """Function that reads the header of image i, if the other source has one."""
         own = getattr(self.source, "header", None)
         return None if own is None else lambda i: own(self.indices[i])
+
+    @property
+    def row_groups(self) -> RowGroupsOnDisk | None:
+        """Row groups of the other source, without the images that are left out; None if it has none."""
+        own: RowGroupsOnDisk | None = getattr(self.source, "row_groups", None)
+        indices = np.asarray(self.indices)
+        if own is None or (np.diff(indices) < 0).any():
+            return None
+        ends = np.unique(np.searchsorted(indices, own.ends))
+        return own._replace(ends=ends[ends > 0])
+
+    def keep_row_groups(self, count: int) -> None:
+        """Keep at least so many row groups in memory."""
+        self.source.keep_row_groups(count)  # type: ignore[attr-defined]
 
     def name(self, i: int) -> str:
         """Name of image i in the other source."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Literal, NamedTuple
 
@@ -87,7 +88,12 @@ def choose_split(paths: Sequence[str], role: Role | None, where: str, kind: str)
 
 
 def of_one_split(
-    paths: Sequence[str], separator: str, role: Role | None, where: str, names: Sequence[str] | None = None
+    paths: Sequence[str],
+    separator: str,
+    role: Role | None,
+    where: str,
+    names: Sequence[str] | None = None,
+    counts: Sequence[int] | None = None,
 ) -> OneSplit | None:
     """Choose the images of one split if the folders at the top are those of several, as `train` and `val`.
 
@@ -99,6 +105,7 @@ def of_one_split(
         role: what the images are for; None takes all splits.
         where: the folder or archive, for messages.
         names: of the images, for messages.
+        counts: images that each path stands for; one if it is None.
 
     Raises:
         UserError: if the role fits none of the splits.
@@ -113,14 +120,12 @@ def of_one_split(
     if role is None:
         return OneSplit(list(range(len(paths))), "", split.note, ())
     shown = names or [f"{where}{separator}{path}" for path in paths]
-    others: dict[str | None, list[str]] = {}
-    for top, name in zip(tops, shown, strict=True):
+    others: dict[str | None, LeftOut] = {}
+    for top, name, count in zip(tops, shown, counts or [1] * len(paths), strict=True):
         if top not in split.paths:
-            others.setdefault(split_of(top), []).append(name)
-    entries = [
-        entry
-        for other, lost in others.items()
-        for entry in left_out(f"images of {f'the split {other}' if other else 'no split'}", lost)
-    ]
+            other = split_of(top)
+            reason = f"images of {f'the split {other}' if other else 'no split'}"
+            before = others.get(other, LeftOut(reason, 0, name))
+            others[other] = replace(before, count=before.count + count)
     kept = [k for k, top in enumerate(tops) if top in split.paths]
-    return OneSplit(kept, split.paths[0] if len(split.paths) == 1 else "", split.note, tuple(entries))
+    return OneSplit(kept, split.paths[0] if len(split.paths) == 1 else "", split.note, tuple(others.values()))

@@ -6,7 +6,7 @@ This module imports NumPy and torch in its methods only, so that ``--help`` is f
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hardpatch.choices import PagesName
+from hardpatch.choices import PagesName, ShuffleName
 from hardpatch.data.limits import MAX_PIXELS
 from hardpatch.ranges import (
     ANY,
@@ -69,6 +69,10 @@ class DataConfig:
     """Standard deviation of each channel, likewise."""
     workers: Literal["auto"] | int = ranged("auto", WORKERS)
     """Processes that decode images; 0 decodes in the training process."""
+    shuffle: ShuffleName = "auto"
+    """Order: samples shuffles all images; row_groups reads each group of a Parquet file once; auto is by its size."""
+    shuffle_window: int = ranged(8, Range(1, 100_000, whole=True))
+    """Row groups that are mixed at a time, where the order is by row groups."""
     crops: int = ranged(1, Range(1, 1_000, whole=True))
     """Crops of each decoded image, all in one batch; an epoch still has one crop per image on average."""
     in_memory: Literal["no", "host", "device"] = "no"

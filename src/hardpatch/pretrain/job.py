@@ -13,6 +13,7 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.batch import Batch, on_device
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.loader import train_batches
+from hardpatch.data.row_groups import choose_order
 from hardpatch.data.sources import Source
 from hardpatch.data.workers import resolve_workers
 from hardpatch.errors import UserError
@@ -70,6 +71,7 @@ class PretrainJob:
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
         self.held, self.content, self.monitor = held, content, monitor
+        self.groups, self._order = choose_order(source, run.data.shuffle, run.data.shuffle_window)
         self.mining_stopped = False
         self.draw: Callable[[PretrainJob], None] | None = None
         """Draws pictures of a check during the training."""
@@ -91,8 +93,9 @@ class PretrainJob:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Images that the checks look at, a line each."""
-        return () if self.monitor is None else self.monitor.images.notes
+        """Order of the images, and those that the checks look at, a line each."""
+        looked_at = () if self.monitor is None else self.monitor.images.notes
+        return (self._order, *looked_at) if self._order else looked_at
 
     @property
     def state(self) -> TrainingState:
@@ -128,6 +131,7 @@ class PretrainJob:
             world_size=world_size,
             pin_memory=device.type == "cuda",
             crops=run.data.crops,
+            groups=self.groups,
         )
         return on_device(batches, device)
 
@@ -174,6 +178,7 @@ class PretrainJob:
             "images": self.images,
             "content": self.content,
             "outputs": self.outputs,
+            "shuffle": "samples" if self.groups is None else "row_groups",
             "mining_stopped": self.mining_stopped,
         }
 
@@ -204,6 +209,10 @@ class PretrainJob:
             # a broken image may have been repaired
             log.warning("--resume: images in --data were replaced since the last call; the training goes on with them")
         refuse_edited(self.folder, saved, metadata, self.run)
+        # as the run began: earlier versions shuffled all images, and what fits into memory may have changed
+        self.groups, self._order = choose_order(
+            self.source, metadata.get("shuffle", "samples"), self.run.data.shuffle_window
+        )
         self.mining_stopped = metadata.get("mining_stopped", False)
         self.learner.step = self.state.restore(saved)
 
