@@ -46,9 +46,9 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   recipes    list the named runs                       hardpatch recipes [NAME]
   formats    list the formats that can be read here    hardpatch formats
 
-`hardpatch VERB --help` lists its options. RUN is a run folder, a .safetensors file or a reference
-checkpoint. IMAGES is a folder (flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, a pattern in
-quotes, or demo:train or demo:test, the embedded set.
+`hardpatch VERB --help` lists its options. RUN is a run folder, or weights of timm, Hugging Face, MAE or DINO. IMAGES is
+a folder (flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, shards, a pattern in quotes, or
+demo:train or demo:test, the embedded set.
 """
 
 VERBS = {

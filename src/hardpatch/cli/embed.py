@@ -8,7 +8,7 @@ from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, w
 def embed(arguments: list[str]) -> int:
     """Run ``hardpatch embed`` and return the exit code."""
     parser = Parser("embed", "Write one vector for each image into a Parquet file with the columns path and embedding.")
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="new Parquet file; must not exist")
     parser.add_argument(

@@ -130,7 +130,7 @@ def _with_protocol(parser: Parser) -> Parser:
 
 def _parser(verb: str, description: str) -> Parser:
     parser = Parser(verb, description)
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     for name, use in (("train", "learn from"), ("val", "evaluate on")):
         about = f"labeled images to {use}; may be repeated"
         parser.add_argument(f"--{name}", required=True, metavar="PATH", action=Images, help=about)

@@ -6,7 +6,7 @@ from hardpatch.cli.arguments import Parser, json_argument, number, show_json
 def info(arguments: list[str]) -> int:
     """Run ``hardpatch info`` and return the exit code."""
     parser = Parser("info", "Describe a run or a weights file.")
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     options = parser.parse_args(arguments)
 
     from hardpatch.report.describe import describe

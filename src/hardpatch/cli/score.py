@@ -8,7 +8,7 @@ from hardpatch.errors import shown
 
 def difficulty_arguments(parser: Parser) -> None:
     """Add RUN, IMAGES, --masks, --mask_ratio, --draws, --predict and --normalize_pixels."""
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Parquet files, demo:test")
     parser.add_argument(
         "--masks",

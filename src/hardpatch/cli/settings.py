@@ -41,7 +41,7 @@ def training_parser(
     """
     parser = run_parser(verb, description)
     parser.usage = f"hardpatch {verb} RUN {data} --out DIR [--OPTION VALUE]\n       hardpatch {verb} --resume --out DIR"
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     for name, use in (("train", "train"), ("val", "evaluate")):
         about = f"data to {use} on" + ("; may be repeated" if several else "")
         parser.add_argument(f"--{name}", metavar="PATH", action=Images, several=several, help=about)

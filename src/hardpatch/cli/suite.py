@@ -13,7 +13,7 @@ def evaluate(arguments: list[str]) -> int:
     parser = Parser(
         "evaluate", "Make several measurements of one run, on several data sets, and write them as one table."
     )
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or reference checkpoint")
+    parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
     parser.add_argument("--suite", metavar="FILE", required=True, help="YAML file, a list of measurements")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")

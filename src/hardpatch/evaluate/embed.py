@@ -53,7 +53,7 @@ def embed(
     """Write one vector for each image into a Parquet file with the columns path and embedding: ``hardpatch embed``.
 
     Args:
-        run: run folder, ``.safetensors`` file or reference checkpoint.
+        run: run folder, or anything else that :func:`hardpatch.load` reads.
         images: files, folders, Parquet files, ``demo:test``.
         out: the Parquet file; must not exist.
         weights: student, teacher or random initialization.

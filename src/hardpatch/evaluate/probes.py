@@ -59,7 +59,7 @@ def knn(
     """Measure k-NN accuracy with DINO's weighted vote: ``hardpatch knn``.
 
     Args:
-        run: run folder, ``.safetensors`` file or reference checkpoint.
+        run: run folder, or anything else that :func:`hardpatch.load` reads.
         train: labeled images, the neighbors.
         val: labeled images to classify.
         ks: numbers of neighbors.
@@ -99,7 +99,7 @@ def linear(
     """Train linear probes on frozen features, one for each learning rate, and report the best: ``hardpatch linear``.
 
     Args:
-        run: run folder, ``.safetensors`` file or reference checkpoint.
+        run: run folder, or anything else that :func:`hardpatch.load` reads.
         train: labeled images to learn from.
         val: labeled images to evaluate on.
         base_lrs: learning rates for a batch of 256.
@@ -151,7 +151,7 @@ def frozen_accuracy(
 
     Args:
         verb: name of the measurement.
-        run: run folder, ``.safetensors`` file or reference checkpoint.
+        run: run folder, or anything else that :func:`hardpatch.load` reads.
         train: labeled images to learn from.
         val: labeled images to evaluate on.
         measure: computes the result from the features of both sets.
