@@ -19,6 +19,7 @@ from hardpatch.patches import PatchIndices, gather
 from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner
+from hardpatch.train.bad_steps import BadSteps
 from tests.bench.test_literal import STEPS, batches, small_run
 
 Patch = pytest.MonkeyPatch
@@ -73,10 +74,10 @@ def all_pairs(patch: Patch) -> None:
 
 
 def all_patches_embedded(patch: Patch) -> None:
-    def tokens(self: encoder.Encoder, images: Tensor, mask: PatchIndices | None) -> tuple[Tensor, None]:
+    def tokens(self: encoder.Encoder, images: Tensor, mask: PatchIndices | None) -> tuple[Tensor, None, None]:
         x = self.patch_embed.proj(images).flatten(2).transpose(1, 2) + self.positions
         x = x if mask is None else gather(x, mask.visible)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1), None
+        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1), None, None
 
     patch.setattr(encoder.Encoder, "_embed", tokens)
 
@@ -121,11 +122,14 @@ def teacher_update_weight_by_weight(patch: Patch) -> None:
 
 
 def gradients_always_scaled(patch: Patch) -> None:
-    def clip(self: Learner) -> Tensor:
-        assert self.run.optim.clip is not None
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optim.clip)
+    def clip(self: BadSteps, limit: float | None) -> Tensor:
+        norm = without_limit(self, None)
+        assert limit is not None
+        torch.nn.utils.clip_grads_with_norm_(self._gradients[0], limit, norm)
+        return norm
 
-    patch.setattr(Learner, "_clip", clip)
+    without_limit = BadSteps.clip
+    patch.setattr(BadSteps, "clip", clip)
 
 
 def unfused_attention(patch: Patch) -> None:
@@ -161,5 +165,6 @@ def test_a_fused_optimizer_changes_no_loss(optimized: Tensor) -> None:
         for group in learner.adamw.param_groups:
             group["fused"] = False
             group["foreach"] = False
+        learner.adamw.defaults["fused"] = False
 
     torch.testing.assert_close(losses_of_a_run(unfused), optimized, rtol=1e-6, atol=0.0)

@@ -147,7 +147,7 @@ def test_a_killed_run_ends_the_same(run: Path, images: Path, tuned: Path, tmp_pa
     with subprocess.Popen([sys.executable, "-m", "hardpatch", *arguments], env=environment) as process:
         for _ in range(2400):
             metrics = rows(folder)
-            if metrics and metrics[-1]["step"] >= 6:
+            if metrics and metrics[-1]["step"] >= 6 and checkpoints(folder / "checkpoints"):
                 break
             assert process.poll() is None
             time.sleep(0.02)

@@ -160,7 +160,9 @@ def test_a_killed_run_ends_the_same(
     ) as process:
         for _ in range(6000):
             rows = read_metrics(folder / "metrics.jsonl") if after else []
-            if (rows and rows[-1]["step"] >= after) or (not after and (folder / "probe.safetensors").exists()):
+            if rows and rows[-1]["step"] >= after and newest(folder):
+                break
+            if not after and (folder / "probe.safetensors").exists():
                 break
             assert process.poll() is None
             time.sleep(0.02)

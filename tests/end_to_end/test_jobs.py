@@ -29,7 +29,7 @@ from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.settings import changed
-from tests.end_to_end.conftest import SMALL, write_images
+from tests.end_to_end.conftest import SMALL, kill_after, write_images
 
 STEPS = 6
 LOOP: dict[str, Any] = {"steps": STEPS, "batch_size": 4, "log_every": 1, "checkpoint_steps": 2, "workers": 0}
@@ -193,7 +193,7 @@ def test_a_killed_job_resumes_to_the_same_bits(name: str, jobs: dict[str, Job], 
     job(whole, data)
     process = os.fork()
     if process == 0:  # killed without cleanup, in the step after the checkpoint of step 2
-        job(killed, data, progress=At(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        job(killed, data, progress=At(3, lambda: kill_after(killed / "checkpoints" / "step_00000002")))
         os._exit(1)
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
     assert newest(killed).name == "step_00000002"

@@ -183,7 +183,7 @@ def workers(text: str) -> Any:
 def devices(text: str) -> int | str:
     """Parse auto or a whole number from 1."""
     if text != "auto" and (not text.isdecimal() or int(text) < 1):
-        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, got {text}")
+        raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, got {shown(text)}")
     return text if text == "auto" else int(text)
 
 

@@ -97,7 +97,17 @@ def _facts(file: Path, heads: int | None, image_size: tuple[int, int] | None) ->
 
 
 def _exported_metadata(file: Path) -> dict[str, Any]:
+    """Return what an export of ours says of itself, empty for other files.
+
+    Raises:
+        UserError: if it is a network of ours of another kind.
+    """
     if file.suffix != ".safetensors":
         return {}
     with safe_open(file, "pt") as content:
-        return parse_metadata((content.metadata() or {}).get(EXPORTED, "{}"), file)
+        metadata = content.metadata() or {}
+    other = next((name for name in metadata if name.startswith("hardpatch_") and name != EXPORTED), None)
+    if other is not None:
+        kind = other.removeprefix("hardpatch_")
+        raise UserError(f"RUN: expected a pre-training run or weights of an encoder, {file} is of another kind, {kind}")
+    return parse_metadata(metadata.get(EXPORTED, "{}"), file)

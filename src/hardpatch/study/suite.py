@@ -42,7 +42,10 @@ TABLES = ("knn", "linear", "finetune")
 IMAGES = ("train", "val")
 """Options that are repeated for several paths."""
 
-ON_OR_OFF = ("photometric", "reduce_zero_label", "relative_positions", "layer_scale", "train_positions")
+ON_OR_OFF = (
+    *("photometric", "reduce_zero_label", "relative_positions", "layer_scale", "train_positions"),
+    "background_saving",
+)
 """Options that can be on without being on the command line; ``false`` becomes ``--no-OPTION``."""
 
 
