@@ -168,10 +168,10 @@ def _parsed(line: str) -> dict[str, Any]:
 
 def _note(out: Path, done: Shard) -> None:
     """Add a line to the journal."""
-    with (out / JOURNAL).open("r+", encoding="utf-8") as file:
-        text = file.read()
-        end = "" if text.endswith("\n") else "\n"  # a line that was cut off
-        file.write(f"{end}{json.dumps(asdict(done))}\n")
+    with (out / JOURNAL).open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        end = "" if file.read() == b"\n" else "\n"  # a line that was cut off
+        file.write(f"{end}{json.dumps(asdict(done))}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -24,6 +24,7 @@ from hardpatch.measure.difficulty import Predict
 from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.score import ScoreResult
 from hardpatch.methods.hpm import HPM
+from hardpatch.methods.mae import MAE
 from hardpatch.methods.targets import Target
 from hardpatch.paths import user_path
 from hardpatch.ranges import check_options
@@ -63,7 +64,7 @@ def load_models(
     student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels)
     if predict is not None and not student.has_predictor:
         raise UserError(f"--predict: expected a run with a loss predictor, {run} has none; leave it out")
-    if reference and not normalize_pixels:
+    if reference and isinstance(student.host, MAE) and not student.host.normalize_pixels:
         log.info(
             "%s: the file does not say whether its targets were normalized patch by patch (norm_pix_loss); "
             "taken: no; if they were, use --normalize_pixels",
