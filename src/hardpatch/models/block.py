@@ -33,9 +33,7 @@ class Attention(nn.Module):
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=variant.qkv_bias)
-        for name in ("q_norm", "k_norm"):
-            norm = nn.LayerNorm(width // heads, eps=variant.norm_eps) if variant.qk_norm else nn.Identity()
-            self.add_module(name, norm)
+        self.q_norm, self.k_norm = (_head_norm(width // heads, variant) for _ in range(2))
         self.proj = nn.Linear(width, width)
 
     def forward(
@@ -69,7 +67,7 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, rotary: Rotary | None = None
     ) -> Tensor:
         """Attend from queries ``[B, Q, D]`` to keys and values ``[B, L, D]``, and project: ``[B, Q, D]``."""
-        q, k = self._placed(q, "q_norm", rotary), self._placed(k, "k_norm", rotary)
+        q, k = self._placed(q, self.q_norm, rotary), self._placed(k, self.k_norm, rotary)
         v = self._split_heads(v)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).flatten(2))
@@ -77,19 +75,23 @@ class Attention(nn.Module):
     def first_token_attention(self, x: Tensor, bias: Tensor | None = None, rotary: Rotary | None = None) -> Tensor:
         """Attention of the first token of ``x [B, L, D]`` to the others, mean of the heads: ``[B, L - 1]``."""
         q, k, _ = self.qkv(x).chunk(3, dim=-1)
-        q, k = self._placed(q, "q_norm", rotary), self._placed(k, "k_norm", rotary)
+        q, k = self._placed(q, self.q_norm, rotary), self._placed(k, self.k_norm, rotary)
         scores = (q[:, :, :1] @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5  # [B, heads, 1, L]
         if bias is not None:
             scores = scores + bias[:, :, :1]
         return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
 
-    def _placed(self, x: Tensor, norm: str, rotary: Rotary | None) -> Tensor:
+    def _placed(self, x: Tensor, norm: nn.Module, rotary: Rotary | None) -> Tensor:
         """Return queries or keys ``[B, heads, L, D / heads]`` with their norm and rotary positions."""
-        x = self.get_submodule(norm)(self._split_heads(x))
+        x = norm(self._split_heads(x))
         return x if rotary is None else rotate(x, rotary)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, L, D] -> [B, heads, L, D / heads]
+
+
+def _head_norm(width: int, variant: Variant) -> nn.Module:
+    return nn.LayerNorm(width, eps=variant.norm_eps) if variant.qk_norm else nn.Identity()
 
 
 class MLP(nn.Module):

@@ -134,8 +134,7 @@ class Encoder(nn.Module):
 
     def latents(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
         """Compute the output of :meth:`forward` as if the encoder ended after each of ``blocks``, numbered from 1."""
-        outputs = self._outputs(images, mask, blocks)
-        return [self.norm(torch.cat([x[:, :1], x[:, self._first :]], 1) if self._first > 1 else x) for x in outputs]
+        return [self.norm(self._without_registers(x)) for x in self._outputs(images, mask, blocks)]
 
     def forward_with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole images, and return the attention of the class token in the last block as well.
@@ -149,10 +148,9 @@ class Encoder(nn.Module):
             x = block(x, self._bias_in(block, bias, images), rotary=rotary)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        bias, first = self._bias_in(last, bias, images), self._first
-        attention = last.attn.first_token_attention(last.norm1(x), bias, rotary)[:, first - 1 :]
-        x = last(x, bias, rotary=rotary)
-        return self.norm(torch.cat([x[:, :1], x[:, first:]], dim=1) if first > 1 else x), attention
+        bias = self._bias_in(last, bias, images)
+        attention = last.attn.first_token_attention(last.norm1(x), bias, rotary)[:, self._first - 1 :]
+        return self.norm(self._without_registers(last(x, bias, rotary=rotary))), attention
 
     def intermediates(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Compute the patch tokens of whole images after each of ``blocks``, without the last norm: ``[B, N, D]`` each.
@@ -172,6 +170,10 @@ class Encoder(nn.Module):
     def _first(self) -> int:
         """Index of the first patch token inside the encoder: after class token and registers."""
         return 1 + self.variant.registers
+
+    def _without_registers(self, x: Tensor) -> Tensor:
+        """Return class token and patch tokens: ``[B, 1 + R + V, D]`` -> ``[B, 1 + V, D]``."""
+        return x if self.registers is None else torch.cat([x[:, :1], x[:, self._first :]], dim=1)
 
     def _outputs(self, images: Tensor, mask: Tensor | PatchIndices | None, blocks: Sequence[int]) -> list[Tensor]:
         """Tokens after each of ``blocks``; 0 is before the first one."""
@@ -215,9 +217,9 @@ class Encoder(nn.Module):
         assert self.variant.rope_theta is not None
         block = self.blocks[0]
         assert isinstance(block, Block)
-        cosine, sine = rotary_positions(self.width // block.attn.heads, grid, self.variant.rope_theta)
+        cosine, sine = rotary_positions(self.width // block.attn.heads, grid, self.variant.rope_theta, x.device)
         parts = []
-        for part, neutral in ((cosine.to(x.device), 1.0), (sine.to(x.device), 0.0)):
+        for part, neutral in ((cosine, 1.0), (sine, 0.0)):
             rows = part.unsqueeze(0) if visible is None else part[visible]  # [1 or B, V, D / heads]
             parts.append(F.pad(rows, (0, 0, self._first, 0), value=neutral).unsqueeze(1))
         return parts[0], parts[1]

@@ -53,7 +53,7 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions, ``[1 or B, 1, L, D / heads]``"""
 
 
-def rotary_positions(width: int, grid: tuple[int, int], theta: float) -> Rotary:
+def rotary_positions(width: int, grid: tuple[int, int], theta: float, device: torch.device | None = None) -> Rotary:
     """Compute the rotary positions of patches, as DINOv3 has them (Simeoni et al. 2025): each ``[N, width]``.
 
     The first half of the rotated pairs turns with the row, the second with the column; both run from -1 to 1 over the
@@ -63,15 +63,16 @@ def rotary_positions(width: int, grid: tuple[int, int], theta: float) -> Rotary:
         width: of a head.
         grid: (rows, columns) of patches.
         theta: base of the wavelengths.
+        device: on which they are computed.
 
     Raises:
         ValueError: if ``width`` is not divisible by 4.
     """
     if width % 4:
         raise ValueError(f"heads: rotary positions need heads of a multiple of 4 channels, got {width}")
-    rows, columns = (2.0 * (torch.arange(n, dtype=torch.float32) + 0.5) / n - 1.0 for n in grid)
+    rows, columns = (2.0 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1.0 for n in grid)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2, 1)
-    frequencies = 1.0 / theta ** torch.arange(0.0, 1.0, 4.0 / width, dtype=torch.float32)
+    frequencies = 1.0 / theta ** torch.arange(0.0, 1.0, 4.0 / width, device=device)
     angles = (2.0 * torch.pi * places * frequencies).flatten(1).tile(2)
     return angles.cos(), angles.sin()
 
