@@ -33,7 +33,7 @@ def load_pickle(path: Path, argument: str) -> Any:
             warnings.simplefilter("ignore")  # about unusual pickles: torch either reads them safely or raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        if _is_page(path):
+        if is_page(path):
             raise UserError(
                 f"{argument}: {path} is an HTML page and no weights, as a failed download leaves; download it again"
             ) from None
@@ -47,7 +47,7 @@ def load_pickle(path: Path, argument: str) -> Any:
         raise UserError(f"{argument}: {path} is not a file that torch can read: {reason}") from None
 
 
-def _is_page(path: Path) -> bool:
+def is_page(path: Path) -> bool:
     """Return True for a page of a web server."""
     with path.open("rb") as file:
         return file.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))

@@ -250,6 +250,33 @@ def test_files_that_are_no_weights_say_what_they_are(tmp_path: Path) -> None:
         hardpatch.load(tmp_path / "b.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"config\.json: expected metadata as JSON"),
+        ('{"num_attention_heads": "3"}', "num_attention_heads cannot be 3"),
+        ('{"num_attention_heads": 0}', "num_attention_heads cannot be 0"),
+        ('{"image_size": [32]}', r"image_size cannot be \[32\]"),
+        ('{"image_size": "32"}', "image_size cannot be 32"),
+        ('{"layer_norm_eps": -1.0}', r"layer_norm_eps cannot be -1\.0"),
+        ('{"pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5], "std": [0.5]}}', "its mean is said for 1"),
+        ('{"pretrained_cfg": {"mean": "x", "std": [0.5, 0.5, 0.5]}}', "mean: expected numbers"),
+    ],
+)
+def test_what_lies_beside_a_file_is_not_trusted(content: str, message: str, tmp_path: Path) -> None:
+    save_file(TIMM["plain"]().state_dict(), tmp_path / "vit.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        hardpatch.load(tmp_path / "vit.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_a_teacher_that_is_not_there_is_not_replaced_by_the_student(tmp_path: Path) -> None:
+    torch.save({"state_dict": TIMM["plain"]().state_dict()}, tmp_path / "vit.pth")
+    with pytest.raises(UserError, match="has no `ema_state_dict` of tensors; found: state_dict"):
+        hardpatch.load(tmp_path / "vit.pth", "teacher")
+
+
 def test_guesses_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file(TIMM["plain"]().state_dict(), tmp_path / "vit.safetensors")
     for _ in range(2):

@@ -1,10 +1,9 @@
 """Architecture of an encoder whose weights come from another library: from its tensors, and from what a file says."""
 
-import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,19 @@ from torch import Tensor
 
 from hardpatch.choices import SIZES
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 from hardpatch.interchange.layouts import Layout
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import build_encoder, mlp_ratio
 from hardpatch.models.positions import sincos_positions
 from hardpatch.models.variant import NORM_EPS, Variant
+from hardpatch.weights import check_normalization, described, parse_metadata
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 log = logging.getLogger("hardpatch")
 _said: set[str] = set()
+LARGEST = 1024
+"""Heads of attention"""
 _HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()}
 _EPS = {"Hugging Face's names": 1e-12, "Hugging Face's names of CLIP": 1e-5, "OpenAI's names of CLIP": 1e-5}
 """Added to the variance in norms, in the libraries' defaults, where that is not timm's"""
@@ -47,10 +49,19 @@ class Facts:
     guesses: list[str] = field(default_factory=list)
     """lines about what was guessed, each with the option that corrects it"""
 
-    def normalization(self, channels: int) -> tuple[list[float], list[float]]:
-        """Return mean and deviation of pixels in [0, 1]: by default ImageNet's, or 0.5 if there are not 3 channels."""
+    def normalization(self, channels: int, file: Path) -> tuple[list[float], list[float]]:
+        """Return mean and deviation of pixels in [0, 1]: by default ImageNet's, or 0.5 if there are not 3 channels.
+
+        Raises:
+            UserError: if what is said are no such numbers.
+        """
         usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ([0.5] * channels, [0.5] * channels)
-        return list(self.mean or usual[0]), list(self.std or usual[1])
+        values = {"mean": self.mean or usual[0], "std": self.std or usual[1]}
+        with described(file):
+            check_normalization(values)
+        if len(values["mean"]) != channels:
+            raise UserError(f"RUN: {file} has {channels} channels, its mean is said for {len(values['mean'])}")
+        return list(values["mean"]), list(values["std"])
 
     def say_guesses(self, file: Path) -> None:
         """Log what was guessed, once for each file."""
@@ -63,37 +74,61 @@ class Facts:
 def facts_beside(file: Path) -> Facts:
     """Read ``config.json`` and ``preprocessor_config.json`` of Hugging Face or timm beside a weights file, if any."""
     config, preprocessor = (_json(file.with_name(name)) for name in (CONFIG, PREPROCESSOR))
-    size = config.get("image_size")
-    if isinstance(config.get("pretrained_cfg"), dict):  # timm
-        shape = config["pretrained_cfg"].get("input_size")
-        size = shape[1:] if isinstance(shape, list) and len(shape) == 3 else None
-        preprocessor = {f"image_{name}": config["pretrained_cfg"].get(name) for name in ("mean", "std")}
+    vision = config.get("vision_config")  # of CLIP
+    config = vision if isinstance(vision, dict) else config
+    size, rope = config.get("image_size"), config.get("rope_parameters")
+    timm = config.get("pretrained_cfg")
+    if isinstance(timm, dict):
+        shape = timm.get("input_size")
+        size = shape[1:] if isinstance(shape, list) else None
+        preprocessor = {f"image_{name}": timm.get(name) for name in ("mean", "std")}
         if "quickgelu" in str(config.get("architecture")):
             config["hidden_act"] = "quick_gelu"
-    rope = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
-    return Facts(
+    names = config.get("architectures")
+    facts = Facts(
         heads=config.get("num_attention_heads"),
-        image_size=(size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else None,
+        image_size=(size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else size,
         norm_eps=config.get("layer_norm_eps"),
         activation=config.get("hidden_act"),
-        rope_theta=rope,
+        rope_theta=rope.get("rope_theta") if isinstance(rope, dict) else config.get("rope_theta"),
         decoder_heads=config.get("decoder_num_attention_heads"),
         normalize_pixels=config.get("norm_pix_loss") is True,
         mean=preprocessor.get("image_mean"),
         std=preprocessor.get("image_std"),
-        kind=str((config.get("architectures") or [config.get("architecture", "")])[0] or ""),
+        kind=str(names[0] if isinstance(names, list) and names else config.get("architecture", "")),
     )
+    _check(facts, file)
+    return facts
+
+
+def _check(facts: Facts, file: Path) -> None:
+    """Refuse values of another type, or out of range.
+
+    Raises:
+        UserError: names the first one.
+    """
+    sides = facts.image_size
+    expected: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+        "num_attention_heads": (facts.heads, lambda value: type(value) is int and 0 < value <= LARGEST),
+        "decoder_num_attention_heads": (facts.decoder_heads, lambda value: type(value) is int and 0 < value <= LARGEST),
+        "image_size": (sides, lambda value: len(value) == 2 and all(type(side) is int and side > 0 for side in value)),
+        "layer_norm_eps": (facts.norm_eps, lambda value: type(value) is float and 0.0 <= value < 1.0),
+        "rope_theta": (facts.rope_theta, lambda value: type(value) in (int, float) and 0.0 < value < math.inf),
+    }
+    for name, (value, holds) in expected.items():
+        if value is not None and not (isinstance(value, int | float | tuple) and holds(value)):
+            raise UserError(f"RUN: {file.with_name(CONFIG)}: {name} cannot be {shown(value)}")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Read an object; empty if there is no such file.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    if not path.is_file():
         return {}
-    if not isinstance(content, dict):
-        return {}
-    inner = content.get("vision_config")  # of CLIP
-    return inner if isinstance(inner, dict) else content
+    return parse_metadata(path.read_text(encoding="utf-8", errors="replace"), path)
 
 
 def to_say(name: str, value: str) -> str:
@@ -190,7 +225,12 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
         entries = len(table) - 3
         if said and (2 * said[0] - 1) * (2 * said[1] - 1) == entries:
             return said[0], said[1]
-        return _square(math.isqrt(entries), entries, lambda side: (side + 1) // 2, "relative positions", file)
+        side = math.isqrt(entries)
+        if side * side != entries:
+            raise UserError(
+                f"RUN: {file} has relative positions of a grid that is not square; {to_say('image_size', '[H, W]')}"
+            )
+        return (side + 1) // 2, (side + 1) // 2
     positions = state["pos_embed"]
     if positions.ndim != 3 or positions.shape[2] != width:
         raise UserError(f"RUN: {file}: expected pos_embed [1, 1 + patches, {width}], got {list(positions.shape)}")
@@ -214,12 +254,6 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
         )
     side = math.isqrt(entries - squares[-1])
     return side, side
-
-
-def _square(side: int, entries: int, of_side: Any, what: str, file: Path) -> tuple[int, int]:
-    if side * side != entries:
-        raise UserError(f"RUN: {file} has {what} of a grid that is not square; {to_say('image_size', '[H, W]')}")
-    return of_side(side), of_side(side)
 
 
 def _fixed_grid(positions: Tensor, width: int) -> tuple[int, int] | None:

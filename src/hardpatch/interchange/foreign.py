@@ -13,8 +13,7 @@ from hardpatch.interchange.reference import from_reference, has_decoder
 from hardpatch.interchange.tensors import read_tensors
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.methods.hpm import HPM
-from hardpatch.models.encoder import Encoder
-from hardpatch.weights import check_normalization, described, parse_metadata
+from hardpatch.weights import described, parse_metadata
 
 EXPORTED = "hardpatch_export"
 """Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
@@ -60,32 +59,17 @@ def read_foreign(
                 f"CLIP), and is no checkpoint of HPM or MAE; found: {', '.join(sorted(state)[:3])}"
             )
         encoder = build(layout, facts, file)
-        mean, std, reading = _normalization(encoder, facts, file)
-        model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=reading)
+        mean, std = facts.normalization(encoder.channels, file)
+        model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=_reading(file, encoder.channels))
     facts.say_guesses(file)
     return model
 
 
-def _normalization(encoder: Encoder, facts: Facts, file: Path) -> tuple[tuple[float, ...], tuple[float, ...], Reading]:
-    """Return mean, deviation and reading of the images of weights of another library, or of an export of ours."""
-    metadata = _exported_metadata(file)
+def _reading(file: Path, channels: int) -> Reading:
+    """Return channels, type and range of the pixels, as an export of ours says; else 8 bits."""
+    own = _exported_metadata(file).get("reading")
     with described(file):
-        said = facts.normalization(encoder.channels)
-        mean, std = metadata.get("mean", said[0]), metadata.get("std", said[1])
-        check_normalization({"mean": mean, "std": std})
-        own = metadata.get("reading")
-        reading = Reading(encoder.channels) if own is None else Reading.from_dict(own)
-    return tuple(mean), tuple(std), reading
-
-
-def facts_of(file: Path, *, heads: int | None = None, image_size: tuple[int, int] | None = None) -> Facts:
-    """Return what a file, the files beside it, an export of ours and the user say, the last one first."""
-    facts, metadata = facts_beside(file), _exported_metadata(file)
-    facts.heads = heads or metadata.get("heads") or facts.heads
-    facts.image_size = image_size or metadata.get("image_size") or facts.image_size
-    if image_size is not None:
-        facts.kind = ""
-    return facts
+        return Reading(channels) if own is None else Reading.from_dict(own)
 
 
 def _facts(file: Path, heads: int | None, image_size: tuple[int, int] | None) -> Facts:
@@ -93,6 +77,7 @@ def _facts(file: Path, heads: int | None, image_size: tuple[int, int] | None) ->
     facts, metadata = facts_beside(file), _exported_metadata(file)
     facts.heads = heads or metadata.get("heads") or facts.heads
     facts.image_size = image_size or metadata.get("image_size") or facts.image_size
+    facts.mean, facts.std = metadata.get("mean", facts.mean), metadata.get("std", facts.std)
     return facts
 
 

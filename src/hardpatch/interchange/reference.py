@@ -87,7 +87,7 @@ def from_reference(
     if predictor_depth:
         outputs = parts["decoder_pred_losspred.weight"].shape[0]
         predictor = Decoder(width=width, depth=predictor_depth, heads=decoder_heads, outputs=outputs)
-    mean, std = facts.normalization(encoder.channels)
+    mean, std = facts.normalization(encoder.channels, file)
     model = HPM(host, predictor, mean=mean, std=std)
     own = ("host.encoder.", "host.decoder_embed.positions", "host.decoder_embed.class_position")
     loaded = {name: value for name, value in model.state_dict().items() if name.startswith(own)}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hardpatch.errors import UserError
-from hardpatch.pickles import load_pickle
+from hardpatch.pickles import is_page, load_pickle
 from hardpatch.weights import check_finite
 
 log = logging.getLogger("hardpatch")
@@ -45,12 +45,12 @@ def check_content(path: Path) -> None:
         UserError: says what the file is.
     """
     with path.open("rb") as file:
-        start = file.read(256)
-    if start.startswith(b"version https://git-lfs"):
+        is_pointer = file.read(64).startswith(b"version https://git-lfs")
+    if is_pointer:
         raise UserError(
             f"RUN: {path} is a pointer of Git LFS and not the weights themselves; fetch them with `git lfs pull`"
         )
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_page(path):
         raise UserError(f"RUN: {path} is an HTML page and no weights, as a failed download leaves; download it again")
 
 
@@ -85,18 +85,18 @@ def read_pickle(path: Path, weights: Literal["student", "teacher"] = "student") 
         UserError: if the file is not a checkpoint, or has anything but tensors and plain values.
     """
     content = load_pickle(path, "RUN")
+    key = "state_dict" if weights == "student" else "ema_state_dict"
     if isinstance(content, dict):
         if weights == "student" and "student" not in content and _tensors(content.get("teacher")):
             log.warning("%s has a teacher only, which is taken", path)
             weights = "teacher"
         elif weights == "student" and _tensors(content.get("student")) and _tensors(content.get("teacher")):
             log.warning("%s has student and teacher; the student is taken, --weights teacher takes the other", path)
-        names = ("state_dict" if weights == "student" else "ema_state_dict", "model", weights, "state_dict")
-        state = next((content[name] for name in names if _tensors(content.get(name))), content)
+        state = next((content[name] for name in (key, "model", weights) if _tensors(content.get(name))), content)
         if _tensors(state):
             return state
     found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    raise UserError(f"RUN: {path} has no `state_dict` of tensors; found: {found[:200]}")
+    raise UserError(f"RUN: {path} has no `{key}` of tensors; found: {found[:200]}")
 
 
 def _tensors(state: object) -> bool:
