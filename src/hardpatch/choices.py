@@ -3,7 +3,7 @@
 The code that gives a name its meaning has a dictionary over the same type; ``tests/test_choices.py`` compares the two.
 """
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 HostName = Literal["mae", "simmim", "beit", "ibot"]
 """Hosts: the masked image models of :data:`hardpatch.pretrain.hosts.HOSTS`."""
@@ -34,8 +34,21 @@ StrategyName = Literal["ddp", "fsdp2"]
 DivergenceName = Literal["stop", "rollback"]
 """Response to a training that has diverged: end it, or go back to the last good checkpoint with a lower rate."""
 
-WeightsName = Literal["student", "teacher", "random"]
-"""Which weights of a run to use: the student, its moving average, or the random initialization."""
+WeightsName = Literal["auto", "student", "teacher", "random"]
+"""Which weights of a run to use: the student, its moving average, or the random initialization. auto is the student; of
+a training checkpoint of DINO, iBOT or DINOv2 it is the teacher, as in their own evaluations."""
+
+
+class Architecture(TypedDict, total=False):
+    """Facts about weights of another library that neither their shapes nor a ``config.json`` beside them say."""
+
+    heads: int | None
+    """attention heads of the encoder"""
+    decoder_heads: int | None
+    """likewise of the decoder"""
+    image_size: tuple[int, int] | None
+    """(height, width) in pixels that they were trained on"""
+
 
 PoolName = Literal["mean", "class"]
 """Which token stands for an image: the mean of the patch tokens, or the class token."""

@@ -282,7 +282,7 @@ def test_guesses_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     for _ in range(2):
         hardpatch.load(tmp_path / "vit.safetensors")
     (line,) = [line for line in caplog.messages if "does not say" in line]
-    assert 'heads: 1, as usual for a width of 48; a config.json beside it says otherwise: {"num_att' in line
+    assert "heads: 1, as usual for a width of 48; --heads N says otherwise" in line
     (tmp_path / "config.json").write_text('{"num_attention_heads": 3, "image_size": [32, 32]}')
     assert hardpatch.load(tmp_path / "vit.safetensors").host.encoder.blocks[0].attn.heads == 3  # type: ignore[union-attr]
     (tmp_path / "config.json").write_text('{"image_size": [32, 40]}')

@@ -131,6 +131,8 @@ def test_dino_full_checkpoints_and_backbones(tmp_path: Path) -> None:
         features = load_backbone(tmp_path / path, weights).encoder.eval()(images())  # type: ignore[arg-type]
         assert_close(features, expected, rtol=1e-5, atol=1e-5)
     features = load_backbone(tmp_path / "checkpoint.pth").encoder.eval()(images())
+    assert_close(features, expected, rtol=1e-5, atol=1e-5)
+    features = load_backbone(tmp_path / "checkpoint.pth", "student").encoder.eval()(images())
     assert_close(features, student.forward_features(images()), rtol=1e-5, atol=1e-5)
 
 
@@ -154,7 +156,7 @@ def test_mae_with_and_without_its_decoder(golden_folder: Path, tmp_path: Path) -
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "has no cls_token"),
         (
             {"img_size": (16, 28)},
-            "has 29 positions, which is no square grid of patches and a class token; a config",
+            "has 29 positions, which is no square grid of patches and a class token; --trained_size",
         ),
         ({"img_size": (28, 36)}, "has 64 positions, which is no square grid"),
     ],

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
+from hardpatch.choices import Architecture, WeightsName
 from hardpatch.errors import UserError, shown
 from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
@@ -143,6 +144,38 @@ def image_arguments(parser: Parser, batch_size: int = 256, max_bad_fraction: flo
         help="largest fraction of images that may fail to decode; such files are logged and left out "
         "(default: %(default)s)",
     )
+
+
+def weights_arguments(parser: Parser, weights: Sequence[str] = get_args(WeightsName)) -> None:
+    """Add --weights, and the options of :class:`~hardpatch.choices.Architecture`."""
+    if weights:
+        parser.add_argument(
+            "--weights",
+            choices=weights,
+            default="auto",
+            help="weights of RUN to use; auto is the student, of checkpoints of DINO and iBOT the teacher "
+            "(default: %(default)s)",
+        )
+    group = parser.add_argument_group("weights of other libraries, where neither they nor a config.json beside say it")
+    group.add_argument("--heads", type=number("heads"), metavar="N", help="attention heads of the encoder")
+    group.add_argument("--decoder_heads", type=number("decoder_heads"), metavar="N", help="likewise of the decoder")
+    group.add_argument(
+        "--trained_size",
+        type=number("trained_size"),
+        nargs=2,
+        metavar=("H", "W"),
+        help="size in pixels of the images that RUN was trained on",
+    )
+
+
+def architecture_of(options: argparse.Namespace) -> Architecture:
+    """Take what the options of :func:`weights_arguments` say out of a namespace."""
+    size = vars(options).pop("trained_size")
+    return {
+        "heads": vars(options).pop("heads"),
+        "decoder_heads": vars(options).pop("decoder_heads"),
+        "image_size": size and (size[0], size[1]),
+    }
 
 
 def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label"), section: str = "") -> None:

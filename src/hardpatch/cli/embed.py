@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, write_json
+from hardpatch.cli.arguments import (
+    Parser,
+    architecture_of,
+    column_arguments,
+    image_arguments,
+    weights_arguments,
+    write_json,
+)
 
 
 def embed(arguments: list[str]) -> int:
@@ -17,12 +24,7 @@ def embed(arguments: list[str]) -> int:
         default="mean",
         help="mean of the patch tokens, or class token (default: %(default)s)",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("student", "teacher", "random"),
-        default="student",
-        help="weights of RUN to use (default: %(default)s)",
-    )
+    weights_arguments(parser)
     parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1, for cosine search")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     image_arguments(parser, max_bad_fraction=1.0)
@@ -34,10 +36,11 @@ def embed(arguments: list[str]) -> int:
     from hardpatch.train.progress import counting
 
     show_log()
+    architecture = architecture_of(options)
     settings = vars(options).copy()
     del settings["json"]
     with counting("images embedded") as progress:
-        result = write(**settings, progress=progress)
+        result = write(**settings, architecture=architecture, progress=progress)
     print(f"{result.path}: {result.images} vectors of {result.width} numbers, left out: {result.left_out}")
     if options.json is not None:
         write_json(options.json, result.values)

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Images, Parser, column_arguments, image_arguments, number, write_json
+from hardpatch.cli.arguments import (
+    Images,
+    Parser,
+    architecture_of,
+    column_arguments,
+    image_arguments,
+    number,
+    weights_arguments,
+    write_json,
+)
 
 
 def knn(arguments: list[str]) -> int:
@@ -140,12 +149,7 @@ def _parser(verb: str, description: str) -> Parser:
         default="mean",
         help="mean of the patch tokens, or class token (default: %(default)s)",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("student", "teacher", "random"),
-        default="student",
-        help="weights of RUN to measure (default: %(default)s)",
-    )
+    weights_arguments(parser)
     parser.add_argument("--random_baseline", action="store_true", help="measure the random initialization, too")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(
@@ -172,6 +176,7 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             options.train,
             options.val,
             weights=options.weights,
+            architecture=architecture_of(options),
             random_baseline=options.random_baseline,
             pool=options.pool,
             cache=None if options.no_cache else options.cache or "auto",
@@ -184,7 +189,7 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             progress=progress,
             **settings,
         )
-    measured = options.weights + (f" ({evaluation.unfinished})" if evaluation.unfinished else "")
+    measured = evaluation.weights + (f" ({evaluation.unfinished})" if evaluation.unfinished else "")
     for name, result in ((measured, evaluation.result), ("random", evaluation.random)):
         if result is not None:
             print(f"{name}: {line(result)}" + (f"; {result.note}" if result.note else ""))

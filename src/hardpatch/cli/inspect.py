@@ -1,17 +1,20 @@
 """The verbs info and recipes, which only print."""
 
-from hardpatch.cli.arguments import Parser, json_argument, number, show_json
+from hardpatch.cli.arguments import Parser, architecture_of, json_argument, number, show_json, weights_arguments
 
 
 def info(arguments: list[str]) -> int:
     """Run ``hardpatch info`` and return the exit code."""
     parser = Parser("info", "Describe a run or a weights file.")
     parser.add_argument("run", metavar="RUN", help="run folder, or weights of timm, Hugging Face, MAE, DINO")
+    weights_arguments(parser, ("auto", "student", "teacher"))
     options = parser.parse_args(arguments)
 
     from hardpatch.report.describe import describe
+    from hardpatch.train.log import show_log
 
-    print(describe(options.run), end="")
+    show_log()
+    print(describe(options.run, options.weights, architecture_of(options)), end="")
     return 0
 
 

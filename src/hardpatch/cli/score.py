@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, number, write_json
+from hardpatch.cli.arguments import (
+    Parser,
+    architecture_of,
+    column_arguments,
+    image_arguments,
+    number,
+    weights_arguments,
+    write_json,
+)
 from hardpatch.errors import shown
 
 
@@ -77,6 +85,7 @@ def score(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
+    weights_arguments(parser, ())
     options = parser.parse_args(arguments)
     words = [part for word in options.show or () for part in word.split(",")]  # 3 2 1 or 3,2,1
     if not all(word.isdecimal() and len(word) < 6 for word in words):
@@ -88,11 +97,12 @@ def score(arguments: list[str]) -> int:
     from hardpatch.train.progress import counting
 
     show_log()
+    architecture = architecture_of(options)
     settings = vars(options).copy()
     del settings["json"]
     settings["show"] = [int(word) for word in words] or None
     with counting("images scored") as progress:
-        result = measure(**settings, progress=progress)
+        result = measure(**settings, architecture=architecture, progress=progress)
     print(f"images: {result.images}, left out: {len(result.bad)}")
     if not result.has_predictor:
         print(NO_PREDICTOR)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Parser, column_arguments, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, weights_arguments, write_json
 from hardpatch.files import write_text_atomically
 
 
@@ -18,6 +18,7 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the table to this file, too")
     column_arguments(parser)
+    weights_arguments(parser, ())
     options = parser.parse_args(arguments)
 
     from hardpatch.study import suite as suites
@@ -42,7 +43,8 @@ def _measure(options: Any, suite: Any, out: Path) -> int:
         if not file.is_file():
             output = ["--out", str(folder)] if trains else ["--json", str(file)]
             resume = ["--resume"] if (folder / "config.yaml").is_file() else []
-            code = main([measurement.verb, options.run, *measurement.arguments, *output, *resume])
+            said = _said(options, trains=trains)
+            code = main([measurement.verb, options.run, *measurement.arguments, *said, *output, *resume])
             if code >= 128:  # a signal stopped it
                 return code
         if file.is_file():
@@ -58,3 +60,13 @@ def _measure(options: Any, suite: Any, out: Path) -> int:
     print(table, end="")
     print(f"table: {out / 'table.md'} and table.json")
     return 1 if any(isinstance(result, str) for _, result in results) else 0
+
+
+def _said(options: Any, *, trains: bool) -> list[str]:
+    """Return the options about weights of other libraries for the command line of a measurement.
+
+    One that trains uses no decoder.
+    """
+    names = ["heads"] if trains else ["heads", "decoder_heads"]
+    said = [f"--{name}={value}" for name in names if (value := getattr(options, name)) is not None]
+    return said + (["--trained_size", *map(str, options.trained_size)] if options.trained_size else [])

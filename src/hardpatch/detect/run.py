@@ -194,7 +194,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
     fabric = start_fabric_of(settings)
     newest = resume_point(folder)
     if newest is None:
-        backbone = load_backbone(inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
+        backbone = load_backbone(inputs["run"], drop_path=settings.drop_path, **settings.backbone)
     else:
         backbone = _backbone(_metadata(newest))
     check_encoder(backbone, settings)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from hardpatch.choices import Architecture
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.summary import open_described
 from hardpatch.data.workers import resolve_workers
@@ -45,7 +46,12 @@ class RunModels(NamedTuple):
 
 
 def load_models(
-    run: str | Path, *, predict: Predict | None = None, normalize_pixels: bool = False, device: torch.device
+    run: str | Path,
+    *,
+    predict: Predict | None = None,
+    normalize_pixels: bool = False,
+    architecture: Architecture | None = None,
+    device: torch.device,
 ) -> RunModels:
     """Load what the losses of a run need.
 
@@ -53,6 +59,7 @@ def load_models(
         run: run folder, ``.safetensors`` file or reference checkpoint, with or without a loss predictor.
         predict: replaces the source of difficulty by which the run mined; None keeps it.
         normalize_pixels: for reference checkpoints, the targets were normalized patch by patch.
+        architecture: of weights of other libraries, where they do not say.
         device: where to put the models.
 
     Raises:
@@ -61,7 +68,7 @@ def load_models(
     reference = read_newest(run, read_metadata) is None
     if normalize_pixels and not reference:
         raise UserError(f"--normalize_pixels: expected a reference checkpoint, {run} says itself; leave it out")
-    student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels)
+    student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels, architecture=architecture)
     if predict is not None and not student.has_predictor:
         raise UserError(f"--predict: expected a run with a loss predictor, {run} has none; leave it out")
     if reference and isinstance(student.host, MAE) and not student.host.normalize_pixels:
@@ -89,6 +96,7 @@ def score(
     show: Sequence[int] | None = None,
     seed: int = 0,
     normalize_pixels: bool = False,
+    architecture: Architecture | None = None,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     max_bad_fraction: float = 1.0,
@@ -109,7 +117,8 @@ def score(
         pictures: number of images with a picture; all images have numbers.
         show: channels in the pictures, one or three counted from 0; None is all, or the first three.
         seed: of the random masks.
-        normalize_pixels: for reference checkpoints, which do not say: the targets were normalized patch by patch.
+        normalize_pixels: as of :func:`hardpatch.load`.
+        architecture: its further arguments, for weights of other libraries.
         batch_size: images per forward pass.
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
@@ -120,19 +129,13 @@ def score(
     numbers: dict[str, Any] = {"draws": draws, "seed": seed, "pictures": pictures, "batch_size": batch_size}
     check_options(**numbers, mask_ratio=mask_ratio, max_bad_fraction=max_bad_fraction, show=show and list(show))
     folder, used_device = user_path(out, "--out"), use_device(device)
-    models = load_models(run, predict=predict, normalize_pixels=normalize_pixels, device=used_device)
+    said: Any = {"normalize_pixels": normalize_pixels, "architecture": architecture}
+    models = load_models(run, predict=predict, device=used_device, **said)
     source = open_described(images, image_column, models.student.reading)
     numbers |= {"show": show, "workers": resolve_workers(workers), "device": used_device, "progress": progress}
-    result = scoring.score(
-        models.student,
-        models.teacher,
-        source,
-        out=folder,
-        masks=None if masks is None else user_path(masks, "--masks"),
-        target=models.target,
-        mask_ratio=models.masking.mask_ratio if mask_ratio is None else mask_ratio,
-        predict=models.masking.predict,
-        **numbers,
-    )
+    numbers["mask_ratio"], numbers["predict"] = mask_ratio or models.masking.mask_ratio, models.masking.predict
+    numbers["masks"] = None if masks is None else user_path(masks, "--masks")
+    networks = models.student, models.teacher
+    result = scoring.score(*networks, source, out=folder, target=models.target, **numbers)
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(result.bad)
     return result

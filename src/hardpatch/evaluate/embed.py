@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hardpatch.choices import WeightsName
+from hardpatch.choices import Architecture, WeightsName
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.left_out import counts
 from hardpatch.data.summary import open_described
@@ -40,7 +40,8 @@ def embed(
     images: str | Sequence[str],
     out: str | Path,
     *,
-    weights: WeightsName = "student",
+    weights: WeightsName = "auto",
+    architecture: Architecture | None = None,
     pool: Pool = "mean",
     normalize: bool = False,
     batch_size: int = 256,
@@ -56,7 +57,8 @@ def embed(
         run: run folder, or anything else that :func:`hardpatch.load` reads.
         images: files, folders, Parquet files, ``demo:test``.
         out: the Parquet file; must not exist.
-        weights: student, teacher or random initialization.
+        weights: as of :func:`hardpatch.load`.
+        architecture: its further arguments, for weights of other libraries.
         pool: mean of the patch tokens, or the class token.
         normalize: scale every vector to length 1, for cosine search.
         batch_size: images per forward pass.
@@ -71,17 +73,10 @@ def embed(
     if path.exists():
         raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
     used_device = use_device(device)
-    model = load(run, weights, device=used_device)
+    model = load(run, weights, device=used_device, **architecture or {})
     source = open_described(images, image_column, model.reading)
-    written, bad = write_embeddings(
-        *(model, source, path),
-        device=used_device,
-        pool=pool,
-        normalize=normalize,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-    )
+    settings: dict[str, Any] = {"pool": pool, "normalize": normalize, "batch_size": batch_size, "workers": workers}
+    written, bad = write_embeddings(model, source, path, device=used_device, **settings, progress=progress)
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(bad)
     values = head(
         "embed",

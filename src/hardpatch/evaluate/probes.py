@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from hardpatch.choices import WeightsName
+from hardpatch.choices import Architecture, WeightsName
 from hardpatch.data.columns import Columns
 from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Paths
@@ -39,6 +39,12 @@ class FrozenResult(Generic[Result]):
     """the same for the random initialization; None if it was not requested"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     """the whole result as plain values, for JSON"""
+
+    @property
+    def weights(self) -> str:
+        """Name of the weights that were measured, in words."""
+        taken = str(self.values.get("weights", "auto"))
+        return taken if taken != "auto" else "student" if "step" in self.values else "weights"
 
     @property
     def unfinished(self) -> str:
@@ -138,7 +144,8 @@ def frozen_accuracy(
     val: Paths,
     measure: Callable[[LabeledFeatures, torch.device], Result],
     *,
-    weights: WeightsName = "student",
+    weights: WeightsName = "auto",
+    architecture: Architecture | None = None,
     random_baseline: bool = False,
     pool: Pool = "mean",
     cache: Cache = "auto",
@@ -155,33 +162,32 @@ def frozen_accuracy(
         train: labeled images to learn from.
         val: labeled images to evaluate on.
         measure: computes the result from the features of both sets.
-        weights: student, teacher or random initialization.
+        weights: as of :func:`hardpatch.load`.
+        architecture: its further arguments, for weights of other libraries.
         random_baseline: also measure the random initialization.
-        pool: mean of the patch tokens, or the class token.
+        pool: mean of the patch tokens, or class token.
         cache: folder for the features; ``auto`` is RUN/features of a run folder, None does not store them.
-        device: where to compute.
+        device: of the model.
         image_column: column of the images in tables; None finds it.
         label_column: column of the labels, likewise.
         options: batch_size, workers, max_bad_fraction and progress of
             :func:`~hardpatch.measure.labels.labeled_features`.
     """
-    started = time.monotonic()
-    results: dict[str, Result] = {}
+    started, results = time.monotonic(), dict[str, Result]()
     names = list[WeightsName]([weights, "random"] if random_baseline else [weights])
-    columns, folder = Columns(image_column, label_column), _cache_folder(run, cache)
+    columns = Columns(image_column, label_column)
+    shared = {"pool": pool, "cache": _cache_folder(run, cache), "columns": columns, **options}
     with joined_device(device) as used_device:
-        models, step = read_newest(run, partial(_load_models, names=names, device=used_device))
+        read = partial(_load_models, names=names, device=used_device, architecture=architecture or {})
+        models, step = read_newest(run, read)
         for name, model in models.items():
             features = labeled_features(
                 model,
                 train,
                 val,
                 device=used_device,
-                pool=pool,
-                cache=folder,
-                columns=columns,
                 describe=name == names[0],
-                **options,
+                **shared,
             )
             if is_first():  # the other processes only compute features
                 results[name] = measure(features, used_device)
@@ -199,11 +205,11 @@ def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_models(
-    file: Path, names: Sequence[WeightsName], device: torch.device
+    file: Path, names: Sequence[WeightsName], device: torch.device, architecture: Architecture
 ) -> tuple[dict[WeightsName, HPM], dict[str, int]]:
     """Load models and step of one file: a run that goes on may write another, and remove this one, meanwhile."""
     step = training_step(file)
-    return {name: load(file, name, device=device) for name in names}, step
+    return {name: load(file, name, device=device, **architecture) for name in names}, step
 
 
 def _cache_folder(run: str | Path, cache: Cache) -> Path | None:

@@ -113,7 +113,7 @@ def initial_classifier(
     if isinstance(run, RunConfig):
         encoder, mean, std, reading = random_encoder(replace(run, seed=settings.seed), train)
     else:
-        encoder, mean, std, reading = load_backbone(run, settings.weights, seed=settings.seed)
+        encoder, mean, std, reading = load_backbone(run, **settings.backbone)
     unshare_relative_bias(encoder)
     size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):

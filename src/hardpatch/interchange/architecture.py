@@ -15,13 +15,13 @@ from hardpatch.choices import SIZES
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError, shown
 from hardpatch.interchange.layouts import Layout
+from hardpatch.interchange.tensors import CONFIGS
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import build_encoder, mlp_ratio
 from hardpatch.models.positions import sincos_positions
 from hardpatch.models.variant import NORM_EPS, Variant
 from hardpatch.weights import check_normalization, described, parse_metadata
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 log = logging.getLogger("hardpatch")
 _said: set[str] = set()
 LARGEST = 1024
@@ -73,7 +73,7 @@ class Facts:
 
 def facts_beside(file: Path) -> Facts:
     """Read ``config.json`` and ``preprocessor_config.json`` of Hugging Face or timm beside a weights file, if any."""
-    config, preprocessor = (_json(file.with_name(name)) for name in (CONFIG, PREPROCESSOR))
+    config, preprocessor = (_json(file.with_name(name)) for name in CONFIGS)
     vision = config.get("vision_config")  # of CLIP
     config = vision if isinstance(vision, dict) else config
     size, rope = config.get("image_size"), config.get("rope_parameters")
@@ -117,7 +117,7 @@ def _check(facts: Facts, file: Path) -> None:
     }
     for name, (value, holds) in expected.items():
         if value is not None and not (isinstance(value, int | float | tuple) and holds(value)):
-            raise UserError(f"RUN: {file.with_name(CONFIG)}: {name} cannot be {shown(value)}")
+            raise UserError(f"RUN: {file.with_name(CONFIGS[0])}: {name} cannot be {shown(value)}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -131,9 +131,10 @@ def _json(path: Path) -> dict[str, Any]:
     return parse_metadata(path.read_text(encoding="utf-8", errors="replace"), path)
 
 
-def to_say(name: str, value: str) -> str:
+def to_say(name: str) -> str:
     """Return how a user says what a file does not."""
-    return f'a {CONFIG} beside it says otherwise: {{"{name}": {value}}}'
+    options = {"heads": "--heads N", "decoder_heads": "--decoder_heads N", "trained_size": "--trained_size H W"}
+    return f"{options[name]} says otherwise"
 
 
 def infer_settings(layout: Layout, facts: Facts, file: Path) -> dict[str, Any]:
@@ -168,7 +169,9 @@ def infer_settings(layout: Layout, facts: Facts, file: Path) -> dict[str, Any]:
             raise UserError(f"RUN: {file} has a gated MLP with {facts.activation}; expected SwiGLU (silu)")
     pre_norm = "norm_pre.weight" in state
     if pre_norm and facts.activation is None:
-        facts.guesses.append("QuickGELU, as OpenAI's CLIP has; " + to_say("hidden_act", '"gelu"'))
+        facts.guesses.append(
+            f'QuickGELU, as OpenAI\'s CLIP has; a {CONFIGS[0]} beside it says otherwise: {{"hidden_act": "gelu"}}'
+        )
     quick = facts.activation == "quick_gelu" or (pre_norm and facts.activation is None)
     variant = Variant(
         registers=state["registers"].shape[1] if "registers" in state else 0,
@@ -205,7 +208,7 @@ def _heads(state: Mapping[str, Tensor], facts: Facts, width: int) -> int:
     if "blocks.0.attn.q_norm.weight" in state:
         return width // len(state["blocks.0.attn.q_norm.weight"])
     heads = default_heads(width)
-    facts.guesses.append(f"heads: {heads}, as usual for a width of {width}; {to_say('num_attention_heads', 'N')}")
+    facts.guesses.append(f"heads: {heads}, as usual for a width of {width}; {to_say('heads')}")
     return heads
 
 
@@ -220,7 +223,7 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
     if "pos_embed" not in state:
         table = next((state[name] for name in state if name.endswith("relative_bias.table")), None)
         if table is None:
-            facts.guesses += [] if said else [f"images of 224 x 224 px, as usual; {to_say('image_size', '[H, W]')}"]
+            facts.guesses += [] if said else [f"images of 224 x 224 px, as usual; {to_say('trained_size')}"]
             return (said[0], said[1]) if said else (224 // patch_size, 224 // patch_size)
         entries = len(table) - 3
         if said and (2 * said[0] - 1) * (2 * said[1] - 1) == entries:
@@ -228,7 +231,7 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
         side = math.isqrt(entries)
         if side * side != entries:
             raise UserError(
-                f"RUN: {file} has relative positions of a grid that is not square; {to_say('image_size', '[H, W]')}"
+                f"RUN: {file} has relative positions of a grid that is not square; --trained_size H W says which"
             )
         return (side + 1) // 2, (side + 1) // 2
     positions = state["pos_embed"]
@@ -241,7 +244,7 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
     if said and facts.image_size:
         raise UserError(
             f"RUN: {file} has {entries} positions, and images of {facts.image_size[0]} x {facts.image_size[1]} px have "
-            f"{said[0] * said[1]} patches of {patch_size} px; correct image_size"
+            f"{said[0] * said[1]} patches of {patch_size} px; correct --trained_size (image_size in Python)"
         )
     if (grid := _fixed_grid(positions[0], width)) is not None:
         return grid
@@ -250,7 +253,7 @@ def _grid(state: Mapping[str, Tensor], facts: Facts, patch_size: int, width: int
     if not squares or (squares == [0] and not (registers or "blocks.0.ls1.gamma" in state)):
         raise UserError(
             f"RUN: {file} has {entries} positions, which is no square grid of patches and a class token; "
-            f"{to_say('image_size', '[H, W]')}"
+            f"--trained_size H W says which"
         )
     side = math.isqrt(entries - squares[-1])
     return side, side

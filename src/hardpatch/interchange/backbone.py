@@ -29,7 +29,7 @@ class Backbone(NamedTuple):
 
 def load_backbone(
     path: str | Path,
-    weights: WeightsName = "student",
+    weights: WeightsName = "auto",
     *,
     drop_path: float = 0.0,
     heads: int | None = None,
@@ -55,8 +55,9 @@ def load_backbone(
     Raises:
         UserError: if there is nothing to load, the file has parts that the encoder lacks, or it could run code.
     """
-    part: WeightsName = "student" if weights == "random" else weights
-    backbone = _from_model(load(path, part, heads=heads, image_size=image_size), drop_path)
+    part: WeightsName = "auto" if weights == "random" else weights
+    # a decoder is left out, so that the number of its heads need not be known
+    backbone = _from_model(load(path, part, heads=heads, decoder_heads=1, image_size=image_size), drop_path)
     if weights == "random":
         settings = encoder_settings(backbone.encoder)
         if settings["positions"] == "learned":

@@ -1,15 +1,16 @@
 """Models from weights of other libraries, and from what this package has exported for them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
+from hardpatch.choices import WeightsName
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.architecture import Facts, build, facts_beside
 from hardpatch.interchange.layouts import find_layout
-from hardpatch.interchange.reference import from_reference, has_decoder
+from hardpatch.interchange.reference import DECODER, decoder_parts, from_reference, has_decoder
 from hardpatch.interchange.tensors import read_tensors
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.methods.hpm import HPM
@@ -21,7 +22,7 @@ EXPORTED = "hardpatch_export"
 
 def read_foreign(
     file: Path,
-    weights: Literal["student", "teacher"] = "student",
+    weights: WeightsName = "auto",
     *,
     heads: int | None = None,
     decoder_heads: int | None = None,
@@ -32,7 +33,7 @@ def read_foreign(
 
     Args:
         file: see :func:`~hardpatch.interchange.tensors.read_tensors`.
-        weights: of a pickle that has both.
+        weights: of a pickle that has both; see :func:`~hardpatch.interchange.tensors.read_tensors`.
         heads: of the encoder, where the file does not say.
         decoder_heads: likewise.
         image_size: (height, width) in pixels, likewise.
@@ -41,9 +42,41 @@ def read_foreign(
     Raises:
         UserError: if the file is no such network, or has parts that are not known.
     """
+    options: dict[str, Any] = {"heads": heads, "decoder_heads": decoder_heads, "image_size": image_size}
+    return read_matched(file, weights, **options, normalize_pixels=normalize_pixels)[0]
+
+
+class Match(NamedTuple):
+    """Tensors of a file, and what became of them."""
+
+    names: str
+    """whose names they have"""
+    matched: dict[str, tuple[int, ...]]
+    """shapes of those that the model has now, in timm's names, those of a decoder in MAE's"""
+    left_out: dict[str, tuple[int, ...]]
+    """shapes of those that it has not, in the names of the file"""
+
+
+def read_matched(
+    file: Path,
+    weights: WeightsName = "auto",
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    normalize_pixels: bool = False,
+) -> tuple[HPM, Match]:
+    """Read a model as :func:`read_foreign` does, and tell what became of each tensor of the file."""
     state = read_tensors(file, weights)
     facts = _facts(file, heads, image_size)
-    if has_decoder(state):
+    layout = find_layout(state)
+    if layout is None:
+        raise UserError(
+            f"RUN: {file} has no embedding of patches by a name that is known (of timm, Hugging Face, DINO, MAE, "
+            f"CLIP), and is no checkpoint of HPM or MAE; found: {', '.join(sorted(state)[:3])}"
+        )
+    parts = decoder_parts(state, layout) if has_decoder(state) else {}
+    if parts:
         model = from_reference(
             state,
             facts,
@@ -52,17 +85,13 @@ def read_foreign(
             file=file,
         )
     else:
-        layout = find_layout(state)
-        if layout is None:
-            raise UserError(
-                f"RUN: {file} has no embedding of patches by a name that is known (of timm, Hugging Face, DINO, MAE, "
-                f"CLIP), and is no checkpoint of HPM or MAE; found: {', '.join(sorted(state)[:3])}"
-            )
         encoder = build(layout, facts, file)
         mean, std = facts.normalization(encoder.channels, file)
         model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=_reading(file, encoder.channels))
     facts.say_guesses(file)
-    return model
+    matched = {name: tuple(value.shape) for name, value in {**layout.tensors, **parts}.items()}
+    left_out = {name: tuple(state[name].shape) for name in layout.left_out if not DECODER.search(name) or not parts}
+    return model, Match(layout.name, matched, left_out)
 
 
 def _reading(file: Path, channels: int) -> Reading:

@@ -1,5 +1,6 @@
 """Load the model of a run folder or of a weights file."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -7,10 +8,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from hardpatch.choices import WeightsName
+from hardpatch.choices import Architecture, WeightsName
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.foreign import read_foreign
+from hardpatch.interchange.hub import fetch, is_hub_name
 from hardpatch.interchange.tensors import FILES, check_content
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import HostTargets, Target
@@ -40,7 +42,7 @@ class TrainingMasks(NamedTuple):
 
 def load(
     run: str | Path,
-    weights: WeightsName = "student",
+    weights: WeightsName = "auto",
     *,
     device: str | torch.device = "cpu",
     heads: int | None = None,
@@ -57,9 +59,10 @@ def load(
     Args:
         run: a run folder (its newest checkpoint) or a ``.safetensors`` file of it; or weights of a Vision Transformer
             with class token from timm, Hugging Face (a folder, too), DINO, DINOv2, DINOv3, iBOT, DeiT, BEiT, CLIP, or
-            of HPM and MAE. Without a decoder in the file the model encodes only.
-        weights: ``student``, from which fine-tuning starts; ``teacher``, which mines and cannot reconstruct; or
-            ``random``, the initialization of the run.
+            of HPM and MAE; ``timm:NAME`` and ``hf:OWNER/NAME`` are fetched from the hub. Without a decoder in the file
+            the model encodes only.
+        weights: ``student``, from which fine-tuning starts; ``teacher``, which mines and cannot reconstruct;
+            ``random``, the initialization of the run; or ``auto``, see :data:`~hardpatch.choices.WeightsName`.
         device: where to put it.
         heads: of weights of other libraries, where neither their shapes nor a ``config.json`` beside them say it.
         decoder_heads: likewise.
@@ -105,7 +108,11 @@ def _of_run(path: Path, metadata: dict[str, Any], weights: WeightsName) -> HPM:
 
 
 def load_pair(
-    run: str | Path, *, device: str | torch.device = "cpu", normalize_pixels: bool = False
+    run: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    normalize_pixels: bool = False,
+    architecture: Architecture | None = None,
 ) -> tuple[HPM, HPM]:
     """Load student and teacher of a run; the student twice if the file has no teacher.
 
@@ -114,9 +121,10 @@ def load_pair(
     """
 
     def pair(path: Path) -> tuple[HPM, HPM]:
-        student = load(path, device=device, normalize_pixels=normalize_pixels)
+        options: dict[str, Any] = {"device": device, "normalize_pixels": normalize_pixels, **(architecture or {})}
+        student = load(path, "student", **options)
         try:
-            return student, load(path, "teacher", device=device, normalize_pixels=normalize_pixels)
+            return student, load(path, "teacher", **options)
         except UserError:
             if not path.exists():
                 raise
@@ -187,12 +195,13 @@ def read_newest(run: str | Path, read: Callable[[Path], T]) -> T:
 
 
 def weights_file(run: str | Path) -> Path:
-    """Return the path of the weights file of a run folder or weights file.
+    """Return the path of the weights file of a run folder, of a weights file, or of a name on the hub.
 
     Raises:
         UserError: if there is none.
     """
-    path = user_path(run, "RUN")
+    name = os.fspath(run)
+    path = fetch(name) if is_hub_name(name) and not Path(name).exists() else user_path(run, "RUN")
     if path.is_dir():
         weights = next((path / name for name in FILES if (path / name).is_file()), None)
         if weights is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hardpatch.errors import UserError
 from hardpatch.interchange.architecture import Facts, build, to_say
-from hardpatch.interchange.layouts import find_layout, in_blocks
+from hardpatch.interchange.layouts import Layout, find_layout, in_blocks
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.decoder import Decoder, DecoderEmbed
@@ -33,6 +33,10 @@ _OUR_PREFIX = {
 }
 BLOCKS = re.compile(r"^decoder_(layers|encoder\.layer)")
 """Names of the decoder's blocks in Hugging Face"""
+
+
+DECODER = re.compile(r"(?:.*\.)?(decoder_|mask_token)")
+"""Names of tensors of decoders"""
 
 
 def has_decoder(state: Mapping[str, Tensor]) -> bool:
@@ -69,14 +73,11 @@ def from_reference(
     layout = find_layout(state)
     if layout is None:
         raise UserError(f"RUN: {file} has a decoder and no embedding of patches; expected MAE's or HPM's weights")
-    encoder = build(layout, facts, file)
-    prefix = next(key for key in state if key.endswith("decoder_embed.weight")).removesuffix("decoder_embed.weight")
-    parts = {BLOCKS.sub("decoder_blocks", key.removeprefix(prefix)): state[key].float() for key in layout.left_out}
-    parts = in_blocks({name: part for name, part in parts.items() if name.startswith(("decoder_", "mask_token"))})
+    encoder, parts = build(layout, facts, file), decoder_parts(state, layout)
     width, decoder_heads = parts["decoder_embed.weight"].shape[0], decoder_heads or facts.decoder_heads
     if decoder_heads is None:
         decoder_heads = min(16, width // 16)
-        facts.guesses.append(f"decoder heads: {decoder_heads}; {to_say('decoder_num_attention_heads', 'N')}")
+        facts.guesses.append(f"decoder heads: {decoder_heads}; {to_say('decoder_heads')}")
     try:
         host = _host(encoder, parts, decoder_heads, normalize_pixels=normalize_pixels)
     except ValueError as error:
@@ -98,6 +99,13 @@ def from_reference(
             f"unknown {problems.unexpected_keys[:3]}"
         )
     return model
+
+
+def decoder_parts(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Return the tensors of the decoders of a state dict with the encoder ``layout``, in the names of MAE and HPM."""
+    prefix = next(key for key in state if key.endswith("decoder_embed.weight")).removesuffix("decoder_embed.weight")
+    parts = {BLOCKS.sub("decoder_blocks", key.removeprefix(prefix)): state[key].float() for key in layout.left_out}
+    return in_blocks({name: part for name, part in parts.items() if DECODER.match(name)})
 
 
 def _host(encoder: Encoder, parts: Mapping[str, Tensor], decoder_heads: int, *, normalize_pixels: bool) -> MAE:

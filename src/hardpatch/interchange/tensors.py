@@ -4,29 +4,32 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hardpatch.choices import WeightsName
 from hardpatch.errors import UserError
 from hardpatch.pickles import is_page, load_pickle
 from hardpatch.weights import check_finite
 
 log = logging.getLogger("hardpatch")
 
+CONFIGS = ("config.json", "preprocessor_config.json")
+"""Descriptions of a network and of its images beside its weights, of Hugging Face and timm."""
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "open_clip_model.safetensors")
 """Names of weights in a folder of Hugging Face or timm; the first that is there is read."""
 
 
-def read_tensors(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
+def read_tensors(path: Path, weights: WeightsName = "auto") -> dict[str, Tensor]:
     """Read the state dict of a weights file, all values finite.
 
     Args:
         path: ``.safetensors``, an index of several of them, or a pickle of tensors and plain values.
         weights: of a pickle that has both: HPM's ``state_dict`` and ``ema_state_dict``, DINO's ``student`` and
-            ``teacher``.
+            ``teacher``; see :data:`~hardpatch.choices.WeightsName`.
 
     Raises:
         UserError: if the file has no weights, or could run code; says what it is.
@@ -63,7 +66,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_shards(path: Path, weights: Literal["student", "teacher"]) -> dict[str, Tensor]:
+def _read_shards(path: Path, weights: WeightsName) -> dict[str, Tensor]:
     """Read the files that an index of Hugging Face names, which lie beside it."""
     try:
         names: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
@@ -76,7 +79,7 @@ def _read_shards(path: Path, weights: Literal["student", "teacher"]) -> dict[str
     return {name: value for file in files for name, value in read_tensors(file, weights).items()}
 
 
-def read_pickle(path: Path, weights: Literal["student", "teacher"] = "student") -> dict[str, Tensor]:
+def read_pickle(path: Path, weights: WeightsName = "auto") -> dict[str, Tensor]:
     """Read the state of a checkpoint (``.pth``): its ``state_dict``, or ``ema_state_dict`` for the teacher.
 
     Without these: its ``model``, DINO's ``student`` or ``teacher``, or the whole content if that is tensors.
@@ -85,14 +88,15 @@ def read_pickle(path: Path, weights: Literal["student", "teacher"] = "student") 
         UserError: if the file is not a checkpoint, or has anything but tensors and plain values.
     """
     content = load_pickle(path, "RUN")
-    key = "state_dict" if weights == "student" else "ema_state_dict"
+    key = "ema_state_dict" if weights == "teacher" else "state_dict"
     if isinstance(content, dict):
-        if weights == "student" and "student" not in content and _tensors(content.get("teacher")):
-            log.warning("%s has a teacher only, which is taken", path)
+        if weights == "auto" and _tensors(content.get("teacher")):
             weights = "teacher"
-        elif weights == "student" and _tensors(content.get("student")) and _tensors(content.get("teacher")):
-            log.warning("%s has student and teacher; the student is taken, --weights teacher takes the other", path)
-        state = next((content[name] for name in (key, "model", weights) if _tensors(content.get(name))), content)
+            both = _tensors(content.get("student"))
+            has = "student and teacher; the teacher is" if both else "a teacher only, which is"
+            log.warning("%s has %s taken%s", path, has, ", --weights student takes the other" if both else "")
+        names = (key, "model", weights)
+        state = next((content[name] for name in names if _tensors(content.get(name))), content)
         if _tensors(state):
             return state
     found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__

@@ -20,6 +20,7 @@ from hardpatch.data.names import path_text
 from hardpatch.data.sources import OpenedSource, Paths
 from hardpatch.files import atomic_path
 from hardpatch.measure.features import Features
+from hardpatch.models.block import Attention
 from hardpatch.pickles import save_tensors
 
 KEY = "hardpatch_features"
@@ -84,7 +85,10 @@ class FeatureCache:
 
 
 def _digest_of_weights(model: nn.Module) -> str:
+    """Digest of the tensors, and of the modules: no tensor shows the number of heads."""
     digest = hashlib.blake2b(digest_size=16)
+    heads = [module.heads for module in model.modules() if isinstance(module, Attention)]
+    digest.update(repr(heads).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -276,7 +276,7 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
         UserError: if the weights cannot be loaded, or the settings or sizes do not fit.
     """
     settings = labeled.settings
-    backbone = load_backbone(labeled.inputs["run"], settings.weights, drop_path=settings.drop_path, seed=settings.seed)
+    backbone = load_backbone(labeled.inputs["run"], drop_path=settings.drop_path, **settings.backbone)
     encoder = backbone.encoder
     refuse_bands(backbone.reading)
     check_settings(resolved(settings, len(encoder.blocks)), encoder.patch_size, len(train))

@@ -29,7 +29,9 @@ from hardpatch.ranges import (
     POSITIVE,
     SEED,
     SHARE,
+    SIDE,
     STEPS,
+    WIDTH,
     WORKERS,
     Range,
     check_ranges,
@@ -121,11 +123,36 @@ class TrainingSettings(LoopSettings):
     weight_decay: float = setting(0.05, "weight decay of matrices; vectors and the class token have none", DECAY)
     drop_path: float = setting(0.1, "drop path rate of the last block; rises linearly from 0 in the first", BELOW_ONE)
     flip: float = setting(0.5, "probability of a horizontal flip", FRACTION)
-    weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
+    weights: WeightsName = setting(
+        "auto", "weights of RUN to start from: student, teacher (its average), random; auto is student, of DINO teacher"
+    )
+    heads: int | None = setting(
+        None, "attention heads of RUN, where weights of other libraries and a config.json beside do not say", WIDTH
+    )
+    trained_size: tuple[int, ...] | None = setting(
+        None, "height and width in pixels of the images that RUN was trained on, likewise", SIDE
+    )
     val_every: float | None = setting(None, "epochs between evaluations; the last step always has one", POSITIVE)
     least_steps: int | None = setting(
         None, "steps at least where epochs say how long to train; null for as many as that", STEPS
     )
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """Arguments of :func:`~hardpatch.interchange.backbone.load_backbone`.
+
+        Raises:
+            UserError: if the size is no pair.
+        """
+        size = self.trained_size
+        if size is not None and len(size) != 2:
+            raise UserError(f"--trained_size: expected height and width, got {' '.join(map(str, size))}")
+        return {
+            "weights": self.weights,
+            "seed": self.seed,
+            "heads": self.heads,
+            "image_size": size and (size[0], size[1]),
+        }
 
     def total_steps(self, images: int) -> int:
         """Return the optimizer steps of a run on ``images`` training images."""
