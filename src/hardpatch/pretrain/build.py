@@ -10,9 +10,13 @@ from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from hardpatch.errors import UserError
 from hardpatch.methods import targets
+from hardpatch.methods.base import Host
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import masked_count
+from hardpatch.models.adapt import adapted_settings
 from hardpatch.models.decoder import Decoder
+from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.models.transfer import train_positions
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.size import check_model_fits
@@ -46,7 +50,7 @@ def initial_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         try:
-            host = HOSTS[method.host].build(run, outputs)
+            host = _with_encoder(run, HOSTS[method.host].build(run, outputs))
             if method.predicting_loss == "none":
                 return HPM(host, None, mean=mean, std=std, reading=reading)
             predictor = Decoder(
@@ -59,6 +63,29 @@ def initial_model(
         except ValueError as error:
             raise UserError(str(error)) from None
     return HPM(host, predictor, predicting_loss=method.predicting_loss, mean=mean, std=std, reading=reading)
+
+
+def _with_encoder(run: RunConfig, host: Host) -> Host:
+    """Give a host an encoder of the shape of the weights that the run starts from, if it starts from any.
+
+    Raises:
+        ValueError: if the host cannot use it.
+    """
+    if run.init.encoder is None:
+        return host
+    settings = adapted_settings(run.init.encoder, run.image_size, run.model.patch_size, run.data.channel_count)
+    encoder = build_encoder(settings | {"drop_path": run.model.drop_path})
+    relative = encoder.relative_bias is not None or "block_bias_grid" in settings
+    if relative and host.encoder.drop_masked:
+        raise ValueError(
+            f"--init: its positions are relative, which host {run.method.host} cannot use, since it drops patches; "
+            "expected --method.host simmim, beit or ibot"
+        )
+    if settings["positions"] == "learned":
+        train_positions(encoder)
+    encoder.drop_masked, encoder.mask_token = host.encoder.drop_masked, host.encoder.mask_token
+    host.encoder = encoder
+    return host
 
 
 def initial_like(run: RunConfig, model: HPM, outputs: int | None) -> HPM:

@@ -23,6 +23,7 @@ def check(run: RunConfig) -> None:
     _check_model(run)
     _check_method(run)
     _check_fast(run)
+    _check_init(run)
     if (run.knn.train is None) != (run.knn.val is None):
         raise UserError(
             "knn.train, knn.val: expected both or neither; train gives the neighbors, val the images to classify"
@@ -153,7 +154,7 @@ def _check_method(run: RunConfig) -> None:
         raise UserError(
             f"data.channels: the tokenizer of host {method.host} reads 3 channels, got {run.data.channel_count}"
         )
-    if host.drops_masked and model.positions != "sincos":
+    if host.drops_masked and model.positions != "sincos" and run.init.encoder is None:
         raise UserError(f"model.positions: host {method.host} drops patches and needs sincos, got {model.positions}")
     if not host.drops_masked and method.secondary_ratio:
         raise UserError(
@@ -173,6 +174,20 @@ def _check_method(run: RunConfig) -> None:
     if host.multi_crop and run.ibot.local_size % model.patch_size:
         raise UserError(
             f"ibot.local_size: expected a multiple of the patch size {model.patch_size}, got {run.ibot.local_size}"
+        )
+
+
+def _check_init(run: RunConfig) -> None:
+    """Check that settings of existing weights come with such weights."""
+    init = run.init
+    if init.weights is None:
+        changed = [name for name, value in asdict(init).items() if value != getattr(type(init)(), name)]
+        if changed:
+            raise UserError(f"init.{changed[0]}: expected with --init WEIGHTS, which names weights to start from")
+    elif init.frozen_blocks > run.encoder_shape["depth"]:
+        raise UserError(
+            f"init.frozen_blocks: expected at most the {run.encoder_shape['depth']} blocks of the encoder, got "
+            f"{init.frozen_blocks}"
         )
 
 

@@ -184,6 +184,8 @@ def _without_path(values: Mapping[str, Any]) -> tuple[str | list[str] | None, Ma
 def with_section(argument: str) -> str:
     """Return ``--optim.lr`` for ``--lr``: a setting needs no section if only one section has its name."""
     name, *value = argument.removeprefix("--").split("=", 1)
+    if name == "init" and argument.startswith("--"):
+        return "=".join(["--init.weights", *value])
     sections = [section for section, names in setting_names().items() if name in names]
     if not argument.startswith("--") or len(sections) != 1 or not sections[0]:
         return argument
@@ -237,6 +239,15 @@ def explain(error: Exception) -> str:
     return text
 
 
+def merged(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested ``values`` with ``settings``, by dotted name, in place of theirs."""
+    result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    for name, value in settings.items():
+        *section, key = name.split(".")
+        (result.setdefault(section[0], {}) if section else result)[key] = value
+    return result
+
+
 def to_dict(run: RunConfig) -> dict[str, Any]:
     """Return nested plain values for YAML or JSON, from which :func:`build` builds an equal run."""
 
@@ -265,7 +276,8 @@ _Dumper.add_representer(
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two runs differ: name -> (old value, new value)."""
     before, after = _flat(to_dict(old)), _flat(to_dict(new))
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    names = {**before, **after}  # a setting may be null in one and a mapping in the other
+    return {name: pair for name in names if (pair := (before.get(name), after.get(name)))[0] != pair[1]}
 
 
 def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:

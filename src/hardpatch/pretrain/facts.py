@@ -1,5 +1,6 @@
 """Facts of a run that its verdict rests on, beside the metrics of its checks."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,13 @@ class Facts:
     can_remember: bool
     """the host can mine by remembered predictions of masked patches"""
     folder: str
+    start: str = "untrained"
+    """what the first check measured, in words"""
+    comparable_from: int = 0
+    """step from which on losses tell the course of the training: before that, new parts of a model that started from
+    existing weights learn alone"""
+    initialized: bool = False
+    """the training started from existing weights"""
 
 
 def facts(run: RunConfig, folder: Path, images: int, total: int, held_out: bool) -> Facts:
@@ -53,6 +61,9 @@ def facts(run: RunConfig, folder: Path, images: int, total: int, held_out: bool)
         mines=run.mines,
         can_remember=host.drops_masked and not run.fast.remember and run.method.target != "teacher",
         folder=str(folder),
+        start="untrained" if run.init.weights is None else "at the start",
+        comparable_from=0 if run.init.weights is None else math.ceil(run.init.frozen * total),
+        initialized=run.init.weights is not None,
     )
 
 

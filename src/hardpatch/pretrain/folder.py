@@ -1,5 +1,6 @@
 """Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hardpatch.train import checkpoint
 from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
 
 __all__ = ["check_new", "check_resume", "configure", "read_config", "refuse_edited", "write"]
+
+log = logging.getLogger("hardpatch")
 
 FREE_TO_CHANGE = (
     *("train.", "knn.", "verdict.checks", "verdict.images"),
@@ -93,12 +96,27 @@ def configure(
     else:
         values = recipes.read("demo") if no_data else {}
     run = config.build(_with_data(values, data), changes)
+    if run.init.weights is not None and not resume:
+        run = _continued(run, _with_data(values, data), changes)
     if resume and (recipe or file):  # those only have to agree; what a resumed run may change stays as it was
         check_resume(folder, run)
         run = config.build(_with_data(config.to_dict(read_config(folder)), data), changes)
     if recipe and run.data.path is None:
         raise UserError(f"--data: recipe {recipe} needs your images: --data PATH (demo:train is the embedded set)")
     return run, folder
+
+
+def _continued(run: RunConfig, values: Mapping[str, Any], changes: Sequence[str]) -> RunConfig:
+    """Return a run with the shapes of the weights that it starts from, and say what they replace."""
+    from hardpatch.pretrain.continuation import adopt  # which imports torch
+
+    adopted = adopt(run, config.names_in(changes))
+    continued = config.build(config.merged(values, adopted), changes)
+    changed = config.differences(run, continued)
+    said = ", ".join(f"{name} {new}" for name, (_, new) in changed.items() if not name.startswith("init."))
+    if said:
+        log.info("--init: settings taken over from the weights: %s", said)
+    return continued
 
 
 def _with_data(values: dict[str, Any], data: str | Sequence[str] | None) -> dict[str, Any]:

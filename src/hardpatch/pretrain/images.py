@@ -69,7 +69,17 @@ def resolve(run: RunConfig, source: Source) -> Images:
         return channel_statistics(source, reading, run.seed)
 
     photographs = reading.number == 3 and reading.dtype == "uint8"
-    statistics = resolve_statistics(data.mean, data.std, compute, photographs)
+    given = (data.mean, data.std)
+    init = run.init
+    if (
+        given == ("auto", "auto")
+        and init.mean is not None
+        and init.std is not None
+        and len(init.mean) == reading.number
+    ):
+        given = (init.mean, init.std)
+        notes.append("mean and standard deviation are those of the weights that training starts from")
+    statistics = resolve_statistics(given[0], given[1], compute, photographs)
     for name, setting, values in zip(("mean", "std"), (data.mean, data.std), statistics, strict=True):
         if len(values) != reading.number:
             raise UserError(

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from hardpatch.measure.labels import labeled_features
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.encoder_settings import encoder_settings
+from hardpatch.pretrain import best
 from hardpatch.pretrain.build import initial_like, transform_of
 from hardpatch.pretrain.config import to_dict
-from hardpatch.pretrain.facts import facts
+from hardpatch.pretrain.facts import Facts, facts
 from hardpatch.pretrain.folder import refuse_edited
-from hardpatch.pretrain.guard import stops_mining
+from hardpatch.pretrain.guard import getting_worse, stops_mining
 from hardpatch.pretrain.monitor import Monitor, check_steps
 from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.sections import RunConfig
@@ -56,6 +58,7 @@ class PretrainJob:
         held: the same images on the device, from which batches are then made.
         content: digest of the images, saved in the checkpoint and compared when the run is resumed.
         monitor: measurements of the checks; None without checks.
+        started: what was taken over from the weights that the run starts from, a line each.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class PretrainJob:
         held: DeviceDataset | None = None,
         content: str | None = None,
         monitor: Monitor | None = None,
+        started: tuple[str, ...] = (),
     ) -> None:
         self.run, self.folder, self.source, self.learner, self.outputs = run, folder, source, learner, outputs
-        self.held, self.content, self.monitor = held, content, monitor
+        self.held, self.content, self.monitor, self.started = held, content, monitor, started
         self.groups, self._order = choose_order(source, run.data.shuffle, run.data.shuffle_window)
         self.mining_stopped = False
+        self._warned = set[str]()
         self.draw: Callable[[PretrainJob], None] | None = None
         """Draws pictures of a check during the training."""
         self._drawn_at = time.monotonic()
@@ -95,7 +100,7 @@ class PretrainJob:
     def notes(self) -> tuple[str, ...]:
         """Order of the images, and those that the checks look at, a line each."""
         looked_at = () if self.monitor is None else self.monitor.images.notes
-        return (self._order, *looked_at) if self._order else looked_at
+        return (*self.started, *((self._order,) if self._order else ()), *looked_at)
 
     @property
     def state(self) -> TrainingState:
@@ -224,38 +229,66 @@ class PretrainJob:
         row: dict[str, float] = {}
         model, teacher = self.learner.gather_weights()
         if self.step in self.check_steps:
-            row, stopped = on_first(lambda: self._check(model, teacher))
-            if stopped != self.mining_stopped:
+            row, stopped, keeps = on_first(lambda: self._check(model, teacher))
+            if stopped != self.mining_stopped or keeps:
                 self.mining_stopped = stopped
                 self.save()  # before the line of the check, so that neither is lost without the other
                 self.state.writer.wait()
+            if keeps:
+                on_first(lambda: best.keep(self.folder, self.step))
         if self.run.knn.train is not None and self.cadence.completes_interval(self.step):
             row |= self._knn(model)
         self.learner.release_weights()
         return row
 
-    def _check(self, model: HPM, teacher: Teacher | None) -> tuple[dict[str, float], bool]:
-        """Measure what the run has learned so far. Also returns whether mining is to be stopped from here on."""
+    def _check(self, model: HPM, teacher: Teacher | None) -> tuple[dict[str, float], bool, bool]:
+        """Measure what the run has learned so far.
+
+        Also returns whether mining is to be stopped from here on, and whether these weights are to be kept as the best.
+        """
         assert self.monitor is not None
         step, stopped = self.step, self.mining_stopped
         row = self.monitor.measure(model, teacher, step, linear=step in (0, self.total))
         if self.run.mines:
             stopped = self._guard([*self.monitor.rows(step), {"step": step, **row}])
             row["mining_stopped"] = float(stopped)
+        keeps = self.run.init.weights is not None and self._compare_with_start(row)
         if 0 < step < self.total:
             log.info("so far: %s", self.verdict({"step": step, **row}).summary)
             if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
                 self.draw(self)
                 self._drawn_at = time.monotonic()
-        return row, stopped
+        return row, stopped, keeps
+
+    def _compare_with_start(self, row: Mapping[str, Any]) -> bool:
+        """Warn, once each, of what has become worse than at the start. Returns whether these are the best weights."""
+        assert self.monitor is not None
+        checks = [*self.monitor.rows(self.step), {"step": self.step, **row}]
+        if checks[0]["step"] > 0:  # the start was not measured
+            return False
+        for topic, line in getting_worse(checks, self.facts).items():
+            if topic not in self._warned:
+                self._warned.add(topic)
+                log.warning("step %d: %s", self.step, line)
+        measure = best.measure_of(self.run.init.keep_best, row)
+        better = measure is not None and best.is_best(measure, checks, self.facts.comparable_from)
+        return better and self.step > 0
+
+    @property
+    def facts(self) -> Facts:
+        """Facts that the verdict rests on."""
+        assert self.monitor is not None
+        return facts(self.run, self.folder, self.images, self.total, self.monitor.images.held_out)
 
     def verdict(self, last: Mapping[str, Any]) -> Verdict:
         """Judge the run by its checks up to the ``last``, whose metrics may not be in the log yet."""
         assert self.monitor is not None
         checks = [*self.monitor.rows(self.step), last]
-        if checks[0]["step"] > 0:
+        if checks[0]["step"] > 0 and self.run.init.weights is None:
             checks = [self._untrained, *checks]
-        return verdict(checks, facts(self.run, self.folder, self.images, self.total, self.monitor.images.held_out))
+        found = verdict(checks, self.facts)
+        line = None if self.run.init.weights is None else best.describe(self.run.init.keep_best, checks, self.facts)
+        return found if line is None else replace(found, reasons=(*found.reasons, line))
 
     @cached_property
     def _untrained(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hardpatch.errors import UserError
 from hardpatch.paths import typed
 from hardpatch.pretrain import config, rules
 from hardpatch.pretrain.build import initial_model, with_channels
+from hardpatch.pretrain.continuation import adopt
 from hardpatch.pretrain.folder import check_new, configure
 from hardpatch.pretrain.images import open_images, resolve_reading
 from hardpatch.pretrain.plan import Plan, short
@@ -129,6 +130,9 @@ def make_plan(
             fixed["data.path"] = (
                 typed(data, "--data") if isinstance(data, str) else [typed(path, "--data") for path in data]
             )
+        if fixed.get("init.weights") is not None:
+            say("reading the weights to start from")
+            fixed |= adopt(config.build(rules.nested({"steps": 1, **fixed})), set(fixed))
         read = {name: value for name, value in fixed.items() if name.startswith("data.") or name == "train.device"}
         run = config.build(rules.nested({**read, "steps": 1}))
     say("looking at the images")

@@ -100,11 +100,7 @@ class Draft:
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by section: ``{"optim": {"lr": 1e-3}}`` for ``{"optim.lr": 1e-3}``."""
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        *section, key = name.split(".")
-        (values.setdefault(section[0], {}) if section else values)[key] = value
-    return values
+    return config.merged({}, settings)
 
 
 def sizes(fixed: Mapping[str, Any]) -> tuple[Size, ...]:
@@ -201,7 +197,9 @@ def choose_held_out(draft: Draft, facts: SetFacts) -> None:
 
 def choose_pixels(draft: Draft, facts: SetFacts) -> None:
     """Choose mean and deviation of the channels: the set's own, unless they would take long to compute."""
-    if min(facts.images, MEASURED) * facts.decode_seconds <= PATIENCE:
+    if draft.value("init.mean") is not None and len(draft.value("init.mean")) == facts.channels:
+        draft.choose("pixels", {}, "mean and deviation of the weights that training starts from")
+    elif min(facts.images, MEASURED) * facts.decode_seconds <= PATIENCE:
         draft.choose("pixels", {"data.mean": "computed", "data.std": "computed"}, "")
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hardpatch.paths import user_path
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
+from hardpatch.pretrain.continuation import take_weights, without_frozen_steps
 from hardpatch.pretrain.images import Images, open_images, resolve
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.looked_at import looked_at
@@ -176,7 +178,7 @@ def _train_claimed(
         plan = estimate(run, opened, images.reading)  # before the run's own model takes the memory
     job = _job(run, folder, source, newest, images, content_digest(opened), held)
     if is_first():
-        run_folder.write(folder, run, arguments or ["pretrain", "--out", str(folder)])
+        run_folder.write(folder, replace(run, init=job.run.init), arguments or ["pretrain", "--out", str(folder)])
         log_to(folder / "log.txt")
     for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
         log.info("%s", line)
@@ -263,6 +265,12 @@ def _job(
     )
     target, outputs = target_of(run, fabric.device)
     model = initial_model(run, images.mean, images.std, outputs, images.reading)
+    started: tuple[str, ...] = ()
+    if run.init.weights is not None and newest is None:
+        taken = take_weights(model, run)
+        started = taken.lines
+        if not taken.has_new_parts:
+            run = without_frozen_steps(run)
     if run.train.compile != "no":
         torch.compiler.reset()  # frees what earlier runs of this process compiled
     learner = Learner(run, model, fabric, run.total_steps(len(source)), target, len(source))
@@ -275,7 +283,7 @@ def _job(
     monitor = None
     if run.verdict.checks:
         monitor = Monitor(run, folder, looked_at(run, model, source, held), learner.mining.target, fabric)
-    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content, monitor)
+    job = PretrainJob(run, folder, source, learner, outputs, device_dataset, content, monitor, started)
     if newest is not None:
         job.restore(newest)
     return job

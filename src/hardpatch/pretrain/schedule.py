@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hardpatch.methods.curriculum import linear_alpha
 from hardpatch.methods.teacher import cosine_momentum, linear_momentum
 from hardpatch.pretrain.sections import RunConfig
-from hardpatch.schedules import half_cosine, learning_rate, step_decay
+from hardpatch.schedules import half_cosine, learning_rate, ramp, step_decay
 
 
 class Schedule(NamedTuple):
@@ -21,11 +21,15 @@ class Schedule(NamedTuple):
     mask_ratio: float
     momentum: float
     """of the teacher"""
+    encoder: float = 1.0
+    """factor of the learning rate of an encoder that started from existing weights; 0 while it is frozen"""
 
     def metrics(self, run: RunConfig) -> dict[str, float]:
         """Return the values for a line of metrics, without those that are constant in the run."""
         row = self._asdict()
         del row["progress"]
+        if run.init.weights is None:
+            del row["encoder"]
         if run.optim.weight_decay_end is None:
             del row["weight_decay"]
         if not run.method.mask_ratio_spread:
@@ -48,7 +52,16 @@ def schedule(run: RunConfig, step: int, total: int) -> Schedule:
         # one ratio for the whole batch, so that all images have the same number of masked patches
         mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),
         momentum=momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
+        encoder=encoder_factor(run, progress),
     )
+
+
+def encoder_factor(run: RunConfig, progress: float) -> float:
+    """Return the factor of the encoder's learning rate: 0 while it is frozen, then rising to 1 within a warm-up."""
+    frozen = 0.0 if run.init.weights is None else run.init.frozen
+    if not frozen:
+        return 1.0
+    return 0.0 if progress < frozen else ramp(progress - frozen, 0.0, 1.0, run.optim.warmup)
 
 
 def scheduled_lr(run: RunConfig, progress: float) -> float:

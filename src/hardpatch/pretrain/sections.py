@@ -5,7 +5,7 @@ This module imports torch in its methods only, so that ``--help`` is fast.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hardpatch.choices import (
     SIZES,
@@ -21,6 +21,7 @@ from hardpatch.errors import UserError
 from hardpatch.pretrain.data_section import DataConfig
 from hardpatch.pretrain.train_section import TrainConfig
 from hardpatch.ranges import (
+    ANY,
     BATCH,
     BELOW_ONE,
     BLOCKS,
@@ -200,6 +201,38 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Existing weights to start from."""
+
+    weights: str | None = None
+    """Weights to start from, as --init WEIGHTS: a run, a weights file, hf:OWNER/NAME or timm:NAME; null is none."""
+    part: Literal["auto", "student", "teacher"] = "auto"
+    """Part of them; auto is the student, and of checkpoints of DINO and iBOT the teacher."""
+    heads: int | None = ranged(None, WIDTH)
+    """Attention heads of these weights, where neither they nor a config.json beside them say."""
+    decoder_heads: int | None = ranged(None, WIDTH)
+    """Attention heads of a decoder among them, likewise."""
+    trained_size: tuple[int, int] | None = ranged(None, SIDE)
+    """Height and width in pixels of the images that they were trained on, likewise."""
+    frozen: float = ranged(0.1, FRACTION)
+    """Fraction of the training in which the encoder is frozen while decoder and loss predictor learn, if any is new."""
+    encoder_lr: float = ranged(0.25, Range(0, 1_000, above=True))
+    """Factor of the learning rate for the encoder."""
+    layer_decay: float = ranged(0.9, SHARE)
+    """Factor of the learning rate from each block of the encoder to the one below it."""
+    frozen_blocks: int = ranged(0, COUNT_OR_NONE)
+    """First blocks that are never trained, with all that comes before them."""
+    keep_best: Literal["auto", "knn", "linear", "loss", "rankme", "none"] = "auto"
+    """Measure of the checks by which the best weights are kept in best/: auto is knn with labels, else loss."""
+    encoder: dict[str, Any] | None = None
+    """Shape of the encoder; found in the weights, not to be set."""
+    mean: list[float] | None = ranged(None, ANY)
+    """Mean of the channels that the weights were trained with, likewise."""
+    std: list[float] | None = ranged(None, ANY)
+    """Standard deviation, likewise."""
+
+
+@dataclass(frozen=True)
 class KnnConfig:
     """k-NN accuracy during training, on labeled images that are not trained on."""
 
@@ -234,6 +267,7 @@ class RunConfig:
     ibot: IbotConfig = field(default_factory=IbotConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     epochs: float | None = ranged(None, PASSES)

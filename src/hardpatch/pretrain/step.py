@@ -20,6 +20,8 @@ from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.pixels import to_bytes
 from hardpatch.pretrain.compile import begin_step, compile_parts
+from hardpatch.pretrain.continuation import drop_gradients, freeze_first
+from hardpatch.pretrain.continuation import parameter_groups as continued_groups
 from hardpatch.pretrain.hosts import needs_teacher
 from hardpatch.pretrain.schedule import Schedule
 from hardpatch.pretrain.sections import RunConfig
@@ -73,6 +75,7 @@ class Learner:
         self.accumulation_steps = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
         self.part = take_part(run.batch_size, self.accumulation_steps, crops=run.data.crops, prefix="")
         self.model = model.to(fabric.device)
+        freeze_first(self.model.host.encoder, run.init.frozen_blocks)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         memory = DifficultyMemory(images, model.grid).to(fabric.device) if run.fast.remember else None
         for block in self.model.modules():
@@ -85,8 +88,7 @@ class Learner:
         self.student = fabric.setup_module(self.model)
         if self.teacher is not None:
             shard_copy(fabric, self.teacher.network, "forward_whole")
-        excepted = [f"host.{name}" for name in self.model.host.no_weight_decay]
-        groups = parameter_groups(self.model, run.optim.weight_decay, excepted)
+        groups = _parameter_groups(self.model, run)
         # The fused step unscales float16 gradients by itself, after they should have been clipped.
         fused = fabric.device.type != "mps" and run.train.precision != "fp16"
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=run.optim.betas, fused=fused)
@@ -123,8 +125,11 @@ class Learner:
         self.bad_steps.begin()
         sums = self.means.sums
         mined, losses = self.compute_gradients(batch, schedule, self.accumulation_steps, observe=observe)
+        if not schedule.encoder:
+            drop_gradients(self.model.host.encoder)
         for group in self.adamw.param_groups:
-            group["lr"] = schedule.lr
+            factor = schedule.encoder if group.get("encoder") else 1.0
+            group["lr"] = schedule.lr * group.get("lr_scale", 1.0) * factor
         set_weight_decay(self.adamw, schedule.weight_decay)
         self.model.host.before_update(schedule.progress)
         norm, left_out = self.bad_steps.update(self.run.optim.clip)
@@ -181,6 +186,13 @@ class Learner:
         return Inputs(
             self.model.normalize(pixels), noise[:, :-1], to_bytes(pixels, self.model), Views(local, order), boxes
         )
+
+
+def _parameter_groups(model: HPM, run: RunConfig) -> list[dict[str, Any]]:
+    """Group parameters by weight decay, and of a model that started from existing weights by learning rate, too."""
+    if run.init.weights is not None:
+        return continued_groups(model, run)
+    return parameter_groups(model, run.optim.weight_decay, [f"host.{name}" for name in model.host.no_weight_decay])
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hardpatch.measure.trivial import NAMES
 from hardpatch.pretrain.advice import suggestions
 from hardpatch.pretrain.facts import Facts
-from hardpatch.pretrain.guard import direction
+from hardpatch.pretrain.guard import direction, getting_worse
 
 # All thresholds are preliminary: they were set on few runs.
 CLEAR_ERRORS = 2.0
@@ -78,17 +78,21 @@ def verdict(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Verdict:
     """Judge a run by the metrics of its checks.
 
     Args:
-        checks: in the order of their steps; the first is that of the untrained encoder.
+        checks: in the order of their steps; the first is that of the untrained encoder, or of the weights that the
+            training started from.
         facts: of the run.
     """
     start, end = checks[0], checks[-1]
-    loss, of_map = _loss(checks, facts), _map(checks)
-    by_images, image_reasons = _by_images(start, end, loss, facts)
-    by_labels, label_reasons = _by_labels(start, end)
+    comparable = [check for check in checks if check["step"] >= facts.comparable_from]
+    comparable = comparable if len(comparable) > 1 else list(checks)
+    loss, of_map = _loss(comparable, facts), _map(checks)
+    losses = {**start, "check_loss": comparable[0]["check_loss"]}
+    by_images, image_reasons = _by_images(losses, end, loss, facts)
+    by_labels, label_reasons = _by_labels(start, end, facts)
     learned, reasons = (by_images, [*image_reasons, *label_reasons])
     if by_labels is not None:
         learned, reasons = by_labels, [*label_reasons, *image_reasons]
-    reasons += _loss_reasons(loss, start, end, facts) + _map_reasons(of_map, end, facts)
+    reasons += _loss_reasons(loss, losses, end, facts) + _map_reasons(of_map, end, facts)
     numbers = {name.removeprefix("check_"): end[name] for name in end if name.startswith(("check_", "mining"))}
     numbers |= {f"start_{name.removeprefix('check_')}": start[name] for name in start if name.startswith("check_")}
     collapsed = end.get("check_rankme", math.inf) < COLLAPSED
@@ -105,7 +109,7 @@ def verdict(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Verdict:
     )
 
 
-def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any]) -> tuple[Learned | None, list[str]]:
+def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -> tuple[Learned | None, list[str]]:
     """Judge by the accuracies of frozen features; None where there are no labels, or they tell nothing."""
     gains, parts = [], []
     chance = end.get("check_chance", 0.0)
@@ -118,7 +122,7 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any]) -> tuple[Learne
         of_chance = CHANCE_ERRORS * math.sqrt(max(chance * (1 - chance), 1 / queries) / queries)
         at_chance = at_chance and max(before, after) <= chance + of_chance
         gains.append((100 * (after - before), 100 * error))
-        parts.append(f"{title} {100 * after:.1f} % after {100 * before:.1f} % untrained ({gains[-1][0]:+.1f})")
+        parts.append(f"{title} {100 * after:.1f} % after {100 * before:.1f} % {facts.start} ({gains[-1][0]:+.1f})")
     if not gains:
         return None, []
     text = f"{', '.join(parts)}; sampling error {max(error for _, error in gains):.1f} points"
@@ -137,12 +141,15 @@ def _by_images(start: Mapping[str, Any], end: Mapping[str, Any], loss: Loss, fac
         return "no", ["all images are the same, so there is nothing to learn; other images are needed"]
     reasons = [_loss_text(start, end, facts)]
     rank, kept = end.get("check_rankme", math.inf), end.get("check_start_neighbors")
-    features = f"features use {rank:.1f} directions (RankMe), {start.get('check_rankme', math.nan):.1f} untrained"
+    features = f"features use {rank:.1f} directions (RankMe), {start.get('check_rankme', math.nan):.1f} {facts.start}"
     if kept is not None:
-        features += f"; {100 * kept:.0f} % of the nearest neighbors are still the untrained encoder's"
+        whose = "the start" if facts.initialized else "the untrained encoder"
+        features += f"; {100 * kept:.0f} % of the nearest neighbors are still those of {whose}"
     if rank < COLLAPSED:
         return "no", [f"all features are alike: {features}", *reasons]
     reasons.append(features)
+    if facts.initialized and (worse := getting_worse([start, end], facts)):
+        return "no", [*worse.values(), *reasons]
     fall = 1 - end["check_loss"] / start["check_loss"]
     changed = kept is None or kept < SAME_NEIGHBORS
     mean_color, best = end.get("check_mean_color"), best_trivial(end)
@@ -163,7 +170,8 @@ def best_trivial(check: Mapping[str, Any]) -> tuple[str, float] | None:
 
 def _loss_text(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -> str:
     of = "held-out images" if facts.held_out else "training images"
-    text = f"loss of {of} {end['check_loss']:.3f} after {start['check_loss']:.3f} untrained"
+    first = "at first" if facts.initialized else facts.start
+    text = f"loss of {of} {end['check_loss']:.3f} after {start['check_loss']:.3f} {first}"
     best = best_trivial(end)
     if facts.moving:
         return f"{text}; the target ({facts.target}) moves with the training, so the two cannot be compared"

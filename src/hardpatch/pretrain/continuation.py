@@ -1,0 +1,247 @@
+"""Training that goes on from existing weights: ``hardpatch pretrain --init WEIGHTS``.
+
+First the settings take over the shape of the encoder, and of a decoder among the weights (:func:`adopt`). Then the
+initial model takes over the weights that fit (:func:`take_weights`). Parts that are new learn first, while the encoder
+is frozen; afterwards it learns at a lower rate, its first blocks at the lowest (:func:`parameter_groups`).
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hardpatch.errors import UserError
+from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
+from hardpatch.methods.hpm import HPM
+from hardpatch.methods.mae import MAE
+from hardpatch.models.adapt import adapt
+from hardpatch.models.block import Block
+from hardpatch.models.encoder import Encoder
+from hardpatch.models.encoder_settings import absorb_class_position, encoder_settings
+from hardpatch.pretrain.sections import InitConfig, RunConfig
+from hardpatch.train.optimizer import layer_of
+
+log = logging.getLogger("hardpatch")
+
+SHAPE = ("model.size", "model.width", "model.depth", "model.heads", "model.positions", "model.layer_scale")
+"""Settings that the weights decide."""
+DECODERS = ("model.decoder_width", "model.decoder_depth", "model.decoder_heads")
+DECODER_KINDS = ("fast.decoder", "fast.shared_blocks", "fast.predictor_depth")
+TOKENS = ("cls_token", "mask_token", "positions", "class_position", "registers")
+"""Parameters of an encoder without weight decay."""
+BUFFERS = ("mean", "std", "low", "high")
+
+
+def load_start(init: InitConfig) -> HPM:
+    """Load the weights that training starts from.
+
+    Raises:
+        UserError: as :func:`hardpatch.load` does.
+    """
+    assert init.weights is not None
+    try:
+        model = load(
+            init.weights,
+            init.part,
+            heads=init.heads,
+            decoder_heads=init.decoder_heads,
+            image_size=init.trained_size,
+        )
+    except UserError as error:
+        message = str(error).removeprefix("RUN: ").replace("--trained_size", "--init.trained_size")
+        message = message.replace("--heads", "--init.heads").replace("--decoder_heads", "--init.decoder_heads")
+        raise UserError(f"--init: {message}") from None
+    absorb_class_position(model.host.encoder)
+    return model
+
+
+def adopt(run: RunConfig, fixed: Collection[str]) -> dict[str, Any]:
+    """Return the settings, by dotted name, that a run takes over from the weights that it starts from.
+
+    Args:
+        run: the configuration, whose ``init.weights`` names them.
+        fixed: settings that the user gave, which stay.
+
+    Raises:
+        UserError: if the weights cannot be loaded, or a given setting contradicts them.
+    """
+    model = load_start(run.init)
+    shape = encoder_settings(model.host.encoder)
+    shape["drop_path"] = 0.0
+    values: dict[str, Any] = {
+        **{f"model.{name}": shape[name] for name in ("width", "depth", "heads", "layer_scale")},
+        "model.positions": shape["positions"] or "sincos",  # rotary ones are no setting, the shape has them
+        "init.encoder": shape,
+        "init.mean": model.mean.tolist(),
+        "init.std": model.std.tolist(),
+    }
+    for name in SHAPE:
+        value = getattr(run.model, name.removeprefix("model."))
+        wrong = name in fixed and (name == "model.size" or value != values[name])
+        if wrong:
+            expected = f"{shape['width']} wide, {shape['depth']} blocks" if name == "model.size" else values[name]
+            raise UserError(f"{name}: the weights of --init decide it, {expected}; leave it out, got {value}")
+    if "model.patch_size" not in fixed:
+        values["model.patch_size"] = shape["patch_size"]
+    decoders = {} if set(fixed) & {*DECODERS, *DECODER_KINDS} else _decoders(run, model)
+    return values | decoders
+
+
+def _decoders(run: RunConfig, model: HPM) -> dict[str, Any]:
+    """Return the settings of the decoders of weights that have some the run can use."""
+    assert run.init.weights is not None
+    host = model.host
+    path, metadata = read_newest(run.init.weights, lambda path: (path, read_metadata(path)))
+    if metadata is not None:
+        was = read_settings(metadata, path)
+        same = was.method.host == run.method.host
+        kinds = {name: getattr(was.fast, name.removeprefix("fast.")) for name in DECODER_KINDS}
+        shape = {name: getattr(was.model, name.removeprefix("model.")) for name in DECODERS}
+        return shape | kinds if same else {}
+    if not isinstance(host, MAE) or run.method.host != "mae":
+        return {}
+    block = host.reconstructor.blocks[0]
+    assert isinstance(block, Block)
+    values = (host.reconstructor.norm.normalized_shape[0], len(host.reconstructor.blocks), block.attn.heads)
+    return dict(zip(DECODERS, values, strict=True)) | {"fast.decoder": "self", "fast.shared_blocks": 0}
+
+
+class Taken(NamedTuple):
+    """Weights that a model took over."""
+
+    lines: tuple[str, ...]
+    """what was taken, changed and left new"""
+    has_new_parts: bool
+    """a decoder, a head or the loss predictor begins anew"""
+
+
+def take_weights(model: HPM, run: RunConfig) -> Taken:
+    """Load the weights that a run starts from into its initial ``model``, as far as they fit.
+
+    Raises:
+        UserError: if they are gone or have changed since their shape was found.
+    """
+    start = load_start(run.init)
+    encoder, changes = adapt(
+        start.host.encoder,
+        image_size=run.image_size,
+        patch_size=run.model.patch_size,
+        channels=run.data.channel_count,
+    )
+    mask_token = start.host.encoder.mask_token
+    with torch.no_grad():
+        if model.host.encoder.mask_token is not None and mask_token is not None:
+            model.host.encoder.mask_token.copy_(mask_token)
+        problems = model.host.encoder.load_state_dict(encoder.state_dict(), strict=False)
+        if problems.unexpected_keys or [name for name in problems.missing_keys if name != "mask_token"]:
+            raise UserError(f"--init: {run.init.weights} has changed since the run was configured; start it anew")
+        taken = _take_others(model, start)
+    own = _others(model.state_dict())
+    new = [name for name in own if name not in taken]
+    lines = [f"--init: the encoder starts from {run.init.weights}", *(f"--init: {change}" for change in changes)]
+    lines += [f"--init: {line}" for line in _parts(own, taken)]
+    has_new_parts = bool(new)
+    if has_new_parts and run.init.frozen:
+        lines.append(
+            f"--init: for the first {run.init.frozen:.0%} of the training the encoder is frozen, while the new parts "
+            "learn (init.frozen)"
+        )
+    left = sorted({_part(name) for name in _others(start.state_dict()) if name not in taken})
+    if left:
+        lines.append(f"--init: not taken over, as the run has none or one of another shape: {', '.join(left)}")
+    return Taken(tuple(lines), has_new_parts)
+
+
+def _others(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors outside the encoder, without the normalization of the images."""
+    return [name for name in state if not name.startswith("host.encoder.") and name not in BUFFERS]
+
+
+def _take_others(model: HPM, start: HPM) -> set[str]:
+    """Copy decoders, heads and the loss predictor where name and shape are the same; returns their names."""
+    own, theirs = model.state_dict(), start.state_dict()
+    same_host = type(model.host) is type(start.host)
+    taken = set()
+    for name in _others(own):
+        usable = same_host or name.startswith(("predictor.", "host.decoder_embed."))
+        if usable and name in theirs and theirs[name].shape == own[name].shape:
+            own[name].copy_(theirs[name])
+            taken.add(name)
+    return taken
+
+
+def _part(name: str) -> str:
+    """Return the part of a model that a tensor belongs to, in words."""
+    part = name.removeprefix("host.").split(".")[0]
+    return {"predictor": "loss predictor", "decoder_embed": "decoder's embedding"}.get(part, part)
+
+
+def _parts(own: Collection[str], taken: Collection[str]) -> list[str]:
+    """Tell of each part how many of its tensors were taken over."""
+    counts: dict[str, list[int]] = {}
+    for name in own:
+        count = counts.setdefault(_part(name), [0, 0])
+        count[0] += name in taken
+        count[1] += 1
+    lines = []
+    for part, (known, total) in counts.items():
+        lines.append(
+            f"{part}: taken over"
+            if known == total
+            else f"{part}: new, with random weights"
+            if known == 0
+            else f"{part}: {known} of {total} tensors taken over, the others are new"
+        )
+    return lines
+
+
+def freeze_first(encoder: Encoder, blocks: int) -> None:
+    """Stop training the first ``blocks`` of an encoder, and all that comes before them; 0 freezes nothing."""
+    if not blocks:
+        return
+    for name, parameter in encoder.named_parameters():
+        if layer_of(f"encoder.{name}", len(encoder.blocks)) <= blocks and not name.startswith("mask_token"):
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(model: HPM, run: RunConfig) -> list[dict[str, Any]]:
+    """Group parameters by their learning rate and weight decay.
+
+    The rate of a group is to be multiplied by its ``lr_scale``: ``encoder_lr * layer_decay ** (blocks + 1 - layer)`` in
+    the encoder, 1 elsewhere. Groups of the encoder, whose first steps are frozen, say ``encoder``. Biases, norms,
+    tokens and positions have no weight decay.
+
+    Args:
+        model: the student.
+        run: its configuration.
+    """
+    init, depth = run.init, len(model.host.encoder.blocks)
+    excepted = {f"host.{name}" for name in model.host.no_weight_decay}
+    excepted |= {f"host.encoder.{name}" for name in TOKENS}
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inside = name.startswith("host.encoder.") and name != "host.encoder.mask_token"
+        layer = layer_of(name.removeprefix("host."), depth) if inside else depth + 1
+        decays = parameter.ndim > 1 and name not in excepted
+        scale = init.encoder_lr * init.layer_decay ** (depth + 1 - layer) if inside else 1.0
+        group = {"params": [], "lr_scale": scale, "encoder": inside, "weight_decay": 0.0}
+        group |= {"weight_decay": run.optim.weight_decay, "decays": True} if decays else {}
+        groups.setdefault((inside, layer, decays), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def drop_gradients(encoder: nn.Module) -> None:
+    """Remove the gradients of a frozen encoder, so that a step leaves it and its optimizer state untouched."""
+    for name, parameter in encoder.named_parameters():
+        if name != "mask_token":
+            parameter.grad = None
+
+
+def without_frozen_steps(run: RunConfig) -> RunConfig:
+    """Return the configuration of a run in which nothing is new, so that the encoder learns from the first step on."""
+    return replace(run, init=replace(run.init, frozen=0.0))
