@@ -30,8 +30,10 @@ SHAPE = ("model.size", "model.width", "model.depth", "model.heads", "model.posit
 """Settings that the weights decide."""
 DECODERS = ("model.decoder_width", "model.decoder_depth", "model.decoder_heads")
 DECODER_KINDS = ("fast.decoder", "fast.shared_blocks", "fast.predictor_depth")
+HEADS = ("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck")
 TOKENS = ("cls_token", "mask_token", "positions", "class_position", "registers")
 """Parameters of an encoder without weight decay."""
+TRAINED_POSITIONS = ("host.decoder_embed.positions", "host.decoder_embed.class_position")
 BUFFERS = ("mean", "std", "low", "high")
 
 
@@ -86,8 +88,7 @@ def adopt(run: RunConfig, fixed: Collection[str]) -> dict[str, Any]:
             raise UserError(f"{name}: the weights of --init decide it, {expected}; leave it out, got {value}")
     if "model.patch_size" not in fixed:
         values["model.patch_size"] = shape["patch_size"]
-    decoders = {} if set(fixed) & {*DECODERS, *DECODER_KINDS} else _decoders(run, model)
-    return values | decoders
+    return values | {name: value for name, value in _decoders(run, model).items() if name not in fixed}
 
 
 def _decoders(run: RunConfig, model: HPM) -> dict[str, Any]:
@@ -98,9 +99,8 @@ def _decoders(run: RunConfig, model: HPM) -> dict[str, Any]:
     if metadata is not None:
         was = read_settings(metadata, path)
         same = was.method.host == run.method.host
-        kinds = {name: getattr(was.fast, name.removeprefix("fast.")) for name in DECODER_KINDS}
-        shape = {name: getattr(was.model, name.removeprefix("model.")) for name in DECODERS}
-        return shape | kinds if same else {}
+        names = [*DECODERS, *DECODER_KINDS, *HEADS] if same else []
+        return {name: getattr(getattr(was, section), key) for name in names for section, key in [name.split(".")]}
     if not isinstance(host, MAE) or run.method.host != "mae":
         return {}
     block = host.reconstructor.blocks[0]
@@ -143,7 +143,8 @@ def take_weights(model: HPM, run: RunConfig) -> Taken:
     new = [name for name in own if name not in taken]
     lines = [f"--init: the encoder starts from {run.init.weights}", *(f"--init: {change}" for change in changes)]
     lines += [f"--init: {line}" for line in _parts(own, taken)]
-    has_new_parts = bool(new)
+    # decoders have fixed positions; where theirs were trained, the decoder has to learn, too
+    has_new_parts = bool(new) or "host.decoder_embed.positions" in start.state_dict()
     if has_new_parts and run.init.frozen:
         lines.append(
             f"--init: for the first {run.init.frozen:.0%} of the training the encoder is frozen, while the new parts "
@@ -176,7 +177,8 @@ def _take_others(model: HPM, start: HPM) -> set[str]:
 def _part(name: str) -> str:
     """Return the part of a model that a tensor belongs to, in words."""
     part = name.removeprefix("host.").split(".")[0]
-    return {"predictor": "loss predictor", "decoder_embed": "decoder's embedding"}.get(part, part)
+    names = {"predictor": "loss predictor", "decoder_embed": "decoder's embedding"}
+    return "decoder's trained positions" if name in TRAINED_POSITIONS else names.get(part, part)
 
 
 def _parts(own: Collection[str], taken: Collection[str]) -> list[str]:

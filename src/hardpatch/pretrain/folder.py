@@ -18,6 +18,14 @@ __all__ = ["check_new", "check_resume", "configure", "read_config", "refuse_edit
 
 log = logging.getLogger("hardpatch")
 
+TAKEN_OVER = (
+    *("model.width", "model.depth", "model.heads", "model.patch_size", "model.positions", "model.layer_scale"),
+    *("model.decoder_width", "model.decoder_depth", "model.decoder_heads", "init.frozen"),
+    *("fast.decoder", "fast.shared_blocks", "fast.predictor_depth"),
+    *("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck"),
+)
+"""Settings that may come from the weights that a run starts from, beside those that no user sets."""
+
 FREE_TO_CHANGE = (
     *("train.", "knn.", "verdict.checks", "verdict.images"),
     *("data.workers", "data.max_bad_fraction", "data.label_column"),
@@ -99,6 +107,7 @@ def configure(
     if run.init.weights is not None and not resume:
         run = _continued(run, _with_data(values, data), changes)
     if resume and (recipe or file):  # those only have to agree; what a resumed run may change stays as it was
+        run = _as_before(run, folder)
         check_resume(folder, run)
         run = config.build(_with_data(config.to_dict(read_config(folder)), data), changes)
     if recipe and run.data.path is None:
@@ -117,6 +126,16 @@ def _continued(run: RunConfig, values: Mapping[str, Any], changes: Sequence[str]
     if said:
         log.info("--init: settings taken over from the weights: %s", said)
     return continued
+
+
+def _as_before(run: RunConfig, folder: Path) -> RunConfig:
+    """Return a run with what the run in its folder has taken over from the same weights."""
+    before = read_config(folder)
+    if run.init.weights is None or run.init.weights != before.init.weights:
+        return run
+    found = {name: value for name, (_, value) in config.differences(run, before).items() if name in TAKEN_OVER}
+    encoder = {"init.encoder": before.init.encoder, "init.mean": before.init.mean, "init.std": before.init.std}
+    return config.build(config.merged(config.to_dict(run), found | encoder))
 
 
 def _with_data(values: dict[str, Any], data: str | Sequence[str] | None) -> dict[str, Any]:

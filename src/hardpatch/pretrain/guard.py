@@ -38,7 +38,7 @@ def stops_mining(checks: Sequence[Mapping[str, Any]], stopped: bool) -> bool:
 
 # Set by the runs of docs/continue.md.
 LOST_RANK = 0.5
-"""Share of the start's RankMe below which features are said to collapse."""
+"""Share of the start's RankMe, beyond the one direction that all features have, below which they collapse."""
 KEPT_NEIGHBORS = 0.1
 """Share of the start's nearest neighbors below which what the weights knew is said to be lost."""
 WORSE_LOSS = 1.1
@@ -56,7 +56,7 @@ def getting_worse(checks: Sequence[Mapping[str, Any]], facts: Facts) -> dict[str
     """
     start, now, found = checks[0], checks[-1], {}
     rank, before = now.get("check_rankme"), start.get("check_rankme")
-    if rank is not None and before is not None and rank < LOST_RANK * before:
+    if rank is not None and before is not None and rank - 1 < LOST_RANK * (before - 1):
         found["rank"] = (
             f"the features collapse: they use {rank:.1f} directions (RankMe) after {before:.1f} at the start; "
             "a lower rate (optim.lr, init.encoder_lr) keeps more"
