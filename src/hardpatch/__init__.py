@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from hardpatch.check.run import check
     from hardpatch.check.stats import stats
     from hardpatch.data.formats import formats
-    from hardpatch.detect.run import detect, load_detector
+    from hardpatch.detect.file import load_detector
+    from hardpatch.detect.run import detect
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
@@ -65,7 +66,7 @@ _HOME = {
     "linear": "evaluate.probes",
     "load": "interchange.load",
     "load_classifier": "finetune.file",
-    "load_detector": "detect.run",
+    "load_detector": "detect.file",
     "load_segmenter": "segment.file",
     "plan": "pretrain.planning",
     "replay": "pretrain.replay",
