@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hardpatch.methods.ibot import IBOT
     from hardpatch.methods.mae import MAE
     from hardpatch.methods.simmim import SimMIM
+    from hardpatch.predict.load import load_finetuned
+    from hardpatch.predict.run import predict
     from hardpatch.pretrain.planning import plan
     from hardpatch.pretrain.replay import replay
     from hardpatch.pretrain.run import pretrain
@@ -46,8 +48,10 @@ __all__ = [
     "load",
     "load_classifier",
     "load_detector",
+    "load_finetuned",
     "load_segmenter",
     "plan",
+    "predict",
     "pretrain",
     "replay",
     "score",
@@ -57,7 +61,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages check, pretrain, finetune, segment and detect are called themselves.
+# The packages check, pretrain, finetune, segment, detect and predict are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
     "export": "interchange.export",
@@ -67,6 +71,7 @@ _HOME = {
     "load": "interchange.load",
     "load_classifier": "finetune.file",
     "load_detector": "detect.file",
+    "load_finetuned": "predict.load",
     "load_segmenter": "segment.file",
     "plan": "pretrain.planning",
     "replay": "pretrain.replay",
@@ -80,7 +85,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "finetune", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "finetune", "predict", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

@@ -230,6 +230,7 @@ OPTIONS: Mapping[str, Range] = {
     "temperature": Range(0, 1_000_000, above=True),
     "threads": Range(1, 1_024, whole=True),
     "threshold": Range(0, 2**31 - 1, whole=True),
+    "top": COUNT,
     "workers": WORKERS,
 }
 """Ranges of the options that are no settings of a training, by name; those of a verb in Python are the same."""

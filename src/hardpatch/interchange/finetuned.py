@@ -51,17 +51,21 @@ class FineTuned(NamedTuple):
         return values if isinstance(values, dict) else {}
 
 
-def keeps_probe(folder: Path) -> bool:
-    """Return whether the result of a run folder is its probe, rather than the network that was trained from there."""
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the content of a run folder's ``result.json``; empty if it has none that can be read."""
     try:
-        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8")).get("kept") == "probe")
-    except (OSError, ValueError, AttributeError):
-        return False
+        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def result_files(folder: Path) -> tuple[str, ...]:
-    """Return the names of files that a run folder has as its result, beside its checkpoints; they need not exist."""
-    return (PROBE, SEGMENTER) if keeps_probe(folder) else (SEGMENTER,)
+    """Return the names of files that a run folder has as its result, beside its checkpoints; they need not exist.
+
+    A run of ``finetune`` may have kept its probe rather than the network that was trained from there.
+    """
+    return (PROBE, SEGMENTER) if read_result(folder).get("kept") == "probe" else (SEGMENTER,)
 
 
 def read_finetuned(path: Path) -> FineTuned | None:

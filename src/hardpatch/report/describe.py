@@ -4,11 +4,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hardpatch.figures import shorten
+from hardpatch.interchange.finetuned import VERBS, FineTuned, read_finetuned, read_result
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.pretrain import config
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described
+
+CLASSES = 20
+"""Names of classes that a description lists."""
 
 
 def describe(run: str | Path) -> str:
@@ -17,12 +22,14 @@ def describe(run: str | Path) -> str:
     Raises:
         UserError: if there are no weights.
     """
-    path, metadata, model = read_newest(run, lambda path: (path, read_metadata(path), load(path)))
+    path, metadata, finetuned, model = read_newest(
+        run, lambda path: (path, read_metadata(path), read_finetuned(path), load(path))
+    )
     encoder = model.host.encoder
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("all", model), ("encoder", encoder))}
     rows, columns = model.grid
-    lines = {
-        "weights": str(path),
+    lines = {"weights": str(path)} | ({} if finetuned is None else _finetuned_lines(path, finetuned, Path(run)))
+    lines |= {
         "host": "an encoder without decoder" if isinstance(model.host, EncoderOnly) else type(model.host).__name__,
         "encoder": f"{encoder.width} wide, {len(encoder.blocks)} blocks, {count['encoder'] / 1e6:.1f} M parameters",
         "all parts": f"{count['all'] / 1e6:.1f} M parameters",
@@ -52,6 +59,32 @@ def describe(run: str | Path) -> str:
     if metadata is not None:
         text += "\n" + config.to_yaml(read_settings(metadata, path))
     return text
+
+
+def _finetuned_lines(path: Path, found: FineTuned, folder: Path) -> dict[str, str]:
+    """Return lines about a fine-tuned network: its kind, its classes, its training, its result."""
+    names = ", ".join(map(shorten, found.classes[:CLASSES]))
+    more = f" and {len(found.classes) - CLASSES} more" if len(found.classes) > CLASSES else ""
+    lines = {
+        "kind": f"{found.kind}, trained by hardpatch {VERBS[found.kind]}; below is the encoder in it",
+        "classes": f"{len(found.classes)}: {names}{more}",
+    }
+    with described(path):
+        step, steps = found.metadata.get("step"), found.metadata.get("steps")
+        if step is not None and steps is not None:
+            lines["trained"] = f"{step} of {steps} steps ({'done' if step == steps else 'not finished'})"
+        if found.prefix == "teacher.":
+            lines["average"] = "the moving average of the weights is read"
+    result = read_result(folder) if folder.is_dir() else {}
+    names_of_numbers = ("top1", "top5", "miou", "pixel_accuracy", "kept")
+    shown = [f"{name} {value}" for name in names_of_numbers if (value := _shown(result.get(name))) is not None]
+    parts = {kind: result.get(kind) for kind in ("box", "mask")}
+    shown += [f"{kind} AP {_shown(part.get('AP'))}" for kind, part in parts.items() if isinstance(part, dict)]
+    return lines | ({"result": ", ".join(shown)} if shown else {})
+
+
+def _shown(value: object) -> str | None:
+    return f"{value:.4f}" if isinstance(value, float) else value if isinstance(value, str) else None
 
 
 def _numbers(values: Tensor) -> str:
