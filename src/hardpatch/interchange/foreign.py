@@ -1,5 +1,7 @@
 """Models from weights of other libraries, and from what this package has exported for them."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,7 @@ from safetensors import safe_open
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.architecture import Facts, build, facts_beside
-from hardpatch.interchange.layouts import find_layout
+from hardpatch.interchange.layouts import Layout, find_layout
 from hardpatch.interchange.reference import from_reference, has_decoder
 from hardpatch.interchange.tensors import read_tensors
 from hardpatch.methods.encoder_only import EncoderOnly
@@ -17,6 +19,10 @@ from hardpatch.weights import described, parse_metadata
 
 EXPORTED = "hardpatch_export"
 """Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
+HEAD = re.compile(r"(.*\.)?(head|head_dist|fc_norm|classifier)(?=\.(weight|bias)$)")
+"""Parts of a classifier after its encoder"""
+
+log = logging.getLogger("hardpatch")
 
 
 def read_foreign(
@@ -59,10 +65,18 @@ def read_foreign(
                 f"CLIP), and is no checkpoint of HPM or MAE; found: {', '.join(sorted(state)[:3])}"
             )
         encoder = build(layout, facts, file)
+        _say_left_out(layout, file)
         mean, std = facts.normalization(encoder.channels, file)
         model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=_reading(file, encoder.channels))
     facts.say_guesses(file)
     return model
+
+
+def _say_left_out(layout: Layout, file: Path) -> None:
+    """Log which head of a fine-tuned network is not read, and which norm goes with it."""
+    parts = dict.fromkeys(match[0] for name in layout.left_out if (match := HEAD.match(name)) is not None)
+    if parts:
+        log.info("%s: the encoder is read, without what follows it: %s", file, ", ".join(parts))
 
 
 def _reading(file: Path, channels: int) -> Reading:

@@ -44,11 +44,10 @@ class DetectorTask:
     kind: Kind = "detector"
 
     def __init__(self, loaded: Detector) -> None:
+        self.model: Any
         self.model, self.categories, self.image_size = loaded
         self.classes = tuple(loaded.categories.values())
-        reading = loaded.model.transform.reading
-        assert isinstance(reading, Reading)
-        self.reading = reading
+        self.reading: Reading = self.model.transform.reading
 
     @torch.inference_mode()
     def predictions(

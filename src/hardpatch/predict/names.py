@@ -20,7 +20,7 @@ def relative_names(source: Source) -> list[str]:
     Names keep all their characters. An image in a Parquet file has the path that is stored there, or else its row.
     """
     names = [_as_path(source.name(i)) for i in range(len(source))]
-    folders = [name.rpartition("/")[0].split("/") for name in names]
+    folders = [name.split("/")[:-1] for name in names]
     least = min(map(len, folders))
     depth = next((k for k in range(least) if len({parts[k] for parts in folders}) > 1), least)
     return ["/".join(_harmless(name.split("/")[depth:])) for name in names]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hardpatch.figures import shorten
 from hardpatch.interchange.finetuned import VERBS, FineTuned, read_finetuned, read_result
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.pretrain import config
+from hardpatch.printable import printable
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described
 
@@ -63,7 +63,7 @@ def describe(run: str | Path) -> str:
 
 def _finetuned_lines(path: Path, found: FineTuned, folder: Path) -> dict[str, str]:
     """Return lines about a fine-tuned network: its kind, its classes, its training, its result."""
-    names = ", ".join(map(shorten, found.classes[:CLASSES]))
+    names = ", ".join(map(printable, found.classes[:CLASSES]))
     more = f" and {len(found.classes) - CLASSES} more" if len(found.classes) > CLASSES else ""
     lines = {
         "kind": f"{found.kind}, trained by hardpatch {VERBS[found.kind]}; below is the encoder in it",
@@ -79,7 +79,7 @@ def _finetuned_lines(path: Path, found: FineTuned, folder: Path) -> dict[str, st
     names_of_numbers = ("top1", "top5", "miou", "pixel_accuracy", "kept")
     shown = [f"{name} {value}" for name in names_of_numbers if (value := _shown(result.get(name))) is not None]
     parts = {kind: result.get(kind) for kind in ("box", "mask")}
-    shown += [f"{kind} AP {_shown(part.get('AP'))}" for kind, part in parts.items() if isinstance(part, dict)]
+    shown += [f"{kind} AP {_shown(part.get('AP')) or '-'}" for kind, part in parts.items() if isinstance(part, dict)]
     return lines | ({"result": ", ".join(shown)} if shown else {})
 
 
