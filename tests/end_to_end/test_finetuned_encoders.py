@@ -42,6 +42,11 @@ def test_the_encoders_of_segmenters_and_detectors(finetuned: Path) -> None:
     segmenter = hardpatch.load_segmenter(finetuned / "segmenter").model.encoder
     for run in (finetuned / "segmenter", weights_of_checkpoint(finetuned / "segmenter")):
         assert torch.equal(hardpatch.load(run).encode(pixels), segmenter(pixels))
+    saved = weights_of_checkpoint(finetuned / "segmenter")
+    networks = [hardpatch.load_finetuned(run) for run in (finetuned / "segmenter", saved)]
+    image = pixels[0].abs().mul(100).clamp_max(255).byte().permute(1, 2, 0).numpy()
+    maps = [network.predict([image])[0] for network in networks]
+    assert (maps[0] == maps[1]).all()
     own = hardpatch.load_detector(finetuned / "detector").model.backbone.encoder  # type: ignore[union-attr]
     loaded = hardpatch.load(finetuned / "detector").host.encoder
     for name, value in loaded.state_dict().items():

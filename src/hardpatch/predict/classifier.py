@@ -33,12 +33,17 @@ class Classification(NamedTuple):
     scores: Tensor
     """float32 ``[classes]``, as the network returns them"""
     probabilities: Tensor
-    """float32 ``[classes]``, their softmax"""
+    """float32 ``[classes]``, of :func:`probabilities`"""
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return (class, probability) of the most probable classes."""
         values, classes = self.probabilities.topk(min(count, len(self.probabilities)))
         return list(zip(classes.tolist(), values.tolist(), strict=True))
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Return the probability of each class from the outputs of a network, both float32 ``[B, classes]``."""
+    return scores.softmax(dim=1)
 
 
 class ClassifierTask:
@@ -65,7 +70,7 @@ class ClassifierTask:
             images = self.model.normalize(batch.images.to(device))
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 scores = self.model(images).float()
-            rows = zip(scores.cpu(), scores.softmax(dim=1).cpu(), strict=True)
+            rows = zip(scores.cpu(), probabilities(scores).cpu(), strict=True)
             yield Predictions(batch.indices.tolist(), [Classification(*row) for row in rows], batch.bad)
 
     def check_out(self, out: Path) -> None:

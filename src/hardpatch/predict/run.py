@@ -1,7 +1,7 @@
 """Predictions of a fine-tuned network for images, written to a file or folder: ``hardpatch predict``."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from hardpatch.choices import PrecisionName
-from hardpatch.data.bad_files import BadFiles
+from hardpatch.data.bad_files import BadFiles, nothing_decodable
 from hardpatch.data.left_out import counts
 from hardpatch.data.order import evenly_spread
 from hardpatch.data.reading import Reading, to_bytes
@@ -26,7 +26,7 @@ from hardpatch.measure.features import ProgressCallback
 from hardpatch.paths import user_path
 from hardpatch.predict.load import load_finetuned
 from hardpatch.predict.names import map_names
-from hardpatch.predict.task import Predictions, Task
+from hardpatch.predict.task import Predictions, Task, Writer
 from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
 from hardpatch.train.result import head
@@ -78,7 +78,7 @@ def predict(
         workers: processes that decode images.
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
-        precision: ``auto`` is bf16 on a CUDA device and fp32 elsewhere, as in trainings.
+        precision: of the network; ``auto`` is bf16 on a CUDA device and fp32 elsewhere, as in trainings.
         image_column: column of the images in tables; None finds it.
         label_column: column of the labels, likewise; with labels that a classifier knows, its accuracy is measured.
         progress: called after each batch with (images done, images).
@@ -86,47 +86,104 @@ def predict(
     Raises:
         UserError: for a mistake in the arguments, if too many images cannot be decoded, or ``out`` cannot be written.
     """
-    numbers: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "max_bad_fraction": max_bad_fraction}
-    check_options(top=top, pictures=pictures, **numbers)
+    check_options(top=top, pictures=pictures, batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction)
     started, path = time.monotonic(), user_path(out, "--out")
     drawn = path.with_name(f"{path.stem}_pictures") if pictures else None
-    for new in (path, *((drawn,) if drawn else ())):
-        if new.exists() or new.is_symlink():
-            raise UserError(f"--out: expected a name that does not exist yet, {new} does; choose another one")
+    _check_new(path, drawn)
     used_device = use_device(device)
-    autocast = _autocast(precision, used_device)
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": resolve_workers(workers)}
+    how["autocast"] = _autocast(precision, used_device)
     task = load_finetuned(run, device=used_device).task
     task.check_out(path)
     source = open_described(images, image_column, task.reading, label_column)
-    reading = adapted(task.reading, source, "IMAGES")
-    batches = task.predictions(
-        source, reading, batch_size=batch_size, workers=resolve_workers(workers), autocast=autocast
-    )
     bad_files = BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source)
-    written = 0
-    with _open_files(path, drawn) as partials, task.writing(partials[0], source, top) as writer:
-        painter = _Painter(task, source, reading, pictures, partials[1]) if drawn else None
-        for predictions in batches:
-            bad_files.update(predictions.bad)
-            writer.add(predictions)
-            if painter is not None:
-                painter.draw(predictions)
-            written += len(predictions.indices)
-            if progress is not None:
-                progress(written + len(bad_files), len(source))
-        if not written:
-            raise UserError(f"IMAGES: none of the {len(source)} images can be decoded")
+    numbers = _write_files(task, source, path, drawn, how, bad_files, top, pictures, progress)
+    values = _values(run, images, task, numbers, counts(source.skipped, len(bad_files)), time.monotonic() - started)
+    values |= {"out": str(path), "pictures": drawn and str(drawn)}
+    return PredictResult(path, task.kind, numbers["written"], len(bad_files), drawn, values)
+
+
+def _values(
+    run: str | Path,
+    images: str | Sequence[str],
+    task: Task,
+    numbers: Mapping[str, Any],
+    left_out: Mapping[str, int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the result as plain values; ``numbers`` are those of :func:`_write_files`."""
     values = head(
         "predict",
         run=str(run),
         data={"images": images},
-        images={"images": written},
+        images={"images": numbers["written"]},
         classes=len(task.classes),
-        left_out=counts(source.skipped, len(bad_files)),
-        seconds=time.monotonic() - started,
+        left_out=left_out,
+        seconds=seconds,
     )
-    values |= {"kind": task.kind, "out": str(path), "pictures": drawn and str(drawn), **writer.summary()}
-    return PredictResult(path, task.kind, written, len(bad_files), drawn, values)
+    return values | {"kind": task.kind, **{name: value for name, value in numbers.items() if name != "written"}}
+
+
+def _write_files(
+    task: Task,
+    source: OpenedSource,
+    path: Path,
+    drawn: Path | None,
+    how: Mapping[str, Any],
+    bad_files: BadFiles,
+    top: int,
+    pictures: int,
+    progress: ProgressCallback | None,
+) -> dict[str, Any]:
+    """Predict all images, and write output and pictures, both or none.
+
+    Returns:
+        ``written``, the number of images, and what the writer counted.
+    """
+    reading = adapted(task.reading, source, "IMAGES")
+    with _open_files(path, drawn) as partials, task.writing(partials[0], source, top) as writer:
+        painter = _Painter(task, source, reading, pictures, partials[1]) if drawn else None
+        written = _write(task.predictions(source, reading, **how), writer, painter, bad_files, progress)
+    return {"written": written, **writer.summary()}
+
+
+def _check_new(*paths: Path | None) -> None:
+    """Refuse a path that exists.
+
+    Raises:
+        UserError: names it.
+    """
+    for path in paths:
+        if path is not None and (path.exists() or path.is_symlink()):
+            raise UserError(f"--out: expected a name that does not exist yet, {path} does; choose another one")
+
+
+def _write(
+    batches: Iterable[Predictions],
+    writer: Writer,
+    painter: "_Painter | None",
+    bad_files: BadFiles,
+    progress: ProgressCallback | None,
+) -> int:
+    """Write and draw predictions as they come. Returns the number of images that have one.
+
+    Raises:
+        UserError: if too many images cannot be decoded, or all.
+    """
+    written = 0
+    bad: list[str] = []
+    for predictions in batches:
+        bad += predictions.bad
+        bad_files.update(predictions.bad)
+        writer.add(predictions)
+        if painter is not None:
+            painter.draw(predictions)
+        written += len(predictions.indices)
+        if progress is not None:
+            progress(written + len(bad), bad_files.total)
+    if not written:
+        raise nothing_decodable(bad_files.total, bad)
+    return written
 
 
 def _autocast(precision: PrecisionName, device: torch.device) -> torch.dtype | None:
