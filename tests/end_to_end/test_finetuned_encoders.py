@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -47,10 +48,11 @@ def test_the_encoders_of_segmenters_and_detectors(finetuned: Path) -> None:
     image = pixels[0].abs().mul(100).clamp_max(255).byte().permute(1, 2, 0).numpy()
     maps = [network.predict([image])[0] for network in networks]
     assert (maps[0] == maps[1]).all()
-    own = hardpatch.load_detector(finetuned / "detector").model.backbone.encoder  # type: ignore[union-attr]
+    detector: Any = hardpatch.load_detector(finetuned / "detector").model
+    own = detector.backbone.encoder.state_dict()
     loaded = hardpatch.load(finetuned / "detector").host.encoder
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value, own.state_dict()[name]), name  # type: ignore[operator]
+        assert torch.equal(value, own[name]), name
 
 
 def weights_of_checkpoint(run: Path) -> Path:
