@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from hardpatch.check.run import check
     from hardpatch.check.stats import stats
     from hardpatch.data.formats import formats
-    from hardpatch.detect.run import detect, load_detector
+    from hardpatch.detect.file import load_detector
+    from hardpatch.detect.run import detect
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hardpatch.methods.ibot import IBOT
     from hardpatch.methods.mae import MAE
     from hardpatch.methods.simmim import SimMIM
+    from hardpatch.predict.load import load_finetuned
+    from hardpatch.predict.run import predict
     from hardpatch.pretrain.planning import plan
     from hardpatch.pretrain.replay import replay
     from hardpatch.pretrain.run import pretrain
@@ -45,8 +48,10 @@ __all__ = [
     "load",
     "load_classifier",
     "load_detector",
+    "load_finetuned",
     "load_segmenter",
     "plan",
+    "predict",
     "pretrain",
     "replay",
     "score",
@@ -56,7 +61,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages check, pretrain, finetune, segment and detect are called themselves.
+# The packages check, pretrain, finetune, segment, detect and predict are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
     "export": "interchange.export",
@@ -65,7 +70,8 @@ _HOME = {
     "linear": "evaluate.probes",
     "load": "interchange.load",
     "load_classifier": "finetune.file",
-    "load_detector": "detect.run",
+    "load_detector": "detect.file",
+    "load_finetuned": "predict.load",
     "load_segmenter": "segment.file",
     "plan": "pretrain.planning",
     "replay": "pretrain.replay",
@@ -79,7 +85,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "finetune", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "finetune", "predict", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

@@ -230,6 +230,7 @@ OPTIONS: Mapping[str, Range] = {
     "temperature": Range(0, 1_000_000, above=True),
     "threads": Range(1, 1_024, whole=True),
     "threshold": Range(0, 2**31 - 1, whole=True),
+    "top": COUNT,
     "trained_size": SIDE,
     "workers": WORKERS,
 }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,7 @@ def fitted(
     *,
     argument: str = "RUN",
     load: bool = True,
+    left_out: Collection[str] = (),
 ) -> M:
     """Build a network that metadata describes, and load its weights.
 
@@ -75,12 +76,13 @@ def fitted(
         prefix: of the names of its tensors.
         argument: the option that the path comes from.
         load: load the weights; else the network keeps those of its start.
+        left_out: names of tensors, with the prefix, that the network does not have.
 
     Raises:
         UserError: if the metadata does not describe a network, if that does not have these tensors, or if they hold
             NaN or infinity.
     """
-    tensors = stored_tensors(path, argument)
+    tensors = {name: value for name, value in stored_tensors(path, argument).items() if name not in left_out}
     with safe_open(path, "pt") as file:  # once open it can be read, also if a running training removes it meanwhile
         return _fitted(build, path, metadata, prefix, tensors, argument, file if load else None)
 

@@ -69,7 +69,7 @@ def test_an_annotation_with_id_0_can_be_detected(tmp_path: Path) -> None:
     assert average_precision(coco.ground_truth(), [detection((0, 0, 50, 50), 0.9)])["box"]["AP"] == pytest.approx(1.0)
 
 
-def test_detections_in_cocos_layout() -> None:
+def test_detections_in_cocos_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """From a canvas on which 40 x 60 pixels became 20 x 30: label 1 is category 3, the first; boxes double."""
     coco = AnnotationSet("", {3: "a", 8: "b"}, [AnnotatedImage(5, "", 1, 1), AnnotatedImage(6, "", 40, 60)])
     sample = Sample(torch.zeros(3, 20, 30, dtype=torch.uint8), {}, 1)
@@ -88,6 +88,8 @@ def test_detections_in_cocos_layout() -> None:
     assert half[11:19, 11:19].all()
     assert half.sum() <= 11 * 12
     assert json.loads(json.dumps([first, second])) == [first, second]
+    monkeypatch.setattr("hardpatch.detect.measure.PIXELS_AT_ONCE", 1)  # masks are pasted one by one
+    assert in_coco_layout(detections, sample, coco) == [first, second]
     none = {name: values[:0] for name, values in detections.items()}
     assert in_coco_layout(none, sample, coco) == []
 

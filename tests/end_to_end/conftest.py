@@ -48,6 +48,27 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finetuned(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """Pre-train four blocks, and train a ``classifier``, a ``segmenter`` and a ``detector`` from there."""
+    from tests.end_to_end import test_detect, test_finetune, test_segment  # which import this file
+
+    root = tmp_path_factory.mktemp("finetuned")
+    run, pairs, coco = root / "run", test_segment.write_data(root / "pairs"), root / "coco"
+    coco.mkdir()
+    test_detect.write_data(coco)
+    brief = ("--steps", 30, "--lr", 3e-3, "--weights", "random")
+    four = [*SMALL, "--model.depth", "4", "--steps", "2"]
+    for command in (
+        ["pretrain", *four, "--data", str(images), "--out", str(run)],
+        test_finetune.command(run, images, root / "classifier", "--ema", "0.9"),
+        test_segment.command(run, pairs, root / "segmenter"),
+        test_detect.command(run, coco, root / "detector", *brief),
+    ):
+        assert main(command) == 0
+    return root
+
+
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a command that must fail with exit code 2 and one line on stderr; returns the line."""

@@ -135,7 +135,7 @@ def test_a_detector_is_loaded_from_its_folder(run: Path, data: Path, tmp_path: P
     weights = checkpoint.with_prefix(load_file(saved / checkpoint.WEIGHTS), "student.")
     for name, value in detector.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    with pytest.raises(UserError, match="expected a folder made by hardpatch detect, got "):
+    with pytest.raises(UserError, match="expected a run folder with checkpoints/ or a weights file"):
         hardpatch.load_detector(data)
     with pytest.raises(UserError, match="is of another kind"):
         hardpatch.load_detector(run)

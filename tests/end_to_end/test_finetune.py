@@ -272,7 +272,6 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     assert f"--train: {tmp_path}/missing: no such file" in fails(*command(run, tmp_path / "missing", out, val=images))
     assert f"--val: {tmp_path}/missing: no such file" in fails(*command(run, images, out, val=tmp_path / "missing"))
     assert "does not exist" in fails(*command(tmp_path / "missing", images, out))
-    assert "of another kind, classifier" in fails(*command(tuned, images, out))
     assert "expected a network of hardpatch finetune" in fails_to_load(run)
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "flat" / "a.png")

@@ -16,7 +16,7 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.segment.data import IGNORED, SegmentationSet
-from hardpatch.segment.measure import Confusion, Inference, evaluate, measures, predict_logits, window_starts
+from hardpatch.segment.measure import Confusion, Inference, class_map, evaluate, measures, predict_logits, window_starts
 from hardpatch.segment.pictures import label_sheet, palette, table
 from tests.segment.small import random_norms, small_upernet
 
@@ -159,6 +159,16 @@ def test_an_evaluation_without_any_image_fails(pairs: SegmentationSet) -> None:
     bad_files = BadFiles(5, 1.0, "--max_bad_fraction", log=lambda line: None)
     with pytest.raises(UserError, match="none of the 5 images can be decoded"):
         evaluate(small_upernet(classes=3), pairs, WHOLE, device=CPU, bad_files=bad_files)
+
+
+def test_a_class_map_of_a_few_classes_at_a_time_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 4] = logits[:, 1]  # the first of equal ones wins
+    expected = F.interpolate(logits, (11, 9), mode="bilinear", align_corners=False).argmax(dim=1)
+    assert torch.equal(class_map(logits, (11, 9)), expected)
+    for values in (1, 2 * 11 * 9 * 2, 2 * 11 * 9 * 3):
+        monkeypatch.setattr("hardpatch.segment.measure.VALUES_AT_ONCE", values)
+        assert torch.equal(class_map(logits, (11, 9)), expected)
 
 
 def test_colors_and_sheets_of_label_maps() -> None:

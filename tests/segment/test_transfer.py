@@ -12,10 +12,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from hardpatch.errors import UserError
+from hardpatch.interchange.finetuned import SEGMENTER_METADATA
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions, trains_positions
 from hardpatch.segment.data import SegmentationSet
-from hardpatch.segment.file import METADATA, load_segmenter, save_segmenter
+from hardpatch.segment.file import load_segmenter, save_segmenter
 from hardpatch.segment.measure import Inference, predict_logits
 from hardpatch.segment.model import UperNet, default_blocks
 from hardpatch.segment.run import choices, segment
@@ -123,10 +124,10 @@ def test_files_of_earlier_versions_load(tmp_path: Path) -> None:
     file, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
     save_segmenter(file, model, ["a", "b", "c"], SLIDE)
     with safe_open(file, "pt") as content:
-        metadata = json.loads(content.metadata()[METADATA])
+        metadata = json.loads(content.metadata()[SEGMENTER_METADATA])
     del metadata["train_positions"]
     assert "block_bias_grid" not in metadata["encoder"]
-    save_file(load_file(file), old, {METADATA: json.dumps(metadata)})
+    save_file(load_file(file), old, {SEGMENTER_METADATA: json.dumps(metadata)})
     loaded = load_segmenter(old)
     images = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
     assert torch.equal(predict_logits(loaded.model, images, SLIDE), predict_logits(model, images, SLIDE))

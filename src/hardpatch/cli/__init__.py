@@ -32,6 +32,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   finetune   train a run's encoder on labeled images   hardpatch finetune RUN --train IMAGES --val IMAGES --out DIR
   segment    classify every pixel, with UperNet        hardpatch segment RUN --train DIR --val DIR --out DIR
   detect     detect objects, with Mask R-CNN           hardpatch detect RUN --train DIR --annotations JSON ... --out DIR
+  predict    predict by what these three trained       hardpatch predict RUN IMAGES... --out FILE
   evaluate   several measurements, as one table        hardpatch evaluate RUN --suite FILE --out DIR
   score      difficulty of image patches               hardpatch score RUN IMAGES... --out DIR
   check      look at a set of images before training   hardpatch check IMAGES [--labels]
@@ -61,6 +62,7 @@ VERBS = {
     "finetune": "finetune",
     "segment": "segment",
     "detect": "detect",
+    "predict": "predict",
     "evaluate": "suite",
     "score": "score",
     "check": "check",

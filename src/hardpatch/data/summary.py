@@ -13,10 +13,13 @@ log = logging.getLogger("hardpatch")
 
 
 def open_described(
-    images: str | Sequence[str], image_column: str | None = None, reading: Reading = RGB
+    images: str | Sequence[str],
+    image_column: str | None = None,
+    reading: Reading = RGB,
+    label_column: str | None = None,
 ) -> OpenedSource:
-    """Open the images of a verb that uses no labels as a model reads them, and log what they are."""
-    files = open_images([images] if isinstance(images, str) else list(images), Columns(image_column))
+    """Open the images of a verb that needs no labels as a model reads them, and log what they are."""
+    files = open_images([images] if isinstance(images, str) else list(images), Columns(image_column, label_column))
     source = as_read(files, reading)
     log.info("IMAGES: %s", summarize(source))
     return source

@@ -4,8 +4,9 @@ Boxes are (left, top, right, bottom) in pixels; those of COCO files are (left, t
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ class Sample(NamedTuple):
     ``[n, h, w]`` and ``has_mask`` bool ``[n]``, False for an object whose mask is not known; empty in evaluation"""
     image_index: int
     """index of the image in the set"""
+    original_size: tuple[int, int] = (0, 0)
+    """(height, width) of the image before it was resized, in evaluation"""
 
 
 @dataclass(frozen=True)
@@ -215,9 +218,28 @@ def evaluation_batches(
         reading: channels, type and range of the images.
         workers: processes that decode; 0 decodes in this one.
     """
+    read = partial(_annotated_image, annotations, str(folder), reading)
+    return image_batches(read, len(annotations.images), size, batch_size=batch_size, workers=workers)
+
+
+def image_batches(
+    read: Callable[[int], Image], images: int, size: int, *, batch_size: int, workers: int = 0
+) -> Iterator[DetectionBatch]:
+    """Load images without targets, in order, as :func:`evaluation_batches` does.
+
+    Args:
+        read: decodes an image by its index; can be pickled.
+        images: number of them.
+        size: pixels of the longer side, to which each image is resized.
+        batch_size: images in a batch.
+        workers: processes that decode; 0 decodes in this one.
+    """
     mask_tools()
-    dataset = _EvaluationDataset(annotations, str(folder), size, reading)
-    yield from batch_loader(dataset, EvaluationOrder(len(annotations.images), batch_size), workers)
+    yield from batch_loader(_EvaluationDataset(read, size), EvaluationOrder(images, batch_size), workers)
+
+
+def _annotated_image(annotations: AnnotationSet, folder: str, reading: Reading, index: int) -> Image:
+    return read_image(annotations.images[index], folder, reading)
 
 
 class _TrainingDataset(Dataset[DetectionBatch]):
@@ -266,19 +288,19 @@ class _TrainingDataset(Dataset[DetectionBatch]):
 class _EvaluationDataset(Dataset[DetectionBatch]):
     """Whole batches by the indices of their images; images that cannot be used are left out."""
 
-    def __init__(self, annotations: AnnotationSet, folder: str, size: int, reading: Reading) -> None:
-        self.images, self.folder, self.size, self.reading = annotations.images, folder, size, reading
+    def __init__(self, read: Callable[[int], Image], size: int) -> None:
+        self.read, self.size = read, size
 
     def __getitem__(self, indices: npt.NDArray[np.int64]) -> DetectionBatch:
         samples, bad = [], []
         for index in indices.tolist():
             try:
-                pixels = read_image(self.images[index], self.folder, self.reading)
+                pixels = self.read(index)
             except UndecodableImage as error:
                 bad.append(str(error))
                 continue
-            image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-            samples.append(Sample(resize(image, scaled_size(pixels.shape[:2], self.size)), {}, index))
+            image, size = torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), (pixels.shape[0], pixels.shape[1])
+            samples.append(Sample(resize(image, scaled_size(size, self.size)), {}, index, size))
         return DetectionBatch(samples, bad)
 
 

@@ -17,6 +17,8 @@ from hardpatch.detect.masks import box_polygon, mask_tools
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 """COCO's average precision: mean over the IoU thresholds from 0.50 to 0.95, at 0.50, at 0.75; and the mean for objects
 below 32^2, from 32^2 to 96^2, and above 96^2 pixels."""
+PIXELS_AT_ONCE = 1 << 26
+"""Pixels of the masks that are pasted at a time; a hundred in a large image would not fit into memory."""
 KINDS = {"box": "bbox", "mask": "segm"}
 """Kinds of detections, with pycocotools' names."""
 
@@ -73,19 +75,27 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, annotations: An
         Entries of :attr:`Detections.results`.
     """
     image = annotations.images[sample.image_index]
-    size = (image.height, image.width)
-    ratio = torch.tensor([image.width / sample.image.shape[2], image.height / sample.image.shape[1]] * 2)
+    found = detected_objects(output, sample, (image.height, image.width), annotations.category_ids)
+    return [{"image_id": image.id, **entry} for entry in found]
+
+
+def detected_objects(
+    output: Mapping[str, Tensor], sample: Sample, size: tuple[int, int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Convert the detections of one image to COCO results without an image id; see :func:`in_coco_layout`.
+
+    Args:
+        output: of the detector.
+        sample: the image that the detector got.
+        size: (height, width) of the original image.
+        category_ids: of the labels, which run from 1.
+    """
+    ratio = torch.tensor([size[1] / sample.image.shape[2], size[0] / sample.image.shape[1]] * 2)
     boxes = output["boxes"] * ratio
     encoded = _encoded(output["masks"], boxes, size) if "masks" in output else [{}] * len(boxes)
     boxes[:, 2:] -= boxes[:, :2]
     return [
-        {
-            "image_id": image.id,
-            "category_id": annotations.category_ids[label - 1],
-            "bbox": box,
-            "score": score,
-            **segmentation,
-        }
+        {"category_id": category_ids[label - 1], "bbox": box, "score": score, **segmentation}
         for label, box, score, segmentation in zip(
             output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), encoded, strict=True
         )
@@ -94,8 +104,11 @@ def in_coco_layout(output: Mapping[str, Tensor], sample: Sample, annotations: An
 
 def _encoded(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Return the entry ``segmentation`` of each detection."""
-    pasted = paste_masks_in_image(masks, boxes, size)[:, 0] >= 0.5
-    encoded = mask_tools().encode(np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8)))
+    at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    encoded = []
+    for some_masks, some_boxes in zip(masks.split(at_once), boxes.split(at_once), strict=True):
+        pasted = paste_masks_in_image(some_masks, some_boxes, size)[:, 0] >= 0.5
+        encoded += mask_tools().encode(np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8)))
     return [
         {"segmentation": {"size": list(size), "counts": run_lengths["counts"].decode("ascii")}}
         for run_lengths in encoded

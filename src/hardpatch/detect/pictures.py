@@ -1,6 +1,6 @@
 """Pictures of annotated and detected objects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,17 +65,8 @@ def detection_sheet(
             for obj in image.objects
             if not obj.crowd
         ]
-        detected = [
-            DrawnObject(
-                result["category_id"],
-                result["bbox"],
-                decode_mask(result["segmentation"]) if "segmentation" in result else None,
-                result["score"],
-            )
-            for result in sorted(results, key=lambda result: result["score"])
-            if result["image_id"] == image.id and result["score"] >= SCORE
-        ]
-        rows.append([_draw(pixels, objects, annotations) for objects in (annotated, detected)])
+        detected = drawn_detections(result for result in results if result["image_id"] == image.id)
+        rows.append([draw_objects(pixels, objects, annotations.categories) for objects in (annotated, detected)])
     font = _font(14)
     captions = f"annotated{channels_caption(reading.channels)}", f"detected, score {SCORE} or more"
     widths = [
@@ -93,22 +84,45 @@ def detection_sheet(
     return sheet
 
 
-def _draw(pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], annotations: AnnotationSet) -> Image.Image:
-    """Draw masks, boxes and names over an image, resized to a height of :data:`HEIGHT` pixels."""
+def drawn_detections(results: Iterable[Mapping[str, Any]]) -> list[DrawnObject]:
+    """Return those of an image's COCO results that are drawn, the surest last."""
+    return [
+        DrawnObject(
+            result["category_id"],
+            result["bbox"],
+            decode_mask(result["segmentation"]) if "segmentation" in result else None,
+            result["score"],
+        )
+        for result in sorted(results, key=lambda result: result["score"])
+        if result["score"] >= SCORE
+    ]
+
+
+def draw_objects(
+    pixels: NDArray[np.uint8], objects: Sequence[DrawnObject], categories: Mapping[int, str]
+) -> Image.Image:
+    """Draw masks, boxes and names over an image, resized to a height of :data:`HEIGHT` pixels.
+
+    Args:
+        pixels: ``[H, W, 3]``.
+        objects: in that image.
+        categories: names by id, in the order of the colors.
+    """
+    colors = {category: COLORS[number % len(COLORS)] for number, category in enumerate(categories, 1)}
     shaded = pixels.astype(np.float32)
     for obj in objects:
         if obj.mask is None:
             continue
-        tint = np.array(COLORS[annotations.labels[obj.category] % len(COLORS)], dtype=np.float32)
+        tint = np.array(colors[obj.category], dtype=np.float32)
         shaded = np.where(obj.mask[..., None] > 0, 0.5 * shaded + 0.5 * tint, shaded)
     ratio = HEIGHT / pixels.shape[0]
     picture = Image.fromarray(shaded.astype(np.uint8)).resize((max(1, round(pixels.shape[1] * ratio)), HEIGHT))
     draw, font = ImageDraw.Draw(picture), _font(12)
     for category, (left, top, width, height), _, score in objects:
-        color = COLORS[annotations.labels[category] % len(COLORS)]
+        color = colors[category]
         corner = (left * ratio, top * ratio)
         draw.rectangle((*corner, (left + width) * ratio, (top + height) * ratio), outline=color, width=2)
-        label = annotations.categories[category] + ("" if score is None else f" {score:.2f}")
+        label = categories[category] + ("" if score is None else f" {score:.2f}")
         overhang = max(0, draw.textbbox(corner, label, font=font)[2] + 2 - picture.width)
         corner = (corner[0] - overhang, corner[1])
         text = draw.textbbox(corner, label, font=font)

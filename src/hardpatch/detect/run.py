@@ -5,28 +5,23 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from safetensors.torch import load_file
-from torch import nn
+from typing import Any
 
 from hardpatch.curves import training_curves
 from hardpatch.data.bands import refuse_bands
 from hardpatch.data.folders import FileSource
-from hardpatch.data.reading import read_reading
 from hardpatch.data.survey import adapted
 from hardpatch.detect.annotations import counts
 from hardpatch.detect.extents import REASONS
+from hardpatch.detect.file import backbone_of, saved_metadata
 from hardpatch.detect.masks import choose_masks, mask_tools
 from hardpatch.detect.measure import Precision
 from hardpatch.detect.pictures import detection_sheet
 from hardpatch.detect.sets import open_sets
 from hardpatch.detect.settings import (
     ANNOTATIONS,
-    BEFORE,
     FEW_STEPS,
     MORE_STEPS,
     PRESETS,
@@ -34,13 +29,11 @@ from hardpatch.detect.settings import (
     DetectSettings,
     check,
 )
-from hardpatch.detect.trainer import KIND, DetectJob, build, check_encoder
+from hardpatch.detect.trainer import DetectJob, check_encoder
 from hardpatch.detect.verdict import typical_box, verdict
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, optional_file, write_text_atomically
-from hardpatch.interchange.backbone import Backbone, load_backbone
-from hardpatch.interchange.load import read_newest
-from hardpatch.models.encoder_settings import build_encoder
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
@@ -52,7 +45,7 @@ from hardpatch.train.metrics import read_metrics
 from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
-from hardpatch.train.settings import changed, too_short
+from hardpatch.train.settings import too_short
 
 log = logging.getLogger("hardpatch")
 
@@ -113,17 +106,6 @@ class DetectResult:
     def finished(self) -> bool:
         """False if the run was interrupted."""
         return self.step == self.total
-
-
-class Detector(NamedTuple):
-    """Trained detector, and the meaning of its labels."""
-
-    model: nn.Module
-    """:func:`~hardpatch.detect.model.mask_rcnn` in eval mode; images must fit ``image_size``"""
-    categories: dict[int, str]
-    """names by category id, in the order of the labels, which run from 1"""
-    image_size: int
-    """side of the canvas, pixels"""
 
 
 def detect(
@@ -196,7 +178,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
     if newest is None:
         backbone = load_backbone(inputs["run"], drop_path=settings.drop_path, **settings.backbone)
     else:
-        backbone = _backbone(_metadata(newest))
+        backbone = backbone_of(saved_metadata(newest))
     check_encoder(backbone, settings)
     refuse_bands(backbone.reading)
     shown = counting("images decoded") if isinstance(progress, TrainingProgress) else nullcontext(lambda *_: None)
@@ -213,7 +195,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
         files = FileSource(str(train.folder), [image.file for image in train.annotations.images])
         backbone = backbone._replace(reading=adapted(backbone.reading, files, "--train"))
     else:
-        _compare(_metadata(newest), masks.trained, folder)
+        _compare(saved_metadata(newest), masks.trained, folder)
     sets = (masks.train, train.folder), (masks.val, val.folder)
     job = DetectJob(
         settings, folder, *sets, backbone, fabric, (masks.trained, masks.measured), bad=(len(train.bad), len(val.bad))
@@ -228,7 +210,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
     job.bad_val.update(val.bad)
     for line in (*train.lines, *val.lines, *(f"--masks {settings.masks}: {line}" for line in masks.lines)):
         log.info(line)
-    if newest is not None and _metadata(newest).get("images", job.images) != job.images:
+    if newest is not None and saved_metadata(newest).get("images", job.images) != job.images:
         log.info("--resume: %d images can be used now, another number than before: their order differs", job.images)
     if settings.relative_positions and job.encoder.relative_bias is not None:
         log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
@@ -289,50 +271,6 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
             detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(partial)
         pictures = curves, sheet
     return DetectResult(folder, saved, job.step, job.total, precision, detections, pictures, result=result)
-
-
-def load_detector(run: str | Path, device: str | torch.device = "cpu") -> Detector:
-    """Load the detector of a run folder of ``hardpatch detect``.
-
-    Args:
-        run: the folder.
-        device: where the detector is put.
-
-    Raises:
-        UserError: if the folder has no checkpoint of a detector.
-    """
-    if checkpoint.newest(Path(run)) is None:
-        raise UserError(f"RUN: expected a folder made by hardpatch detect, got {run}")
-    return read_newest(run, lambda file: _load_detector(file, device))
-
-
-def _load_detector(file: Path, device: str | torch.device) -> Detector:
-    metadata, tensors = _metadata(file.parent), load_file(file)
-    names = {f.name for f in fields(DetectSettings)}
-    values = BEFORE | {name: value for name, value in metadata["detect"].items() if name in names}
-    if values.get("steps"):  # an earlier version saved epochs beside them, which it did not use
-        values["epochs"] = None
-    settings = changed(DetectSettings(), values)
-    categories = {int(number): name for number, name in metadata["categories"]}
-    model = build(_backbone(metadata), settings, len(categories), masks=metadata.get("masks", True)).to(device)
-    model.load_state_dict(checkpoint.with_prefix(tensors, "student."))
-    return Detector(model.eval(), categories, settings.image_size)
-
-
-def _metadata(saved: Path) -> dict[str, Any]:
-    """Read the metadata of a checkpoint; UserError if it is not a detector's."""
-    metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
-    if metadata.get("kind") != KIND:
-        raise UserError(f"RUN: expected a folder made by hardpatch detect, {saved} is of another kind")
-    if "detect" not in metadata:  # written by an earlier version
-        metadata["detect"] = metadata.get("run", {})
-    return metadata
-
-
-def _backbone(metadata: Mapping[str, Any]) -> Backbone:
-    """Build the encoder that a checkpoint describes, with new weights."""
-    encoder = build_encoder(metadata["encoder"])
-    return Backbone(encoder, tuple(metadata["mean"]), tuple(metadata["std"]), read_reading(metadata))
 
 
 def _compare(metadata: Mapping[str, Any], masks: bool, folder: Path) -> None:

@@ -24,6 +24,7 @@ from hardpatch.measure import score as scoring
 from hardpatch.measure.difficulty import Predict
 from hardpatch.measure.features import ProgressCallback
 from hardpatch.measure.score import ScoreResult
+from hardpatch.methods.encoder_only import NO_DECODER, EncoderOnly
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.targets import Target
@@ -69,6 +70,8 @@ def load_models(
     if normalize_pixels and not reference:
         raise UserError(f"--normalize_pixels: expected a reference checkpoint, {run} says itself; leave it out")
     student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels, architecture=architecture)
+    if isinstance(student.host, EncoderOnly):
+        raise UserError(NO_DECODER)
     if predict is not None and not student.has_predictor:
         raise UserError(f"--predict: expected a run with a loss predictor, {run} has none; leave it out")
     if reference and isinstance(student.host, MAE) and not student.host.normalize_pixels:

@@ -19,17 +19,14 @@ from hardpatch.finetune.scratch import random_encoder
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import KIND
 from hardpatch.interchange.backbone import load_backbone
+from hardpatch.interchange.finetuned import PROBE
 from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import unshare_relative_bias
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
-from hardpatch.train.result import RESULT
 from hardpatch.weights import check_normalization, described, fitted, stored_tensors
-
-PROBE = "probe.safetensors"
-"""File of a run folder: the classifier that the run begins with."""
 
 
 class LoadedClassifier(NamedTuple):
@@ -53,7 +50,7 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     Raises:
         UserError: if there is no such file, or it holds another kind of network.
     """
-    return read_newest(Path(path) / PROBE if keeps_probe(Path(path)) else path, _load_classifier)
+    return read_newest(path, _load_classifier)
 
 
 def _load_classifier(file: Path) -> LoadedClassifier:
@@ -79,14 +76,6 @@ def _load_classifier(file: Path) -> LoadedClassifier:
     with described(file):
         size = (int(metadata["image_size"][0]), int(metadata["image_size"][1]))
         return LoadedClassifier(model.eval(), tuple(map(str, metadata["classes"])), size)
-
-
-def keeps_probe(folder: Path) -> bool:
-    """Return whether the result of a run folder is its probe, rather than the network that was trained from there."""
-    try:
-        return bool(json.loads((folder / RESULT).read_text(encoding="utf-8")).get("kept") == "probe")
-    except (OSError, json.JSONDecodeError, AttributeError):
-        return False
 
 
 def save_probe(folder: Path, model: Classifier, metadata: Mapping[str, Any]) -> None:

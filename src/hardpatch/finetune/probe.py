@@ -20,11 +20,12 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
-from hardpatch.finetune.file import PROBE, load_classifier, save_probe
+from hardpatch.finetune.file import load_classifier, save_probe
 from hardpatch.finetune.measure import ClassifierEvaluation, whole_image
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import FinetuneJob, describe
+from hardpatch.interchange.finetuned import PROBE
 from hardpatch.measure.features import Features, ProgressCallback
 from hardpatch.measure.linear import BASE_LRS, LinearHeads, train_heads
 from hardpatch.processes import on_first

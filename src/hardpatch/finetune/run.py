@@ -17,12 +17,13 @@ from hardpatch.data.splits import Role
 from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, optional_file
-from hardpatch.finetune.file import PROBE, initial_classifier, load_classifier
+from hardpatch.finetune.file import initial_classifier, load_classifier
 from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.probe import choose, hold_out_of, start_from_probe
 from hardpatch.finetune.scratch import describe
 from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, short_of
 from hardpatch.finetune.trainer import FinetuneJob
+from hardpatch.interchange.finetuned import PROBE
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.processes import is_first, on_first

@@ -1,5 +1,7 @@
 """Models from weights of other libraries, and from what this package has exported for them."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ from hardpatch.choices import WeightsName
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.architecture import Facts, build, facts_beside
-from hardpatch.interchange.layouts import find_layout
+from hardpatch.interchange.layouts import Layout, find_layout
 from hardpatch.interchange.reference import DECODER, decoder_parts, from_reference, has_decoder
 from hardpatch.interchange.tensors import read_tensors
 from hardpatch.methods.encoder_only import EncoderOnly
@@ -18,6 +20,10 @@ from hardpatch.weights import described, parse_metadata
 
 EXPORTED = "hardpatch_export"
 """Metadata entry of exported files: a JSON object with image size, heads, mean and standard deviation."""
+HEAD = re.compile(r"(.*\.)?(head|head_dist|fc_norm|classifier)(?=\.(weight|bias)$)")
+"""Parts of a classifier after its encoder"""
+
+log = logging.getLogger("hardpatch")
 
 
 def read_foreign(
@@ -86,12 +92,20 @@ def read_matched(
         )
     else:
         encoder = build(layout, facts, file)
+        _say_left_out(layout, file)
         mean, std = facts.normalization(encoder.channels, file)
         model = HPM(EncoderOnly(encoder), None, mean=mean, std=std, reading=_reading(file, encoder.channels))
     facts.say_guesses(file)
     matched = {name: tuple(value.shape) for name, value in {**layout.tensors, **parts}.items()}
     left_out = {name: tuple(state[name].shape) for name in layout.left_out if not DECODER.search(name) or not parts}
     return model, Match(layout.name, matched, left_out)
+
+
+def _say_left_out(layout: Layout, file: Path) -> None:
+    """Log which head of a fine-tuned network is not read, and which norm goes with it."""
+    parts = dict.fromkeys(match[0] for name in layout.left_out if (match := HEAD.match(name)) is not None)
+    if parts:
+        log.info("%s: the encoder is read, without what follows it: %s", file, ", ".join(parts))
 
 
 def _reading(file: Path, channels: int) -> Reading:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from hardpatch.choices import Architecture, WeightsName
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
+from hardpatch.interchange.finetuned import load_encoder, read_finetuned, result_files
 from hardpatch.interchange.foreign import read_foreign
 from hardpatch.interchange.hub import fetch, is_hub_name
 from hardpatch.interchange.tensors import FILES, check_content
@@ -60,7 +61,8 @@ def load(
         run: a run folder (its newest checkpoint) or a ``.safetensors`` file of it; or weights of a Vision Transformer
             with class token from timm, Hugging Face (a folder, too), DINO, DINOv2, DINOv3, iBOT, DeiT, BEiT, CLIP, or
             of HPM and MAE; ``timm:NAME`` and ``hf:OWNER/NAME`` are fetched from the hub. Without a decoder in the file
-            the model encodes only.
+            the model encodes only, as it does for a run of ``finetune``, ``segment`` or ``detect``, whose encoder is
+            read; :func:`hardpatch.load_finetuned` reads the whole network.
         weights: ``student``, from which fine-tuning starts; ``teacher``, which mines and cannot reconstruct;
             ``random``, the initialization of the run; or ``auto``, see :data:`~hardpatch.choices.WeightsName`.
         device: where to put it.
@@ -80,8 +82,10 @@ def load(
 
 
 def _load(path: Path, weights: WeightsName, options: dict[str, Any]) -> HPM:
-    metadata = read_metadata(path)
-    if metadata is None:
+    finetuned, metadata = read_finetuned(path), read_metadata(path)
+    if finetuned is not None:
+        model = load_encoder(path, finetuned, weights)
+    elif metadata is None:
         if weights == "random":
             raise UserError(f"--weights random: {path} does not say how it was initialized; use a run of hardpatch")
         model = read_foreign(path, weights, **options)
@@ -203,7 +207,7 @@ def weights_file(run: str | Path) -> Path:
     name = os.fspath(run)
     path = fetch(name) if is_hub_name(name) and not Path(name).exists() else user_path(run, "RUN")
     if path.is_dir():
-        weights = next((path / name for name in FILES if (path / name).is_file()), None)
+        weights = next((path / name for name in (*FILES, *result_files(path)) if (path / name).is_file()), None)
         if weights is not None:
             return _whole(weights)
         newest = checkpoint.newest_whole(path, (checkpoint.WEIGHTS,))
@@ -229,13 +233,15 @@ def _whole(file: Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """Read the metadata of the weights file of a pre-training run, None for a file of other origin.
+    """Read the metadata of the weights file of a pre-training run, None for other files and fine-tuned networks.
 
     Raises:
         UserError: if a ``.safetensors`` file is broken, or of another kind of run.
     """
     metadata = checkpoint.read_metadata(path) if path.suffix == ".safetensors" else None
     if metadata is not None and "config" not in metadata:
+        if read_finetuned(path) is not None:
+            return None
         raise UserError(
             f"RUN: expected a pre-training run, {path} is of another kind, {metadata.get('kind', 'unnamed')}"
         )

@@ -8,14 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from hardpatch.choices import Architecture, WeightsName
+from hardpatch.interchange.finetuned import VERBS, FineTuned, read_finetuned, read_result
 from hardpatch.interchange.foreign import Match, read_matched
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.pretrain import config
+from hardpatch.printable import printable
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described
+
+CLASSES = 20
+"""Names of classes that a description lists."""
 
 
 def describe(run: str | Path, weights: WeightsName = "auto", architecture: Architecture | None = None) -> str:
@@ -30,16 +35,16 @@ def describe(run: str | Path, weights: WeightsName = "auto", architecture: Archi
         UserError: if there are no weights.
     """
 
-    def read(path: Path) -> tuple[Path, dict[str, Any] | None, HPM, Match | None]:
-        metadata = read_metadata(path)
-        if metadata is None:
-            model, match = read_matched(path, weights, **architecture or {})
-            return path, None, model, match
-        return path, metadata, load(path, weights), None
+    def read(path: Path) -> tuple[Path, dict[str, Any] | None, FineTuned | None, HPM, Match | None]:
+        metadata, finetuned = read_metadata(path), read_finetuned(path)
+        if metadata is None and finetuned is None:
+            return path, None, None, *read_matched(path, weights, **architecture or {})
+        return path, metadata, finetuned, load(path, weights), None
 
-    path, metadata, model, match = read_newest(run, read)
-    lines = _of_model(path, model)
+    path, metadata, finetuned, model, match = read_newest(run, read)
     folder = Path(run)
+    lines = {"weights": str(path)} | ({} if finetuned is None else _finetuned_lines(path, finetuned, folder))
+    lines |= _of_model(model)
     if metadata is not None:
         with described(path):
             epochs = metadata["step"] * metadata["config"]["batch_size"] / metadata["images"]
@@ -62,13 +67,12 @@ def describe(run: str | Path, weights: WeightsName = "auto", architecture: Archi
     return text + ("" if match is None else _of_tensors(match))
 
 
-def _of_model(path: Path, model: HPM) -> dict[str, str]:
+def _of_model(model: HPM) -> dict[str, str]:
     encoder = model.host.encoder
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("all", model), ("encoder", encoder))}
     rows, columns = model.grid
     variant = ", ".join(f"{name} {value}" for name, value in encoder.variant.changes().items())
     return {
-        "weights": str(path),
         "host": "an encoder without decoder" if isinstance(model.host, EncoderOnly) else type(model.host).__name__,
         "encoder": f"{encoder.width} wide, {len(encoder.blocks)} blocks of {encoder_settings(encoder)['heads']} heads, "
         f"{count['encoder'] / 1e6:.1f} M parameters" + (f"; {variant}" if variant else ""),
@@ -99,6 +103,32 @@ def _listed(tensors: Mapping[str, tuple[int, ...]]) -> str:
         several = f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else str(*numbers)
         lines.append(f"  {name.replace('*', several)} {list(shape)}\n")
     return "".join(lines)
+
+
+def _finetuned_lines(path: Path, found: FineTuned, folder: Path) -> dict[str, str]:
+    """Return lines about a fine-tuned network: its kind, its classes, its training, its result."""
+    names = ", ".join(map(printable, found.classes[:CLASSES]))
+    more = f" and {len(found.classes) - CLASSES} more" if len(found.classes) > CLASSES else ""
+    lines = {
+        "kind": f"{found.kind}, trained by hardpatch {VERBS[found.kind]}; below is the encoder in it",
+        "classes": f"{len(found.classes)}: {names}{more}",
+    }
+    with described(path):
+        step, steps = found.metadata.get("step"), found.metadata.get("steps")
+        if step is not None and steps is not None:
+            lines["trained"] = f"{step} of {steps} steps ({'done' if step == steps else 'not finished'})"
+        if found.prefix == "teacher.":
+            lines["average"] = "the moving average of the weights is read"
+    result = read_result(folder) if folder.is_dir() else {}
+    names_of_numbers = ("top1", "top5", "miou", "pixel_accuracy", "kept")
+    shown = [f"{name} {value}" for name in names_of_numbers if (value := _shown(result.get(name))) is not None]
+    parts = {kind: result.get(kind) for kind in ("box", "mask")}
+    shown += [f"{kind} AP {_shown(part.get('AP')) or '-'}" for kind, part in parts.items() if isinstance(part, dict)]
+    return lines | ({"result": ", ".join(shown)} if shown else {})
+
+
+def _shown(value: object) -> str | None:
+    return f"{value:.4f}" if isinstance(value, float) else value if isinstance(value, str) else None
 
 
 def _numbers(values: Tensor) -> str:

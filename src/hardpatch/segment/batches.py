@@ -17,6 +17,7 @@ from hardpatch.data.limits import check_channels
 from hardpatch.data.loader import batch_loader
 from hardpatch.data.order import TrainingOrder
 from hardpatch.data.reading import RGB, Reading, UndecodableImage, from_unit, to_unit
+from hardpatch.data.sources import Source
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 
 CROP_TRIALS = 10
@@ -183,6 +184,20 @@ def evaluation_pairs(pairs: SegmentationSet, short_side: int, reading: Reading, 
     yield from batch_loader(_Whole(pairs, short_side, reading), None, workers)
 
 
+class ScaledImage(NamedTuple):
+    """An image at the scale of the evaluation."""
+
+    image: torch.Tensor  # [C, h, w]
+    size: tuple[int, int]  # (height, width) of the image itself
+    bad: str = ""  # "name: reason" if it cannot be decoded; then the tensor is empty
+
+
+def scaled_images(source: Source, short_side: int, reading: Reading, workers: int = 0) -> Iterator[ScaledImage]:
+    """Load every image of a source once, in order, scaled as those of :func:`evaluation_pairs`."""
+    check_channels(reading.channels)
+    yield from batch_loader(_Scaled(source, short_side, reading), None, workers)
+
+
 def scaled_size(size: tuple[int, ...], short_side: int, scale: float = 1.0) -> tuple[int, int]:
     """Return the (height, width) of the same proportions whose shorter side is ``short_side * scale`` pixels."""
     factor = short_side * scale / min(size)
@@ -233,6 +248,25 @@ class _Whole(Dataset[Pair]):
             return Pair(torch.empty(0), torch.empty(0), str(error))
         image = resize(image, scaled_size(labels.shape, self.short_side))
         return Pair(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels))
+
+
+class _Scaled(Dataset[ScaledImage]):
+    """Whole images without label maps, one at a time, since they differ in size."""
+
+    def __init__(self, source: Source, short_side: int, reading: Reading) -> None:
+        self.source, self.short_side, self.reading = source, short_side, reading
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> ScaledImage:
+        try:
+            image = self.source.image(i, self.reading)
+        except UndecodableImage as error:
+            return ScaledImage(torch.empty(0), (0, 0), str(error))
+        size = (image.shape[0], image.shape[1])
+        image = resize(image, scaled_size(size, self.short_side))
+        return ScaledImage(torch.from_numpy(image).permute(2, 0, 1), size)
 
 
 def _resize_map(labels: Map, size: tuple[int, int]) -> Map:

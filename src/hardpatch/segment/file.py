@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hardpatch import __version__
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path
+from hardpatch.interchange.finetuned import SEGMENTER_METADATA, read_finetuned
+from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
 from hardpatch.models.transfer import train_positions, trains_positions
 from hardpatch.pickles import save_tensors
 from hardpatch.segment.measure import Inference
 from hardpatch.segment.model import UperNet
-from hardpatch.weights import check_normalization, described, fitted, parse_metadata
-
-FILE = "segmenter.safetensors"
-METADATA = "hardpatch_segmenter"
-"""Entry in the metadata of the file, by which it is recognized."""
+from hardpatch.weights import check_normalization, described, fitted
 
 
 class Segmenter(NamedTuple):
@@ -73,30 +70,30 @@ def save_segmenter(path: Path, model: UperNet, classes: Sequence[str], inference
     metadata = {"hardpatch": __version__, **describe(model, classes, inference)}
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as partial:
-        save_tensors(state, partial, {METADATA: json.dumps(metadata)})
+        save_tensors(state, partial, {SEGMENTER_METADATA: json.dumps(metadata)})
 
 
 def load_segmenter(path: str | Path, *, device: str | torch.device = "cpu") -> Segmenter:
-    """Load the segmenter of a run folder of ``hardpatch segment``, or of its ``segmenter.safetensors``.
+    """Load the segmenter of a run folder of ``hardpatch segment``, or of a weights file in it.
+
+    The folder of a run that has not ended gives its newest checkpoint.
 
     Raises:
         UserError: if the file is missing or of another kind.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    try:
-        with safe_open(file, "pt") as content:
-            text = (content.metadata() or {}).get(METADATA)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a segmenter: {error}") from None
-    if text is None:
-        raise UserError(f"{file} is not a segmenter; expected a file that hardpatch segment wrote")
-    metadata = parse_metadata(text, file)
-    model = fitted(partial(_rebuilt, metadata), file, metadata)
+    return read_newest(path, lambda file: _load_segmenter(file, device))
+
+
+def _load_segmenter(file: Path, device: str | torch.device) -> Segmenter:
+    found = read_finetuned(file)
+    if found is None or found.kind != "segmenter":
+        raise UserError(f"RUN: {file} is not a segmenter; expected a file that hardpatch segment wrote")
+    metadata = found.metadata
+    model = fitted(partial(_rebuilt, metadata), file, metadata, found.prefix)
     with described(file):
         values = metadata["inference"]
         inference = Inference(values["short_side"], values["mode"], tuple(values["window"]), tuple(values["stride"]))
-        classes = tuple(map(str, metadata["classes"]))
-    return Segmenter(model.requires_grad_(False).eval().to(device), classes, inference)
+    return Segmenter(model.requires_grad_(False).eval().to(device), found.classes, inference)
 
 
 def _rebuilt(metadata: Mapping[str, Any]) -> UperNet:

@@ -16,6 +16,8 @@ from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.model import UperNet
 
 WINDOWS_AT_ONCE = 8
+VALUES_AT_ONCE = 1 << 27
+"""Logits that are resized at a time; those of many classes in a large image would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,25 @@ def predict_logits(model: UperNet, images: Tensor, inference: Inference) -> Tens
     return logits[:, :, :height, :width]
 
 
+def class_map(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the class with the highest logit at each pixel of (height, width) ``size``.
+
+    Args:
+        logits: ``[B, classes, h, w]``, which are resized bilinearly.
+        size: of the result.
+
+    Returns:
+        int64 ``[B, H, W]``, the first of several equal classes.
+    """
+    count = max(1, VALUES_AT_ONCE // (len(logits) * size[0] * size[1]))
+    best, winner = _resize(logits[:, :count], size).max(dim=1)
+    for first in range(count, logits.shape[1], count):
+        values, index = _resize(logits[:, first : first + count], size).max(dim=1)
+        winner = torch.where(values > best, index + first, winner)
+        best = torch.maximum(values, best)
+    return winner
+
+
 def window_starts(size: int, window: int, stride: int) -> list[int]:
     """Return where windows start along a side: every ``stride`` pixels, the last one moved back into the image."""
     count = max(0, math.ceil((size - window) / stride)) + 1
@@ -202,7 +223,7 @@ def evaluate(
             continue
         with autocast():
             logits = predict_logits(model, pair.image.unsqueeze(0).to(device), inference)
-        predicted = _resize(logits, pair.labels.shape).argmax(dim=1)[0]
+        predicted = class_map(logits, pair.labels.shape)[0]
         confusion.add(pair.labels.to(device), predicted)
         if i in keep:
             maps[i] = predicted.byte().cpu()

@@ -1,7 +1,7 @@
 """Pictures of segmentation: images beside their label maps, and a table of the measures of each class."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,28 +47,53 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str], ch
     Raises:
         ValueError: if there is no row.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
     colors = palette()
-    present = np.unique(np.concatenate([labels.ravel() for _, *maps in rows for labels in maps]))
+    pictures = [
+        {f"image{channels}": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
+        for image, truth, predicted in rows
+    ]
+    return _sheet(pictures, [labels for _, *maps in rows for labels in maps], names)
+
+
+def overlay_figure(image: Image, predicted: Map, names: Sequence[str], channels: str = "") -> "Figure":
+    """Draw an image ``[H, W, C]``, its predicted classes ``[H, W]`` over it and alone, and a legend.
+
+    Args:
+        image: uint8.
+        predicted: the classes.
+        names: of the classes.
+        channels: is appended to the title of the image.
+    """
+    colors, rgb = palette()[predicted], to_rgb(image)
+    over = (rgb.astype(np.uint16) + colors) // 2
+    pictures = {f"image{channels}": rgb, "overlay": over.astype(np.uint8), "prediction": colors}
+    return _sheet([pictures], [predicted], names)
+
+
+def _sheet(rows: Sequence[Mapping[str, Image]], maps: Sequence[Map], names: Sequence[str]) -> "Figure":
+    """Draw rows of three pictures by their titles, and a legend of the classes in ``maps``."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colors = palette()
+    present = np.unique(np.concatenate([np.unique(labels) for labels in maps]))
     shown = [label for label in present.tolist() if label != IGNORED][:LEGEND_ENTRIES]
     width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
-    heights = [width * image.shape[0] / image.shape[1] for image, _, _ in rows]
+    shapes = [next(iter(row.values())).shape for row in rows]
+    heights = [width * shape[0] / shape[1] for shape in shapes]
     total = title + sum(heights) + 0.06 * len(rows) + legend
     figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
     top = total - title
-    for row, ((image, truth, predicted), height) in enumerate(zip(rows, heights, strict=True)):
-        pictures = {f"image{channels}": to_rgb(image), "truth": colors[truth], "prediction": colors[predicted]}
+    for number, (pictures, height) in enumerate(zip(rows, heights, strict=True)):
         for column, (name, picture) in enumerate(pictures.items()):
             left = 0.06 + column * (width + 0.06)
             box = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
             axes = figure.add_axes(box)
             axes.imshow(picture, aspect="auto", interpolation="nearest")
             axes.set_axis_off()
-            if row == 0:
+            if number == 0:
                 axes.set_title(name, fontsize=10, color=INK)
         top -= height + 0.06
     handles = [Patch(color=colors[label] / 255, label=legible(names[label])) for label in shown]

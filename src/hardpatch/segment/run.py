@@ -19,13 +19,14 @@ from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
 from hardpatch.files import optional_file
 from hardpatch.interchange.backbone import load_backbone
+from hardpatch.interchange.finetuned import SEGMENTER
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
 from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
 from hardpatch.segment.data import SegmentationSet, open_segmentation
-from hardpatch.segment.file import FILE, rebuild, save_segmenter
+from hardpatch.segment.file import rebuild, save_segmenter
 from hardpatch.segment.labels import Labels, find_labels
 from hardpatch.segment.measure import EvaluationResult
 from hardpatch.segment.model import BLOCKS, UperNet
@@ -232,7 +233,7 @@ def _finish(
     """Write the segmenter, result.json and the pictures of a finished run."""
     folder, inputs, names = job.folder, labeled.inputs, job.train.labels.names
     assert job.evaluation is not None
-    save_segmenter(folder / FILE, job.whole_model.current, names, job.inference)
+    save_segmenter(folder / SEGMENTER, job.whole_model.current, names, job.inference)
     measures = job.evaluation.measures
     trivial = majority(measures, names, pixels.tolist())
     result = write_result(
