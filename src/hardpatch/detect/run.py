@@ -33,6 +33,7 @@ from hardpatch.detect.settings import (
     RENAMED,
     DetectSettings,
     check,
+    step_learning_rate,
 )
 from hardpatch.detect.trainer import KIND, DetectJob, build, check_encoder
 from hardpatch.detect.verdict import typical_box, verdict
@@ -173,15 +174,11 @@ def detect(
         "val_annotations": val_annotations,
     }
     labeled = open_run(
-        "detect",
-        out,
-        inputs,
-        PRESETS,
-        preset,
-        settings,
+        *("detect", out, inputs, PRESETS, preset, settings),
         resume=resume,
         required=REQUIRED,
         earlier={"least_steps": None},
+        values_of=lambda run, images, step, total: (step_learning_rate(step, total, run),),
     )
     check(labeled.settings)
     with claimed(labeled.folder, resume=resume):

@@ -22,7 +22,7 @@ from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.probe import choose, hold_out_of, start_from_probe
 from hardpatch.finetune.scratch import describe
 from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, short_of
-from hardpatch.finetune.trainer import FinetuneJob
+from hardpatch.finetune.trainer import FinetuneJob, finetune_learning_rate
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.processes import is_first, on_first
@@ -151,7 +151,11 @@ def finetune(
     if preset == AUTO or (preset is None and not resume):
         presets = {**PRESETS, AUTO: _auto(inputs, out if resume else None)}
     folder_run = open_run(
-        "finetune", out, inputs, presets, preset, settings, resume=resume, required=REQUIRED, earlier={"probe": False}
+        *("finetune", out, inputs, presets, preset, settings),
+        resume=resume,
+        required=REQUIRED,
+        earlier={"probe": False},
+        values_of=_values,
     )
     return _launch("finetune", folder_run, progress, list(arguments), scratch)
 
@@ -185,8 +189,14 @@ def train_linear_probe(
     chosen on ``val``. Arguments and errors are those of :func:`finetune`, except that ``run`` must have weights.
     """
     inputs = {"run": run, "train": train, "val": val, "image_column": image_column, "label_column": label_column}
-    folder_run = open_run("linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED)
+    folder_run = open_run(
+        "linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED, values_of=_values
+    )
     return _launch("linear", folder_run, progress, list(arguments))
+
+
+def _values(run: FinetuneSettings, images: int, step: int, total: int) -> tuple[float]:
+    return (finetune_learning_rate(step, total, run, images),)
 
 
 def _launch(

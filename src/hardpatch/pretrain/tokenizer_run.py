@@ -28,7 +28,13 @@ from hardpatch.files import atomic_path, optional_file
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
-from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
+from hardpatch.pretrain.tokenizer import (
+    Quality,
+    TokenizerJob,
+    evenly_spread,
+    temperature,
+    tokenizer_learning_rate,
+)
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
 from hardpatch.processes import is_first, on_first
 from hardpatch.train.device import start_fabric_of
@@ -114,10 +120,16 @@ def train_tokenizer(
     """
     required = {"data": "images to train on; demo:train is the embedded set"}
     inputs = {"data": data if data is None or isinstance(data, str) else list(data), "image_column": image_column}
-    run = open_run("tokenizer", out, inputs, PRESETS, None, settings, resume=resume, required=required)
+    run = open_run(
+        *("tokenizer", out, inputs, PRESETS, None, settings), resume=resume, required=required, values_of=_values
+    )
     check(run.settings)
     with claimed(run.folder, resume=resume):
         return launch_of(run.settings, _train, run, list(arguments), progress=progress or Silent())
+
+
+def _values(run: TokenizerSettings, images: int, step: int, total: int) -> tuple[float, float]:
+    return tokenizer_learning_rate(step, total, run), temperature(step / total)
 
 
 def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress: Progress) -> TokenizerResult:

@@ -6,7 +6,7 @@ This module does not import torch, so that ``--help`` is fast.
 from dataclasses import dataclass
 from typing import Literal
 
-from hardpatch.choices import DeviceName, DivergenceName, PrecisionName, StrategyName
+from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, StrategyName
 from hardpatch.ranges import (
     BAD_STEPS,
     COUNT,
@@ -63,5 +63,8 @@ class TrainConfig:
     """Rollbacks after which a divergence ends the run."""
     lr_factor: float = ranged(1.0, SHARE)
     """Factor of the learning rate of all steps; a resumed run may change it."""
+    extend: ExtendName = "auto"
+    """Learning rate when --resume has another length: rewarm, hold and cool, or auto, which holds one that is high; no
+    refuses it."""
     dumps: int = ranged(3, COUNT_OR_NONE)
     """Dumps of NaN or infinite steps that a run keeps for hardpatch replay."""

@@ -32,7 +32,7 @@ from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
 from hardpatch.segment.settings import FEW_STEPS, LARGE, PRESETS, RENAMED, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
-from hardpatch.segment.trainer import KIND, SegmentJob
+from hardpatch.segment.trainer import KIND, SegmentJob, rate_of
 from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
@@ -156,7 +156,9 @@ def segment(
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     settings |= _squares(settings)
-    labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    labeled = open_run(
+        "segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED, values_of=rate_of(out)
+    )
     check_loop(labeled.settings)
     with claimed(labeled.folder, resume=resume):
         return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
