@@ -56,7 +56,7 @@ def test_a_run_whose_checkpoints_are_gone_says_so(jobs: dict[str, Job], data: Pa
     for saved in (run / "checkpoints").iterdir():
         shutil.rmtree(saved)
     with pytest.raises(
-        UserError, match="the checkpoints of .*run are gone, and it had some; its metrics go up to step 6"
+        UserError, match=r"the checkpoints of .*run are gone, and it had some; its metrics go up to step 6"
     ):
         job(run, data, resume=True)
     (run / "checkpoints").rmdir()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import hardpatch
 from hardpatch.cli import main
 from hardpatch.data.order import TrainingOrder
 from hardpatch.errors import UserError
+from hardpatch.pretrain import config
+from hardpatch.pretrain.folder import configure
+from hardpatch.pretrain.run import train
 from hardpatch.train.metrics import read_metrics
 from tests.end_to_end.conftest import SMALL
 
@@ -23,12 +26,22 @@ CONSTANT = ["--schedule", "constant", "--warmup", "0", "--alpha_end", "0.3", "--
 
 
 def pretrain(folder: Path, images: Path, *more: str) -> Path:
-    assert main(["pretrain", *OPTIONS, "--data", str(images), "--out", str(folder), *more]) == 0
+    """Train as the command line does, without its pictures, which take longer than the steps."""
+    settings = [f"--{name}={value}" for name, value in pairs([*OPTIONS[2:], *more])]
+    run, _ = configure("demo", None, str(images), folder, settings)
+    train(run, folder, pictures=False)
     return folder
 
 
 def resume(folder: Path, *more: str) -> None:
-    assert main(["pretrain", "--resume", "--out", str(folder), *more]) == 0
+    """Resume, likewise."""
+    settings = [f"--{name}={value}" for name, value in pairs(more)]
+    run, _ = configure(None, None, None, folder, settings, resume=True)
+    train(run, folder, resume=True, pictures=False, arguments=["pretrain", *more], names=config.names_in(settings))
+
+
+def pairs(options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip((option.removeprefix("--") for option in options[::2]), options[1::2], strict=True)
 
 
 def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -68,7 +81,7 @@ def test_ten_steps_extended_to_twenty_are_twenty_steps(
     whole = pretrain(tmp_path / "whole", images, *CONSTANT, "--steps", "20")
     run = pretrain(tmp_path / "run", images, *CONSTANT, "--steps", "10")
     capsys.readouterr()
-    resume(run, "--steps", "20")
+    assert main(["pretrain", "--resume", "--out", str(run), "--steps", "20"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "changed from step 10 on: steps 10 -> 20; extensions [] -> ['after 10 of 10 steps: 20 steps, same']" in said
     assert "extended after step 10 of 10 to 20 steps: exactly as a run of 20 steps from the start" in said
@@ -83,10 +96,10 @@ def test_ten_steps_extended_to_twenty_are_twenty_steps(
 
 def test_epochs_extend_a_run_and_its_result_is_kept(images: Path, tmp_path: Path) -> None:
     run = pretrain(tmp_path / "run", images, "--epochs", "2")
-    resume(run, "--epochs", "4")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["epochs"] == 4.0
-    assert config["extensions"] == ["after 4 of 4 steps: 8 steps, rewarm"]
+    assert main(["pretrain", "--resume", "--out", str(run), "--epochs", "4"]) == 0
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    assert values["epochs"] == 4.0
+    assert values["extensions"] == ["after 4 of 4 steps: 8 steps, rewarm"]
     assert json.loads((run / "result_step_00000004.json").read_text())["steps"] == 4
     assert json.loads((run / "result.json").read_text())["steps"] == 8
     (change,) = json.loads((run / "environment.json").read_text())["changes"]
@@ -129,8 +142,7 @@ def test_extended_twice_and_killed_in_between_it_ends_with_the_same_bits(run: Pa
     resume(other)
     assert same_tensors(run, other, 22)
     assert metrics(run) == metrics(other)
-    config = yaml.safe_load((other / "config.yaml").read_text())
-    assert config["extensions"] == texts
+    assert yaml.safe_load((other / "config.yaml").read_text())["extensions"] == texts
     # the settings of the extended run are a recipe: a new run of them takes the same way
     again = tmp_path / "again"
     assert main(["pretrain", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
@@ -180,7 +192,7 @@ def test_python_extends_a_run(run: Path, tmp_path: Path) -> None:
 def test_a_lower_peak_learning_rate(run: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
     shutil.rmtree(run / "checkpoints" / "step_00000010")
     before = rates(run)
-    resume(run, "--optim.lr", "5e-4")
+    assert main(["pretrain", "--resume", "--out", str(run), "--optim.lr", "5e-4"]) == 0
     assert "changed from step 5 on: optim.lr 0.001 -> 0.0005" in capsys.readouterr().err
     assert rates(run) == pytest.approx([*before[:5], *(rate / 2 for rate in before[5:])])
     resume(run)

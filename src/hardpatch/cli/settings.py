@@ -17,8 +17,8 @@ GROUPS = {
     "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
     "NaN and divergence": ("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps"),
     "log and checkpoints": (
-        *("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "keep_every"),
-        "background_saving",
+        *("logger", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"),
+        *("keep_every", "background_saving"),
     ),
 }
 """Settings that have their own group in the help; all others affect what is learned."""

@@ -49,7 +49,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -280,7 +280,7 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         **precision,
     )
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, labeled.settings.logger):
         curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
         with atomic_path(sheet := folder / "pictures" / "detections.png") as partial:
             detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(partial)

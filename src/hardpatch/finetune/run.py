@@ -32,7 +32,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, read_values, resume_point
@@ -319,7 +319,7 @@ def _finish(
         **(choice or {}),
         **report(evaluation, classes, best_top1, best_epoch),
     )
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, job.run.logger):
         if rows:
             training_curves(rows, folder / "pictures" / "curves.png")
         with atomic_path(folder / "pictures" / "confusion.png") as partial:

@@ -40,8 +40,9 @@ from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.launch import count_devices, launch
 from hardpatch.train.log import log_to
+from hardpatch.train.loggers import check_installed
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.notebook import default_progress
 from hardpatch.train.progress import Progress
 from hardpatch.train.result import write_result
@@ -122,6 +123,7 @@ def train(
     """
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
+    check_installed(run.train.logger)
     check_fits(run)
     if not resume and is_first():
         run_folder.check_new(folder)
@@ -207,7 +209,7 @@ def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, 
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
     paths: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.total, run.train.logger):
         paths = tuple(write_pictures(job)) if pictures else ()
     checks = [] if job.monitor is None else job.monitor.rows(job.total + 1)
     found = job.verdict(checks[-1]) if checks else None  # without any, metrics.jsonl could not be written

@@ -42,7 +42,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -167,7 +167,7 @@ def _finish(
     model = job.whole_model.current.requires_grad_(False).eval()
     write_tokenizer(folder / FILE, model, settings, job.quality)
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, settings.logger):
         with atomic_path(shown := folder / "pictures" / "reconstructions.png") as partial:
             reconstructions(model, source, settings.image_size, device=job.fabric.device).save(partial)
         curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")

@@ -33,6 +33,8 @@ class TrainConfig:
     """Compile student and teacher with torch.compile; cuda_graphs also records CUDA graphs."""
     checkpoint_activations: bool = False
     """Recompute the student's activations in the backward pass: less memory, more time."""
+    logger: str = "tensorboard"
+    """Loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none."""
     log_every: int = ranged(50, STEPS)
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)

@@ -41,6 +41,7 @@ from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.memory import bytes_per_parameter, check_memory
+from hardpatch.train.metrics import logged_pictures
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -174,8 +175,7 @@ def _squares(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progress: Progress) -> SegmentResult:
-    started = time.monotonic()
-    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    started, folder, settings, inputs = time.monotonic(), labeled.folder, labeled.settings, labeled.inputs
     labels = find_labels(
         inputs["train"], inputs["classes"], inputs["ignore"], inputs["reduce_zero_label"], inputs["threshold"]
     )
@@ -254,7 +254,7 @@ def _finish(
         **measures.to_dict(names),
     )
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, labeled.settings.logger):
         pictures = tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading))
     return SegmentResult(
         folder,

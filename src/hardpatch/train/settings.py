@@ -34,6 +34,7 @@ from hardpatch.ranges import (
     Range,
     check_ranges,
 )
+from hardpatch.train.loggers import check_installed
 from hardpatch.yaml_text import check_value
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
     *("keep_checkpoints", "keep_every", "background_saving"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
-    *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps", "extend"),
+    *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps", "extend", "logger"),
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned, but for those of a
 training that has diverged, such as ``lr_factor``."""
@@ -64,6 +65,9 @@ class LoopSettings:
     accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory", BATCH)
     clip: float | None = setting(None, "largest norm of the gradient; null does not clip", POSITIVE)
     seed: int = setting(0, "seed of new weights, image order, augmentation and drop path", SEED)
+    logger: str = setting(
+        "tensorboard", "loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none"
+    )
     log_every: int = setting(50, "steps between lines of metrics", STEPS)
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one", NOT_NEGATIVE)
     checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time", STEPS)
@@ -199,6 +203,7 @@ def check_loop(run: LoopSettings) -> None:
         UserError: names the first such setting.
     """
     check_ranges(run, "--")
+    check_installed(run.logger)
     if (run.epochs is None) == (run.steps is None):
         raise UserError("--epochs, --steps: expected one of the two; say how long to train")
     if run.batch_size % run.accumulation_steps:
