@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -200,23 +199,16 @@ def test_a_lower_peak_learning_rate(run: Path, capsys: pytest.CaptureFixture[str
     assert "optim.min_lr was" in fails("pretrain", "--resume", "--out", run, "--optim.min_lr", "1e-5")
 
 
-def test_other_verbs_are_extended(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def extended(verb: str, *command: str) -> list[dict[str, Any]]:
-        folder = tmp_path / verb
-        settings = ["--steps", "4", "--log_every", "1", "--workers", "0", "--device", "cpu", "--batch_size", "10"]
-        assert main([verb, *command, *settings, "--out", str(folder)]) == 0
-        capsys.readouterr()
-        assert main([verb, "--resume", "--out", str(folder), "--steps", "8"]) == 0
-        assert "extended after step 4 of 4 to 8 steps: the learning rate, " in capsys.readouterr().err
-        assert json.loads((folder / "result.json").read_text())["steps"] == 8
-        rows = [row for row in read_metrics(folder / "metrics.jsonl") if "lr" in row]
-        assert [row["lr"] for row in rows[:4]] == pytest.approx([row["lr"] for row in rows[4:]])
-        assert main([verb, "--resume", "--out", str(folder)]) == 0
-        assert main([verb, "--resume", "--out", str(folder), "--steps", "6"]) == 2
-        assert "8 steps are done" in capsys.readouterr().err
-        return rows
-
-    data = ["--train", str(images), "--val", str(images)]
-    extended("finetune", str(run), *data, "--preset", "tiny", "--no-probe")
-    rows = extended("tokenizer", "--data", str(images), "--image_size", "16", "--width", "8")
-    assert rows[4]["temperature"] == rows[7]["temperature"] == 1 / 16
+def test_another_precision_and_micro_batches_are_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "checkpoints" / "step_00000010")
+    resume(run, "--train.precision", "bf16", "--optim.accumulation_steps", "2", "--data.workers", "1")
+    (change,) = json.loads((run / "environment.json").read_text())["changes"]
+    assert (change["step"], change["settings"]) == (
+        5,
+        {
+            "data.workers": [0, 1],
+            "optim.accumulation_steps": [1, 2],
+            "train.precision": ["auto", "bf16"],
+        },
+    )
+    assert metrics(run)[-1]["step"] == 10

@@ -20,7 +20,7 @@ __all__ = ["check_new", "check_resume", "configure", "extension_line", "read_con
 
 FREE_TO_CHANGE = (
     *("train.", "knn.", "verdict.checks", "verdict.images"),
-    *("data.workers", "data.max_bad_fraction", "data.label_column"),
+    *("data.workers", "data.max_bad_fraction", "data.label_column", "optim.accumulation_steps"),
 )
 """Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
 images, as long as the images are the same, which the job checks."""

@@ -157,9 +157,8 @@ def segment(
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     settings |= _squares(settings)
-    labeled = open_run(
-        "segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED, values_of=rate_of(out)
-    )
+    more: dict[str, Any] = {"resume": resume, "required": REQUIRED, "values_of": rate_of(out)}
+    labeled = open_run("segment", out, inputs, PRESETS, preset, settings, **more)
     check_loop(labeled.settings)
     with claimed(labeled.folder, resume=resume):
         return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())

@@ -1,4 +1,4 @@
-"""What a resumed run may change: its length, its learning rate, and how it computes."""
+"""Changes that a resumed run may make: of its length, its learning rate, and of how it computes."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
