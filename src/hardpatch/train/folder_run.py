@@ -142,7 +142,7 @@ def _resumed(
     free = {*FREE_TO_CHANGE, *(resuming.named(values, new.extend) if values_of else ())}
     resuming.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in free})
     note = None
-    if values_of is not None and (values.get("epochs") or values.get("steps")):
+    if values_of is not None and new.extend != "no" and (values.get("epochs") or values.get("steps")):
         new, note = _extended(folder, old, new, values_of)
     return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume=True, note=note)
 
