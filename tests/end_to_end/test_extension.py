@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,7 +182,8 @@ def test_fewer_steps_than_planned_but_more_than_done(run: Path) -> None:
 def test_python_extends_a_run(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     resume(run, "--steps", "13", "--extend", "hold")
-    result = hardpatch.pretrain(out=other, resume=True, steps=13, **{"train.extend": "hold"})
+    settings: dict[str, Any] = {"steps": 13, "train.extend": "hold"}
+    result = hardpatch.pretrain(out=other, resume=True, **settings)
     assert (result.step, result.total) == (13, 13)
     assert same_tensors(run, other, 13)
     with pytest.raises(UserError, match="13 steps are done"):

@@ -17,7 +17,8 @@ def test_a_run_with_csv_and_without_tensorboard(images: Path, tmp_path: Path, fa
     assert not run.exists()
     assert main([*command, "--logger", "csv"]) == 0
     assert not (run / "tensorboard").exists()
-    assert [row["step"] for row in csv.DictReader((run / "metrics.csv").open())] == ["1", "2"]
+    with (run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
 def test_a_missing_library_is_one_line_before_the_training(images: Path, tmp_path: Path) -> None:

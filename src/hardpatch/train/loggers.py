@@ -126,14 +126,14 @@ class MlflowRun:
         from mlflow.tracking import MlflowClient
 
         self._metric, self.client, ids = Metric, MlflowClient(tracking_uri=place), _read_ids(folder)
-        self.id = ids.get("mlflow")
+        self.id = ids.get("mlflow", "")
         try:
-            if self.id is not None:
+            if self.id:
                 self.client.update_run(self.id, status="RUNNING")
         except MlflowException:
             log.warning("mlflow: %s has no run %s; a new one is begun", place, self.id)
-            self.id = None
-        if self.id is None:
+            self.id = ""
+        if not self.id:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             found = self.client.get_experiment_by_name(name)
             experiment = self.client.create_experiment(name) if found is None else found.experiment_id
