@@ -34,6 +34,9 @@ StrategyName = Literal["ddp", "fsdp2"]
 DivergenceName = Literal["stop", "rollback"]
 """Response to a training that has diverged: end it, or go back to the last good checkpoint with a lower rate."""
 
+ExtendName = Literal["auto", "rewarm", "hold", "no"]
+"""Learning rate of the steps by which a resumed run is made longer: :mod:`hardpatch.train.extension`."""
+
 WeightsName = Literal["auto", "student", "teacher", "random"]
 """Which weights of a run to use: the student, its moving average, or the random initialization. auto is the student; of
 a training checkpoint of DINO, iBOT or DINOv2 it is the teacher, as in their own evaluations."""

@@ -137,6 +137,17 @@ def check_value(value: Any, name: str) -> None:
             check_value(item, name)
 
 
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    values: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            values |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            values[key] = value
+    return values
+
+
 def _refuse_bombs(text: str, source: str, *, plain: bool) -> None:
     """Walk over a YAML text without building its value; `plain` also refuses types that are named."""
     deep = f"{source}: expected at most {MAX_DEPTH} lists within each other, got more"

@@ -13,6 +13,7 @@ import hardpatch
 from hardpatch.cli import main
 from hardpatch.errors import UserError
 from hardpatch.train import checkpoint
+from hardpatch.train.checkpoint import NONE_YET
 from tests.end_to_end import test_jobs as known
 from tests.end_to_end.conftest import SMALL
 from tests.end_to_end.test_jobs import NAMES, Job, assert_same_checkpoint, newest
@@ -48,16 +49,34 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(
     assert (run / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["finetune", "table_d"])
-def test_a_run_without_its_checkpoints_says_that_it_starts_anew(
-    name: str, jobs: dict[str, Job], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    job, run = jobs[name], tmp_path / "run"
+def test_a_run_whose_checkpoints_are_gone_says_so(jobs: dict[str, Job], data: Path, tmp_path: Path) -> None:
+    job, run = jobs["finetune"], tmp_path / "run"
     job(run, data)
-    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_text()
+    for saved in (run / "checkpoints").iterdir():
+        shutil.rmtree(saved)
+    with pytest.raises(
+        UserError, match=r"the checkpoints of .*run are gone, and it had some; its metrics go up to step 6"
+    ):
+        job(run, data, resume=True)
+    (run / "checkpoints").rmdir()
+    with pytest.raises(UserError, match="are gone"):
+        job(run, data, resume=True)
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    jobs: dict[str, Job], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, run = jobs["finetune"], tmp_path / "run"
+    job(run, data)
+    for saved in (run / "checkpoints").iterdir():
+        shutil.rmtree(saved)
+    (run / "checkpoints" / NONE_YET).touch()  # as in a folder without a checkpoint
     logging.getLogger("hardpatch").propagate = True
     job(run, data, resume=True)
-    assert "has no checkpoint, although metrics.jsonl goes up to step 6: the training starts from step 0" in caplog.text
+    assert "has no checkpoint yet, although metrics.jsonl goes up to step 6: the training starts" in caplog.text
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name == NONE_YET] == []
     assert newest(run).name == "step_00000006"
 
 

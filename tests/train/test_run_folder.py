@@ -11,6 +11,7 @@ from hardpatch import __version__
 from hardpatch.errors import UserError
 from hardpatch.train import run_folder
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.resume import MAY_CHANGE
 from hardpatch.train.settings import TrainingSettings
 
 PRESETS = {"small": TrainingSettings(epochs=2.0), "large": TrainingSettings(epochs=9.0, batch_size=64)}
@@ -94,7 +95,7 @@ def test_a_resumed_run_keeps_settings_that_decide_what_is_learned(tmp_path: Path
         open_example(tmp_path / "run", resume=True, train="others", seed=4, batch_size=8, workers=0)
     assert str(caught.value) == (
         f"--resume: {tmp_path / 'run'} was made with other settings: batch_size was 16, now 8; seed was 3, now 4; "
-        "train was 'images', now 'others'; take those, or another --out"
+        f"train was 'images', now 'others'; take those, or another --out; {MAY_CHANGE}"
     )
 
 

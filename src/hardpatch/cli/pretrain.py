@@ -32,7 +32,13 @@ def pretrain(arguments: list[str]) -> int:
         print(config.to_yaml(run.run if isinstance(run, Plan) else run), end="")
         return 0
     result = train(
-        run, folder, resume=own.resume, progress=progress, arguments=["pretrain", *arguments], announce_time=True
+        run,
+        folder,
+        resume=own.resume,
+        progress=progress,
+        arguments=["pretrain", *arguments],
+        announce_time=True,
+        names=config.names_in(settings),
     )
     if not result.finished:
         return stopped("pretrain", result.step, result.total, folder, result.signal)

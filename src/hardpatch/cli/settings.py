@@ -13,14 +13,17 @@ from hardpatch.train.settings import LoopSettings
 
 GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
+    "resuming": ("extend",),
     "several processes": ("devices", "nodes", "strategy", "answer_minutes"),
     "NaN and divergence": ("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps"),
     "log and checkpoints": (
-        *("val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "keep_every"),
-        "background_saving",
+        *("logger", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"),
+        *("keep_every", "background_saving"),
     ),
 }
 """Settings that have their own group in the help; all others affect what is learned."""
+WRITTEN = ("extensions",)
+"""Settings that the program writes into a run folder, which are no options."""
 ALIASES = {"probe_only": ("--probe_only", "--probe-only")}
 """Ways to write an option that has several."""
 
@@ -74,6 +77,8 @@ def add_settings(parser: Parser, presets: Mapping[str, LoopSettings], by_size: C
     preset = next(iter(presets.values()))
     hints = get_type_hints(type(preset))
     for setting in fields(preset):
+        if setting.name in WRITTEN:
+            continue
         section = next((name for name, members in GROUPS.items() if setting.name in members), "training")
         defaults = _defaults(setting.name, presets, setting.name in by_size)
         groups[section].add_argument(

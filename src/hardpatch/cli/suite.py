@@ -42,7 +42,7 @@ def _measure(options: Any, suite: Any, out: Path) -> int:
         file = folder / "result.json" if trains else out / f"{measurement.key}.json"
         if not file.is_file():
             output = ["--out", str(folder)] if trains else ["--json", str(file)]
-            resume = ["--resume"] if (folder / "config.yaml").is_file() else []
+            resume = ["--resume", "--extend", "no"] if (folder / "config.yaml").is_file() else []
             said = _said(options, trains=trains)
             code = main([measurement.verb, options.run, *measurement.arguments, *said, *output, *resume])
             if code >= 128:  # a signal stopped it

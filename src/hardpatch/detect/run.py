@@ -28,6 +28,7 @@ from hardpatch.detect.settings import (
     RENAMED,
     DetectSettings,
     check,
+    step_learning_rate,
 )
 from hardpatch.detect.trainer import DetectJob, check_encoder
 from hardpatch.detect.verdict import typical_box, verdict
@@ -41,7 +42,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -155,15 +156,11 @@ def detect(
         "val_annotations": val_annotations,
     }
     labeled = open_run(
-        "detect",
-        out,
-        inputs,
-        PRESETS,
-        preset,
-        settings,
+        *("detect", out, inputs, PRESETS, preset, settings),
         resume=resume,
         required=REQUIRED,
         earlier={"least_steps": None},
+        values_of=lambda run, images, step, total: (step_learning_rate(step, total, run),),
     )
     check(labeled.settings)
     with claimed(labeled.folder, resume=resume):
@@ -265,7 +262,7 @@ def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, sec
         **precision,
     )
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, labeled.settings.logger):
         curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")
         with atomic_path(sheet := folder / "pictures" / "detections.png") as partial:
             detection_sheet(job.evaluated_set, job.val[1], detections, reading=job.reading).save(partial)

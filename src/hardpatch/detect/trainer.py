@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hardpatch.randomness import seed_step
 from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import autocast_dtype, loader_workers
+from hardpatch.train.extension import course
 from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.optimizer import BETAS, fused_on_gpu, layer_decay_groups, parameter_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
@@ -231,7 +233,8 @@ class DetectJob:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
-        return step_learning_rate(step, self.total, self.run) * self.bad_steps.lr_factor
+        planned = course(self.total, self.run.extensions)
+        return planned.rate(step, partial(step_learning_rate, run=self.run)) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Detect objects in the validation images, keep the result as :attr:`evaluation`, and return its APs.

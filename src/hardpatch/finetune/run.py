@@ -22,7 +22,7 @@ from hardpatch.finetune.measure import confusion_figure, report
 from hardpatch.finetune.probe import choose, hold_out_of, start_from_probe
 from hardpatch.finetune.scratch import describe
 from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, short_of
-from hardpatch.finetune.trainer import FinetuneJob
+from hardpatch.finetune.trainer import FinetuneJob, finetune_learning_rate
 from hardpatch.interchange.finetuned import PROBE
 from hardpatch.measure.features import align_labels
 from hardpatch.pretrain.sections import RunConfig
@@ -33,7 +33,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, read_values, resume_point
@@ -152,7 +152,11 @@ def finetune(
     if preset == AUTO or (preset is None and not resume):
         presets = {**PRESETS, AUTO: _auto(inputs, out if resume else None)}
     folder_run = open_run(
-        "finetune", out, inputs, presets, preset, settings, resume=resume, required=REQUIRED, earlier={"probe": False}
+        *("finetune", out, inputs, presets, preset, settings),
+        resume=resume,
+        required=REQUIRED,
+        earlier={"probe": False},
+        values_of=_values,
     )
     return _launch("finetune", folder_run, progress, list(arguments), scratch)
 
@@ -186,8 +190,14 @@ def train_linear_probe(
     chosen on ``val``. Arguments and errors are those of :func:`finetune`, except that ``run`` must have weights.
     """
     inputs = {"run": run, "train": train, "val": val, "image_column": image_column, "label_column": label_column}
-    folder_run = open_run("linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED)
+    folder_run = open_run(
+        "linear", out, inputs, PROBES, None, settings, resume=resume, required=REQUIRED, values_of=_values
+    )
     return _launch("linear", folder_run, progress, list(arguments))
+
+
+def _values(run: FinetuneSettings, images: int, step: int, total: int) -> tuple[float]:
+    return (finetune_learning_rate(step, total, run, images),)
 
 
 def _launch(
@@ -310,7 +320,7 @@ def _finish(
         **(choice or {}),
         **report(evaluation, classes, best_top1, best_epoch),
     )
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, job.run.logger):
         if rows:
             training_curves(rows, folder / "pictures" / "curves.png")
         with atomic_path(folder / "pictures" / "confusion.png") as partial:

@@ -1,6 +1,7 @@
 """Fine-tuning and the linear probe as a job of the training loop."""
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
+from hardpatch.train.extension import course
 from hardpatch.train.optimizer import fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
@@ -104,8 +106,6 @@ class FinetuneJob:
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
         self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
         self.evaluation: ClassifierEvaluation | None = None
-        epochs = run.epochs or self.total * run.batch_size / self.images
-        self._warmup = 0.1 if run.warmup_epochs is None else run.warmup_epochs / epochs
 
     @property
     def evaluated_model(self) -> Classifier:
@@ -232,8 +232,17 @@ class FinetuneJob:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
-        lr = learning_rate(step / self.total, self.run.peak_lr, self.run.min_lr, self._warmup)
-        return lr * self.bad_steps.lr_factor
+        planned = course(self.total, self.run.extensions)
+        rate = partial(finetune_learning_rate, run=self.run, images=self.images)
+        return planned.rate(step, rate) * self.bad_steps.lr_factor
+
+
+def finetune_learning_rate(step: int, total: int, run: FinetuneSettings, images: int) -> float:
+    """Return the learning rate of the step after ``step`` of ``total`` on ``images``: a warm-up, then half a cosine."""
+    whole = run.total_steps(images) == total and run.epochs
+    epochs = run.epochs if whole and run.epochs else total * run.batch_size / images
+    warmup = 0.1 if run.warmup_epochs is None else run.warmup_epochs / epochs
+    return learning_rate(step / total, run.peak_lr, run.min_lr, warmup)
 
 
 def describe(run: FinetuneSettings, model: Classifier, classes: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:

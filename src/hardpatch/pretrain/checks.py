@@ -8,6 +8,7 @@ from hardpatch.errors import UserError
 from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.sections import OptimConfig, RunConfig
 from hardpatch.ranges import check_ranges
+from hardpatch.train.loggers import logger_names
 
 
 def check(run: RunConfig) -> None:
@@ -17,6 +18,7 @@ def check(run: RunConfig) -> None:
         UserError: names the first.
     """
     _check_numbers(run)
+    logger_names(run.train.logger)
     _check_data(run)
     _check_training(run)
     _check_schedule(run.optim)

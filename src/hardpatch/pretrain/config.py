@@ -19,7 +19,7 @@ from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import hint
 from hardpatch.ranges import check_ranges
-from hardpatch.yaml_text import BROKEN, check_value
+from hardpatch.yaml_text import BROKEN, check_value, flat
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -77,7 +77,7 @@ def add_data_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> 
 def _help(name: str) -> str:
     """Return the help text of a setting: what it is, its choices and its default."""
     text = next(action.help or "" for action in _parser()._actions if action.dest == name)
-    choices, default = _choices(_type_of(name)), _flat(to_dict(RunConfig()))[name]
+    choices, default = _choices(_type_of(name)), flat(to_dict(RunConfig()))[name]
     values = f"{' | '.join(choices)}; " if choices else ""
     return f"{text} ({values}default: {_plain_text(default)})".replace("%", "%%")
 
@@ -134,7 +134,7 @@ def given(arguments: Sequence[str]) -> dict[str, Any]:
     """
     nested = _parse({}, arguments)
     check_ranges(_sections(nested))
-    values = _flat(nested)
+    values = flat(nested)
     return {name: values[name] for name in names_in(arguments) if name in values}
 
 
@@ -275,16 +275,6 @@ _Dumper.add_representer(
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two runs differ: name -> (old value, new value)."""
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = flat(to_dict(old)), flat(to_dict(new))
     names = {**before, **after}  # a setting may be null in one and a mapping in the other
     return {name: pair for name in names if (pair := (before.get(name), after.get(name)))[0] != pair[1]}
-
-
-def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            flat[key] = value
-    return flat

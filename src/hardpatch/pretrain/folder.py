@@ -1,20 +1,23 @@
 """Folder of a pre-training run: its configuration, the files written before the first step, and resuming."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hardpatch.errors import UserError
 from hardpatch.paths import typed, user_path
 from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain.schedule import schedule, scheduled_lr
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_text
 from hardpatch.train import checkpoint
-from hardpatch.train.run_folder import check_new, read_values, refuse_changes, write_files
+from hardpatch.train import resume as resuming
+from hardpatch.train.run_folder import check_new, read_values, write_files
 
-__all__ = ["check_new", "check_resume", "configure", "read_config", "refuse_edited", "write"]
+__all__ = ["check_new", "check_resume", "configure", "extension_line", "read_config", "refuse_edited", "write"]
 
 log = logging.getLogger("hardpatch")
 
@@ -28,7 +31,7 @@ TAKEN_OVER = (
 
 FREE_TO_CHANGE = (
     *("train.", "knn.", "verdict.checks", "verdict.images"),
-    *("data.workers", "data.max_bad_fraction", "data.label_column"),
+    *("data.workers", "data.max_bad_fraction", "data.label_column", "optim.accumulation_steps"),
 )
 """Settings that may change when a run is resumed, since they do not affect what is learned. So may the path of the
 images, as long as the images are the same, which the job checks."""
@@ -106,10 +109,13 @@ def configure(
     run = config.build(_with_data(values, data), changes)
     if run.init.weights is not None and not resume:
         run = _continued(run, _with_data(values, data), changes)
-    if resume and (recipe or file):  # those only have to agree; what a resumed run may change stays as it was
-        run = _as_before(run, folder)
-        check_resume(folder, run)
-        run = config.build(_with_data(config.to_dict(read_config(folder)), data), changes)
+    if resume:
+        old, names = read_config(folder), config.names_in(changes)
+        if recipe or file:  # those only have to agree; what a resumed run may change stays as it was
+            check_resume(folder, replace(_as_before(run, old), extensions=old.extensions), names)
+            run = config.build(_with_data(config.to_dict(old), data), changes)
+        if {"epochs", "steps"} & names and run.train.extend != "no":
+            run = _extended(folder, old, run)
     if recipe and run.data.path is None:
         raise UserError(f"--data: recipe {recipe} needs your images: --data PATH (demo:train is the embedded set)")
     return run, folder
@@ -128,9 +134,8 @@ def _continued(run: RunConfig, values: Mapping[str, Any], changes: Sequence[str]
     return continued
 
 
-def _as_before(run: RunConfig, folder: Path) -> RunConfig:
-    """Return a run with what the run in its folder has taken over from the same weights."""
-    before = read_config(folder)
+def _as_before(run: RunConfig, before: RunConfig) -> RunConfig:
+    """Return a run with what it took over ``before`` from the same weights."""
     if run.init.weights is None or run.init.weights != before.init.weights:
         return run
     found = {name: value for name, (_, value) in config.differences(run, before).items() if name in TAKEN_OVER}
@@ -155,21 +160,50 @@ def read_config(folder: Path) -> RunConfig:
     return config.build(upgrade(read_values(folder), str(folder / "config.yaml")))
 
 
-def check_resume(folder: Path, run: RunConfig) -> None:
+def _extended(folder: Path, old: RunConfig, run: RunConfig) -> RunConfig:
+    """Return a run to resume that may have another length than before, with the setting ``extensions`` for that."""
+    start = resuming.start_of(folder)
+    if not start.step:  # it begins anew
+        return replace(run, extensions=())
+    planned, total = old.total_steps(start.images), run.total_steps(start.images)
+    plain = replace(run, extensions=())
+
+    def values(step: int, total: int) -> tuple[float, ...]:
+        found = schedule(plain, step, total)
+        return (found.lr, *(found if run.method.host == "ibot" else found[2:]))  # its temperature and head follow, too
+
+    extensions = resuming.extended(start, old.extensions, planned, total, run.train.extend, values)
+    return replace(run, extensions=extensions)
+
+
+def extension_line(run: RunConfig, images: int) -> str | None:
+    """Return a line about the last extension of a run, None if there is none."""
+    return resuming.line_of(
+        run.total_steps(images), run.extensions, lambda step, total: scheduled_lr(run, step / total)
+    )
+
+
+def check_resume(folder: Path, run: RunConfig, names: Collection[str] = ()) -> None:
     """Refuse to resume a run with other settings than it began with.
+
+    Args:
+        folder: of the run.
+        run: its settings now.
+        names: settings that the call names; length and peak learning rate may change then.
 
     Raises:
         UserError: names every setting that differs, with both values.
     """
     newest = checkpoint.newest_whole(folder, (checkpoint.WEIGHTS,))
     metadata = {} if newest is None else checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
-    free = (*FREE_TO_CHANGE, "data.path") if metadata.get("content") else FREE_TO_CHANGE
+    free = (*FREE_TO_CHANGE, *(["data.path"] if metadata.get("content") else []))
+    allowed = resuming.named(names, run.train.extend)
     changed = {
         name: values
         for name, values in config.differences(read_config(folder), run).items()
-        if not name.startswith(free)
+        if not name.startswith(free) and name not in allowed
     }
-    refuse_changes(folder, changed)
+    resuming.refuse_changes(folder, changed)
 
 
 def refuse_edited(folder: Path, saved: Path, metadata: Mapping[str, Any], run: RunConfig) -> None:
@@ -186,8 +220,10 @@ def refuse_edited(folder: Path, saved: Path, metadata: Mapping[str, Any], run: R
     """
     was = config.build(upgrade(metadata["config"], str(saved)))
     free = (*FREE_TO_CHANGE, "data.path")  # the job compares the images themselves
-    changed = {name: pair for name, pair in config.differences(was, run).items() if not name.startswith(free)}
-    refuse_changes(folder, changed)
+    allowed = resuming.explained(vars(was), vars(run), checkpoint.step_of(saved))
+    differing = config.differences(was, run).items()
+    changed = {name: pair for name, pair in differing if not name.startswith(free) and name not in allowed}
+    resuming.refuse_changes(folder, changed)
 
 
 def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import optional_file, write_text_atomically
 from hardpatch.measure.labels import open_labeled
 from hardpatch.paths import user_path
+from hardpatch.pretrain import config as config_of
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
 from hardpatch.pretrain.checks import check
@@ -41,8 +42,9 @@ from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric
 from hardpatch.train.launch import count_devices, launch
 from hardpatch.train.log import log_to
+from hardpatch.train.loggers import check_installed
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.notebook import default_progress
 from hardpatch.train.progress import Progress
 from hardpatch.train.result import write_result
@@ -86,14 +88,16 @@ def pretrain(
     """
     folder = None if out is None else user_path(out, "--out")
     run: RunConfig | Plan
+    names: Collection[str] = ()
     if isinstance(recipe, Plan):
         if settings or data or config or resume or hours:
             raise UserError("plan: it holds all settings; expected nothing beside it but out, or make another plan")
         run, folder = recipe, folder or Path("runs") / "run"
     else:
         changes = [f"--{name}={value}" for name, value in settings.items()]
+        names = config_of.names_in(changes)
         run, folder = plan_or_configure(recipe, config, data, folder, changes, resume=resume, hours=hours)
-    return train(run, folder, resume=resume, progress=progress, arguments=arguments, announce_time=True)
+    return train(run, folder, resume=resume, progress=progress, arguments=arguments, announce_time=True, names=names)
 
 
 def train(
@@ -105,6 +109,7 @@ def train(
     arguments: Sequence[str] = (),
     pictures: bool = True,
     announce_time: bool = False,
+    names: Collection[str] = (),
 ) -> PretrainResult:
     """Train a run to its end, or until a signal stops it; see :func:`pretrain`.
 
@@ -116,9 +121,11 @@ def train(
         arguments: command line for the folder's README.
         pictures: draw curves and difficulty at the end.
         announce_time: say before the first step how long the training will take, which takes seconds to measure.
+        names: settings that the call names, of which a resumed run may change length and peak learning rate.
     """
     plan, run = (run, run.run) if isinstance(run, Plan) else (None, run)
     check(run)
+    check_installed(run.train.logger)
     check_fits(run)
     if not resume and is_first():
         run_folder.check_new(folder)
@@ -132,6 +139,7 @@ def train(
         arguments,
         pictures,
         announce_time,
+        names,
         progress=progress or default_progress(folder),
         devices=devices,
         nodes=run.train.nodes,
@@ -146,13 +154,14 @@ def _train(
     arguments: Sequence[str],
     pictures: bool,
     announce_time: bool,
+    names: Collection[str],
     *,
     progress: Progress,
 ) -> PretrainResult:
     """Train a run in this process, which may be one of several; see :func:`train`."""
     with claimed(folder, resume=resume):
         if resume:
-            run_folder.check_resume(folder, run)
+            run_folder.check_resume(folder, run, names)
         return _train_claimed(run, plan, folder, progress, arguments, pictures=pictures, announce_time=announce_time)
 
 
@@ -180,7 +189,8 @@ def _train_claimed(
     if is_first():
         run_folder.write(folder, replace(run, init=job.run.init), arguments or ["pretrain", "--out", str(folder)])
         log_to(folder / "log.txt")
-    for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes):
+    extension = run_folder.extension_line(run, len(source))
+    for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes, *([extension] if extension else [])):
         log.info("%s", line)
     _log_micro_batches(run, job)
     if plan is not None and is_first():
@@ -201,7 +211,7 @@ def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, 
     if job.step < job.total:
         return PretrainResult(folder, saved, job.step, job.total, signal, metrics)
     paths: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.total, run.train.logger):
         paths = tuple(write_pictures(job)) if pictures else ()
     checks = [] if job.monitor is None else job.monitor.rows(job.total + 1)
     found = job.verdict(checks[-1]) if checks else None  # without any, metrics.jsonl could not be written

@@ -7,6 +7,7 @@ from hardpatch.methods.curriculum import linear_alpha
 from hardpatch.methods.teacher import cosine_momentum, linear_momentum
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.schedules import half_cosine, learning_rate, ramp, step_decay
+from hardpatch.train.extension import course as course_of
 
 
 class Schedule(NamedTuple):
@@ -40,13 +41,14 @@ class Schedule(NamedTuple):
 def schedule(run: RunConfig, step: int, total: int) -> Schedule:
     """Return the values for the optimizer step after ``step`` of ``total``."""
     optim, method = run.optim, run.method
-    progress = step / total
+    course = course_of(total, run.extensions)
+    progress = course.progress(step)
     momentum = {"linear": linear_momentum, "cosine": cosine_momentum}[method.momentum_schedule]
     last_decay = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
     spread = method.mask_ratio_spread
     return Schedule(
         progress=progress,
-        lr=scheduled_lr(run, progress),
+        lr=course.rate(step, lambda step, total: scheduled_lr(run, step / total)),
         weight_decay=half_cosine(progress, optim.weight_decay, last_decay),
         alpha=linear_alpha(progress, method.alpha_start, method.alpha_end) if run.has_predictor else 0.0,
         # one ratio for the whole batch, so that all images have the same number of masked patches
@@ -67,6 +69,8 @@ def encoder_factor(run: RunConfig, progress: float) -> float:
 def scheduled_lr(run: RunConfig, progress: float) -> float:
     """Return the learning rate at ``progress`` in [0, 1], after ``optim.schedule``."""
     optim = run.optim
+    if optim.schedule == "constant":
+        return ramp(progress, 0.0, run.peak_lr, optim.warmup)
     if optim.schedule == "step":
         return step_decay(progress, run.peak_lr, optim.warmup, optim.step_at, optim.step_factor)
     return learning_rate(progress, run.peak_lr, optim.min_lr, optim.warmup)

@@ -178,8 +178,9 @@ class OptimConfig:
     """Learning rate for a batch of 256; the peak is base_lr * batch_size / 256."""
     lr: float | None = ranged(None, RATE)
     """Peak learning rate; null is optim.base_lr * batch_size / 256."""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """Learning rate after the warm-up: half a cosine to optim.min_lr, or one step down at optim.step_at (SimMIM)."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine to optim.min_lr, one step down at optim.step_at (SimMIM), or the
+    peak."""
     min_lr: float = ranged(0.0, LEAST_RATE)
     """Learning rate at the end of schedule cosine."""
     step_at: float = ranged(0.875, FRACTION)
@@ -278,6 +279,8 @@ class RunConfig:
     """Images per optimizer step, over all micro-batches."""
     seed: int = ranged(0, SEED)
     """Seed of initial weights, order, crops and masks."""
+    extensions: tuple[str, ...] = ()
+    """Changes of the length of this run, which --resume writes here."""
 
     @property
     def image_size(self) -> tuple[int, int]:

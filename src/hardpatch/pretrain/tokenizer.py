@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from hardpatch.schedules import half_cosine, learning_rate
 from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.device import loader_workers
+from hardpatch.train.extension import Course, course
 from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.optimizer import fused_on_gpu
 from hardpatch.train.parallel import take_part, without_exchange
@@ -147,7 +149,7 @@ class TokenizerJob:
 
     def train_step(self, batch: Batch, *, observe: bool = False) -> None:
         """Take one optimizer step."""
-        run, count, progress = self.run, self.run.accumulation_steps, self.step / self.total
+        run, count, progress = self.run, self.run.accumulation_steps, self._course.progress(self.step)
         self.bad_steps.begin()
         self._generator.manual_seed((run.seed * 1_000_003 + self.step) % 2**63)
         for number, pixels in enumerate(batch.images.to(self.fabric.device, non_blocking=True).chunk(count), 1):
@@ -162,7 +164,7 @@ class TokenizerJob:
                 self._sums += torch.stack([loss, error, uneven]) / count
                 self._counts += word_counts(output.logits)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = self._learning_rate(progress)
+            group["lr"] = self._learning_rate(self.step)
         self.bad_steps.update(run.clip)
         self.step += 1
         self._steps += 1
@@ -178,11 +180,15 @@ class TokenizerJob:
             row |= {"entropy": bits, "perplexity": 2**bits, "used": used}
         self._counts.zero_()
         self._steps = 0
-        progress = (self.step - 1) / self.total
-        return {**row, "temperature": temperature(progress), "lr": self._learning_rate(progress)}
+        last = self.step - 1
+        return {**row, "temperature": temperature(self._course.progress(last)), "lr": self._learning_rate(last)}
 
-    def _learning_rate(self, progress: float) -> float:
-        return learning_rate(progress, self.run.lr, 0.0, WARMUP) * self.bad_steps.lr_factor
+    @property
+    def _course(self) -> Course:
+        return course(self.total, self.run.extensions)
+
+    def _learning_rate(self, step: int) -> float:
+        return self._course.rate(step, partial(tokenizer_learning_rate, run=self.run)) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Measure the quality on images that are not augmented, and store it in :attr:`quality`."""
@@ -214,6 +220,11 @@ class TokenizerJob:
     def restore(self, saved: Path) -> None:
         """Restore a checkpoint of this run exactly."""
         self.step = self.state.restore(saved, to_dict(self.run), "tokenizer")
+
+
+def tokenizer_learning_rate(step: int, total: int, run: TokenizerSettings) -> float:
+    """Return the learning rate of the step after ``step`` of ``total``: a warm-up, then half a cosine to 0."""
+    return learning_rate(step / total, run.lr, 0.0, WARMUP)
 
 
 def temperature(progress: float) -> float:

@@ -28,7 +28,13 @@ from hardpatch.files import atomic_path, optional_file
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import FILE, KIND, METADATA
 from hardpatch.pickles import save_tensors
-from hardpatch.pretrain.tokenizer import Quality, TokenizerJob, evenly_spread
+from hardpatch.pretrain.tokenizer import (
+    Quality,
+    TokenizerJob,
+    evenly_spread,
+    temperature,
+    tokenizer_learning_rate,
+)
 from hardpatch.pretrain.tokenizer_settings import PRESETS, TokenizerSettings, check
 from hardpatch.processes import is_first, on_first
 from hardpatch.train.device import start_fabric_of
@@ -36,7 +42,7 @@ from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
-from hardpatch.train.metrics import read_metrics
+from hardpatch.train.metrics import logged_pictures, read_metrics
 from hardpatch.train.progress import Progress, Silent
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -114,10 +120,16 @@ def train_tokenizer(
     """
     required = {"data": "images to train on; demo:train is the embedded set"}
     inputs = {"data": data if data is None or isinstance(data, str) else list(data), "image_column": image_column}
-    run = open_run("tokenizer", out, inputs, PRESETS, None, settings, resume=resume, required=required)
+    run = open_run(
+        *("tokenizer", out, inputs, PRESETS, None, settings), resume=resume, required=required, values_of=_values
+    )
     check(run.settings)
     with claimed(run.folder, resume=resume):
         return launch_of(run.settings, _train, run, list(arguments), progress=progress or Silent())
+
+
+def _values(run: TokenizerSettings, images: int, step: int, total: int) -> tuple[float, float]:
+    return tokenizer_learning_rate(step, total, run), temperature(step / total)
 
 
 def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress: Progress) -> TokenizerResult:
@@ -155,7 +167,7 @@ def _finish(
     model = job.whole_model.current.requires_grad_(False).eval()
     write_tokenizer(folder / FILE, model, settings, job.quality)
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, settings.logger):
         with atomic_path(shown := folder / "pictures" / "reconstructions.png") as partial:
             reconstructions(model, source, settings.image_size, device=job.fabric.device).save(partial)
         curves = training_curves(read_metrics(folder / "metrics.jsonl"), folder / "pictures" / "curves.png")

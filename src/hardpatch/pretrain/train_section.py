@@ -6,7 +6,7 @@ This module does not import torch, so that ``--help`` is fast.
 from dataclasses import dataclass
 from typing import Literal
 
-from hardpatch.choices import DeviceName, DivergenceName, PrecisionName, StrategyName
+from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, StrategyName
 from hardpatch.ranges import (
     BAD_STEPS,
     COUNT,
@@ -33,6 +33,8 @@ class TrainConfig:
     """Compile student and teacher with torch.compile; cuda_graphs also records CUDA graphs."""
     checkpoint_activations: bool = False
     """Recompute the student's activations in the backward pass: less memory, more time."""
+    logger: str = "tensorboard"
+    """Loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none."""
     log_every: int = ranged(50, STEPS)
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)
@@ -63,5 +65,8 @@ class TrainConfig:
     """Rollbacks after which a divergence ends the run."""
     lr_factor: float = ranged(1.0, SHARE)
     """Factor of the learning rate of all steps; a resumed run may change it."""
+    extend: ExtendName = "auto"
+    """Learning rate when --resume has another length: rewarm, hold and cool, or auto, which holds one that is high; no
+    refuses it."""
     dumps: int = ranged(3, COUNT_OR_NONE)
     """Dumps of NaN or infinite steps that a run keeps for hardpatch replay."""

@@ -33,7 +33,7 @@ from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
 from hardpatch.segment.settings import FEW_STEPS, LARGE, PRESETS, RENAMED, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
-from hardpatch.segment.trainer import KIND, SegmentJob
+from hardpatch.segment.trainer import KIND, SegmentJob, rate_of
 from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
@@ -42,6 +42,7 @@ from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.memory import bytes_per_parameter, check_memory
+from hardpatch.train.metrics import logged_pictures
 from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
@@ -157,7 +158,8 @@ def segment(
     if preset in RENAMED:
         raise UserError(f"--preset: {preset} {RENAMED[preset]}")
     settings |= _squares(settings)
-    labeled = open_run("segment", out, inputs, PRESETS, preset, settings, resume=resume, required=REQUIRED)
+    more: dict[str, Any] = {"resume": resume, "required": REQUIRED, "values_of": rate_of(out)}
+    labeled = open_run("segment", out, inputs, PRESETS, preset, settings, **more)
     check_loop(labeled.settings)
     with claimed(labeled.folder, resume=resume):
         return launch_of(labeled.settings, _segment, labeled, list(arguments), progress=progress or Silent())
@@ -173,8 +175,7 @@ def _squares(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progress: Progress) -> SegmentResult:
-    started = time.monotonic()
-    folder, settings, inputs = labeled.folder, labeled.settings, labeled.inputs
+    started, folder, settings, inputs = time.monotonic(), labeled.folder, labeled.settings, labeled.inputs
     labels = find_labels(
         inputs["train"], inputs["classes"], inputs["ignore"], inputs["reduce_zero_label"], inputs["threshold"]
     )
@@ -253,7 +254,7 @@ def _finish(
         **measures.to_dict(names),
     )
     pictures: tuple[Path, ...] = ()
-    with optional_file(folder / "pictures"):
+    with optional_file(folder / "pictures"), logged_pictures(folder, job.step, labeled.settings.logger):
         pictures = tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading))
     return SegmentResult(
         folder,

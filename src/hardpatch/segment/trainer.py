@@ -1,6 +1,8 @@
 """Training of UperNet on an encoder, as a job of the training loop: the recipe of BEiT and MAE for ADE20K."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +21,14 @@ from hardpatch.segment.file import describe
 from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.settings import SegmentSettings
+from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
+from hardpatch.train.extension import course
 from hardpatch.train.optimizer import BETAS, fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
+from hardpatch.train.resume import ValuesOf
 from hardpatch.train.settings import to_dict
 from hardpatch.train.sharding import WholeCopy
 from hardpatch.train.state import TrainingState
@@ -143,7 +148,8 @@ class SegmentJob:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
-        return poly_learning_rate(step, self.total, self.run) * self.bad_steps.lr_factor
+        planned = course(self.total, self.run.extensions)
+        return planned.rate(step, partial(poly_learning_rate, run=self.run)) * self.bad_steps.lr_factor
 
     def evaluate(self) -> dict[str, float]:
         """Segment the validation images, keep the result as :attr:`evaluation`, and return its three main numbers.
@@ -197,6 +203,21 @@ def poly_learning_rate(step: int, total: int, run: SegmentSettings) -> float:
     assert run.lr is not None
     lr = run.min_lr + (run.lr - run.min_lr) * (1 - step / total) ** run.power
     return lr * min(1.0, step / run.warmup_steps) if run.warmup_steps else lr
+
+
+def rate_of(folder: str | Path | None) -> ValuesOf:
+    """Return a function for the learning rate of a run in ``folder``; its checkpoint knows it where no one set it."""
+
+    @cache
+    def saved() -> float:
+        newest = checkpoint.newest(Path(folder or "."))
+        metadata = {} if newest is None else checkpoint.read_metadata(newest / checkpoint.WEIGHTS) or {}
+        return float(metadata["segment"]["lr"])
+
+    def rate(run: SegmentSettings, images: int, step: int, total: int) -> tuple[float]:
+        return (poly_learning_rate(step, total, run if run.lr is not None else replace(run, lr=saved())),)
+
+    return rate
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def _resume(
     Raises:
         Stopped: if a signal stopped it; it can be resumed.
     """
-    values = {**more, **to_dict(settings)}
+    values = {**more, **to_dict(settings), "extend": "no"}  # a study of another length is another study
     arguments = ["study", *study.arguments]
     result = verb(*inputs, folder, resume=_started(folder), progress=progress, arguments=arguments, **values)
     if not result.finished:

@@ -27,7 +27,11 @@ HELD = 4
 
 
 class DivergenceSettings(Protocol):
-    """Settings of this name in :class:`~hardpatch.train.settings.LoopSettings` and in section ``train``."""
+    """Settings of the loop in :class:`~hardpatch.train.settings.LoopSettings` and in section ``train``."""
+
+    @property
+    def logger(self) -> str:
+        """Loggers of the metrics."""
 
     @property
     def bad_steps(self) -> int:

@@ -24,6 +24,9 @@ from hardpatch.weights import parse_metadata
 
 __all__ = ["MEMORY", "TRAINING", "WEIGHTS"]
 
+NONE_YET = ".none_yet"
+"""File in the folder of the checkpoints of a new run, until the first one is written"""
+
 log = logging.getLogger("hardpatch")
 _reported: set[str] = set()
 """Lines about damaged checkpoints that were logged, each once"""

@@ -1,15 +1,20 @@
 """Starting and resuming a run in a folder, for all verbs but ``pretrain``, whose settings come in sections."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic
 
 from hardpatch.errors import UserError, did_you_mean
 from hardpatch.paths import typed, user_path
+from hardpatch.train import resume as resuming
 from hardpatch.train import run_folder
+from hardpatch.train.resume import ValuesOf
 from hardpatch.train.settings import FREE_TO_CHANGE, Settings, changed, to_dict, to_yaml
+
+log = logging.getLogger("hardpatch")
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class FolderRun(Generic[Settings]):
     settings: Settings
     resume: bool
     """True if the folder holds an earlier part of this run"""
+    note: str | None = None
+    """line about an extension, if this call makes one"""
 
     def write(self, verb: str, arguments: list[str] | tuple[str, ...], readme: str) -> None:
         """Write ``config.yaml``, ``environment.json`` and ``README.md``.
@@ -36,6 +43,8 @@ class FolderRun(Generic[Settings]):
         """
         values = {"verb": verb, **self.inputs, **to_dict(self.settings)}
         run_folder.write_files(self.folder, to_yaml(values), arguments or [verb, "--out", str(self.folder)], readme)
+        if self.note is not None:
+            log.info("%s", self.note)
 
 
 def open_run(
@@ -49,6 +58,7 @@ def open_run(
     resume: bool,
     required: Mapping[str, str],
     earlier: Mapping[str, Any] = MappingProxyType({}),
+    values_of: ValuesOf | None = None,
 ) -> FolderRun[Settings]:
     """Return inputs and settings of a new run, or of a run to resume. Nothing is written.
 
@@ -65,6 +75,7 @@ def open_run(
         required: inputs that a new run needs, and what is expected for each.
         earlier: values of settings that a resumed run lacks because it began before they existed, where the default
             preset has others.
+        values_of: learning rate, and all else that depends on the progress; a resumed run may have another length then.
 
     Raises:
         UserError: if an input is missing, a name is unknown, or a resumed run would change what it learns.
@@ -78,7 +89,7 @@ def open_run(
             f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
         )
     if resume:
-        return _resumed(verb, folder, inputs, presets, preset, values, required, earlier)
+        return _resumed(verb, folder, inputs, presets, preset, values, required, earlier, values_of)
     run_folder.check_new(folder)
     settings = changed(presets[preset or next(iter(presets))], values, inputs)
     for name, expected in required.items():
@@ -106,6 +117,7 @@ def _resumed(
     values: Mapping[str, Any],
     required: Mapping[str, str],
     earlier: Mapping[str, Any],
+    values_of: ValuesOf | None,
 ) -> FolderRun[Settings]:
     """Return the run in ``folder``; what is passed again must be the same."""
     saved = run_folder.read_values(folder)
@@ -127,5 +139,24 @@ def _resumed(
         for name, value in inputs.items()
         if value is not None and value != saved.get(name)
     }
-    run_folder.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in FREE_TO_CHANGE})
-    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume=True)
+    free = {*FREE_TO_CHANGE, *(resuming.named(values, new.extend) if values_of else ())}
+    resuming.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in free})
+    note = None
+    if values_of is not None and new.extend != "no" and (values.get("epochs") or values.get("steps")):
+        new, note = _extended(folder, old, new, values_of)
+    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume=True, note=note)
+
+
+def _extended(folder: Path, old: Settings, new: Settings, values_of: ValuesOf) -> tuple[Settings, str | None]:
+    """Return the settings of a resumed run of another length, and a line about it, None if it has the same length."""
+    start = resuming.start_of(folder)
+    if not start.step:  # it begins anew
+        return replace(new, extensions=()), None
+    planned, total = old.total_steps(start.images), new.total_steps(start.images)
+
+    def values(step: int, total: int) -> tuple[float, ...]:
+        return values_of(new, start.images, step, total)
+
+    new = replace(new, extensions=resuming.extended(start, old.extensions, planned, total, new.extend, values))
+    line = resuming.line_of(total, new.extensions, lambda step, total: values(step, total)[0])
+    return new, line if total != planned else None

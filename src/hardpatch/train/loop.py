@@ -131,7 +131,7 @@ def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreem
     """
     cadence, skipping, several = job.cadence, job.state.bad_steps, process_rank().world_size > 1
     with ExitStack() as stack:
-        metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step)))
+        metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step, skipping.settings.logger)))
         display.start(job.step, job.total, job.batch_size)
         stack.enter_context(_saving(job))
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
@@ -245,6 +245,7 @@ def _report_unsaved(job: Job) -> None:
 def _evaluate(job: Job, metrics: MetricsLog, display: Unbreakable) -> None:
     row = {"step": job.step, "epoch": job.step * job.batch_size / job.images, **job.evaluate()}
     metrics.write(row)
+    metrics.write_pictures(job.step)
     display.metrics(row)
 
 

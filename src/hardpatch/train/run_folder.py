@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,12 @@ from hardpatch.files import reason_of, remove, write_text_atomically
 from hardpatch.printable import printable
 from hardpatch.processes import is_first
 from hardpatch.train import checkpoint
+from hardpatch.train.checkpoint import NONE_YET
 from hardpatch.train.lock import LOCK, locked, refuse_used
 from hardpatch.train.metrics import read_metrics
+from hardpatch.train.result import RESULT
 from hardpatch.train.state import UnsavedError
-from hardpatch.yaml_text import read_settings
+from hardpatch.yaml_text import flat, parse_yaml, read_settings
 
 FIRST = ("environment.json", "README.md")
 """Files that are written before ``config.yaml``"""
@@ -79,19 +81,23 @@ def _replace_links(folder: Path) -> None:
 
 
 def resume_point(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is not damaged, None if there is none; says if steps are lost with that.
+    """Return the newest checkpoint that is not damaged, None if the run was stopped before it wrote the first one.
 
     Raises:
-        UserError: if there are checkpoints, but all are damaged.
+        UserError: if there are checkpoints, but all are damaged, or if there were some, and they are gone.
     """
     newest = checkpoint.newest_whole(folder)
     if newest is None:
         steps = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
+        if (folder / "config.yaml").is_file() and not (folder / "checkpoints" / NONE_YET).is_file():
+            raise UserError(
+                f"--resume: the checkpoints of {folder} are gone, and it had some; its metrics go up to step {steps}; "
+                f"bring back {folder / 'checkpoints'} from a copy, or start a new run with another --out"
+            )
         if steps:
             log.warning(
-                "%s has no checkpoint, although metrics.jsonl goes up to step %d: the training starts from step 0",
-                folder / "checkpoints",
-                steps,
+                "%s has no checkpoint yet, although metrics.jsonl goes up to step %d: the training starts from step 0",
+                *(folder / "checkpoints", steps),
             )
     return newest
 
@@ -106,21 +112,6 @@ def read_values(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"--out: expected a run folder with config.yaml to resume, found none in {folder}")
     return read_settings(path, "--out")
-
-
-def refuse_changes(folder: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    """Refuse to resume a run with other settings than it began with.
-
-    Args:
-        folder: of the run.
-        changed: old and new value of each setting that differs, by name.
-
-    Raises:
-        UserError: names each of them, with both values.
-    """
-    if changed:
-        changes = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
-        raise UserError(f"--resume: {folder} was made with other settings: {changes}; take those, or another --out")
 
 
 def check_new(folder: Path) -> None:
@@ -150,7 +141,8 @@ def _only_begun(folder: Path) -> bool:
     hidden = [path for path in folder.iterdir() if path.name.startswith(".")]
     if any(".partial" not in path.name and LOCK not in path.name for path in hidden):
         return False
-    if names - {*FIRST, *FOLDERS} or any(any((folder / name).iterdir()) for name in FOLDERS if name in names):
+    contents = (path.name for name in FOLDERS if name in names for path in (folder / name).iterdir())
+    if names - {*FIRST, *FOLDERS} or any(name != NONE_YET for name in contents):
         return False
     return not names & {*FIRST} or bool(_environment(folder))
 
@@ -163,6 +155,23 @@ def _environment(folder: Path) -> dict[str, Any]:
         return {}
     known = isinstance(values, dict) and {"hardpatch", "command", "resumed_by"} <= values.keys()
     return values if known and isinstance(values["resumed_by"], list) else {}
+
+
+def _changes(folder: Path, settings: str, command: str, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the changes of a run's settings by its calls: those before, and what this one changes, which is said."""
+    old, new = flat(read_values(folder)), flat(parse_yaml(settings, "config.yaml"))
+    changed = {name: [old[name], new[name]] for name in old if name in new and old[name] != new[name]}
+    if not changed:
+        return before
+    newest = checkpoint.newest(folder)
+    step = 0 if newest is None else checkpoint.step_of(newest)
+    words = "; ".join(f"{name} {one} -> {other}" for name, (one, other) in changed.items())
+    log.info("changed from step %d on: %s", step, words)
+    if {"epochs", "steps"} & changed.keys() and (folder / RESULT).is_file():
+        kept = folder / f"result_step_{step:08d}.json"
+        (folder / RESULT).rename(kept)
+        log.info("the result of the shorter run is now %s", kept.name)
+    return [*before, {"step": step, "command": command, "settings": changed}]
 
 
 def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
@@ -185,10 +194,12 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         history |= _environment(folder)
         if command not in (history["command"], *history["resumed_by"]):
             history["resumed_by"].append(command)
+        history["changes"] = _changes(folder, settings, command, history.get("changes", []))
         command = history["command"]
     environment = {
         "command": command,
         "resumed_by": history["resumed_by"],
+        "changes": history.get("changes", []),
         "hardpatch": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "timm")},
@@ -199,6 +210,8 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
     try:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").is_file() and not checkpoint.checkpoints(folder / "checkpoints"):
+            (folder / "checkpoints" / NONE_YET).touch()
     except OSError as error:
         raise UserError(f"--out: expected a folder that can be written, got {folder}: {reason_of(error)}") from None
     # config.yaml comes last: a folder that has one has the others too.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hardpatch.files import atomic_path, reason_of, remove
 from hardpatch.pickles import save_tensors
 from hardpatch.processes import gather_values, is_first, on_first
-from hardpatch.train.checkpoint import checkpoints, step_of
+from hardpatch.train.checkpoint import NONE_YET, checkpoints, step_of
 from hardpatch.train.manifest import MEMORY, TRAINING, WEIGHTS, write_manifest
 from hardpatch.train.parts import merge_parts, write_parts
 from hardpatch.train.sharding import is_sharded
@@ -146,6 +146,7 @@ def _tidy(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
     try:
         for leftover in (path for kind in ("removed", "partial", "parts") for path in folder.glob(f".step_*.{kind}")):
             remove(leftover)
+        remove(folder / NONE_YET)
         older = []
         for path in checkpoints(folder):
             if step_of(path) > step:  # the run resumed from a checkpoint before this one, which is damaged

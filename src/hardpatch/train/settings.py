@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.choices import DeviceName, DivergenceName, PrecisionName, StrategyName, WeightsName
+from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, StrategyName, WeightsName
 from hardpatch.errors import UserError, did_you_mean, one_line
 from hardpatch.ranges import (
     BAD_STEPS,
@@ -36,6 +36,7 @@ from hardpatch.ranges import (
     Range,
     check_ranges,
 )
+from hardpatch.train.loggers import check_installed
 from hardpatch.yaml_text import check_value
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ FREE_TO_CHANGE = (
     *("accumulation_steps", "val_every", "log_every", "checkpoint_minutes", "checkpoint_steps"),
     *("keep_checkpoints", "keep_every", "background_saving"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
-    *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps"),
+    *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps", "extend", "logger"),
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned, but for those of a
 training that has diverged, such as ``lr_factor``."""
@@ -66,6 +67,9 @@ class LoopSettings:
     accumulation_steps: int = setting(1, "micro-batches that a batch is split into, to save memory", BATCH)
     clip: float | None = setting(None, "largest norm of the gradient; null does not clip", POSITIVE)
     seed: int = setting(0, "seed of new weights, image order, augmentation and drop path", SEED)
+    logger: str = setting(
+        "tensorboard", "loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none"
+    )
     log_every: int = setting(50, "steps between lines of metrics", STEPS)
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints; the last step always has one", NOT_NEGATIVE)
     checkpoint_steps: int | None = setting(None, "steps between checkpoints, in addition to those by time", STEPS)
@@ -104,6 +108,12 @@ class LoopSettings:
     rollback_lr: float = setting(0.5, "factor of the learning rate at each rollback", SHARE)
     max_rollbacks: int = setting(3, "rollbacks after which a divergence ends the run", COUNT_OR_NONE)
     lr_factor: float = setting(1.0, "factor of the learning rate of all steps; a resumed run may change it", SHARE)
+    extend: ExtendName = setting(
+        "auto",
+        "learning rate when --resume has another length: rewarm, hold and cool, or auto, which holds one that is high; "
+        "no refuses it",
+    )
+    extensions: tuple[str, ...] = setting((), "changes of the length of this run, which --resume writes here")
     dumps: int = setting(3, "dumps of NaN or infinite steps that a run keeps for hardpatch replay", COUNT_OR_NONE)
 
     def total_steps(self, images: int) -> int:
@@ -220,6 +230,7 @@ def check_loop(run: LoopSettings) -> None:
         UserError: names the first such setting.
     """
     check_ranges(run, "--")
+    check_installed(run.logger)
     if (run.epochs is None) == (run.steps is None):
         raise UserError("--epochs, --steps: expected one of the two; say how long to train")
     if run.batch_size % run.accumulation_steps:

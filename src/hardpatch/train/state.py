@@ -16,6 +16,7 @@ from hardpatch.errors import TrainingError, UserError
 from hardpatch.processes import gather_values
 from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps
+from hardpatch.train.resume import explained
 from hardpatch.train.saving import CheckpointWriter, take_snapshot
 from hardpatch.train.settings import FREE_TO_CHANGE
 from hardpatch.train.sharding import own_parts
@@ -116,10 +117,11 @@ class TrainingState:
         """
         metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
         was, now = metadata.get(kind) or {}, settings or {}
+        free = {*FREE_TO_CHANGE, *explained(was, now, checkpoint.step_of(saved))} if was else ()
         changes = [
             f"{name} was {was[name]!r}, now {now[name]!r}"
             for name in now
-            if name in was and was[name] != now[name] and name not in FREE_TO_CHANGE
+            if name in was and was[name] != now[name] and name not in free
         ]
         if changes:
             raise UserError(

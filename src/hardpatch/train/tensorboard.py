@@ -1,4 +1,4 @@
-"""Scalars of a run for TensorBoard, written by the training itself.
+"""Scalars and pictures of a run for TensorBoard, written by the training itself.
 
 TensorBoard's own writer does it in a thread, in which a full disk ends with a traceback on the terminal.
 """
@@ -40,6 +40,17 @@ class EventFile:
         """Write the values of a step by their names."""
         scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(step=step, summary=self._summary(value=scalars))
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Write a PNG file."""
+        from PIL import Image
+
+        with Image.open(path) as image:
+            size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
+        content = self._summary.Image(encoded_image_string=path.read_bytes(), **size)
+        self._write(
+            step=step, summary=self._summary(value=[self._summary.Value(tag=f"pictures/{name}", image=content)])
+        )
 
     def close(self) -> None:
         """Close the file."""
