@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "src" / "hardpatch"
 FLOORS = (
     ("cli",),
-    ("study", "report", "check"),
+    ("study", "report", "check", "export"),
     ("finetune", "segment", "detect", "evaluate"),
     ("bench", "interchange"),
     ("pretrain",),

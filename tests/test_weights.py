@@ -22,7 +22,7 @@ from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import KIND, METADATA, load_tokenizer
 from hardpatch.pickles import load_pickle
 from tests.fuzz import fuzz_settings, mutated, outcome
-from tests.interchange.runs import run_of
+from tests.export.runs import run_of
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hardpatch.evaluate.probes import knn, linear
     from hardpatch.finetune.file import load_classifier
     from hardpatch.finetune.run import finetune, train_linear_probe
-    from hardpatch.interchange.export import export
+    from hardpatch.export.run import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
     from hardpatch.methods.hpm import HPM
@@ -57,10 +57,9 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages check, pretrain, finetune, segment and detect are called themselves.
+# The packages check, export, pretrain, finetune, segment and detect are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
-    "export": "interchange.export",
     "formats": "data.formats",
     "knn": "evaluate.probes",
     "linear": "evaluate.probes",
@@ -80,7 +79,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "finetune", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "export", "finetune", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

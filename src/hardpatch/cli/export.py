@@ -8,7 +8,7 @@ from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
-    from hardpatch.interchange.export import ExportResult
+    from hardpatch.export.run import ExportResult
 
 
 def export(arguments: list[str]) -> int:
@@ -19,7 +19,7 @@ def export(arguments: list[str]) -> int:
     if options.form != "vit_mae" and (options.decoder_heads or options.normalize_pixels):
         raise UserError("--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder; leave them out")
 
-    from hardpatch.interchange.export import export_hugging_face, export_timm
+    from hardpatch.export.run import export_hugging_face, export_timm
 
     if options.to == "timm":
         written = export_timm(options.run, options.out, options.weights, heads=options.heads)

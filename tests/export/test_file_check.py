@@ -22,11 +22,11 @@ from hardpatch.data.reading import Reading
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.export import ExportResult, export_hugging_face, export_timm
-from hardpatch.interchange.file_check import compare_files, own_preprocessing
+from hardpatch.export.run import ExportResult, export_hugging_face, export_timm
+from hardpatch.export.file_check import compare_files, own_preprocessing
 from hardpatch.interchange.foreign import EXPORTED
 from hardpatch.measure.labels import eval_transform
-from tests.interchange.runs import run_of
+from tests.export.runs import run_of
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "grass.png")
 SHAPES = ((50, 50), (300, 300), (40, 71), (71, 40), (256, 347), (401, 263))

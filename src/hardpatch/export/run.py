@@ -16,12 +16,12 @@ from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, reason_of
-from hardpatch.interchange import hugging_face_outputs, to_hugging_face
+from hardpatch.export import hugging_face_outputs, to_hugging_face
 from hardpatch.interchange.backbone import Backbone, load_backbone
-from hardpatch.interchange.file_check import FileDifference, Outputs, compare_files, unchecked
+from hardpatch.export.file_check import FileDifference, Outputs, compare_files, unchecked
 from hardpatch.interchange.foreign import EXPORTED
 from hardpatch.interchange.load import load, training_masks
-from hardpatch.interchange.to_timm import timm_arguments, timm_config, timm_data, timm_state
+from hardpatch.export.to_timm import timm_arguments, timm_config, timm_data, timm_state
 from hardpatch.methods.mae import MAE
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings

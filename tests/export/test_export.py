@@ -19,14 +19,14 @@ from hardpatch.choices import SIZES
 from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
-from hardpatch.interchange import export
+from hardpatch.export import run as export
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.export import ExportResult, export_hugging_face, export_timm
-from hardpatch.interchange.to_timm import timm_arguments
+from hardpatch.export.run import ExportResult, export_hugging_face, export_timm
+from hardpatch.export.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, to_indices
-from tests.interchange.runs import MEAN, STD, run_of
+from tests.export.runs import MEAN, STD, run_of
 
 SIZED: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 1}
 

@@ -120,7 +120,7 @@ def processor_entries(data: dict[str, Any]) -> dict[str, Any]:
     moves the crop by a pixel.
 
     Args:
-        data: see :func:`~hardpatch.interchange.to_timm.timm_data`.
+        data: see :func:`~hardpatch.export.to_timm.timm_data`.
     """
     return {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": data}
 

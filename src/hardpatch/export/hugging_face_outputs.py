@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hardpatch.interchange.file_check import Outputs, Preprocess
+from hardpatch.export.file_check import Outputs, Preprocess
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.patches import gather, to_indices
