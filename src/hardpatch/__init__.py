@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
+    from hardpatch.export.run import export
     from hardpatch.finetune.file import load_classifier
     from hardpatch.finetune.run import finetune, train_linear_probe
-    from hardpatch.export.run import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
     from hardpatch.methods.hpm import HPM

@@ -19,10 +19,10 @@ from hardpatch.choices import SIZES
 from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
-from hardpatch.export import run as export
-from hardpatch.interchange.backbone import load_backbone
-from hardpatch.export.run import ExportResult, export_hugging_face, export_timm
+from hardpatch.export.result import ExportResult, compare_outputs, new_path
+from hardpatch.export.run import export_hugging_face, export_timm
 from hardpatch.export.to_timm import timm_arguments
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, to_indices
@@ -280,7 +280,7 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def fail_while_writing(out: Path) -> float:
-    with export._new_path(out) as path:
+    with new_path(out) as path:
         path.write_text("incomplete")
         return 1 / 0
 
@@ -306,8 +306,8 @@ def test_nothing_is_overwritten_or_left_incomplete(tmp_path: Path) -> None:
 
 def test_different_outputs_are_an_error(tmp_path: Path) -> None:
     encoder = load_backbone(run_of(tmp_path)).encoder.eval()
-    assert export._difference(encoder, encoder, encoder).random == 0.0
+    assert compare_outputs(encoder, encoder, encoder).random == 0.0
     with pytest.raises(RuntimeError, match="nothing was written"):
-        export._difference(encoder, encoder, lambda images: encoder(images) + 0.1)
+        compare_outputs(encoder, encoder, lambda images: encoder(images) + 0.1)
     with pytest.raises(RuntimeError, match="nothing was written"):
-        export._difference(encoder, encoder, lambda images: encoder(images) * torch.nan)
+        compare_outputs(encoder, encoder, lambda images: encoder(images) * torch.nan)

@@ -21,9 +21,10 @@ from hardpatch.cli import main
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
-from hardpatch.interchange.backbone import load_backbone
-from hardpatch.export.run import ExportResult, export_hugging_face, export_timm
 from hardpatch.export.file_check import compare_files, own_preprocessing
+from hardpatch.export.result import ExportResult
+from hardpatch.export.run import export_hugging_face, export_timm
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.foreign import EXPORTED
 from hardpatch.measure.labels import eval_transform
 from tests.export.runs import run_of

@@ -2,114 +2,83 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hardpatch.data.demo import demo_source
-from hardpatch.data.reading import RGB, Reading
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path, reason_of
-from hardpatch.export import hugging_face_outputs, to_hugging_face
-from hardpatch.interchange.backbone import Backbone, load_backbone
-from hardpatch.export.file_check import FileDifference, Outputs, compare_files, unchecked
+from hardpatch.export import hugging_face_outputs, to_hugging_face, to_torchvision
+from hardpatch.export.card import LICENSE_NOTE, write_card
+from hardpatch.export.file_check import Outputs, compare_files
+from hardpatch.export.result import ExportResult, check_new, compare_outputs, new_path, result_of
+from hardpatch.export.source import Source, Weights, load_source, rounded
+from hardpatch.export.to_onnx import export_onnx
+from hardpatch.export.to_reference import reference_arguments, reference_state
+from hardpatch.export.to_timm import timm_arguments, timm_config, timm_data, timm_state
+from hardpatch.interchange.backbone import Backbone
 from hardpatch.interchange.foreign import EXPORTED
 from hardpatch.interchange.load import load, training_masks
-from hardpatch.export.to_timm import timm_arguments, timm_config, timm_data, timm_state
 from hardpatch.methods.mae import MAE
-from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.paths import user_path
 from hardpatch.pickles import save_tensors
 
 OTHER_FILES = (".bin", ".ckpt", ".onnx", ".pt", ".pth")
-"""Endings of files of weights that are not written."""
-REAL_IMAGES = 2
-"""Images of the embedded set in the comparison, in addition to a random one."""
-TOLERANCE = 1e-3
-"""Largest difference, relative to the largest output, that counts as rounding."""
-
-
-class OutputDifference(NamedTuple):
-    """Difference between the outputs of the other library and of this one."""
-
-    random: float
-    """largest absolute difference on an image of random numbers"""
-    real: float | None
-    """the same on real images; None if they do not have the model's number of channels"""
-    largest: float
-    """largest absolute output"""
-
-
-class ExportResult(NamedTuple):
-    """Result of an export."""
-
-    path: Path
-    code: str
-    """Python code that loads the model"""
-    mean: tuple[float, ...]
-    """of each channel, for pixels in [0, 1]"""
-    std: tuple[float, ...]
-    """likewise"""
-    image_size: tuple[int, int]
-    """(height, width) in pixels"""
-    difference: OutputDifference | None
-    """None if the other library is not installed"""
-    preprocessing: str
-    """Python code of the other library that prepares image files for ``model``"""
-    files: FileDifference | None
-    """None if the other library is not installed, or for the reason in `not_from_files`"""
-    not_from_files: str | None = None
-    """reason why the other library cannot read image files as the model needs them"""
-    reading: Reading = RGB
-    """type and range of the pixels before that"""
+"""Endings of files of weights that are not what timm's export writes."""
+FormatName = Literal["timm", "hf", "hf-mae", "torchvision", "reference", "onnx"]
 
 
 def export(
-    run: str | Path,
-    to: Literal["timm", "hf"],
-    out: str | Path,
-    weights: Literal["student", "teacher"] = "student",
-    **options: Any,
+    run: str | Path, to: FormatName, out: str | Path, weights: Weights = "student", **options: Any
 ) -> ExportResult:
-    """Write weights for timm or Hugging Face, load them there and compare the outputs: ``hardpatch export``.
+    """Write weights for another library, load them there and compare the outputs: ``hardpatch export``.
 
     Args:
-        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
-        to: ``timm`` writes a file or a folder, ``hf`` a folder.
+        run: anything that :func:`hardpatch.load` reads, or a run folder of ``finetune``, ``segment`` or ``detect``.
+        to: ``timm`` writes a folder or a ``.safetensors`` file, ``hf``, ``hf-mae`` and ``torchvision`` a folder,
+            ``reference`` a ``.pth`` file, ``onnx`` an ``.onnx`` file.
         out: a new file or folder.
         weights: which weights of the run.
-        options: see :func:`export_timm` and :func:`export_hugging_face`.
+        options: see :func:`export_timm`, :func:`export_hugging_face`, :func:`export_torchvision`,
+            :func:`export_reference` and :func:`~hardpatch.export.to_onnx.export_onnx`.
 
     Raises:
         UserError: for weights that cannot be exported, or an ``out`` that exists.
     """
-    write: Callable[..., ExportResult] = {"timm": export_timm, "hf": export_hugging_face}[to]
-    return write(run, out, weights, **options)
+    if to == "hf-mae":
+        return export_hugging_face(run, out, weights, form="vit_mae", **options)
+    write: dict[str, Callable[..., ExportResult]] = {
+        "timm": export_timm,
+        "hf": export_hugging_face,
+        "torchvision": export_torchvision,
+        "reference": export_reference,
+        "onnx": export_onnx,
+    }
+    if to not in write:
+        raise UserError(f"to: expected one of {', '.join((*write, 'hf-mae'))}, got {to!r}")
+    return write[to](run, out, weights, **options)
 
 
 def export_timm(
-    run: str | Path, out: str | Path, weights: Literal["student", "teacher"] = "student", *, heads: int | None = None
+    run: str | Path, out: str | Path, weights: Weights = "student", *, heads: int | None = None
 ) -> ExportResult:
-    """Write the encoder of ``run`` as a ``.safetensors`` file or as a folder that ``timm.create_model`` loads strictly.
+    """Write an encoder or a classifier as a ``.safetensors`` file or a folder that ``timm.create_model`` loads.
 
-    An encoder with relative positions becomes timm's BEiT, any other its ViT. A folder holds the preprocessing, too, in
-    the ``config.json`` of timm's hub. In a file it is metadata, which timm does not read.
+    An encoder with relative positions becomes timm's Beit, with rotary ones its Eva, any other its VisionTransformer. A
+    folder holds the preprocessing, too, in the ``config.json`` of timm's hub, and a model card. In a file it is
+    metadata, which timm does not read.
 
     Args:
-        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads.
+        run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new file that ends in ``.safetensors``, or a new folder.
         weights: which weights of the run.
         heads: attention heads, if the file does not say.
 
     Raises:
-        UserError: if there is nothing to load, or ``out`` exists or cannot be written.
+        UserError: if there is nothing to load, timm cannot hold it, or ``out`` exists or cannot be written.
     """
     import timm
 
@@ -117,21 +86,18 @@ def export_timm(
     if out.suffix in OTHER_FILES:
         raise UserError(f"--out: expected a file that ends in .safetensors, or a folder, got {out}")
     check_new(out)
-    backbone = _backbone(run, weights, heads)
-    encoder = backbone.encoder
-    name, arguments = timm_arguments(encoder, backbone.mean, backbone.std)
-    config = timm_config(encoder, name, arguments)
-    settings = encoder_settings(encoder)
-    metadata = {key: settings[key] for key in ("image_size", "heads")} | {"mean": backbone.mean, "std": backbone.std}
-    metadata["reading"] = backbone.reading.to_dict()
-    with _new_path(out) as path:
+    source = load_source(run, weights, heads)
+    encoder, head = source.encoder, source.head
+    name, arguments = timm_arguments(encoder, source.mean, source.std, head)
+    config = timm_config(encoder, name, arguments, head)
+    notes = source.notes if head is not None else (*source.notes, *_invented(name, arguments))
+    with new_path(out) as path:
         file = path
         if out.suffix != ".safetensors":
             _write_folder(path, config)
             file = path / "model.safetensors"
-        save_tensors(
-            _cloned(timm_state(encoder)), file, {EXPORTED: json.dumps(metadata), "timm_config": json.dumps(config)}
-        )
+        metadata = {EXPORTED: json.dumps(_described(source)), "timm_config": json.dumps(config)}
+        save_tensors(_cloned(timm_state(encoder, head)), file, metadata)
         network: Any
         if file is path:
             network = timm.create_model(name, **arguments, checkpoint_path=str(path))
@@ -140,137 +106,222 @@ def export_timm(
         else:
             network = timm.create_model(f"local-dir:{path}", pretrained=True)
             code = f'timm.create_model("local-dir:{out}", pretrained=True)'
-        outputs = network.eval().forward_features
-        difference = _difference(encoder, encoder, outputs)
+        network.eval()
+        outputs = network if head is not None else _without_registers(network.forward_features, source)
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+        compared = compare_outputs(encoder, _own_outputs(source), outputs)
         library = f"timm {timm.__version__}"
-        files = compare_files(backbone, encoder, outputs, lambda picture: transform(picture)[None], library)
-    preprocessing = "timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
-    return _result(backbone, out, code, difference, preprocessing, files)
+        files = compare_files(
+            source.backbone, _own_outputs(source), outputs, lambda picture: transform(picture)[None], library
+        )
+        preprocessing = "timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+        result = result_of(source.backbone, out, code, compared, preprocessing, files, library, notes)
+        return result if file is path else _with_card(path, run, result, "timm")
 
 
 def export_hugging_face(
     run: str | Path,
     out: str | Path,
-    weights: Literal["student", "teacher"] = "student",
+    weights: Weights = "student",
     *,
-    form: Literal["vit", "vit_mae"] = "vit",
+    form: Literal["vit", "vit_mae"] | None = None,
     heads: int | None = None,
     decoder_heads: int | None = None,
     normalize_pixels: bool = False,
 ) -> ExportResult:
-    """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` for ``from_pretrained``.
+    """Write a folder for ``from_pretrained``: config, weights, preprocessing and a model card.
 
     Args:
-        run: anything that :func:`~hardpatch.interchange.backbone.load_backbone` reads; with ``vit_mae`` anything
-            that :func:`hardpatch.load` reads.
+        run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new folder.
         weights: which weights of the run.
         form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
-            ``ViTMAEForPreTraining``.
+            ``ViTMAEForPreTraining``; None is the class that holds the network as it is.
         heads: attention heads of the encoder, if the file does not say.
         decoder_heads: of the decoder, if the file does not say.
         normalize_pixels: the targets were normalized per patch, if the file does not say.
 
     Raises:
-        UserError: if there is nothing to load, the class cannot hold it, or ``out`` exists or cannot be written.
+        UserError: if there is nothing to load, no class can hold it, or ``out`` exists or cannot be written.
     """
     out = user_path(out, "--out")
     check_new(out)
     own_outputs: Outputs
     load_outputs: Callable[[Path], Outputs]
-    if form == "vit":
-        backbone = _backbone(run, weights, heads)
-        config, state = to_hugging_face.vit(backbone.encoder)
-        own_outputs, load_outputs = backbone.encoder, hugging_face_outputs.vit_outputs
-        code = f'transformers.ViTModel.from_pretrained("{out}", add_pooling_layer=False)'
-    elif weights == "teacher":
-        raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
-    else:
-        model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
-        host = model.host
-        if not isinstance(host, MAE):
-            raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
-        mean, std = _rounded(model.mean.tolist()), _rounded(model.std.tolist())
-        backbone = Backbone(host.encoder, mean, std, model.reading)
-        ratio, _ = training_masks(run)
-        config, state = to_hugging_face.vit_mae(host, ratio)
+    if form == "vit_mae":
+        backbone, host, ratio = _autoencoder(run, weights, heads, decoder_heads, normalize_pixels)
+        model = to_hugging_face.vit_mae(host, ratio)
         own_outputs, load_outputs = hugging_face_outputs.of_vit_mae(host, ratio)
+        notes: tuple[str, ...] = ()
         code = f'transformers.ViTMAEForPreTraining.from_pretrained("{out}")'
+    else:
+        source = load_source(run, weights, heads)
+        backbone, notes = source.backbone, source.notes
+        convert = to_hugging_face.vit if form == "vit" else to_hugging_face.exact
+        model = convert(source.encoder, source.head)
+        notes += to_hugging_face.changes(source.encoder, model)
+        own_outputs, load_outputs = _own_outputs(source), hugging_face_outputs.outputs_of(model.class_name, source)
+        options = ", add_pooling_layer=False" if model.class_name in ("ViTModel", "BeitModel") else ""
+        code = f'transformers.{model.class_name}.from_pretrained("{out}"{options})'
     encoder, mean, std = backbone[:3]
-    config |= to_hugging_face.processor_entries(timm_data(encoder, mean, std))
-    with _new_path(out) as folder:
+    config = model.config | to_hugging_face.processor_entries(timm_data(encoder, mean, std))
+    with new_path(out) as folder:
         _write_folder(folder, config, to_hugging_face.preprocessor(encoder, mean, std))
-        save_tensors(_cloned(state), folder / "model.safetensors", {"format": "pt"})
-        difference = files = None
+        save_tensors(_cloned(model.state), folder / "model.safetensors", {"format": "pt"})
+        compared = files = None
+        library = "transformers"
         if importlib.util.find_spec("transformers") is not None:
             outputs = load_outputs(folder)
-            difference = _difference(encoder, own_outputs, outputs)
-            files = compare_files(backbone, own_outputs, outputs, *hugging_face_outputs.preprocessing(folder))
-    preprocessing = f'transformers.AutoImageProcessor.from_pretrained("{out}")'
-    return _result(backbone, out, code, difference, preprocessing, files)
+            compared = compare_outputs(encoder, own_outputs, outputs)
+            preprocess, library = hugging_face_outputs.preprocessing(folder)
+            files = compare_files(backbone, own_outputs, outputs, preprocess, library)
+        preprocessing = f'transformers.AutoImageProcessor.from_pretrained("{out}")'
+        result = result_of(backbone, out, code, compared, preprocessing, files, library, notes)
+        return _with_card(folder, run, result, "transformers")
 
 
-def _result(
-    backbone: Backbone,
-    out: Path,
-    code: str,
-    difference: OutputDifference | None,
-    preprocessing: str,
-    files: FileDifference | None,
+def _autoencoder(
+    run: str | Path, weights: Weights, heads: int | None, decoder_heads: int | None, normalize_pixels: bool
+) -> tuple[Backbone, MAE, float]:
+    """Load encoder and reconstructor, and the mask ratio."""
+    if weights == "teacher":
+        raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
+    model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
+    host = model.host
+    if not isinstance(host, MAE):
+        raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
+    mean, std = rounded(model.mean.tolist()), rounded(model.std.tolist())
+    return Backbone(host.encoder, mean, std, model.reading), host, training_masks(run).mask_ratio
+
+
+def export_torchvision(
+    run: str | Path, out: str | Path, weights: Weights = "student", *, heads: int | None = None
 ) -> ExportResult:
-    encoder, mean, std, reading = backbone
-    size, reason = encoder.image_size, unchecked(backbone)
-    return ExportResult(out, code, mean, std, size, difference, preprocessing, files, reason, reading)
+    """Write a folder with the state dict of torchvision's ``VisionTransformer`` and the arguments that build it.
 
-
-def check_new(out: Path) -> None:
-    """Check that ``out`` does not exist.
-
-    Raises:
-        UserError: if it does.
-    """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"--out: {out} exists and is never overwritten; choose a new name")
-
-
-@torch.no_grad()
-def _difference(encoder: Encoder, own_outputs: Outputs, exported_outputs: Outputs) -> OutputDifference:
-    """Compare the outputs for the same images.
+    Args:
+        run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
+        out: a new folder.
+        weights: which weights of the run.
+        heads: attention heads, if the file does not say.
 
     Raises:
-        RuntimeError: if they differ by more than rounding.
+        UserError: if there is nothing to load, the class cannot hold it, or ``out`` exists or cannot be written.
     """
-    noise = torch.randn(1, encoder.channels, *encoder.image_size, generator=torch.Generator().manual_seed(0))
-    real = None
-    if encoder.channels in (1, 3):
-        source = demo_source("test")
-        pixels = np.stack([source.image(i, Reading(encoder.channels)) for i in range(REAL_IMAGES)])
-        real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        real = F.interpolate(real, size=encoder.image_size, mode="bicubic", antialias=True)
-    images = noise if real is None else torch.cat([noise, real])
-    expected = own_outputs(images)
-    difference = (exported_outputs(images) - expected).abs().flatten(1).amax(dim=1).tolist()
-    largest = expected.abs().max().item()
-    result = OutputDifference(difference[0], None if real is None else max(difference[1:]), largest)
-    if not max(difference) <= TOLERANCE * largest:
-        raise RuntimeError(f"the exported model gives other outputs, nothing was written: {result}")
-    return result
+    import torchvision  # type: ignore[import-untyped]
+
+    out = user_path(out, "--out")
+    if out.suffix in (*OTHER_FILES, ".safetensors"):
+        raise UserError(f"--out: expected a new folder, got {out}")
+    check_new(out)
+    source = load_source(run, weights, heads)
+    encoder, head = source.encoder, source.head
+    arguments = to_torchvision.torchvision_arguments(encoder, head)
+    notes = (*source.notes, *to_hugging_face.folded(encoder))
+    state = to_torchvision.torchvision_state(encoder, head)
+    preprocess, preprocessing = to_torchvision.preprocessing(encoder, source.mean, source.std)
+    library = f"torchvision {torchvision.__version__}"
+    with new_path(out) as folder:
+        labels = {} if head is None else {"classes": list(head.classes)}
+        content = {"arguments": arguments, "mean": source.mean, "std": source.std, "preprocessing": preprocessing}
+        _write_folder(folder, content | labels)
+        torch.save(state, folder / to_torchvision.WEIGHTS)
+        network = to_torchvision.load_torchvision(arguments, torch.load(folder / to_torchvision.WEIGHTS))
+        outputs = to_torchvision.torchvision_outputs(network, head)
+        compared = compare_outputs(encoder, _own_outputs(source), outputs)
+        files = compare_files(source.backbone, _own_outputs(source), outputs, preprocess, library)
+        code = to_torchvision.torchvision_code(arguments, out)
+        result = result_of(source.backbone, out, code, compared, preprocessing, files, library, notes)
+        return _with_card(folder, run, result, "torchvision")
 
 
-def _backbone(run: str | Path, weights: Literal["student", "teacher"], heads: int | None) -> Backbone:
-    encoder, mean, std, reading = load_backbone(run, weights, heads=heads)
-    return Backbone(encoder.eval().requires_grad_(False), _rounded(mean), _rounded(std), reading)
+def export_reference(
+    run: str | Path,
+    out: str | Path,
+    weights: Weights = "student",
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    normalize_pixels: bool = False,
+) -> ExportResult:
+    """Write a ``.pth`` file in the layout of HPM's and MAE's reference code, and read it again.
+
+    Args:
+        run: anything that :func:`hardpatch.load` reads, but no classifier.
+        out: a new file that ends in ``.pth``.
+        weights: which weights of the run.
+        heads: attention heads of the encoder, if the file does not say.
+        decoder_heads: of the decoders, likewise.
+        normalize_pixels: the targets were normalized per patch, likewise.
+
+    Raises:
+        UserError: if there is nothing to load, the layout cannot hold it, or ``out`` exists or cannot be written.
+    """
+    out = user_path(out, "--out")
+    if out.suffix != ".pth":
+        raise UserError(f"--out: expected a file that ends in .pth, got {out}")
+    check_new(out)
+    source = load_source(run, weights, heads)
+    if source.head is not None:
+        raise UserError("--to: the reference's layout has no classifier; expected --to timm or --to onnx")
+    model = load(run, weights, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
+    state, notes = reference_state(model)
+    arguments = reference_arguments(model)
+    with new_path(out) as path:
+        torch.save({"model": _cloned(state), "args": arguments}, path)
+        own = {"heads": arguments["num_heads"], "image_size": source.encoder.image_size}
+        own["decoder_heads"] = arguments.get("decoder_num_heads")
+        reloaded = load(path, **own)
+        compared = compare_outputs(source.encoder, source.encoder, reloaded.encode)
+    code = f'torch.load("{out}", weights_only=True)["model"]'
+    notes = (*source.notes, *notes, f"not in the weights, but beside them as args: {', '.join(arguments)}")
+    reason = "the reference's code is not here, so the file was read again by hardpatch"
+    return result_of(source.backbone, out, code, compared, None, None, "hardpatch itself", notes)._replace(
+        not_from_files=reason
+    )
 
 
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    """Round to the precision of float32: 0.485 for 0.48500001430511475."""
-    return tuple(float(f"{value:.7g}") for value in values)
+def _own_outputs(source: Source) -> Outputs:
+    """Return the function from images to tokens or, of a classifier, to scores."""
+    model: Any = source.model
+    return source.encoder if source.head is None else model
+
+
+def _without_registers(outputs: Outputs, source: Source) -> Outputs:
+    """Return class token and patch tokens of another library's output."""
+    patches = source.encoder.grid[0] * source.encoder.grid[1]
+
+    def tokens(images: Tensor) -> Tensor:
+        found = outputs(images)
+        return torch.cat([found[:, :1], found[:, -patches:]], dim=1)
+
+    return tokens
+
+
+def _invented(name: str, arguments: dict[str, Any]) -> tuple[str, ...]:
+    if name.startswith("beit") and arguments.get("use_fc_norm"):
+        return ("timm's norm after pooling, which these weights do not have, is written as one that only standardizes",)
+    return ()
+
+
+def _described(source: Source) -> dict[str, Any]:
+    """Return what tensors do not tell, for whoever reads a file again."""
+    encoder = source.encoder
+    settings, variant = encoder_settings(encoder), encoder.variant
+    values = {key: settings[key] for key in ("image_size", "heads")} | {"mean": source.mean, "std": source.std}
+    values |= {"norm_eps": variant.norm_eps, "activation": variant.activation, "rope_theta": variant.rope_theta}
+    return values | {"reading": source.reading.to_dict()}
+
+
+def _with_card(folder: Path, run: str | Path, result: ExportResult, library: str) -> ExportResult:
+    """Write the model card into the folder, and say what is left to fill in."""
+    write_card(folder, run, result, library)
+    return result._replace(notes=(*result.notes, LICENSE_NOTE))
 
 
 def _cloned(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy each tensor, since safetensors does not accept tensors that share memory."""
-    return {name: value.clone() for name, value in state.items()}
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _write_folder(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> None:
@@ -279,15 +330,3 @@ def _write_folder(folder: Path, config: dict[str, Any], preprocessor: dict[str, 
     for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
         if content is not None:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_path(out: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``out``, which becomes ``out`` if there is no error."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out, concurrent=True) as temporary:
-            yield temporary
-            check_new(out)
-    except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None

@@ -21,7 +21,7 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 
 # The first match wins: the loss predictor's names begin like those of the reconstructor.
-_OUR_PREFIX = {
+OUR_PREFIX = {
     "decoder_blocks_losspred.": "predictor.blocks.",
     "decoder_norm_losspred.": "predictor.norm.",
     "decoder_pred_losspred.": "predictor.head.",
@@ -142,8 +142,8 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the reference's keys of decoders to those of :class:`~hardpatch.methods.hpm.HPM`; unknown keys stay."""
     renamed = {}
     for key, value in state.items():
-        prefix = next((p for p in _OUR_PREFIX if key.startswith(p)), "")
-        renamed[_OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
+        prefix = next((p for p in OUR_PREFIX if key.startswith(p)), "")
+        renamed[OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
     return renamed
 
 

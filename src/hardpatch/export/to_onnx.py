@@ -1,0 +1,246 @@
+"""ONNX files of an encoder, a loss predictor, a classifier or a segmenter, each checked in onnxruntime against ours."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hardpatch.errors import UserError
+from hardpatch.export.result import ExportResult, check_new, example_images, new_path
+from hardpatch.export.source import Source, Weights, load_source, rounded
+from hardpatch.files import write_text_atomically
+from hardpatch.interchange.backbone import Backbone
+from hardpatch.paths import user_path
+from hardpatch.segment.file import load_segmenter
+from hardpatch.segment.model import UperNet
+
+PartName = Literal["encoder", "predictor", "classifier", "segmenter"]
+BATCHES = (1, 7)
+"""Batch sizes at which an exported file is compared"""
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest output if that is above 1"""
+OUTPUTS: dict[PartName, str] = {
+    "encoder": "tokens [B, 1 + N, D], class token first",
+    "predictor": "difficulty [B, N], the predicted loss of each patch",
+    "classifier": "scores [B, classes]",
+    "segmenter": "scores [B, classes, H, W] of each pixel",
+}
+"""Output of each part; its first word is the name in the graph"""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Graph(nn.Module):
+    """Part of a network with one input and one output."""
+
+    def __init__(self, network: nn.Module, part: PartName) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the part's output of normalized images ``[B, C, H, W]``."""
+        network: Any = self.network
+        if self.part == "predictor":
+            return network.predict_loss(images)
+        if self.part == "segmenter":
+            logits = network(images).main
+            return nn.functional.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+        return network(images)
+
+
+class Checked(NamedTuple):
+    """Largest differences between onnxruntime and this package."""
+
+    batches: dict[str, float]
+    """by batch size and, if it was another one, image size"""
+    largest: float
+    """largest output"""
+
+
+def export_onnx(
+    run: str | Path,
+    out: str | Path,
+    weights: Weights = "student",
+    *,
+    part: PartName | None = None,
+    heads: int | None = None,
+) -> ExportResult:
+    """Write an ``.onnx`` file with dynamic batch, and beside it ``<name>.parity.json`` with the differences to ours.
+
+    The image size is dynamic as well, but for segmenters. Images are normalized before.
+
+    Args:
+        run: anything that :func:`hardpatch.load` reads, or a run folder of ``finetune`` or ``segment``.
+        out: a new file that ends in ``.onnx``.
+        weights: which weights of the run.
+        part: ``encoder``, ``predictor``, ``classifier`` or ``segmenter``; None is the fine-tuned network, or the
+            encoder of other weights.
+        heads: attention heads, if the file does not say.
+
+    Raises:
+        UserError: if there is no such part, or ``out`` exists or cannot be written.
+        RuntimeError: if onnxruntime computes other outputs.
+    """
+    out = user_path(out, "--out")
+    if out.suffix != ".onnx":
+        raise UserError(f"--out: expected a file that ends in .onnx, got {out}")
+    report = out.with_suffix(".parity.json")
+    check_new(out)
+    check_new(report)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--to onnx: needs {', '.join(missing)}, not installed; run: pip install 'hardpatch[onnx]'")
+    backbone, graph, notes, metadata = _graph(run, weights, part, heads)
+    graph = graph.eval().requires_grad_(False)
+    size = metadata["image_size"]
+    with new_path(out) as path:
+        dynamic = graph.part != "segmenter"
+        if not dynamic:
+            notes += (f"the image size is fixed to {size[0]} x {size[1]}: the head pools to grids of fixed sizes",)
+        _write(graph, backbone, size, path, metadata, dynamic=dynamic)
+        checked = _check(graph, backbone, size, path, dynamic=dynamic)
+        lines = [f"output: {OUTPUTS[graph.part]}", *notes, *_lines(checked)]
+        content = {"part": graph.part, "differences": checked.batches, "largest_output": checked.largest}
+        _write_report(report, content | {"report": lines} | metadata)
+    code = f'onnxruntime.InferenceSession("{out}")'
+    return ExportResult(
+        *(out, code, backbone.mean, backbone.std, (size[0], size[1]), None, None, None),
+        not_from_files="ONNX has no preprocessing",
+        reading=backbone.reading,
+        library=_versions(),
+        notes=tuple(lines),
+    )
+
+
+def _graph(
+    run: str | Path, weights: Weights, part: PartName | None, heads: int | None
+) -> tuple[Backbone, Graph, tuple[str, ...], dict[str, Any]]:
+    """Return preprocessing, the graph, lines about what is left out, and what the file says of itself."""
+    source = load_source(run, weights, heads)
+    own: PartName = "encoder"
+    if source.kind in get_args(PartName):
+        own = source.kind  # type: ignore[assignment]
+    part = part or own
+    backbone, notes, classes = source.backbone, (), None
+    network: nn.Module
+    size = backbone.encoder.image_size
+    if part == "segmenter" and source.kind == "segmenter":
+        network, names, inference = load_segmenter(run)
+        classes, size = names, inference.window if inference.mode == "slide" else size
+        backbone = _of_segmenter(network)
+        notes = (f"inference of the run: {inference.mode}, images resized to {inference.short_side} px before",)
+    elif part == "classifier" and source.head is not None:
+        network, classes = source.model, source.head.classes
+    elif part == "predictor":
+        network = _predictor(source, run)
+    elif part == "encoder":
+        network, notes = source.encoder, source.notes
+        if source.kind == "classifier":
+            notes = ("only the encoder of the classifier goes, without its head",)
+    else:
+        raise UserError(f"--part {part}: {run} has none; expected {'encoder' if own == 'encoder' else own}")
+    mean, std, reading = backbone.mean, backbone.std, backbone.reading
+    metadata = {"part": part, "image_size": list(size), "mean": list(mean), "std": list(std)}
+    metadata |= {"reading": reading.to_dict(), "patch_size": backbone.encoder.patch_size}
+    return backbone, Graph(network, part), notes, metadata | ({"classes": list(classes)} if classes else {})
+
+
+def _of_segmenter(network: UperNet) -> Backbone:
+    mean, std = (rounded(values.flatten().tolist()) for values in (network.mean, network.std))
+    return Backbone(network.encoder, mean, std, network.reading)
+
+
+def _predictor(source: Source, run: str | Path) -> nn.Module:
+    if not getattr(source.model, "has_predictor", False):
+        raise UserError(f"--part predictor: {run} has no loss predictor; expected --part encoder")
+    return source.model
+
+
+def _write(
+    graph: Graph, backbone: Backbone, size: list[int], path: Path, metadata: dict[str, Any], *, dynamic: bool
+) -> None:
+    from torch.export import Dim
+
+    patch = backbone.encoder.patch_size
+    shapes: dict[int, Any] = {0: Dim("batch", min=1, max=1 << 16)}
+    if dynamic:
+        shapes |= {2: patch * Dim("rows", min=1, max=1 << 12), 3: patch * Dim("columns", min=1, max=1 << 12)}
+    images = torch.randn(2, backbone.encoder.channels, *size, generator=torch.Generator().manual_seed(0))
+    with _quiet():
+        program: Any = torch.onnx.export(
+            graph,
+            (images,),
+            dynamo=True,
+            dynamic_shapes={"images": shapes},
+            input_names=["images"],
+            output_names=[OUTPUTS[graph.part].split()[0]],
+            verbose=False,
+        )
+        program.model.metadata_props["hardpatch"] = json.dumps(metadata)
+        program.save(str(path))
+
+
+@torch.no_grad()
+def _check(graph: Graph, backbone: Backbone, size: list[int], path: Path, *, dynamic: bool) -> Checked:
+    """Compare outputs at several batch sizes and, where the size is dynamic, at another image size.
+
+    Raises:
+        RuntimeError: if they differ by more than :data:`TOLERANCE`.
+    """
+    import onnxruntime  # type: ignore[import-untyped]
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    encoder, patch = backbone.encoder, backbone.encoder.patch_size
+    built = (size[0], size[1])
+    cases = [(batch, built) for batch in BATCHES]
+    if dynamic:
+        cases += [(2, (built[0] + patch, built[1] + 2 * patch))]
+    found, largest = {}, 0.0
+    for batch, sides in cases:
+        images = example_images(encoder, sides)
+        images = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+        expected = graph(images)
+        output = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        largest = max(largest, expected.abs().max().item())
+        name = f"batch {batch}" + ("" if sides == built else f", {sides[0]} x {sides[1]} px")
+        found[name] = (output - expected).abs().max().item()
+    if not max(found.values()) <= TOLERANCE * max(1.0, largest):
+        raise RuntimeError(f"onnxruntime computes other outputs, nothing was written: {found} of {largest:.2g}")
+    return Checked(found, largest)
+
+
+def _lines(checked: Checked) -> list[str]:
+    differences = "; ".join(f"{name}: {value:.1e}" for name, value in checked.batches.items())
+    return [f"largest difference in {_versions()}: {differences} (outputs up to {checked.largest:.2g})"]
+
+
+def _versions() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def _write_report(path: Path, content: dict[str, Any]) -> None:
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch's exporter says of its own progress and of operators that are not ours."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
