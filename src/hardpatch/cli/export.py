@@ -24,7 +24,7 @@ def export(arguments: list[str]) -> int:
     decoder = options.to in ("hf-mae", "reference") or options.form == "vit_mae"
     if not decoder and (options.decoder_heads or options.normalize_pixels):
         raise UserError(
-            "--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder, as --to hf-mae and --to reference; "
+            "--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder, as hf-mae and reference; "
             "leave them out"
         )
     values: dict[str, Any] = {"heads": options.heads, "form": options.form, "part": options.part}

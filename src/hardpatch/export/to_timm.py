@@ -30,6 +30,13 @@ _NAMED: dict[str, dict[str, tuple[int, ...]]] = {
 EVA_EPS = 1e-5
 """Added to the variance in norms of timm's CLIP and DINOv3; in its other models 1e-6"""
 
+_ONES = {
+    ("eva", False): ("gamma_1", "gamma_2"),
+    ("eva", True): ("gamma_1", "gamma_2"),
+    ("vit", True): ("ls1.gamma", "ls2.gamma"),
+}
+"""Layer scale of timm's models that always have it, by class and whether the MLP is gated"""
+
 FamilyName = Literal["vit", "beit", "eva"]
 
 
@@ -110,8 +117,8 @@ def _positions(encoder: Encoder, family: FamilyName) -> dict[str, Tensor]:
         if block.relative_bias is not None:
             table = block.relative_bias.resampled(encoder.grid)
             state[f"blocks.{number}.attn.relative_position_bias_table"] = table
-        if family == "eva" and not traits(encoder).layer_scale:  # create_model drops arguments that are None
-            for name in ("gamma_1", "gamma_2"):
+        if not traits(encoder).layer_scale:  # create_model drops arguments that are None
+            for name in _ONES.get((family, encoder.variant.activation == "swiglu"), ()):
                 state[f"blocks.{number}.{name}"] = torch.ones(encoder.width)
     return state
 

@@ -118,7 +118,7 @@ def _host(encoder: Encoder, parts: Mapping[str, Tensor], decoder_heads: int, *, 
             part.eps = encoder.variant.norm_eps
     computed, positions = host.encoder.positions, encoder.positions
     host.encoder = encoder
-    if computed is not None and positions is not None and torch.allclose(positions, computed, atol=1e-5):
+    if computed is not None and positions is not None and torch.equal(positions, computed):
         encoder.register_buffer("positions", computed, persistent=False)  # as in our own runs
     return host
 
@@ -132,7 +132,7 @@ def _set_positions(embed: DecoderEmbed, positions: Tensor | None, file: Path) ->
             f"RUN: {file}: decoder_pos_embed has the shape {list(positions.shape)}, expected "
             f"{[1, 1 + len(embed.positions), embed.positions.shape[1]]}"
         )
-    if not torch.allclose(positions[0, 1:], embed.positions, atol=1e-5):
+    if not torch.equal(positions[0, 1:], embed.positions):
         embed.register_buffer("positions", positions[0, 1:].clone(), persistent=True)
     if positions[0, 0].any():
         embed.register_buffer("class_position", positions[:, :1].clone(), persistent=True)
