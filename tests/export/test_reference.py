@@ -61,5 +61,5 @@ def test_other_hosts_give_their_encoder_or_are_refused(tmp_path: Path) -> None:
         export_reference(run_of(tmp_path / "beit", "beit", model={"positions": "relative"}), tmp_path / "beit.pth")
     assert "expected --to timm" in str(error.value)
     assert not (tmp_path / "beit.pth").exists()
-    with pytest.raises(UserError, match="ends in .pth"):
+    with pytest.raises(UserError, match=r"ends in \.pth"):
         export_reference(run, tmp_path / "folder")

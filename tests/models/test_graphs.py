@@ -1,4 +1,4 @@
-"""``torch.export`` and ``torch.jit.trace`` of encoders and predicted losses: traced with two images, run with others."""
+"""``torch.export`` and ``torch.jit.trace`` of encoder and predicted losses: traced with two images, run with others."""
 
 import warnings
 from collections.abc import Callable
