@@ -1,4 +1,4 @@
-"""What is exported: a pre-training run, another library's weights, or a network that was fine-tuned."""
+"""Sources of an export: a pre-training run, weights of another library, or a network that was fine-tuned."""
 
 from collections.abc import Sequence
 from pathlib import Path
