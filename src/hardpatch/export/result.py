@@ -57,18 +57,15 @@ class ExportResult(NamedTuple):
     reading: Reading = RGB
     """type and range of the pixels before that"""
     library: str = ""
-    """name and version of the other library"""
+    """name and version of the other library, where it is installed"""
     notes: tuple[str, ...] = ()
     """lines about what was changed or left out"""
 
     def report(self) -> list[str]:
         """Return the lines of the parity report: differences to this package, and what was left out."""
-        lines = list(self.notes)
-        name = self.library or "the other library"
-        if self.difference is None:
-            lines.append(f"{name} is not installed, so neither its outputs nor its preprocessing were compared")
+        lines, difference = list(self.notes), self.difference
+        if difference is None:
             return lines
-        difference = self.difference
         real = "" if difference.real is None else f", {difference.real:.1e} on real images"
         lines.append(
             f"largest difference of outputs: {difference.random:.1e} on a random image{real} "
@@ -80,8 +77,10 @@ class ExportResult(NamedTuple):
             lines.append(
                 f"checked from {kinds}: largest difference {largest:.1g} of the largest output ({self.files.library})"
             )
-        elif self.not_from_files is not None:
-            lines.append(f"not checked from image files: with {name}'s own preprocessing, {self.not_from_files}")
+        elif self.not_from_files is not None and self.preprocessing is not None:
+            lines.append(
+                f"not checked from image files: with {self.library}'s own preprocessing, {self.not_from_files}"
+            )
         return lines
 
 

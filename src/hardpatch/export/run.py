@@ -175,6 +175,8 @@ def export_hugging_face(
             compared = compare_outputs(encoder, own_outputs, outputs)
             preprocess, library = hugging_face_outputs.preprocessing(folder)
             files = compare_files(backbone, own_outputs, outputs, preprocess, library)
+        else:
+            notes += ("transformers is not installed, so neither its outputs nor its preprocessing were compared",)
         preprocessing = f'transformers.AutoImageProcessor.from_pretrained("{out}")'
         result = result_of(backbone, out, code, compared, preprocessing, files, library, notes)
         return _with_card(folder, run, result, "transformers")
@@ -275,10 +277,8 @@ def export_reference(
         compared = compare_outputs(source.encoder, source.encoder, reloaded.encode)
     code = f'torch.load("{out}", weights_only=True)["model"]'
     notes = (*source.notes, *notes, f"not in the weights, but beside them as args: {', '.join(arguments)}")
-    reason = "the reference's code is not here, so the file was read again by hardpatch"
-    return result_of(source.backbone, out, code, compared, None, None, "hardpatch itself", notes)._replace(
-        not_from_files=reason
-    )
+    notes += ("compared after hardpatch read the file again, since the reference's code is not here",)
+    return result_of(source.backbone, out, code, compared, None, None, "hardpatch", notes)
 
 
 def _own_outputs(source: Source) -> Outputs:

@@ -69,9 +69,18 @@ def load_source(run: str | Path, weights: Weights, heads: int | None) -> Source:
     return Source(encoder, *_normalization(model), model.reading, kind, model, notes=notes)
 
 
-def _classifier(run: str | Path, found: FineTuned, weights: Weights) -> Source:
+def check_average(run: str | Path, found: FineTuned, weights: Weights) -> None:
+    """Refuse the moving average of a fine-tuned network that has none.
+
+    Raises:
+        UserError: if ``weights`` asks for it.
+    """
     if weights == "teacher" and found.prefix != "teacher.":
-        raise UserError(f"--weights: {run} has no moving average of its classifier; leave it out")
+        raise UserError(f"--weights: {run} has no moving average of its {found.kind}; leave it out")
+
+
+def _classifier(run: str | Path, found: FineTuned, weights: Weights) -> Source:
+    check_average(run, found, weights)
     model, classes, _ = load_classifier(run)
     model = model.eval().requires_grad_(False)
     weight, bias = model.head.weight.detach(), model.head.bias.detach()

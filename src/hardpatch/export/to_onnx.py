@@ -7,19 +7,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hardpatch.errors import UserError
 from hardpatch.export.result import ExportResult, check_new, example_images, new_path
-from hardpatch.export.source import Source, Weights, load_source, rounded
+from hardpatch.export.source import Weights, check_average, load_source, rounded
 from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone
+from hardpatch.interchange.finetuned import read_finetuned
+from hardpatch.interchange.load import read_newest
 from hardpatch.paths import user_path
 from hardpatch.segment.file import load_segmenter
-from hardpatch.segment.model import UperNet
 
 PartName = Literal["encoder", "predictor", "classifier", "segmenter"]
 BATCHES = (1, 7)
@@ -42,6 +43,11 @@ class Graph(nn.Module):
     def __init__(self, network: nn.Module, part: PartName) -> None:
         super().__init__()
         self.network, self.part = network, part
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it takes images of any size."""
+        return self.part != "segmenter"
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the part's output of normalized images ``[B, C, H, W]``."""
@@ -96,82 +102,88 @@ def export_onnx(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx: needs {', '.join(missing)}, not installed; run: pip install 'hardpatch[onnx]'")
-    backbone, graph, notes, metadata = _graph(run, weights, part, heads)
-    graph = graph.eval().requires_grad_(False)
-    size = metadata["image_size"]
+    chosen = _choose(run, weights, part, heads)
+    graph, backbone = chosen.graph.eval().requires_grad_(False), chosen.backbone
     with new_path(out) as path:
-        dynamic = graph.part != "segmenter"
-        if not dynamic:
-            notes += (f"the image size is fixed to {size[0]} x {size[1]}: the head pools to grids of fixed sizes",)
-        _write(graph, backbone, size, path, metadata, dynamic=dynamic)
-        checked = _check(graph, backbone, size, path, dynamic=dynamic)
-        lines = [f"output: {OUTPUTS[graph.part]}", *notes, *_lines(checked)]
-        content = {"part": graph.part, "differences": checked.batches, "largest_output": checked.largest}
-        _write_report(report, content | {"report": lines} | metadata)
+        _write(chosen, path)
+        checked = _check(chosen, path)
+        lines = [f"output: {OUTPUTS[graph.part]}", *chosen.notes, *_lines(checked)]
+        content = {"differences": checked.batches, "largest_output": checked.largest, "report": lines}
+        write_text_atomically(report, json.dumps(content | chosen.metadata(), indent=2) + "\n")
     code = f'onnxruntime.InferenceSession("{out}")'
     return ExportResult(
-        *(out, code, backbone.mean, backbone.std, (size[0], size[1]), None, None, None),
-        not_from_files="ONNX has no preprocessing",
+        *(out, code, backbone.mean, backbone.std, chosen.size, None, None, None),
         reading=backbone.reading,
         library=_versions(),
         notes=tuple(lines),
     )
 
 
-def _graph(
-    run: str | Path, weights: Weights, part: PartName | None, heads: int | None
-) -> tuple[Backbone, Graph, tuple[str, ...], dict[str, Any]]:
-    """Return preprocessing, the graph, lines about what is left out, and what the file says of itself."""
-    source = load_source(run, weights, heads)
-    own: PartName = "encoder"
-    if source.kind in get_args(PartName):
-        own = source.kind  # type: ignore[assignment]
+class Chosen(NamedTuple):
+    """What goes into a file."""
+
+    graph: Graph
+    backbone: Backbone
+    size: tuple[int, int]
+    """(height, width) of the images, in pixels"""
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """lines about what is left out"""
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the file says of itself."""
+        encoder, mean, std, reading = self.backbone
+        values: dict[str, Any] = {"part": self.graph.part, "image_size": list(self.size), "mean": list(mean)}
+        values |= {"std": list(std), "reading": reading.to_dict(), "patch_size": encoder.patch_size}
+        return values | ({"classes": list(self.classes)} if self.classes else {})
+
+
+def _choose(run: str | Path, weights: Weights, part: PartName | None, heads: int | None) -> Chosen:
+    """Load the part that is exported; None is the fine-tuned network, or the encoder of other weights."""
+    found = read_newest(run, read_finetuned)
+    kind = None if found is None else found.kind
+    own: PartName = kind if kind == "classifier" or kind == "segmenter" else "encoder"
     part = part or own
-    backbone, notes, classes = source.backbone, (), None
-    network: nn.Module
-    size = backbone.encoder.image_size
-    if part == "segmenter" and source.kind == "segmenter":
-        network, names, inference = load_segmenter(run)
-        classes, size = names, inference.window if inference.mode == "slide" else size
-        backbone = _of_segmenter(network)
-        notes = (f"inference of the run: {inference.mode}, images resized to {inference.short_side} px before",)
-    elif part == "classifier" and source.head is not None:
-        network, classes = source.model, source.head.classes
-    elif part == "predictor":
-        network = _predictor(source, run)
-    elif part == "encoder":
-        network, notes = source.encoder, source.notes
-        if source.kind == "classifier":
-            notes = ("only the encoder of the classifier goes, without its head",)
-    else:
-        raise UserError(f"--part {part}: {run} has none; expected {'encoder' if own == 'encoder' else own}")
-    mean, std, reading = backbone.mean, backbone.std, backbone.reading
-    metadata = {"part": part, "image_size": list(size), "mean": list(mean), "std": list(std)}
-    metadata |= {"reading": reading.to_dict(), "patch_size": backbone.encoder.patch_size}
-    return backbone, Graph(network, part), notes, metadata | ({"classes": list(classes)} if classes else {})
+    if found is not None and part == "segmenter" == own:
+        check_average(run, found, weights)
+        return _segmenter(run)
+    source = load_source(run, weights, heads)
+    backbone, size = source.backbone, source.encoder.image_size
+    if part == "classifier" and source.head is not None:
+        return Chosen(Graph(source.model, part), backbone, size, source.head.classes)
+    if part == "predictor" and getattr(source.model, "has_predictor", False):
+        return Chosen(Graph(source.model, part), backbone, size)
+    if part != "encoder":
+        name = "loss predictor" if part == "predictor" else part
+        raise UserError(f"--part {part}: {run} has no {name}; expected --part {own}")
+    notes = source.notes
+    if kind == "classifier":
+        notes = ("only the encoder of the classifier goes, without its head",)
+    return Chosen(Graph(source.encoder, part), backbone, size, notes=notes)
 
 
-def _of_segmenter(network: UperNet) -> Backbone:
+def _segmenter(run: str | Path) -> Chosen:
+    network, classes, inference = load_segmenter(run)
     mean, std = (rounded(values.flatten().tolist()) for values in (network.mean, network.std))
-    return Backbone(network.encoder, mean, std, network.reading)
+    backbone = Backbone(network.encoder, mean, std, network.reading)
+    size = inference.window if inference.mode == "slide" else network.encoder.image_size
+    notes = (
+        f"the run evaluates by {inference.mode}, on images whose shorter side is resized to {inference.short_side} px; "
+        "the file is for one window",
+        f"the image size is fixed to {size[0]} x {size[1]}: the head pools to grids of fixed sizes",
+    )
+    return Chosen(Graph(network, "segmenter"), backbone, size, classes, notes)
 
 
-def _predictor(source: Source, run: str | Path) -> nn.Module:
-    if not getattr(source.model, "has_predictor", False):
-        raise UserError(f"--part predictor: {run} has no loss predictor; expected --part encoder")
-    return source.model
-
-
-def _write(
-    graph: Graph, backbone: Backbone, size: list[int], path: Path, metadata: dict[str, Any], *, dynamic: bool
-) -> None:
+def _write(chosen: Chosen, path: Path) -> None:
     from torch.export import Dim
 
-    patch = backbone.encoder.patch_size
+    graph, encoder = chosen.graph, chosen.backbone.encoder
     shapes: dict[int, Any] = {0: Dim("batch", min=1, max=1 << 16)}
-    if dynamic:
+    if graph.dynamic:
+        patch = encoder.patch_size
         shapes |= {2: patch * Dim("rows", min=1, max=1 << 12), 3: patch * Dim("columns", min=1, max=1 << 12)}
-    images = torch.randn(2, backbone.encoder.channels, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, encoder.channels, *chosen.size, generator=torch.Generator().manual_seed(0))
     with _quiet():
         program: Any = torch.onnx.export(
             graph,
@@ -182,12 +194,12 @@ def _write(
             output_names=[OUTPUTS[graph.part].split()[0]],
             verbose=False,
         )
-        program.model.metadata_props["hardpatch"] = json.dumps(metadata)
+        program.model.metadata_props["hardpatch"] = json.dumps(chosen.metadata())
         program.save(str(path))
 
 
 @torch.no_grad()
-def _check(graph: Graph, backbone: Backbone, size: list[int], path: Path, *, dynamic: bool) -> Checked:
+def _check(chosen: Chosen, path: Path) -> Checked:
     """Compare outputs at several batch sizes and, where the size is dynamic, at another image size.
 
     Raises:
@@ -196,10 +208,9 @@ def _check(graph: Graph, backbone: Backbone, size: list[int], path: Path, *, dyn
     import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    encoder, patch = backbone.encoder, backbone.encoder.patch_size
-    built = (size[0], size[1])
-    cases = [(batch, built) for batch in BATCHES]
-    if dynamic:
+    graph, encoder, built = chosen.graph, chosen.backbone.encoder, chosen.size
+    cases, patch = [(batch, built) for batch in BATCHES], encoder.patch_size
+    if graph.dynamic:
         cases += [(2, (built[0] + patch, built[1] + 2 * patch))]
     found, largest = {}, 0.0
     for batch, sides in cases:
@@ -224,10 +235,6 @@ def _versions() -> str:
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
-
-
-def _write_report(path: Path, content: dict[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
