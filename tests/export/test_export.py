@@ -175,8 +175,10 @@ def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
         _, loading_info = model.from_pretrained(tmp_path / folder, output_loading_info=True, **options)
         assert {name: list(keys) for name, keys in loading_info.items() if keys} == {}
     assert sorted(path.name for path in (tmp_path / "mae").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
+        "parity.json",
         "preprocessor_config.json",
     ]
     # all files have the same permissions

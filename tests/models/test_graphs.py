@@ -76,7 +76,7 @@ def test_traces_take_any_batch(name: str) -> None:
     network = NETWORKS[name]().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch.jit is deprecated, and that the image size is fixed
-        traced: Any = torch.jit.trace(network, images(2))  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(network, images(2))
     for batch in BATCHES:
         assert torch.equal(traced(images(batch)), network(images(batch)))
 

@@ -123,9 +123,9 @@ def named_block(block: Block, kind: ClassName, *, key_bias: bool = True) -> Iter
     if swiglu and kind == "dinov2":
         first, last = "mlp.weights_in", "mlp.weights_out"
     if swiglu and kind == "dinov3":
-        for name, part in (("mlp.gate_proj", 0), ("mlp.up_proj", 1)):
-            yield f"{name}.weight", block.mlp.fc1.weight.chunk(2)[part]
-            yield f"{name}.bias", block.mlp.fc1.bias.chunk(2)[part]
+        for index, name in enumerate(("mlp.gate_proj", "mlp.up_proj")):
+            yield f"{name}.weight", block.mlp.fc1.weight.chunk(2)[index]
+            yield f"{name}.bias", block.mlp.fc1.bias.chunk(2)[index]
     else:
         yield from _named(first, block.mlp.fc1).items()
     for index, (name, linear, scale) in enumerate(

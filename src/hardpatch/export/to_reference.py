@@ -26,7 +26,8 @@ def reference_state(model: HPM) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         UserError: if the layout cannot hold them; names the part.
     """
     encoder, host = model.host.encoder, model.host
-    state, notes = _encoder(encoder), ()
+    state = _encoder(encoder)
+    notes: tuple[str, ...] = ()
     if not isinstance(host, MAE) or getattr(host, "reconstructor", None) is None:
         return state, (
             f"only the encoder goes: the decoder of this layout is MAE's, this model has {_decoder(model)}; "
