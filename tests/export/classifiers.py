@@ -1,6 +1,5 @@
 """Run folders of classifiers and segmenters with random weights, written without training, and photographs."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,8 @@ def segmenter_file(folder: Path) -> Path:
 def photographs(size: tuple[int, int]) -> Tensor:
     """Return photographs of scikit-image, uint8 ``[B, 3, H, W]``: an astronaut, a cat, a cup, a rocket, and parts."""
     crops = []
-    for load in (skimage.data.astronaut, partial(skimage.data.chelsea), skimage.data.coffee, skimage.data.rocket):
-        picture = torch.from_numpy(np.ascontiguousarray(load())).permute(2, 0, 1)[None].float()
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        picture = torch.from_numpy(np.ascontiguousarray(getattr(skimage.data, name)())).permute(2, 0, 1)[None].float()
         half = picture[:, :, : picture.shape[2] // 2, : picture.shape[3] // 2]
         crops += [F.interpolate(part, size=size, mode="bicubic", antialias=True) for part in (picture, half)]
     return torch.cat(crops).clamp(0, 255).byte()

@@ -65,7 +65,7 @@ def their_features(result: ExportResult, path: Path, mode: str = "RGB") -> Tenso
     libraries = {"timm": timm, "transformers": transformers}
     transformers.utils.logging.disable_progress_bar()
     model = eval(result.code, libraries).eval()
-    preprocessing = eval(result.preprocessing, libraries | {"model": model})
+    preprocessing = eval(str(result.preprocessing), libraries | {"model": model})
     picture = Image.open(path).convert(mode)
     if "transformers" in result.code:
         return model(preprocessing(picture, return_tensors="pt")["pixel_values"]).last_hidden_state[0]

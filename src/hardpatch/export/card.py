@@ -43,7 +43,7 @@ def model_card(run: str | Path, result: ExportResult, library: str) -> str:
         f"A Vision Transformer, exported by hardpatch {__version__}. Load it with",
         "",
         "```python",
-        result.code,
+        _published(result, result.code),
         "```",
         "",
         *_preparation(result),
@@ -65,12 +65,17 @@ def model_card(run: str | Path, result: ExportResult, library: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _published(result: ExportResult, code: str) -> str:
+    """Return code without the place of the folder on this machine."""
+    return code.replace(str(result.path), result.path.name)
+
+
 def _preparation(result: ExportResult) -> Iterator[str]:
     height, width = result.image_size
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (result.mean, result.std))
     yield f"Images: {height} x {width} px, pixels in [0, 1], normalized with mean {mean} and deviation {std}."
     if result.preprocessing is not None and result.not_from_files is None:
-        yield f"Prepare them with `{result.preprocessing}`."
+        yield f"Prepare them with `{_published(result, result.preprocessing)}`."
 
 
 def _recipe(run: str | Path) -> Iterator[str]:

@@ -135,11 +135,10 @@ def export_hugging_face(
         run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new folder.
         weights: which weights of the run.
-        form: ``vit``, the encoder for ``ViTModel``; or ``vit_mae``, encoder and reconstructor of host mae for
-            ``ViTMAEForPreTraining``; None is the class that holds the network as it is.
+        form: ``vit`` for ``ViTModel``; ``vit_mae``, with the reconstructor of host mae, for ``ViTMAEForPreTraining``;
+            None is the class that holds the network as it is.
         heads: attention heads of the encoder, if the file does not say.
-        decoder_heads: of the decoder, if the file does not say.
-        normalize_pixels: the targets were normalized per patch, if the file does not say.
+        decoder_heads, normalize_pixels: likewise, of the decoder and of its targets.
 
     Raises:
         UserError: if there is nothing to load, no class can hold it, or ``out`` exists or cannot be written.

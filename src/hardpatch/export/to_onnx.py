@@ -46,7 +46,7 @@ class Graph(nn.Module):
 
     @property
     def dynamic(self) -> bool:
-        """Whether it takes images of any size."""
+        """True if it takes images of any size."""
         return self.part != "segmenter"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def export_onnx(
 
 
 class Chosen(NamedTuple):
-    """What goes into a file."""
+    """Part of a network that a file is written of."""
 
     graph: Graph
     backbone: Backbone
@@ -205,7 +205,7 @@ def _check(chosen: Chosen, path: Path) -> Checked:
     Raises:
         RuntimeError: if they differ by more than :data:`TOLERANCE`.
     """
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     graph, encoder, built = chosen.graph, chosen.backbone.encoder, chosen.size
