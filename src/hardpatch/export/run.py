@@ -138,7 +138,8 @@ def export_hugging_face(
         form: ``vit`` for ``ViTModel``; ``vit_mae``, with the reconstructor of host mae, for ``ViTMAEForPreTraining``;
             None is the class that holds the network as it is.
         heads: attention heads of the encoder, if the file does not say.
-        decoder_heads, normalize_pixels: likewise, of the decoder and of its targets.
+        decoder_heads: of the decoder, likewise.
+        normalize_pixels: the targets were normalized per patch, likewise.
 
     Raises:
         UserError: if there is nothing to load, no class can hold it, or ``out`` exists or cannot be written.
