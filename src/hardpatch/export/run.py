@@ -135,8 +135,7 @@ def export_hugging_face(
         run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new folder.
         weights: which weights of the run.
-        form: ``vit`` for ``ViTModel``; ``vit_mae``, with the reconstructor of host mae, for ``ViTMAEForPreTraining``;
-            None is the class that holds the network as it is.
+        form: ``vit`` for ``ViTModel``, ``vit_mae`` with the decoder of host mae; None is the class that fits exactly.
         heads: attention heads of the encoder, if the file does not say.
         decoder_heads: of the decoder, likewise.
         normalize_pixels: the targets were normalized per patch, likewise.
