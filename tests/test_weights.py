@@ -21,8 +21,8 @@ from hardpatch.interchange.load import load
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import KIND, METADATA, load_tokenizer
 from hardpatch.pickles import load_pickle
+from tests.export.runs import run_of
 from tests.fuzz import fuzz_settings, mutated, outcome
-from tests.interchange.runs import run_of
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from hardpatch.evaluate.difficulty import score
     from hardpatch.evaluate.embed import embed
     from hardpatch.evaluate.probes import knn, linear
+    from hardpatch.export.run import export
     from hardpatch.finetune.file import load_classifier
     from hardpatch.finetune.run import finetune, train_linear_probe
-    from hardpatch.interchange.export import export
     from hardpatch.interchange.load import load
     from hardpatch.methods.beit import BEiT
     from hardpatch.methods.hpm import HPM
@@ -61,10 +61,9 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages check, pretrain, finetune, segment, detect and predict are called themselves.
+# The packages check, export, pretrain, finetune, segment, detect and predict are called themselves.
 _HOME = {
     "embed": "evaluate.embed",
-    "export": "interchange.export",
     "formats": "data.formats",
     "knn": "evaluate.probes",
     "linear": "evaluate.probes",
@@ -85,7 +84,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "finetune", "predict", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "export", "finetune", "predict", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

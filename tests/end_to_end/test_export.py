@@ -33,7 +33,7 @@ def test_a_trained_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert max(result["files"]["png"], result["files"]["jpeg"]) < 1e-5
         printed = capsys.readouterr().out
         library = {"timm": "timm", "hf": "transformers"}[to]
-        checked = r"checked from a PNG and a JPEG file: largest difference (0|\de-\d\d) of the largest feature"
+        checked = r"checked from a PNG and a JPEG file: largest difference (0|\de-\d\d) of the largest output"
         assert re.search(rf"{checked} \({library} \d", printed)
         assert f"  {result['preprocessing']}\n" in printed
         code = next(line.strip() for line in printed.splitlines() if line.startswith("  "))
@@ -70,10 +70,14 @@ def test_mistakes(fails: Fails, run: Path, tmp_path: Path) -> None:
     assert "does not exist" in fails("export", tmp_path / "missing", *to_timm)
     assert "--out" in fails("export", run, "--to", "timm")
     assert "--to" in fails("export", run, "--out", out)
-    assert "invalid choice: 'onnx'" in fails("export", run, "--to", "onnx", "--out", out)
+    assert "invalid choice: 'tflite'" in fails("export", run, "--to", "tflite", "--out", out)
     assert "ends in .safetensors" in fails("export", run, "--to", "timm", "--out", tmp_path / "vit.pth")
     assert "exists and is never overwritten" in fails("export", run, "--to", "hf", "--out", run)
     assert "only --to hf has forms" in fails("export", run, *to_timm, "--form", "vit")
+    assert "only --to onnx has parts" in fails("export", run, *to_timm, "--part", "encoder")
+    assert "ends in .onnx" in fails("export", run, "--to", "onnx", "--out", out)
+    assert "ends in .pth" in fails("export", run, "--to", "reference", "--out", out)
+    assert "expected a new folder" in fails("export", run, "--to", "torchvision", "--out", tmp_path / "a.pth")
     assert "only --form vit_mae has a decoder" in fails("export", run, *to_hf, "--decoder_heads", 4)
     assert "did you mean '--weights'?" in fails("export", run, *to_hf, "--weight", "teacher")
     assert "which a teacher lacks" in fails("export", run, *to_hf, "--form", "vit_mae", "--weights", "teacher")

@@ -14,7 +14,7 @@ from hardpatch.errors import UserError
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import build_encoder, encoder_settings
-from tests.interchange.runs import run_of
+from tests.export.runs import run_of
 
 
 def timm_vit(**changes: Any) -> Any:

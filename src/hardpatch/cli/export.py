@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
-    from hardpatch.interchange.export import ExportResult
+    from hardpatch.export.result import ExportResult
+
+FORMATS = ("timm", "hf", "hf-mae", "torchvision", "reference", "onnx")
+PARTS = ("encoder", "predictor", "classifier", "segmenter")
 
 
 def export(arguments: list[str]) -> int:
@@ -16,33 +19,33 @@ def export(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.form is not None and options.to != "hf":
         raise UserError(f"--form: only --to hf has forms, got --to {options.to}; leave it out")
-    if options.form != "vit_mae" and (options.decoder_heads or options.normalize_pixels):
-        raise UserError("--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder; leave them out")
-
-    from hardpatch.interchange.export import export_hugging_face, export_timm
-
-    if options.to == "timm":
-        written = export_timm(options.run, options.out, options.weights, heads=options.heads)
-    else:
-        written = export_hugging_face(
-            options.run,
-            options.out,
-            options.weights,
-            form=options.form or "vit",
-            heads=options.heads,
-            decoder_heads=options.decoder_heads,
-            normalize_pixels=options.normalize_pixels,
+    if options.part is not None and options.to != "onnx":
+        raise UserError(f"--part: only --to onnx has parts, got --to {options.to}; leave it out")
+    decoder = options.to in ("hf-mae", "reference") or options.form == "vit_mae"
+    if not decoder and (options.decoder_heads or options.normalize_pixels):
+        raise UserError(
+            "--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder, as hf-mae and reference; "
+            "leave them out"
         )
+    values: dict[str, Any] = {"heads": options.heads, "form": options.form, "part": options.part}
+    if decoder:
+        values |= {"decoder_heads": options.decoder_heads, "normalize_pixels": options.normalize_pixels or None}
+
+    from hardpatch.export.run import export as write
+
+    chosen = {name: value for name, value in values.items() if value is not None}
+    written = write(options.run, options.to, options.out, options.weights, **chosen)
     if options.json is not None:
         _write(options.json, options.run, written)
     print(f"{written.path}: written; load it with")
     print(f"  {written.code}")
-    if written.not_from_files is None:
+    if written.preprocessing is not None and written.not_from_files is None:
         mode = "RGB" if len(written.mean) == 3 else "L"
         print(f"and prepare images, opened with Pillow in mode {mode}, with")
         print(f"  {written.preprocessing}")
     _print_images(written)
-    _print_differences(written, {"timm": "timm", "hf": "transformers"}[options.to])
+    for line in written.report():
+        print(line)
     return 0
 
 
@@ -71,37 +74,24 @@ def _print_images(written: "ExportResult") -> None:
     print(f"images: {height} x {width}, {cover}pixels in [0, 1] normalized with mean {mean}, standard deviation {std}")
 
 
-def _print_differences(written: "ExportResult", library: str) -> None:
-    if written.difference is None:
-        print(f"{library} is not installed, so neither its outputs nor its preprocessing were compared with ours")
-        return
-    real = "" if written.difference.real is None else f", {written.difference.real:.1e} on real images"
-    print(
-        f"largest difference of outputs: {written.difference.random:.1e} on a random image{real} "
-        f"(outputs up to {written.difference.largest:.1f})"
-    )
-    if written.files is None:
-        print(f"not checked from image files: with {library}'s own preprocessing, {written.not_from_files}")
-        return
-    kinds = "a PNG and a JPEG file" if len(written.mean) == 3 else "a gray PNG and a gray JPEG file"
-    largest = max(written.files.png, written.files.jpeg)
-    print(f"checked from {kinds}: largest difference {largest:.1g} of the largest feature ({written.files.library})")
-
-
 def _parser() -> Parser:
-    parser = Parser(
-        "export", "Write weights for timm or Hugging Face transformers, load them there and compare the features."
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder, .safetensors file or another library's checkpoint")
+    parser = Parser("export", "Write weights for another library or as ONNX, load them there and compare the outputs.")
     parser.add_argument(
-        "--to", choices=("timm", "hf"), required=True, help="format: timm writes a folder or a file, hf a folder"
+        "run", metavar="RUN", help="run folder, also of finetune, segment and detect, or another library's checkpoint"
+    )
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        required=True,
+        help="format: timm, hf, hf-mae (with MAE's decoder) and torchvision write a folder, reference a .pth file in "
+        "the layout of HPM and MAE, onnx an .onnx file",
     )
     parser.add_argument(
         "--out",
         metavar="PATH",
         type=Path,
         required=True,
-        help="new folder; with --to timm also a new .safetensors file",
+        help="new folder; with --to timm also a new .safetensors file, with reference a .pth, with onnx an .onnx file",
     )
     parser.add_argument(
         "--weights",
@@ -113,7 +103,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--form",
         choices=("vit", "vit_mae"),
-        help="with --to hf: vit is the encoder alone, vit_mae includes the reconstructor of host mae (default: vit)",
+        help="with --to hf: vit is ViTModel, into whose layers layer scale is multiplied, vit_mae the same as --to "
+        "hf-mae (default: the class that holds the network as it is)",
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        help="with --to onnx: what is exported (default: the fine-tuned network, or the encoder of other weights)",
     )
     architecture = parser.add_argument_group("architecture, which checkpoints of other libraries do not contain")
     architecture.add_argument("--heads", type=number("heads"), metavar="N", help="attention heads of the encoder")
@@ -121,11 +117,11 @@ def _parser() -> Parser:
         "--decoder_heads",
         type=number("decoder_heads"),
         metavar="N",
-        help="with --form vit_mae: attention heads of the decoder",
+        help="with --to hf-mae or reference: attention heads of the decoder",
     )
     architecture.add_argument(
         "--normalize_pixels",
         action="store_true",
-        help="with --form vit_mae: the model was trained on pixels normalized per patch",
+        help="with --to hf-mae or reference: the model was trained on pixels normalized per patch",
     )
     return parser

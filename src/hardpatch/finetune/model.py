@@ -110,7 +110,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode normalized images ``[B, C, H, W]`` as one vector each, ``[B, D]``; arguments as in :meth:`forward`."""
-        if not self.frozen:
+        if not self.frozen or torch.compiler.is_exporting():  # a graph has no parts of a number that may change
             return self._pooled(images, mask)
         parts = images.split(FROZEN_BATCH)
         masks = [None] * len(parts) if mask is None else mask.split(FROZEN_BATCH)

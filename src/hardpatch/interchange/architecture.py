@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardpatch.choices import SIZES
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -283,6 +283,8 @@ def build(layout: Layout, facts: Facts, file: Path, *, drop_path: float = 0.0) -
     except ValueError as error:
         raise UserError(f"RUN: {file}: {error}") from None
     state = _with_positions(layout.tensors, encoder)
+    if "class_position" in state:
+        encoder.class_position = nn.Parameter(torch.zeros(1, 1, encoder.width))
     expected = encoder.state_dict()
     for name, value in state.items():
         if name in expected and value.shape != expected[name].shape:
@@ -301,15 +303,18 @@ def build(layout: Layout, facts: Facts, file: Path, *, drop_path: float = 0.0) -
 
 
 def _with_positions(tensors: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
-    """Return the state dict of an encoder: class token and registers take up their own position embeddings."""
+    """Return the state dict of an encoder: registers take up their own position embeddings, the class token keeps it.
+
+    A position of the class token that is zero, as MAE's, is left out.
+    """
     state = dict(tensors)
     positions = state.pop("pos_embed", None)
     if positions is None:
         return state
     patches = encoder.grid[0] * encoder.grid[1]
     before, state["positions"] = positions[0].split([positions.shape[1] - patches, patches])
-    if len(before):
-        state["cls_token"] = state["cls_token"] + before[:1]
+    if len(before) and before[0].any():
+        state["class_position"] = before[None, :1]
     if len(before) > 1:  # of a distillation token
         state["registers"] = state["registers"] + before[1:]
     return state

@@ -120,6 +120,8 @@ def _facts(file: Path, heads: int | None, image_size: tuple[int, int] | None) ->
     facts, metadata = facts_beside(file), _exported_metadata(file)
     facts.heads = heads or metadata.get("heads") or facts.heads
     facts.image_size = image_size or metadata.get("image_size") or facts.image_size
+    for name in ("norm_eps", "activation", "rope_theta"):
+        setattr(facts, name, metadata.get(name) or getattr(facts, name))
     facts.mean, facts.std = metadata.get("mean", facts.mean), metadata.get("std", facts.std)
     return facts
 

@@ -21,7 +21,7 @@ from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 
 # The first match wins: the loss predictor's names begin like those of the reconstructor.
-_OUR_PREFIX = {
+OUR_PREFIX = {
     "decoder_blocks_losspred.": "predictor.blocks.",
     "decoder_norm_losspred.": "predictor.norm.",
     "decoder_pred_losspred.": "predictor.head.",
@@ -126,7 +126,7 @@ def _host(encoder: Encoder, parts: Mapping[str, Tensor], decoder_heads: int, *, 
             part.eps = encoder.variant.norm_eps
     computed, positions = host.encoder.positions, encoder.positions
     host.encoder = encoder
-    if computed is not None and positions is not None and torch.allclose(positions, computed, atol=1e-5):
+    if computed is not None and positions is not None and torch.equal(positions, computed):
         encoder.register_buffer("positions", computed, persistent=False)  # as in our own runs
     return host
 
@@ -140,7 +140,7 @@ def _set_positions(embed: DecoderEmbed, positions: Tensor | None, file: Path) ->
             f"RUN: {file}: decoder_pos_embed has the shape {list(positions.shape)}, expected "
             f"{[1, 1 + len(embed.positions), embed.positions.shape[1]]}"
         )
-    if not torch.allclose(positions[0, 1:], embed.positions, atol=1e-5):
+    if not torch.equal(positions[0, 1:], embed.positions):
         embed.register_buffer("positions", positions[0, 1:].clone(), persistent=True)
     if positions[0, 0].any():
         embed.register_buffer("class_position", positions[:, :1].clone(), persistent=True)
@@ -150,8 +150,8 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the reference's keys of decoders to those of :class:`~hardpatch.methods.hpm.HPM`; unknown keys stay."""
     renamed = {}
     for key, value in state.items():
-        prefix = next((p for p in _OUR_PREFIX if key.startswith(p)), "")
-        renamed[_OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
+        prefix = next((p for p in OUR_PREFIX if key.startswith(p)), "")
+        renamed[OUR_PREFIX.get(prefix, "") + key.removeprefix(prefix)] = value
     return renamed
 
 

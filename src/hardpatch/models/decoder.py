@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
     def at_queries(self, per_patch: Tensor) -> Tensor:
         """Select the queried patches of a tensor ``[N, *]`` that is the same for all images: ``[B, M, *]``."""
         if isinstance(self.queries, slice):  # every patch
-            return per_patch.expand(len(self.sequence), -1, -1)
+            return per_patch.expand(self.sequence.shape[0], -1, -1)
         return F.embedding(self.queries, per_patch)
 
     def append_queries(self, sequence: Tensor, per_patch: Tensor) -> Tensor:

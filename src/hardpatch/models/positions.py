@@ -38,6 +38,8 @@ def resample_positions(
     Learned positions are interpolated as DINO and iBOT do while they train: without antialiasing, and with a scale that
     belongs to a tenth of a patch more than there are, which their code adds as a guard against rounding.
     """
+    if is_symbolic(new_grid):
+        return resample_in_graph(positions, grid, new_grid, learned=learned)
     if grid == new_grid:
         return positions
     image = positions.reshape(1, *grid, -1).permute(0, 3, 1, 2)
@@ -47,6 +49,59 @@ def resample_positions(
     else:
         image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     return image.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1)
+
+
+def is_symbolic(grid: tuple[int, int]) -> bool:
+    """Return whether a grid is not known yet, inside ``torch.export`` with a dynamic image size."""
+    return any(isinstance(side, torch.SymInt) for side in grid)
+
+
+def resample_in_graph(
+    positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], *, learned: bool = False
+) -> Tensor:
+    """Compute :func:`resample_positions` as two products of matrices, for a grid that is known when the graph runs.
+
+    Bicubic interpolation is linear and separable. For the grid of the positions the matrices are the identity.
+    """
+    new = [torch.ones(side, device=positions.device).sum() for side in new_grid]
+    same = (new[0] == grid[0]) & (new[1] == grid[1])
+    image = positions.reshape(*grid, -1)
+    for dim, (old, side, count) in enumerate(zip(grid, new_grid, new, strict=True)):
+        places = torch.arange(side, device=positions.device).float() + 0.5
+        if learned:
+            scale = torch.where(same, torch.ones_like(count), (count + 0.1) / old)
+            weights = _cubic_weights(places / scale, old)
+        else:
+            weights = _smooth_cubic_weights(places * (old / count), old, (old / count).clamp(min=1.0))
+        image = torch.tensordot(weights, image, dims=([1], [dim])).movedim(0, dim)
+    return image.reshape(-1, positions.shape[1])
+
+
+def _cubic_weights(centers: Tensor, old: int) -> Tensor:
+    """Return the weights ``[new, old]`` of bicubic interpolation without antialiasing; edges are repeated."""
+    start = (centers - 0.5).floor()
+    old_places = torch.arange(old, device=centers.device)
+    weights = centers.new_zeros(1)
+    for offset in range(-1, 3):
+        place = start + offset
+        distance = (centers - 0.5 - place).abs()
+        chosen = place.clamp(0, old - 1).unsqueeze(1) == old_places
+        weights = weights + chosen * _cubic(distance, -0.75).unsqueeze(1)
+    return weights
+
+
+def _smooth_cubic_weights(centers: Tensor, old: int, scale: Tensor) -> Tensor:
+    """Return the weights ``[new, old]`` of bicubic interpolation with antialiasing: a filter as wide as ``scale``."""
+    distance = (torch.arange(old, device=centers.device) + 0.5 - centers.unsqueeze(1)).abs() / scale
+    weights = _cubic(distance, -0.5)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Compute the kernel of bicubic interpolation (Keys 1981) at distances ``x``; ``a`` is its slope at 1."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
+    return torch.where(x <= 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
 
 
 Rotary = tuple[Tensor, Tensor]
@@ -106,14 +161,17 @@ class RelativePositionBias(nn.Module):
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
         """Compute the bias ``[1, heads, 1 + N, 1 + N]`` for images of a ``grid`` of patches."""
         grid = grid or self.grid
-        table: Tensor = self.table
-        index = self.index
-        if grid != self.grid:
-            offsets, class_token = table[:-3], table[-3:]
-            sizes = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
-            table = torch.cat([resample_positions(offsets, *sizes), class_token])
-            index = relative_index(grid).to(index.device)
-        return table[index].permute(2, 0, 1).unsqueeze(0)
+        known = not is_symbolic(grid) and grid == self.grid
+        index = self.index if known else relative_index(grid).to(self.index.device)
+        return self.resampled(grid)[index].permute(2, 0, 1).unsqueeze(0)
+
+    def resampled(self, grid: tuple[int, int]) -> Tensor:
+        """Compute the table for a ``grid`` of patches: ``[(2 * rows - 1) * (2 * columns - 1) + 3, heads]``."""
+        if not is_symbolic(grid) and grid == self.grid:
+            return self.table
+        offsets, class_token = self.table[:-3], self.table[-3:]
+        sizes = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (self.grid, grid)]
+        return torch.cat([resample_positions(offsets, *sizes), class_token])
 
 
 def relative_index(grid: tuple[int, int]) -> Tensor:

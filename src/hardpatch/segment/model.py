@@ -214,7 +214,7 @@ class UperNet(nn.Module):
         patch = self.encoder.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         tokens = self.encoder.intermediates(images, self.blocks)
-        maps = self.neck([level.transpose(1, 2).reshape(len(images), -1, rows, columns) for level in tokens])
+        maps = self.neck([level.transpose(1, 2).unflatten(2, (rows, columns)) for level in tokens])
         return Logits(self.head(maps), self.auxiliary_head(maps[2]))
 
 

@@ -9,17 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hardpatch.interchange.file_check import Outputs, Preprocess
+from hardpatch.export.file_check import Outputs, Preprocess
+from hardpatch.export.source import Source
 from hardpatch.methods.mae import MAE
 from hardpatch.methods.masking import masked_count, random_mask
 from hardpatch.patches import gather, to_indices
 
 
-def vit_outputs(folder: Path) -> Outputs:
-    """Load a ``ViTModel``. Returns the function from normalized images to its features."""
-    with _quiet_transformers() as transformers:
-        model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    return lambda images: model(images).last_hidden_state
+def outputs_of(name: str, source: Source) -> Callable[[Path], Outputs]:
+    """Return the loader of an exported folder, which returns the function from normalized images to tokens or scores.
+
+    Args:
+        name: class of the library.
+        source: what was exported.
+    """
+    patches = source.encoder.grid[0] * source.encoder.grid[1]
+
+    def load(folder: Path) -> Outputs:
+        options = {"add_pooling_layer": False} if name in ("ViTModel", "BeitModel") else {}
+        with _quiet_transformers() as transformers:
+            model = getattr(transformers, name).from_pretrained(folder, **options).eval()
+        if source.head is not None:
+            return lambda images: model(images).logits
+
+        def tokens(images: Tensor) -> Tensor:
+            found = model(images).last_hidden_state
+            if name == "CLIPVisionModel":  # which normalizes the class token only, after pooling
+                found = getattr(model, "vision_model", model).post_layernorm(found)
+            return torch.cat([found[:, :1], found[:, -patches:]], dim=1)
+
+        return tokens
+
+    return load
 
 
 def preprocessing(folder: Path) -> tuple[Preprocess, str]:

@@ -21,12 +21,13 @@ from hardpatch.cli import main
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
+from hardpatch.export.file_check import compare_files, own_preprocessing
+from hardpatch.export.result import ExportResult
+from hardpatch.export.run import export_hugging_face, export_timm
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.export import ExportResult, export_hugging_face, export_timm
-from hardpatch.interchange.file_check import compare_files, own_preprocessing
 from hardpatch.interchange.foreign import EXPORTED
 from hardpatch.measure.labels import eval_transform
-from tests.interchange.runs import run_of
+from tests.export.runs import run_of
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "grass.png")
 SHAPES = ((50, 50), (300, 300), (40, 71), (71, 40), (256, 347), (401, 263))
@@ -64,7 +65,7 @@ def their_features(result: ExportResult, path: Path, mode: str = "RGB") -> Tenso
     libraries = {"timm": timm, "transformers": transformers}
     transformers.utils.logging.disable_progress_bar()
     model = eval(result.code, libraries).eval()
-    preprocessing = eval(result.preprocessing, libraries | {"model": model})
+    preprocessing = eval(str(result.preprocessing), libraries | {"model": model})
     picture = Image.open(path).convert(mode)
     if "transformers" in result.code:
         return model(preprocessing(picture, return_tensors="pt")["pixel_values"]).last_hidden_state[0]

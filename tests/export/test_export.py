@@ -19,14 +19,14 @@ from hardpatch.choices import SIZES
 from hardpatch.data.demo import demo_source
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
-from hardpatch.interchange import export
+from hardpatch.export.result import ExportResult, compare_outputs, new_path
+from hardpatch.export.run import export_hugging_face, export_timm
+from hardpatch.export.to_timm import timm_arguments
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.export import ExportResult, export_hugging_face, export_timm
-from hardpatch.interchange.to_timm import timm_arguments
 from hardpatch.methods.masking import random_mask
 from hardpatch.models.encoder import Encoder
 from hardpatch.patches import gather, to_indices
-from tests.interchange.runs import MEAN, STD, run_of
+from tests.export.runs import MEAN, STD, run_of
 
 SIZED: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_depth": 1}
 
@@ -175,8 +175,10 @@ def test_hugging_face_finds_every_key_and_no_other(tmp_path: Path) -> None:
         _, loading_info = model.from_pretrained(tmp_path / folder, output_loading_info=True, **options)
         assert {name: list(keys) for name, keys in loading_info.items() if keys} == {}
     assert sorted(path.name for path in (tmp_path / "mae").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
+        "parity.json",
         "preprocessor_config.json",
     ]
     # all files have the same permissions
@@ -280,7 +282,7 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def fail_while_writing(out: Path) -> float:
-    with export._new_path(out) as path:
+    with new_path(out) as path:
         path.write_text("incomplete")
         return 1 / 0
 
@@ -306,8 +308,8 @@ def test_nothing_is_overwritten_or_left_incomplete(tmp_path: Path) -> None:
 
 def test_different_outputs_are_an_error(tmp_path: Path) -> None:
     encoder = load_backbone(run_of(tmp_path)).encoder.eval()
-    assert export._difference(encoder, encoder, encoder).random == 0.0
+    assert compare_outputs(encoder, encoder, encoder).random == 0.0
     with pytest.raises(RuntimeError, match="nothing was written"):
-        export._difference(encoder, encoder, lambda images: encoder(images) + 0.1)
+        compare_outputs(encoder, encoder, lambda images: encoder(images) + 0.1)
     with pytest.raises(RuntimeError, match="nothing was written"):
-        export._difference(encoder, encoder, lambda images: encoder(images) * torch.nan)
+        compare_outputs(encoder, encoder, lambda images: encoder(images) * torch.nan)
