@@ -52,6 +52,9 @@ ShuffleName = Literal["auto", "samples", "row_groups"]
 MasksName = Literal["auto", "polygons", "boxes", "none"]
 """Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
 
+FreezeName = Literal["encoder"]
+"""Parts of a network that a training on labels may freeze, beside a number of blocks."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 

@@ -108,6 +108,8 @@ SIDE = Range(1, 16_384, whole=True)
 """Sides of images, in pixels."""
 BLOCKS = Range(1, 1_000, whole=True)
 """Blocks of a Transformer."""
+FREEZE = Range(0, 1_000, whole=True, note=", or encoder")
+"""First blocks of a Transformer that are frozen."""
 WIDTH = Range(1, 65_536, whole=True)
 """Widths of a Transformer and its attention heads."""
 CHANNELS = Range(1, 4_096, whole=True)

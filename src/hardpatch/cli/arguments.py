@@ -13,7 +13,7 @@ from hardpatch.errors import UserError, shown
 from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
 from hardpatch.printable import say
-from hardpatch.ranges import OPTIONS, Range, check_text
+from hardpatch.ranges import FREEZE, OPTIONS, Range, check_text
 
 PATHS = ("PATH", "DIR", "FILE", "RUN", "RUN2", "IMAGES", "N|FILE")
 """Placeholders in the help of arguments that are paths."""
@@ -185,6 +185,11 @@ def devices(text: str) -> int | str:
     if text != "auto" and (not text.isdecimal() or int(text) < 1):
         raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, got {shown(text)}")
     return text if text == "auto" else int(text)
+
+
+def frozen_blocks(text: str) -> int | str:
+    """Parse encoder or a number of blocks."""
+    return text if text == "encoder" else int(number_in(FREEZE)(text))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -29,6 +29,7 @@ from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.freeze import trained_line
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
@@ -234,6 +235,8 @@ def _train(
         log_to(folder / "log.txt")
     for name, source in (("--train", train), ("--val", val)):
         log.info("%s: %s", name, summarize(source))
+    for line in trained_line(job.model, job.frozen):
+        log.info(line)
     if newest is None:
         for line in warnings(job, len(train)):
             log.warning(line)

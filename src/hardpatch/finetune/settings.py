@@ -232,6 +232,7 @@ def check(run: FinetuneSettings, images: int) -> None:
     check_loop(run)
     expect(run, "min_lr", f"from 0 to the peak learning rate {run.peak_lr:g}", run.min_lr <= run.peak_lr)
     if run.frozen:
+        expect(run, "freeze", "0 with --frozen, which trains no part of the encoder anyway", run.freeze == 0)
         expect(run, "probe", "not with --frozen, which trains such a layer on crops", not run.probes)
         expect(run, "batch_size", "2 or more, to normalize features over the batch", run.batch_size >= 2)
         expect(run, "accumulation_steps", "1: a frozen encoder needs little memory", run.accumulation_steps == 1)

@@ -26,6 +26,7 @@ from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
+from hardpatch.train.freeze import freeze
 from hardpatch.train.optimizer import fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
@@ -68,6 +69,7 @@ class FinetuneJob:
         drop_patches: DropPatches | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.val, self.classes = run, folder, train, val, classes
+        self.frozen = freeze(model.encoder, run.freeze)
         self.model = model.to(fabric.device).train()
         self.val_labels, self.fabric, self.drop_patches = val_labels.to(fabric.device), fabric, drop_patches
         self.image_size = crop_size(run, model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.choices import DeviceName, DivergenceName, PrecisionName, StrategyName, WeightsName
+from hardpatch.choices import DeviceName, DivergenceName, FreezeName, PrecisionName, StrategyName, WeightsName
 from hardpatch.errors import UserError, did_you_mean, one_line
 from hardpatch.ranges import (
     BAD_STEPS,
@@ -22,6 +22,7 @@ from hardpatch.ranges import (
     DECAY,
     DEVICES,
     FRACTION,
+    FREEZE,
     MINUTES,
     NODES,
     NOT_NEGATIVE,
@@ -122,6 +123,12 @@ class TrainingSettings(LoopSettings):
     drop_path: float = setting(0.1, "drop path rate of the last block; rises linearly from 0 in the first", BELOW_ONE)
     flip: float = setting(0.5, "probability of a horizontal flip", FRACTION)
     weights: WeightsName = setting("student", "weights of RUN to start from: student, teacher (its average), random")
+    freeze: FreezeName | int = setting(
+        0,
+        "parts of the encoder that are not trained: a number of first blocks, with all before them, or encoder: all of "
+        "it",
+        FREEZE,
+    )
     val_every: float | None = setting(None, "epochs between evaluations; the last step always has one", POSITIVE)
     least_steps: int | None = setting(
         None, "steps at least where epochs say how long to train; null for as many as that", STEPS
