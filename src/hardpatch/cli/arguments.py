@@ -13,7 +13,7 @@ from hardpatch.errors import UserError, shown
 from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
 from hardpatch.printable import say
-from hardpatch.ranges import FREEZE, OPTIONS, Range, check_text
+from hardpatch.ranges import FREEZE, OPTIONS, SIDE, Range, check_text
 
 PATHS = ("PATH", "DIR", "FILE", "RUN", "RUN2", "IMAGES", "N|FILE")
 """Placeholders in the help of arguments that are paths."""
@@ -115,6 +115,30 @@ class Images(argparse.Action):
         if len(paths) > 1 and not self.several:
             raise argparse.ArgumentError(self, f"expected one path, got {len(paths)}: {', '.join(paths)}")
         setattr(namespace, self.dest, paths[0] if len(paths) == 1 else paths)
+
+
+class Size(argparse.Action):
+    """Store a side, or height and width, of images."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store one number or two."""
+        if len(values) > 2 or (len(values) == 2 and None in values):
+            given = " ".join(map(str, values))
+            raise argparse.ArgumentError(self, f"expected a side, or height and width, got {given}")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def size_argument(parser: Parser) -> None:
+    """Add --image_size."""
+    parser.add_argument(
+        "--image_size",
+        type=number_in(SIDE),
+        nargs="+",
+        action=Size,
+        metavar="PIXELS",
+        help="side, or height and width, of the images that the network sees, multiples of the patch size; positions "
+        "are resized (default: that of RUN)",
+    )
 
 
 def device_arguments(parser: Parser, batch_size: int = 256) -> None:
