@@ -199,6 +199,7 @@ OPTIONS: Mapping[str, Range] = {
     "bandwidth": Range(0, 1_000_000, above=True),
     "base_lr": RATE,
     "batch_size": BATCH,
+    "blocks": Range(-1_000, 1_000, whole=True),
     "checkpoint_minutes": NOT_NEGATIVE,
     "columns": Range(1, 1_000, whole=True),
     "count": COUNT,

@@ -38,9 +38,9 @@ def write_disks(folder: Path, count: int, seed: int) -> dict[str, list[Any]]:
 
 def write_csv(path: Path, table: dict[str, list[Any]]) -> Path:
     """Write a table beside its images; lists become text with semicolons."""
-    lines = [",".join(table)]
-    for row in zip(*table.values(), strict=True):
-        lines.append(",".join(";".join(value) if isinstance(value, list) else str(value) for value in row))
+    rows = zip(*table.values(), strict=True)
+    fields = [[";".join(value) if isinstance(value, list) else str(value) for value in row] for row in rows]
+    lines = [",".join(row) for row in [list(table), *fields]]
     path.write_text("\n".join(lines) + "\n")
     return path
 

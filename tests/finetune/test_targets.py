@@ -82,11 +82,11 @@ def test_values_that_are_no_targets(tmp_path: Path, task: TaskName, values: list
 
 def test_columns_that_do_not_exist(disks: dict[str, Any]) -> None:
     for kind in ("csv", "parquet"):
-        with pytest.raises(UserError, match="--target_columns.*no column 'height'"):
+        with pytest.raises(UserError, match=r"--target_columns.*no column 'height'"):
             read(disks[kind], "regression", "height")
     with pytest.raises(UserError, match=r"expected 0 or 1, got"):
         read(disks["csv"], "multilabel", "red", "area")
-    with pytest.raises(UserError, match="expected only classes that --train has, got .green"):
+    with pytest.raises(UserError, match=r"expected only classes that --train has, got .green"):
         read_targets(open_source(disks["csv"]), "multilabel", Columns(), ["tags"], ["red", "blue"])
 
 

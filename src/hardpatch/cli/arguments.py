@@ -141,6 +141,20 @@ def size_argument(parser: Parser) -> None:
     )
 
 
+def view_arguments(parser: Parser) -> None:
+    """Add --image_size and --blocks of a frozen encoder."""
+    size_argument(parser)
+    parser.add_argument(
+        "--blocks",
+        type=number("blocks"),
+        nargs="+",
+        default=(),
+        metavar="K",
+        help="blocks whose pooled outputs are put one after the other, from 1, or from -1 for the last one downwards "
+        "(default: -1)",
+    )
+
+
 def device_arguments(parser: Parser, batch_size: int = 256) -> None:
     """Add --batch_size, --workers and --device."""
     parser.add_argument(

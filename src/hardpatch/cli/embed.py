@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, write_json
+from hardpatch.cli.arguments import Parser, column_arguments, image_arguments, view_arguments, write_json
 
 
 def embed(arguments: list[str]) -> int:
@@ -25,6 +25,7 @@ def embed(arguments: list[str]) -> int:
     )
     parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1, for cosine search")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    view_arguments(parser)
     image_arguments(parser, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
     options = parser.parse_args(arguments)

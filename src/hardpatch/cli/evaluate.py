@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hardpatch.cli.arguments import Images, Parser, column_arguments, image_arguments, number, write_json
+from hardpatch.cli.arguments import (
+    Images,
+    Parser,
+    column_arguments,
+    image_arguments,
+    number,
+    view_arguments,
+    write_json,
+)
 
 
 def knn(arguments: list[str]) -> int:
@@ -155,6 +163,7 @@ def _parser(verb: str, description: str) -> Parser:
         help="folder of cached features (default: RUN/features for a run folder, none for other weights)",
     )
     parser.add_argument("--no_cache", action="store_true", help="neither read nor write cached features")
+    view_arguments(parser)
     image_arguments(parser)
     column_arguments(parser)
     return parser
@@ -181,6 +190,8 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             device=options.device,
             image_column=options.image_column,
             label_column=options.label_column,
+            image_size=options.image_size,
+            blocks=options.blocks,
             progress=progress,
             **settings,
         )

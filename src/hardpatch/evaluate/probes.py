@@ -162,7 +162,7 @@ def frozen_accuracy(
         device: where to compute.
         image_column: column of the images in tables; None finds it.
         label_column: column of the labels, likewise.
-        options: batch_size, workers, max_bad_fraction and progress of
+        options: batch_size, workers, max_bad_fraction, image_size, blocks and progress of
             :func:`~hardpatch.measure.labels.labeled_features`.
     """
     started = time.monotonic()
@@ -189,13 +189,16 @@ def frozen_accuracy(
         return FrozenResult(None)
     result, random = results[weights], results["random"] if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started) | step
+    values |= {name: options[name] for name in ("image_size", "blocks") if options.get(name)}
     values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
     return FrozenResult(result, random, values)
 
 
 def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the images that have a range."""
-    return {name: options[name] for name in ("batch_size", "workers", "max_bad_fraction") if name in options}
+    return {
+        name: options[name] for name in ("batch_size", "workers", "max_bad_fraction", "image_size") if name in options
+    }
 
 
 def _load_models(

@@ -28,7 +28,8 @@ def loss_weights(
     """Return the weight of each class in the loss, float32 ``[classes]``, or None for equal ones.
 
     Balanced weights of one class an image are ``images / (classes * count)``, as scikit-learn's, whose mean over the
-    images is 1. With several labels an image (``images`` is given) they are negatives over positives, for the positives.
+    images is 1. With several labels an image (``images`` is given) they are negatives over positives,
+    for the positives.
 
     Args:
         given: ``balanced``, or ``NAME=WEIGHT`` for some classes; the others have 1.
