@@ -8,7 +8,7 @@ from hardpatch.cli.settings import given_settings, stopped, training_parser
 from hardpatch.finetune.settings import AUTO, BY_SIZE, PRESETS, PROBES, FinetuneSettings
 
 if TYPE_CHECKING:
-    from hardpatch.finetune.run import FinetuneResult
+    from hardpatch.finetune.finish import FinetuneResult
 
 
 def finetune(arguments: list[str]) -> int:

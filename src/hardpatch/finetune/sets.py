@@ -70,7 +70,9 @@ def open_sets(inputs: Mapping[str, Any], run: FinetuneSettings) -> Sets:
     if inputs.get("target_columns") and not several:
         raise UserError("--target_columns: expected with --task multilabel or regression, the task is classes")
     opened: dict[Role, OpenedSource] = {}
-    for role, path in (("train", inputs["train"]), ("val", inputs["val"])):
+    roles: tuple[Role, Role] = ("train", "val")
+    for role in roles:
+        path = inputs[role]
         if path is not None:  # a column of lists or numbers is no column of classes
             opened[role] = open_labeled_set(role, path, columns._replace(label=None) if several else columns)
     lines = [f"--{role}: {_summary(source, run)}" for role, source in opened.items()]
