@@ -90,16 +90,9 @@ def embed(
         view=view,
     )
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(bad)
-    values = head(
-        "embed",
-        run=str(run),
-        data={"images": images},
-        images={"images": written},
-        classes=None,
-        left_out=counts(source.skipped, len(bad)),
-        seconds=time.monotonic() - started,
-    )
     width = model.host.encoder.width * max(1, len(view.blocks))
-    values |= {"weights": weights, "pool": pool, "out": str(path), "width": width}
-    values |= {"image_size": list(view.image_size), "blocks": list(view.blocks)}
-    return EmbeddingsResult(path, written, values["width"], len(bad), values)
+    left_out, seconds = counts(source.skipped, len(bad)), time.monotonic() - started
+    sets: dict[str, Any] = {"data": {"images": images}, "images": {"images": written}, "classes": None}
+    values = head("embed", run=str(run), **sets, left_out=left_out, seconds=seconds)
+    values |= {"weights": weights, "pool": pool, "out": str(path), "width": width, **view.values()}
+    return EmbeddingsResult(path, written, width, len(bad), values)

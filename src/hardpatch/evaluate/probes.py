@@ -187,11 +187,15 @@ def frozen_accuracy(
                 results[name] = measure(features, used_device)
     if not results:
         return FrozenResult(None)
-    result, random = results[weights], results["random"] if random_baseline else None
+    result, random = results[weights], results.get("random") if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started) | step
-    values |= {name: options[name] for name in ("image_size", "blocks") if options.get(name)}
-    values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
-    return FrozenResult(result, random, values)
+    values |= {"weights": weights, "pool": pool, **_view(options), **result.to_dict()}
+    return FrozenResult(result, random, values | {"random": random and random.to_dict()})
+
+
+def _view(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return image size and blocks as plain values, where they differ from those of the training."""
+    return {name: options[name] for name in ("image_size", "blocks") if options.get(name)}
 
 
 def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def finish(
     Args:
         verb: name on the command line.
         job: the training, done.
-        folder_run: its folder and inputs.
+        folder_run: its inputs.
         saved: its last checkpoint.
         held_out: images that choose between the probe and the network; None for a run without a probe.
         started: time of the start, of ``time.monotonic``.
@@ -118,6 +118,7 @@ def finish(
     if held_out is not None:
         evaluation, choice = choose(job, held_out)
     assert evaluation is not None
+    held = {} if held_out is None else {"held_out": len(held_out)}
     rows = read_metrics(folder / "metrics.jsonl") if job.step else []
     numbers, best = _numbers(job, evaluation, rows)
     result = write_result(
@@ -125,11 +126,7 @@ def finish(
         verb,
         run=inputs["run"],
         data={"train": inputs["train"], "val": inputs["val"] or "held out of train"},
-        images={
-            "train": job.images,
-            **({} if held_out is None else {"held_out": len(held_out)}),
-            "val": evaluation.images,
-        },
+        images={"train": job.images, **held, "val": evaluation.images},
         classes=len(job.classes) if job.run.task != "regression" else None,
         left_out={
             **counts(job.source.skipped, len(job.bad_files), "train, "),
@@ -142,12 +139,7 @@ def finish(
         **(choice or {}),
         **numbers,
     )
-    with optional_file(folder / "pictures"):
-        if rows:
-            training_curves(rows, folder / "pictures" / "curves.png")
-        if isinstance(evaluation, ClassifierEvaluation):
-            with atomic_path(folder / "pictures" / "confusion.png") as partial:
-                confusion_figure(evaluation.confusion, job.classes).savefig(partial)
+    _draw(job, evaluation, rows)
     saved = folder / BEST if stopped else saved
     known = FinetuneResult(
         folder,
@@ -161,6 +153,17 @@ def finish(
         return replace(known, top1=evaluation.top1, top5=evaluation.top5, best_top1=best[0])
     assert isinstance(evaluation, MultilabelEvaluation | RegressionEvaluation)
     return replace(known, summary=evaluation.line())
+
+
+def _draw(job: FinetuneJob, evaluation: Evaluation, rows: list[dict[str, Any]]) -> None:
+    """Draw the curves, and the confusion matrix where there is one."""
+    pictures = job.folder / "pictures"
+    with optional_file(pictures):
+        if rows:
+            training_curves(rows, pictures / "curves.png")
+        if isinstance(evaluation, ClassifierEvaluation):
+            with atomic_path(pictures / "confusion.png") as partial:
+                confusion_figure(evaluation.confusion, job.classes).savefig(partial)
 
 
 def _best_weights(job: FinetuneJob) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def labeled_features(
         columns: names of the columns of tables.
         describe: log what each set holds, and what is left out of it, before anything is computed.
         image_size: of the images that the model sees; None for that of its training.
-        blocks: whose outputs are the features; see :func:`~hardpatch.measure.view.view_of`.
+        blocks: see :func:`~hardpatch.measure.view.view_of`.
 
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
@@ -91,10 +91,7 @@ def labeled_features(
     results = []
     for source, path in zip(sources, (train, val), strict=True):
         features = _read_or_extract(
-            model,
-            source,
-            path,
-            device,
+            *(model, source, path, device),
             pool=pool,
             batch_size=batch_size,
             workers=workers,
@@ -106,9 +103,8 @@ def labeled_features(
         BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(features.bad)
         results.append(features)
         before += len(source)
-    train_features, val_features = results
-    val_features = val_features._replace(labels=mapping[val_features.labels])
-    return LabeledFeatures(train_features, val_features, classes, (sources[0].skipped, sources[1].skipped))
+    aligned = results[1]._replace(labels=mapping[results[1].labels])
+    return LabeledFeatures(results[0], aligned, classes, (sources[0].skipped, sources[1].skipped))
 
 
 def _shifted(progress: ProgressCallback | None, before: int, total: int) -> ProgressCallback:

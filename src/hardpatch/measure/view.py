@@ -23,6 +23,10 @@ class View(NamedTuple):
     blocks: tuple[int, ...] = ()
     """blocks whose tokens, after the last norm, are pooled and put one after the other; empty for the last one"""
 
+    def values(self) -> dict[str, list[int]]:
+        """Return plain values."""
+        return {"image_size": list(self.image_size), "blocks": list(self.blocks)}
+
 
 def view_of(model: HPM, image_size: Size | None = None, blocks: Sequence[int] = ()) -> View:
     """Return the view of a model, and say what differs from its training.
