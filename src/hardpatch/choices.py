@@ -68,6 +68,16 @@ ShuffleName = Literal["auto", "samples", "row_groups"]
 MasksName = Literal["auto", "polygons", "boxes", "none"]
 """Masks that a detector is trained on: :func:`hardpatch.detect.masks.choose_masks`."""
 
+FreezeName = Literal["encoder"]
+"""Parts of a network that a training on labels may freeze, beside a number of blocks."""
+
+TaskName = Literal["classes", "multilabel", "regression"]
+"""Tasks of fine-tuning: one class for each image, any number of them, or numbers."""
+SamplingName = Literal["natural", "balanced"]
+"""Sampling of the training images: each once in an epoch, or all classes equally often."""
+RegressionLossName = Literal["mse", "l1"]
+"""Losses of a regression."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 

@@ -41,6 +41,8 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "pixels of validation images",
         (("miou", "mIoU"), ("mean_accuracy", "mean accuracy of classes"), ("pixel_accuracy", "accuracy")),
     ),
+    ("mean average precision of labels", (("map", "mAP"),)),
+    ("R^2 on validation images", (("r2", "R^2"),)),
     ("average precision on validation images", (("box_ap", "boxes"), ("mask_ap", "masks"))),
     ("k-NN top-1", (("knn_top1", "k-NN top-1"), ("check_knn_top1", "checks"))),
     ("share of hard patches (alpha)", (("alpha", "alpha"),)),

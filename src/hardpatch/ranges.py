@@ -108,6 +108,8 @@ SIDE = Range(1, 16_384, whole=True)
 """Sides of images, in pixels."""
 BLOCKS = Range(1, 1_000, whole=True)
 """Blocks of a Transformer."""
+FREEZE = Range(0, 1_000, whole=True, note=", or encoder")
+"""First blocks of a Transformer that are frozen."""
 WIDTH = Range(1, 65_536, whole=True)
 """Widths of a Transformer and its attention heads."""
 CHANNELS = Range(1, 4_096, whole=True)
@@ -197,6 +199,7 @@ OPTIONS: Mapping[str, Range] = {
     "bandwidth": Range(0, 1_000_000, above=True),
     "base_lr": RATE,
     "batch_size": BATCH,
+    "blocks": Range(-1_000, 1_000, whole=True),
     "checkpoint_minutes": NOT_NEGATIVE,
     "columns": Range(1, 1_000, whole=True),
     "count": COUNT,

@@ -22,7 +22,8 @@ from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
 from hardpatch.finetune.file import load_classifier
-from hardpatch.finetune.run import FinetuneResult, finetune
+from hardpatch.finetune.finish import FinetuneResult
+from hardpatch.finetune.run import finetune
 from hardpatch.interchange.load import load
 from hardpatch.train.checkpoint import checkpoints, with_prefix
 from hardpatch.train.metrics import read_metrics

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardpatch.choices import PoolName
-from hardpatch.finetune.file import save_probe
+from hardpatch.finetune.early import save_network
+from hardpatch.interchange.finetuned import PROBE
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.trainer import KIND
 from hardpatch.models.encoder import Encoder
@@ -56,7 +57,7 @@ def classifier_file(folder: Path, *, pool: PoolName = "mean", frozen: bool = Fal
         "image_size": list(model.encoder.image_size),
         "finetune": {"drop_path": 0.0, "frozen": frozen, "pool": pool},
     }
-    save_probe(folder, model, metadata)
+    save_network(folder / PROBE, model, metadata)
     return folder / "probe.safetensors"
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import Subset, open_source
+from hardpatch.finetune.measure import ClassifierEvaluation
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import FinetuneJob
 from hardpatch.train.device import start_fabric
@@ -58,7 +59,7 @@ def test_evaluation_step_by_step(tmp_path: Path) -> None:
     assert metrics["top5"] == pytest.approx((ranks < 5).float().mean().item())
     assert 0 < metrics["top1"] < metrics["top5"] < 1
     assert metrics["val_loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-4)
-    assert job.evaluation is not None
+    assert isinstance(job.evaluation, ClassifierEvaluation)
     expected = torch.zeros(10, 10, dtype=torch.int64)
     for label, prediction in zip(labels.tolist(), scores.argmax(dim=1).tolist(), strict=True):
         expected[label, prediction] += 1

@@ -173,7 +173,7 @@ def test_training_is_the_recipe_of_fine_tuning(run: RunConfig, images: str, tmp_
     assert job.run.peak_lr == pytest.approx(2e-3)
     scales = sorted({group["lr_scale"] for group in job.state.optimizer.param_groups})
     assert scales == pytest.approx([0.8**3, 0.8**2, 0.8, 1.0])  # two blocks, below and above
-    assert (job.mixer.smoothing, job.mixer._mix is None) == (0.1, False)
+    assert (job.objective.mixer.smoothing, job.objective.mixer._mix is None) == (0.1, False)
     initial = initial_model(run).host.encoder.state_dict()
     state = job.model.encoder.state_dict()
     assert all(torch.equal(state[name], value) for name, value in initial.items() if name in state)

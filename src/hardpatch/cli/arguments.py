@@ -14,7 +14,7 @@ from hardpatch.errors import UserError, shown
 from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
 from hardpatch.printable import say
-from hardpatch.ranges import OPTIONS, Range, check_text
+from hardpatch.ranges import FREEZE, OPTIONS, SIDE, Range, check_text
 
 PATHS = ("PATH", "DIR", "FILE", "RUN", "RUN2", "IMAGES", "N|FILE")
 """Placeholders in the help of arguments that are paths."""
@@ -118,6 +118,44 @@ class Images(argparse.Action):
         setattr(namespace, self.dest, paths[0] if len(paths) == 1 else paths)
 
 
+class Size(argparse.Action):
+    """Store a side, or height and width, of images."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store one number or two."""
+        if len(values) > 2 or (len(values) == 2 and None in values):
+            given = " ".join(map(str, values))
+            raise argparse.ArgumentError(self, f"expected a side, or height and width, got {given}")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def size_argument(parser: Parser) -> None:
+    """Add --image_size."""
+    parser.add_argument(
+        "--image_size",
+        type=number_in(SIDE),
+        nargs="+",
+        action=Size,
+        metavar="PIXELS",
+        help="side, or height and width, of the images that the network sees, multiples of the patch size; positions "
+        "are resized (default: that of RUN)",
+    )
+
+
+def view_arguments(parser: Parser) -> None:
+    """Add --image_size and --blocks of a frozen encoder."""
+    size_argument(parser)
+    parser.add_argument(
+        "--blocks",
+        type=number("blocks"),
+        nargs="+",
+        default=(),
+        metavar="K",
+        help="blocks whose pooled outputs are put one after the other, from 1, or from -1 for the last one downwards "
+        "(default: -1)",
+    )
+
+
 def device_arguments(parser: Parser, batch_size: int = 256) -> None:
     """Add --batch_size, --workers and --device."""
     parser.add_argument(
@@ -218,6 +256,11 @@ def devices(text: str) -> int | str:
     if text != "auto" and (not text.isdecimal() or int(text) < 1):
         raise argparse.ArgumentTypeError(f"expected auto or a whole number from 1, got {shown(text)}")
     return text if text == "auto" else int(text)
+
+
+def frozen_blocks(text: str) -> int | str:
+    """Parse encoder or a number of blocks."""
+    return text if text == "encoder" else int(number_in(FREEZE)(text))
 
 
 def write_json(path: Path, content: Any) -> None:

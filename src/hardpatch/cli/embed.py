@@ -7,6 +7,7 @@ from hardpatch.cli.arguments import (
     architecture_of,
     column_arguments,
     image_arguments,
+    view_arguments,
     weights_arguments,
     write_json,
 )
@@ -27,6 +28,7 @@ def embed(arguments: list[str]) -> int:
     weights_arguments(parser)
     parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1, for cosine search")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    view_arguments(parser)
     image_arguments(parser, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
     options = parser.parse_args(arguments)

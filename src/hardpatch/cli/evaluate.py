@@ -11,6 +11,7 @@ from hardpatch.cli.arguments import (
     column_arguments,
     image_arguments,
     number,
+    view_arguments,
     weights_arguments,
     write_json,
 )
@@ -159,6 +160,7 @@ def _parser(verb: str, description: str) -> Parser:
         help="folder of cached features (default: RUN/features for a run folder, none for other weights)",
     )
     parser.add_argument("--no_cache", action="store_true", help="neither read nor write cached features")
+    view_arguments(parser)
     image_arguments(parser)
     column_arguments(parser)
     return parser
@@ -186,6 +188,8 @@ def _evaluate(options: argparse.Namespace, measure: Any, line: Any, **settings: 
             device=options.device,
             image_column=options.image_column,
             label_column=options.label_column,
+            image_size=options.image_size,
+            blocks=options.blocks,
             progress=progress,
             **settings,
         )

@@ -8,7 +8,7 @@ from hardpatch.cli.settings import given_settings, stopped, training_parser
 from hardpatch.finetune.settings import AUTO, BY_SIZE, PRESETS, PROBES, FinetuneSettings
 
 if TYPE_CHECKING:
-    from hardpatch.finetune.run import FinetuneResult
+    from hardpatch.finetune.finish import FinetuneResult
 
 
 def finetune(arguments: list[str]) -> int:
@@ -44,6 +44,13 @@ def _train(
 ) -> int:
     parser = training_parser(verb, description, presets, several=True, by_size=BY_SIZE if AUTO in presets else ())
     column_arguments(parser)
+    parser.add_argument(
+        "--target_columns",
+        nargs="+",
+        metavar="NAME",
+        help="columns of 0 and 1 for each class (--task multilabel) or of numbers (--task regression); one column of "
+        "lists, or of text with ; between the labels, is --label_column",
+    )
     options = parser.parse_args(arguments)
 
     from hardpatch.train.log import show_log
@@ -58,6 +65,7 @@ def _train(
         options.out,
         image_column=options.image_column,
         label_column=options.label_column,
+        target_columns=options.target_columns,
         resume=options.resume,
         progress=progress,
         arguments=[*verb.split(), *arguments],
@@ -69,6 +77,9 @@ def _train(
     if options.json is not None:
         write_json(options.json, result.result)
     print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
+    if result.summary:
+        print(f"{result.summary}; all numbers: {result.folder / 'result.json'}")
+        return 0
     print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
     if "kept" in result.result:
         print(_both(result.result))

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hardpatch.cli.arguments import Images, Parser, devices, number_in, workers
-from hardpatch.ranges import Range
+from hardpatch.cli.arguments import Images, Parser, Size, devices, frozen_blocks, number_in, workers
+from hardpatch.ranges import SIDE, Range
 from hardpatch.train.settings import LoopSettings
 
 GROUPS = {
@@ -130,6 +130,10 @@ def _kind(name: str, hint: Any, numbers: Range | None) -> dict[str, Any]:
         return {"type": workers, "metavar": "N"}
     if name == "devices":
         return {"type": devices, "metavar": "N"}
+    if name == "freeze":
+        return {"type": frozen_blocks, "metavar": "K"}
+    if name == "image_size" and tuple[int, int] in get_args(hint):
+        return {"type": _or_null(number_in(SIDE)), "nargs": "+", "action": Size, "metavar": "PIXELS"}
     parts = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]
     optional, part = len(parts) < len(get_args(hint)) and NoneType in get_args(hint), parts[0]
     if part is bool:

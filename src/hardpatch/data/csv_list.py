@@ -24,6 +24,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 class Table(NamedTuple):
     """Lines of a table, and the positions of its columns."""
 
+    header: list[str]
     rows: list[list[str]]
     """without the header"""
     numbers: list[int]
@@ -85,6 +86,27 @@ def open_list(path: Path, columns: Columns = AUTO) -> FileSource:
     )
 
 
+def list_columns(path: Path, columns: Columns, names: Sequence[str]) -> dict[str, list[str]]:
+    """Read columns of a table for the images that :func:`open_list` opens, as text.
+
+    Args:
+        path: the table.
+        columns: names of the columns of the images and the labels.
+        names: of the columns to read; empty for the column of the labels.
+
+    Raises:
+        UserError: if there is no such column.
+    """
+    table = _read(path, columns)
+    if not names and table.label is None:
+        raise UserError(f"{table.reason or f'{path}: no column of labels'}; name it with --target_columns")
+    chosen = {name: _wanted(path, table.header, name, "--target_columns") for name in names}
+    if not chosen and table.label is not None:
+        chosen = {table.header[table.label]: table.label}
+    rows = [row for row in table.rows if row[table.image].strip().lower().endswith(EXTENSIONS)]
+    return {name: [row[k].strip() for row in rows] for name, k in chosen.items()}
+
+
 def _read(path: Path, columns: Columns) -> Table:
     """Read all lines, and find the columns."""
     rows: list[list[str]] = []
@@ -109,7 +131,7 @@ def _read(path: Path, columns: Columns) -> Table:
     note = "no header" if headless else ""
     if label is not None:
         note = ", ".join(filter(None, (note, f"labels in column {header[label]!r}")))
-    return Table(rows, numbers, image, label, reason, note)
+    return Table(header, rows, numbers, image, label, reason, note)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

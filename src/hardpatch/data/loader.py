@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -57,6 +58,7 @@ def train_batches(
     pin_memory: bool = False,
     crops: int = 1,
     groups: RowGroups | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Generator[Batch, None, None]:
     """Load endless training batches; this rank gets `batch_size / world_size` images of each.
 
@@ -76,6 +78,7 @@ def train_batches(
         crops: crops of each image in a batch, which then has `batch_size / crops` images. They come crop by crop: the
             first of all images, then the second of all, and so on. The first ones are the same as without more crops.
         groups: row groups by which the images are shuffled, of :func:`~hardpatch.data.row_groups.choose_order`.
+        weights: float64 [images], how often each image is drawn; None draws each once in an epoch.
 
     Raises:
         UserError: if ranks and crops cannot share the batch evenly, and from the generator if no image can be decoded.
@@ -91,7 +94,7 @@ def train_batches(
         raise ValueError(f"crops: expected 1 with multi-crop, which has its own, got {crops}")
     else:
         dataset = MultiCropDataset(source, transform, seed)
-    order = TrainingOrder(len(source), images, seed, start, rank, world_size, groups)
+    order = TrainingOrder(len(source), images, seed, start, rank, world_size, groups, weights)
     reading = transform.reading
     pixel_bytes = reading.number * np.dtype(reading.dtype).itemsize * math.prod(transform.image_size)
     prefetch = prefetch_factor(batch_size // world_size * pixel_bytes, workers)

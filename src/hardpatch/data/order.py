@@ -25,6 +25,9 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
         rank: number of this process.
         world_size: number of processes, a divisor of the batch size.
         groups: row groups by which the images are shuffled; None shuffles all images.
+        weights: float64 [n], how often each image is drawn relative to the others; n draws with replacement take the
+            place of each permutation. The first number of an image is then its position in the stream, so that two
+            draws of an image in an epoch are two crops. None draws each image once in an epoch.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
         rank: int,
         world_size: int,
         groups: RowGroups | None = None,
+        weights: npt.NDArray[np.float64] | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed, self.groups = n, batch_size, seed, groups
+        self.shares = None if weights is None else weights / weights.sum()
         self.share = batch_size // world_size
         self.first = start * batch_size + rank * self.share
 
@@ -45,18 +50,21 @@ class TrainingOrder(Sampler[npt.NDArray[np.int64]]):
         permuted_epoch, permutation = -1, np.empty(0, dtype=np.int64)
         first = self.first
         while True:
-            epochs, entries = np.divmod(np.arange(first, first + self.share), self.n)
+            positions = np.arange(first, first + self.share)
+            epochs, entries = np.divmod(positions, self.n)
             indices = np.empty_like(entries)
             for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
                 if epoch != permuted_epoch:
                     permuted_epoch, permutation = epoch, self._permutation(epoch)
                 in_epoch = epochs == epoch
                 indices[in_epoch] = permutation[entries[in_epoch]]
-            yield np.stack([epochs, indices], axis=1)
+            yield np.stack([epochs if self.shares is None else positions, indices], axis=1)
             first += self.batch_size
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         key = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
+        if self.shares is not None:  # as torch's WeightedRandomSampler, for sets of any size
+            return np.random.default_rng(int(key)).choice(self.n, self.n, p=self.shares)
         generator = torch.Generator().manual_seed(int(key))
         if self.groups is not None:
             return self.groups.permutation(generator)

@@ -173,6 +173,10 @@ class ParquetSource:
                 for path in self._row_group(group).paths_alone():
                     yield self._beside(group, path)
 
+    def files_of_images(self) -> Sequence[str]:
+        """Return the Parquet files, in the order of their images."""
+        return self._paths
+
     def _stores_all(self, file: int, group: int) -> bool:
         """Return whether the footer says that all images of a row group are in the file; assumed of large files."""
         stored = self._stored[file]

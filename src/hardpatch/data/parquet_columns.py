@@ -135,7 +135,8 @@ def _labels(path: str, file: Any, name: str) -> tuple[Labels, str] | str:
     if kind.is_null(dtype):
         return no_labels(file.metadata.num_rows), "all labels are null"
     if not (is_text(dtype) or kind.is_boolean(dtype) or kind.is_integer(dtype) or kind.is_floating(dtype)):
-        return f"is of type {dtype}"
+        several = kind.is_list(dtype) or kind.is_large_list(dtype)
+        return f"is of type {dtype}" + (" (several labels an image: finetune --task multilabel)" if several else "")
     column = column_values(path, file, name)
     if is_text(dtype) or kind.is_boolean(dtype):
         if kind.is_boolean(dtype):

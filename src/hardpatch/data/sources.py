@@ -122,6 +122,11 @@ class ConcatSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def parts(self) -> Sequence[OpenedSource]:
+        """The sources, in order."""
+        return self._sources
+
     def name(self, i: int) -> str:
         """Name of image i in its source."""
         source, k = self._locate(i)

@@ -39,6 +39,7 @@ from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.freeze import trained_line
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
@@ -205,14 +206,14 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
     job.bad_files.keep_in(folder / "undecodable.txt")
     job.bad_files.update(train.bad)
     job.bad_val.update(val.bad)
-    for line in (*train.lines, *val.lines, *(f"--masks {settings.masks}: {line}" for line in masks.lines)):
+    masked = (f"--masks {settings.masks}: {line}" for line in masks.lines)
+    for line in (*train.lines, *val.lines, *masked, *trained_line(job.model, job.frozen)):
         log.info(line)
     if newest is not None and saved_metadata(newest).get("images", job.images) != job.images:
         log.info("--resume: %d images can be used now, another number than before: their order differs", job.images)
     if settings.relative_positions and job.encoder.relative_bias is not None:
         log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
-    short = too_short(settings, job.images, FEW_STEPS, MORE_STEPS)
-    if short is not None and newest is None:
+    if newest is None and (short := too_short(settings, job.images, FEW_STEPS, MORE_STEPS)) is not None:
         log.warning(short)
     signal = fit(job, progress)
     saved = checkpoint.newest(folder)

@@ -28,6 +28,7 @@ from hardpatch.train.bad_steps import BadSteps, means_of, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import autocast_dtype, loader_workers
 from hardpatch.train.extension import course
+from hardpatch.train.freeze import freeze
 from hardpatch.train.memory import bytes_per_parameter, check_memory
 from hardpatch.train.optimizer import BETAS, fused_on_gpu, layer_decay_groups, parameter_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
@@ -149,6 +150,7 @@ class DetectJob:
         self.encoder, self.reading = backbone.encoder, backbone.reading
         categories = train[0].categories
         model = build(backbone, run, len(categories), autocast_dtype(fabric), masks=self.masks)
+        self.frozen = freeze(backbone.encoder, run.freeze)
         self.model = model.to(fabric.device).train()
         self.images, self.batch_size = len(train[0].images), run.batch_size
         self.step, self.total = 0, run.total_steps(self.images)

@@ -14,6 +14,7 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.embeddings import write_embeddings
 from hardpatch.interchange.load import load
 from hardpatch.measure.features import Pool, ProgressCallback
+from hardpatch.measure.view import Size, view_of
 from hardpatch.paths import user_path
 from hardpatch.ranges import check_options
 from hardpatch.train.device import use_device
@@ -49,6 +50,8 @@ def embed(
     max_bad_fraction: float = 1.0,
     device: str = "auto",
     image_column: str | None = None,
+    image_size: Size | None = None,
+    blocks: Sequence[int] = (),
     progress: ProgressCallback | None = None,
 ) -> EmbeddingsResult:
     """Write one vector for each image into a Parquet file with the columns path and embedding: ``hardpatch embed``.
@@ -66,26 +69,24 @@ def embed(
         max_bad_fraction: share of the images that may be undecodable; these are named and left out.
         device: where to compute.
         image_column: column of the images in tables; None finds it.
+        image_size: side, or height and width, of the images that the encoder sees; None for that of its training.
+        blocks: whose outputs are put one after the other; see :func:`~hardpatch.measure.view.view_of`.
         progress: called after each batch with (images done, images).
     """
-    check_options(batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction)
+    check_options(batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction, image_size=image_size)
     started, path = time.monotonic(), user_path(out, "--out")
     if path.exists():
         raise UserError(f"--out: expected a file that does not exist yet, got {path}; choose another name")
     used_device = use_device(device)
     model = load(run, weights, device=used_device, **architecture or {})
+    view = view_of(model, image_size, blocks)
     source = open_described(images, image_column, model.reading)
     settings: dict[str, Any] = {"pool": pool, "normalize": normalize, "batch_size": batch_size, "workers": workers}
-    written, bad = write_embeddings(model, source, path, device=used_device, **settings, progress=progress)
+    written, bad = write_embeddings(model, source, path, device=used_device, **settings, progress=progress, view=view)
     BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(bad)
-    values = head(
-        "embed",
-        run=str(run),
-        data={"images": images},
-        images={"images": written},
-        classes=None,
-        left_out=counts(source.skipped, len(bad)),
-        seconds=time.monotonic() - started,
-    )
-    values |= {"weights": weights, "pool": pool, "out": str(path), "width": model.host.encoder.width}
-    return EmbeddingsResult(path, written, values["width"], len(bad), values)
+    width = model.host.encoder.width * max(1, len(view.blocks))
+    left_out, seconds = counts(source.skipped, len(bad)), time.monotonic() - started
+    sets: dict[str, Any] = {"data": {"images": images}, "images": {"images": written}, "classes": None}
+    values = head("embed", run=str(run), **sets, left_out=left_out, seconds=seconds)
+    values |= {"weights": weights, "pool": pool, "out": str(path), "width": width, **view.values()}
+    return EmbeddingsResult(path, written, width, len(bad), values)

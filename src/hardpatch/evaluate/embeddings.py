@@ -13,6 +13,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, reason_of
 from hardpatch.measure.features import Pool, ProgressCallback, extract
 from hardpatch.measure.labels import eval_transform
+from hardpatch.measure.view import View
 from hardpatch.methods.hpm import HPM
 from hardpatch.printable import printable
 
@@ -37,6 +38,7 @@ def write_embeddings(
     batch_size: int = 256,
     workers: int | Literal["auto"] = "auto",
     progress: ProgressCallback | None = None,
+    view: View | None = None,
 ) -> EmbedResult:
     """Write a Parquet file with the columns ``path`` (text) and ``embedding`` (D float32 values per row).
 
@@ -50,6 +52,7 @@ def write_embeddings(
         batch_size: images per forward pass.
         workers: processes that decode images.
         progress: called after each batch with (images done, images).
+        view: image size and blocks; None for the size of the training, and the last block.
 
     Raises:
         UserError: if the file cannot be written, or the features are not finite.
@@ -58,18 +61,18 @@ def write_embeddings(
     import pyarrow.parquet as pq
 
     autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
-    width = model.host.encoder.width
+    view = view or View(model.image_size)
+    width = model.host.encoder.width * max(1, len(view.blocks))
+    transform = eval_transform(model, source, image_size=view.image_size)
     schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
     written = 0
     bad: list[str] = []
-    batches = eval_batches(
-        source, eval_transform(model, source), batch_size=batch_size, workers=resolve_workers(workers)
-    )
+    batches = eval_batches(source, transform, batch_size=batch_size, workers=resolve_workers(workers))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) as partial, pq.ParquetWriter(partial, schema) as file:
             for batch in batches:
-                features = extract(model, [batch], device=device, pool=pool, autocast=autocast)
+                features = extract(model, [batch], device=device, pool=pool, autocast=autocast, blocks=view.blocks)
                 vectors = F.normalize(features.features, dim=1) if normalize else features.features
                 # file names need not be valid Unicode, Parquet strings must be
                 names = [printable(source.name(i)) for i in features.indices.tolist()]

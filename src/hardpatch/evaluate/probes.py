@@ -170,7 +170,7 @@ def frozen_accuracy(
         device: of the model.
         image_column: column of the images in tables; None finds it.
         label_column: column of the labels, likewise.
-        options: batch_size, workers, max_bad_fraction and progress of
+        options: batch_size, workers, max_bad_fraction, image_size, blocks and progress of
             :func:`~hardpatch.measure.labels.labeled_features`.
     """
     started, results = time.monotonic(), dict[str, Result]()
@@ -193,15 +193,22 @@ def frozen_accuracy(
                 results[name] = measure(features, used_device)
     if not results:
         return FrozenResult(None)
-    result, random = results[weights], results["random"] if random_baseline else None
+    result, random = results[weights], results.get("random") if random_baseline else None
     values = _values(verb, run, (train, val), features, time.monotonic() - started) | step
-    values |= {"weights": weights, "pool": pool, **result.to_dict(), "random": random and random.to_dict()}
-    return FrozenResult(result, random, values)
+    values |= {"weights": weights, "pool": pool, **_view(options), **result.to_dict()}
+    return FrozenResult(result, random, values | {"random": random and random.to_dict()})
+
+
+def _view(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return image size and blocks as plain values, where they differ from those of the training."""
+    return {name: options[name] for name in ("image_size", "blocks") if options.get(name)}
 
 
 def _ranged(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the images that have a range."""
-    return {name: options[name] for name in ("batch_size", "workers", "max_bad_fraction") if name in options}
+    return {
+        name: options[name] for name in ("batch_size", "workers", "max_bad_fraction", "image_size") if name in options
+    }
 
 
 def _load_models(

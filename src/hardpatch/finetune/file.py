@@ -1,29 +1,24 @@
 """Networks that a training of a classifier starts from, and those that it leaves on the disk."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from hardpatch import __version__
 from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import Source
 from hardpatch.data.survey import adapted
 from hardpatch.errors import UserError
-from hardpatch.files import atomic_path
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.scratch import random_encoder
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.finetune.trainer import KIND
 from hardpatch.interchange.backbone import load_backbone
-from hardpatch.interchange.finetuned import PROBE
 from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import unshare_relative_bias
-from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
 from hardpatch.weights import check_normalization, described, fitted, stored_tensors
@@ -44,8 +39,9 @@ def load_classifier(path: str | Path) -> LoadedClassifier:
     ``model(model.normalize(images))`` classifies images, uint8 ``[B, C, H, W]``: scores ``[B, classes]``.
 
     Args:
-        path: a run folder of ``finetune`` or ``train_linear_probe`` (its newest checkpoint, or its probe if that was
-            kept), a checkpoint's folder, or a file. If the run has a moving average of its weights, that is loaded.
+        path: a run folder of ``finetune`` or ``train_linear_probe`` (its newest checkpoint; its probe or its best
+            weights if those were kept), a checkpoint's folder, or a file. If the run has a moving average of its
+            weights, that is loaded.
 
     Raises:
         UserError: if there is no such file, or it holds another kind of network.
@@ -70,6 +66,7 @@ def _load_classifier(file: Path) -> LoadedClassifier:
             drop_path=metadata["finetune"]["drop_path"],
             frozen=metadata["finetune"].get("frozen", False),
             pool=metadata["finetune"].get("pool", "mean"),
+            units=units_of(metadata),
         )
 
     model = fitted(build, file, metadata, "teacher." if averaged else "student.")
@@ -78,15 +75,17 @@ def _load_classifier(file: Path) -> LoadedClassifier:
         return LoadedClassifier(model.eval(), tuple(map(str, metadata["classes"])), size)
 
 
-def save_probe(folder: Path, model: Classifier, metadata: Mapping[str, Any]) -> None:
-    """Write a linear probe in a way that :func:`load_classifier` can load."""
-    tensors = {f"student.{name}": value for name, value in model.state_dict().items()}
-    with atomic_path(folder / PROBE) as partial:
-        save_tensors(tensors, partial, {"hardpatch": json.dumps({"hardpatch": __version__, **metadata})})
+def units_of(metadata: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation of the targets of a regression; None for another task."""
+    return (metadata["target_mean"], metadata["target_std"]) if metadata.get("task") == "regression" else None
 
 
 def initial_classifier(
-    settings: FinetuneSettings, run: str | Path | RunConfig, train: Source, classes: int
+    settings: FinetuneSettings,
+    run: str | Path | RunConfig,
+    train: Source,
+    classes: int,
+    units: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Classifier:
     """Build the network that a run starts from.
 
@@ -95,6 +94,7 @@ def initial_classifier(
         run: weights of the encoder, or the settings of a pre-training run, whose encoder starts from random weights.
         train: images, for the channel statistics that such settings may ask for.
         classes: number of classes.
+        units: mean and standard deviation of the targets of a regression.
 
     Raises:
         UserError: if the weights cannot be loaded or the image size does not fit.
@@ -104,7 +104,6 @@ def initial_classifier(
     else:
         encoder, mean, std, reading = load_backbone(run, **settings.backbone)
     unshare_relative_bias(encoder)
-    size = None if settings.image_size is None else (settings.image_size, settings.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
@@ -114,10 +113,11 @@ def initial_classifier(
                 mean=mean,
                 std=std,
                 reading=adapted(reading, train, "--train"),
-                image_size=size,
+                image_size=settings.crop_size,
                 drop_path=settings.drop_path,
                 frozen=settings.frozen,
                 pool=settings.pool,
+                units=units,
             )
         except ValueError as error:
             raise UserError(f"--image_size: {error}") from None

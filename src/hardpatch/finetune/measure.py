@@ -1,6 +1,6 @@
 """Accuracies of a classifier, and its confusion matrix as numbers and as a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,40 +49,48 @@ class ClassifierEvaluation:
         """Share of the images whose class has the highest score."""
         return float(self.confusion.trace()) / self.images
 
+    @property
+    def score(self) -> float:
+        """The main number: top-1."""
+        return self.top1
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers for the log."""
+        return {"val_loss": self.loss, "top1": self.top1, "top5": self.top5}
+
 
 def whole_image(size: tuple[int, int], model: Classifier) -> EvalTransform:
     """Return the transform of evaluation: large images are cropped to the center, small ones are seen whole."""
     return EvalTransform(size, model.reading, crop_fraction(size))
 
 
-@torch.inference_mode()
-def classify(
+Predict = Iterator[tuple[Tensor, Tensor, list[str]]]
+"""Outputs of a network for a set, batch by batch: float32 ``[B, outputs]``; labels of the images in the set, int64
+``[B]``, both on the device; and a line for each image that could not be decoded."""
+
+
+def predictions(
     model: Classifier,
     source: Source,
-    labels: Tensor,
     fabric: Fabric,
     *,
     size: tuple[int, int],
     batch_size: int,
     workers: int,
     dropped: Callable[[Tensor, Tensor], Tensor | None] = lambda images, indices: None,
-) -> ClassifierEvaluation:
-    """Classify all images of a set; those that cannot be decoded are left out.
+) -> Predict:
+    """Yield the outputs for all images of a set; those that cannot be decoded are left out.
 
     Args:
         model: in eval mode, on the device.
         source: labeled images.
-        labels: class of each label of ``source``, int64 on the device.
         fabric: device and precision.
         size: (height, width) of the crops in pixels.
         batch_size: images at once.
         workers: processes that decode.
         dropped: patches that the classifier does not see, from images ``[B, C, H, W]`` and their indices ``[B]``.
     """
-    device, count = fabric.device, model.head.out_features
-    confusion = torch.zeros(count * count, dtype=torch.int64, device=device)
-    sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    bad: list[str] = []
+    device = fabric.device
     for batch in eval_batches(
         source,
         whole_image(size, model),
@@ -90,16 +98,34 @@ def classify(
         workers=workers,
         pin_memory=device.type == "cuda",
     ):
-        truth = labels[batch.labels.to(device, non_blocking=True)]
-        images = model.normalize(batch.images.to(device, non_blocking=True))
-        hidden = dropped(images, batch.indices.to(device, non_blocking=True))
-        with fabric.autocast():
-            scores = model(images, hidden).float()
+        with torch.inference_mode():
+            images = model.normalize(batch.images.to(device, non_blocking=True))
+            hidden = dropped(images, batch.indices.to(device, non_blocking=True))
+            with fabric.autocast():
+                scores = model(images, hidden).float()
+        yield scores, batch.labels.to(device, non_blocking=True), batch.bad
+
+
+@torch.inference_mode()
+def classify(predict: Predict, labels: Tensor, count: int) -> ClassifierEvaluation:
+    """Compare the predictions of a set with its classes.
+
+    Args:
+        predict: of :func:`predictions`.
+        labels: class of each label of the set, int64 on the device.
+        count: number of classes.
+    """
+    device = labels.device
+    confusion = torch.zeros(count * count, dtype=torch.int64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    bad: list[str] = []
+    for scores, of_set, lines in predict:
+        truth = labels[of_set]
         likeliest = scores.topk(min(5, count), dim=1).indices
         cells = truth * count + likeliest[:, 0]
         confusion.scatter_add_(0, cells, torch.ones_like(cells))
         sums += torch.stack([F.cross_entropy(scores, truth, reduction="sum"), (likeliest == truth.unsqueeze(1)).sum()])
-        bad.extend(batch.bad)
+        bad.extend(lines)
     matrix = confusion.cpu().view(count, count)
     loss, top5 = (sums / int(matrix.sum())).tolist()
     return ClassifierEvaluation(matrix, top5, loss, tuple(bad))

@@ -39,6 +39,8 @@ class Classifier(nn.Module):
         drop_path: drop path of the last block; it rises linearly from 0 in the first block.
         frozen: train the linear layer only.
         pool: ``mean`` of the patch tokens, or the ``class`` token.
+        units: mean and standard deviation of each target of a regression: the linear layer predicts standardized
+            targets, the network returns them in the units of the data.
 
     Raises:
         ValueError: if the patch size does not divide the image.
@@ -62,6 +64,7 @@ class Classifier(nn.Module):
         drop_path: float = 0.0,
         frozen: bool = False,
         pool: PoolName = "mean",
+        units: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.frozen, self.pool = encoder.requires_grad_(not frozen), frozen, pool
@@ -77,6 +80,11 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=PROBE_STD if frozen else HEAD_STD)
         nn.init.zeros_(self.head.bias)
         register_normalization(self, mean, std, reading)
+        self.target_mean: Tensor | None
+        self.target_std: Tensor | None
+        for name, values in zip(("target_mean", "target_std"), units or (None, None), strict=True):
+            # not persistent: they stand in the metadata of weights
+            self.register_buffer(name, None if values is None else torch.tensor(values), persistent=False)
         self.train()
 
     def _unfreeze(self, grid: tuple[int, int], drop_path: float) -> None:
@@ -104,9 +112,12 @@ class Classifier(nn.Module):
             mask: bool ``[B, N]``, True = dropped, as many in every image; None shows all patches.
 
         Returns:
-            Scores ``[B, classes]``.
+            Scores ``[B, classes]``; of a regression the targets, in the units of the data.
         """
-        return self.head(self.fc_norm(self.features(images, mask)))
+        scores: Tensor = self.head(self.fc_norm(self.features(images, mask)))
+        if self.target_mean is None or self.target_std is None:
+            return scores
+        return scores.float() * self.target_std + self.target_mean
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode normalized images ``[B, C, H, W]`` as one vector each, ``[B, D]``; arguments as in :meth:`forward`."""

@@ -20,7 +20,8 @@ from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.sources import Source, Subset
 from hardpatch.errors import UserError
-from hardpatch.finetune.file import load_classifier, save_probe
+from hardpatch.finetune.early import save_network
+from hardpatch.finetune.file import load_classifier
 from hardpatch.finetune.measure import ClassifierEvaluation, whole_image
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings
@@ -237,7 +238,7 @@ def _write_probe(job: FinetuneJob, train: Source, held_out: Subset, quiet: bool)
         "held_out_images": probe.held_out_images,
         "base_lr": probe.base_lr,
     }
-    save_probe(job.folder, model, {**describe(run, model, job.classes, job.image_size), "probe": numbers})
+    save_network(job.folder / PROBE, model, {**describe(run, model, job.classes, job.image_size), "probe": numbers})
     log.info("probe: top-1 %.2f%% on --val; its learning rate was picked on parts of --train", 100 * result.top1)
     install(model, probe.part, probe.best)
 
@@ -254,7 +255,7 @@ def choose(job: FinetuneJob, held_out: Source) -> tuple[ClassifierEvaluation, di
     probe = (checkpoint.read_metadata(file) or {})["probe"]
     numbers: dict[str, Any] = {"kept": "probe", "probe": probe, "fine_tuned": None}
     if not job.run.probe_only:
-        assert job.evaluation is not None
+        assert isinstance(job.evaluation, ClassifierEvaluation)
         trained = job.classify(held_out, torch.arange(len(job.classes)))
         numbers["fine_tuned"] = {
             "top1": job.evaluation.top1,

@@ -3,13 +3,16 @@
 This module does not import torch, so that the command line responds at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from hardpatch.choices import OptimizerName, PoolName
+from hardpatch.choices import OptimizerName, PoolName, RegressionLossName, SamplingName, TaskName
 from hardpatch.errors import UserError
 from hardpatch.ranges import (
     BATCH,
     BELOW_ONE,
+    COUNT,
     FRACTION,
     INSIDE,
     LEAST_RATE,
@@ -49,7 +52,25 @@ class FinetuneSettings(TrainingSettings):
         False, "train a linear layer on batch-normalized features only; the encoder stays as it is, in eval mode"
     )
     pool: PoolName = setting("mean", "what the linear layer sees: the mean of the patch tokens, or the class token")
-    image_size: int | None = setting(None, "side of the crops in pixels; null is that of pre-training", SIDE)
+    image_size: int | tuple[int, int] | None = setting(
+        None, "side, or height and width, of the crops in pixels; null is that of pre-training", SIDE
+    )
+    task: TaskName = setting(
+        "classes", "one class for each image, any number of them (multilabel), or numbers (regression)"
+    )
+    class_weights: tuple[str, ...] | None = setting(
+        None, "weights in the loss: balanced, or NAME=WEIGHT for some classes, the others have 1"
+    )
+    sampling: SamplingName = setting(
+        "natural", "draw each image once in an epoch, or (balanced) all classes equally often, with replacement"
+    )
+    regression_loss: RegressionLossName = setting("mse", "loss of a regression, of standardized targets")
+    patience: int | None = setting(
+        None, "evaluations without a better result after which the training ends and its best weights count", COUNT
+    )
+    val_share: float = setting(
+        0.2, "without --val: share of --train that is held out to evaluate on", Range(0, 0.5, above=True)
+    )
     smoothing: float = setting(0.1, "label smoothing: share of the target that is spread over all classes", BELOW_ONE)
     mixup: float = setting(
         0.8, "alpha of mixup, 0 is off; with CutMix on, too, each batch has one of the two", Range(0, 1_000)
@@ -82,6 +103,11 @@ class FinetuneSettings(TrainingSettings):
     )
 
     @property
+    def balances(self) -> bool:
+        """True if all classes are drawn equally often."""
+        return self.sampling == "balanced"
+
+    @property
     def probes(self) -> bool:
         """True if the run begins with a probe."""
         return self.probe or self.probe_only
@@ -92,6 +118,12 @@ class FinetuneSettings(TrainingSettings):
         if self.layer_decay is not None:
             return self.layer_decay
         return 1.0 if self.weights == "random" else 0.8
+
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """(height, width) of the crops in pixels; None for that of pre-training."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else side
 
     @property
     def peak_lr(self) -> float:
@@ -214,6 +246,9 @@ The table says RandomResizedCrop only. Its scale (0.08 to 1), the flip and the f
 linear-probe code of MAE and of HPM. That code clips a crop that does not fit to the image; here another is drawn.
 """
 
+ONE_CLASS: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "probe": False, "probe_only": False}
+"""Settings that only make sense for one class an image, and their values for other tasks."""
+
 SCRATCH = {"weights": "random", "layer_decay": 0.8}
 """Supervised training from random weights, beside the preset ``paper``: the paper takes over its fine-tuning settings,
 layer decay included (Section A.1). Without these, random weights have a layer decay of 1, which suits them better."""
@@ -232,6 +267,7 @@ def check(run: FinetuneSettings, images: int) -> None:
     check_loop(run)
     expect(run, "min_lr", f"from 0 to the peak learning rate {run.peak_lr:g}", run.min_lr <= run.peak_lr)
     if run.frozen:
+        expect(run, "freeze", "0 with --frozen, which trains no part of the encoder anyway", run.freeze == 0)
         expect(run, "probe", "not with --frozen, which trains such a layer on crops", not run.probes)
         expect(run, "batch_size", "2 or more, to normalize features over the batch", run.batch_size >= 2)
         expect(run, "accumulation_steps", "1: a frozen encoder needs little memory", run.accumulation_steps == 1)
@@ -246,6 +282,44 @@ def check(run: FinetuneSettings, images: int) -> None:
             f"--warmup_epochs: expected at most the {epochs:g} epochs of the training, got {run.warmup_epochs:g}; "
             "null is a tenth of them"
         )
+
+
+def check_task(run: FinetuneSettings) -> None:
+    """Refuse settings that do not suit the task, before any image is looked at.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    expect(
+        run, "sampling", "natural with several labels or numbers an image", run.task == "classes" or not run.balances
+    )
+    expect(run, "class_weights", "null for a regression", run.task != "regression" or not run.class_weights)
+    expect(
+        run,
+        "val_every",
+        "epochs between evaluations with --patience",
+        run.val_every is not None or run.patience is None,
+    )
+
+
+def of_task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a new run with those switched off that only make sense for one class an image.
+
+    Raises:
+        UserError: if one of them is asked for.
+    """
+    values = dict(values)
+    given = values.get("class_weights")
+    if isinstance(given, str):
+        values["class_weights"] = (given,)
+    elif isinstance(given, Mapping):
+        values["class_weights"] = tuple(f"{name}={weight}" for name, weight in given.items())
+    if values.get("task", "classes") == "classes":
+        return values
+    for name, off in ONE_CLASS.items():
+        if values.get(name, off) != off:
+            raise UserError(f"--{name}: expected with --task classes only, got {values[name]} with {values['task']}")
+    return {**ONE_CLASS, **values}
 
 
 def short_of(run: FinetuneSettings, steps: int, images: int, classes: int) -> str | None:

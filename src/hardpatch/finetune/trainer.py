@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -15,9 +14,12 @@ from hardpatch.data.batch import Batch
 from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.finetune.augment import FinetuneTransform, Mixer
-from hardpatch.finetune.measure import ClassifierEvaluation, classify
+from hardpatch.finetune.augment import FinetuneTransform
+from hardpatch.finetune.balance import class_counts, image_weights
+from hardpatch.finetune.early import EarlyStopping
+from hardpatch.finetune.measure import ClassifierEvaluation, Predict, classify, predictions
 from hardpatch.finetune.model import Classifier
+from hardpatch.finetune.objective import ClassObjective, Evaluation, TargetObjective
 from hardpatch.finetune.settings import FinetuneSettings
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.processes import average, on_first, process_rank
@@ -28,6 +30,7 @@ from hardpatch.train.bad_steps import BadSteps, running_statistics
 from hardpatch.train.cadence import cadence_of
 from hardpatch.train.device import loader_workers
 from hardpatch.train.extension import course
+from hardpatch.train.freeze import freeze
 from hardpatch.train.optimizer import fused_on_gpu, layer_decay_groups, set_learning_rate
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.settings import to_dict
@@ -55,6 +58,7 @@ class FinetuneJob:
         model: network to start from.
         fabric: device and precision.
         drop_patches: chooses patches that are dropped, in training and evaluation; None drops none.
+        targets: objective of a task of several labels or numbers for each image; None for one class each.
     """
 
     def __init__(
@@ -68,13 +72,17 @@ class FinetuneJob:
         model: Classifier,
         fabric: Fabric,
         drop_patches: DropPatches | None = None,
+        targets: TargetObjective | None = None,
     ) -> None:
         self.run, self.folder, self.source, self.val, self.classes = run, folder, train, val, classes
+        self.frozen = freeze(model.encoder, run.freeze)
         self.model = model.to(fabric.device).train()
         self.val_labels, self.fabric, self.drop_patches = val_labels.to(fabric.device), fabric, drop_patches
         self.image_size = crop_size(run, model)
         self.images, self.batch_size = len(train), run.batch_size
-        self.step, self.total = 0, run.total_steps(self.images)
+        self.step, self.planned = 0, run.total_steps(self.images)
+        self.early = None if run.patience is None else EarlyStopping(folder, run.patience)
+        self.best_model: Classifier | None = None
         self.average = None
         if run.ema is not None:
             if run.strategy == "fsdp2" and process_rank().world_size > 1:
@@ -94,22 +102,24 @@ class FinetuneJob:
         self.state = TrainingState(
             fabric, self.model, optimizer, self.bad_steps, averaged, background=run.background_saving
         )
-        self.mixer = Mixer(
-            len(classes),
-            mixup=run.mixup,
-            cutmix=run.cutmix,
-            probability=run.mix_prob,
-            smoothing=run.smoothing,
-            seed=run.seed,
-        )
-        self.cadence = cadence_of(run, self.total, self.images)
+        self.counts = None if targets is not None else class_counts(train, len(classes))
+        self.objective = targets or ClassObjective(run, classes, self.counts, self.val_labels)
+        self.weights = image_weights(train, len(classes)) if run.balances else None
+        self.cadence = cadence_of(run, self.planned, self.images)
         self.bad_files = BadFiles(self.images, run.max_bad_fraction, "--max_bad_fraction", source=train)
         self.bad_val = BadFiles(len(val), run.max_bad_fraction, "--max_bad_fraction", source=val)
-        self.evaluation: ClassifierEvaluation | None = None
+        self.evaluation: Evaluation | None = None
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the run: those that were planned, or those done if it stops early."""
+        return self.step if self.early is not None and self.early.stops else self.planned
 
     @property
     def evaluated_model(self) -> Classifier:
-        """Network that is evaluated: the moving average if there is one."""
+        """Network that is evaluated: the best one of a finished run with patience, else the moving average if any."""
+        if self.best_model is not None:
+            return self.best_model
         return self.whole_model.current if self.average is None else self.average.module
 
     def batches(self) -> Generator[Batch, None, None]:
@@ -137,6 +147,7 @@ class FinetuneJob:
             rank=self.part.rank,
             world_size=self.part.world_size,
             pin_memory=self.fabric.device.type == "cuda",
+            weights=self.weights,
         )
 
     def train_step(self, batch: Batch, *, observe: bool = False) -> None:
@@ -145,12 +156,12 @@ class FinetuneJob:
         seed_step(run.seed, self.step)
         self.bad_steps.begin()
         images = self.model.normalize(batch.images.to(device, non_blocking=True))
-        images, targets = self.mixer(images, batch.labels.to(device, non_blocking=True), self.step)
+        images, targets = self.objective.prepare(images, batch.labels.to(device, non_blocking=True), self.step)
         count = run.accumulation_steps
         parts = (images.chunk(count), batch.indices.to(device, non_blocking=True).chunk(count), targets.chunk(count))
         for number, (part, indices, target) in enumerate(zip(*parts, strict=True), 1):
             with without_exchange(self.fabric, self.network, number < count):
-                loss = F.cross_entropy(self.network(part, self._dropped(part, indices)).float(), target)
+                loss = self.objective.loss(self.network(part, self._dropped(part, indices)).float(), target)
                 self.fabric.backward(self.bad_steps.nan_unless_finite(loss) / count)
             self._loss_sum += loss.detach() / count
         set_learning_rate(self.state.optimizer, self._learning_rate(self.step))
@@ -168,16 +179,19 @@ class FinetuneJob:
         return ({"loss": loss / steps} if steps else {}) | {"lr": self._learning_rate(self.step - 1)}
 
     def evaluate(self) -> dict[str, float]:
-        """Classify all validation images and set :attr:`evaluation`; images that cannot be decoded are left out.
+        """Evaluate all validation images and set :attr:`evaluation`; images that cannot be decoded are left out.
 
         Raises:
             UserError: if too many of them cannot be decoded.
         """
         self.whole_model.gather()
-        self.evaluation = on_first(lambda: self.classify(self.val, self.val_labels))
+        self.evaluation = on_first(lambda: self.objective.evaluate(self.predict(self.val), len(self.classes)))
+        if self.early is not None:
+            self.early.update(self.step, self.evaluation.score, self.evaluated_model, self.metadata)
+        self.model.train()
         self.whole_model.release()
         self.bad_val.update(self.evaluation.bad)
-        return {"val_loss": self.evaluation.loss, "top1": self.evaluation.top1, "top5": self.evaluation.top5}
+        return self.evaluation.metrics()
 
     def classify(self, source: Source, labels: Tensor, model: Classifier | None = None) -> ClassifierEvaluation:
         """Classify the images of a set; see :func:`~hardpatch.finetune.measure.classify`.
@@ -187,25 +201,27 @@ class FinetuneJob:
             labels: class of each label of ``source``, int64.
             model: another network than that of the run.
         """
-        model = model or self.evaluated_model
-        result = classify(
-            model.eval(),
+        result = classify(self.predict(source, model), labels.to(self.fabric.device), len(self.classes))
+        (model or self.evaluated_model).train()
+        return result
+
+    def predict(self, source: Source, model: Classifier | None = None) -> Predict:
+        """Yield outputs for the images of a set, with the network in eval mode."""
+        return predictions(
+            (model or self.evaluated_model).eval(),
             source,
-            labels.to(self.fabric.device),
             self.fabric,
             size=self.image_size,
             batch_size=max(1, self.run.batch_size // self.run.accumulation_steps),
             workers=loader_workers(self.run.workers),
             dropped=self._dropped,
         )
-        model.train()
-        return result
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Plain values from which the classifier is rebuilt."""
         described = describe(self.run, self.model, self.classes, self.image_size)
-        return {**described, "steps": self.total, "images": self.images}
+        return {**described, **self.objective.described(), "steps": self.planned, "images": self.images}
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -226,13 +242,15 @@ class FinetuneJob:
                 "set, or start a new run with another --out"
             )
         self.step = self.state.restore(saved, to_dict(self.run), "finetune")
+        if self.early is not None:
+            self.early.restore(self.step)
 
     def _dropped(self, images: Tensor, indices: Tensor) -> Tensor | None:
         return None if self.drop_patches is None else self.drop_patches(images, indices, self.step)
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
-        planned = course(self.total, self.run.extensions)
+        planned = course(self.planned, self.run.extensions)
         rate = partial(finetune_learning_rate, run=self.run, images=self.images)
         return planned.rate(step, rate) * self.bad_steps.lr_factor
 
@@ -255,6 +273,8 @@ def describe(run: FinetuneSettings, model: Classifier, classes: Sequence[str], s
         "image_size": list(size),
         "mean": model.mean.tolist(),
         "std": model.std.tolist(),
+        "task": run.task,
+        "target_names": list(classes),
         "reading": model.reading.to_dict(),
     }
 
@@ -271,7 +291,7 @@ def _optimizer(run: FinetuneSettings, model: Classifier, fabric: Fabric) -> torc
 
 def crop_size(run: FinetuneSettings, model: Classifier) -> tuple[int, int]:
     """Return (height, width) of the crops in pixels."""
-    if run.image_size is not None:
-        return run.image_size, run.image_size
+    if run.crop_size is not None:
+        return run.crop_size
     patch = model.encoder.patch_size
     return model.encoder.grid[0] * patch, model.encoder.grid[1] * patch

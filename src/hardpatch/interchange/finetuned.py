@@ -26,6 +26,8 @@ ENCODERS: dict[Kind, str] = {"classifier": "encoder.", "segmenter": "encoder.", 
 """Prefix of the encoder's tensors in each kind."""
 PROBE = "probe.safetensors"
 """File of a run folder of ``finetune``: the classifier that the run begins with."""
+BEST = "best.safetensors"
+"""File of a run folder of ``finetune`` with patience: the weights of the best evaluation."""
 SEGMENTER = "segmenter.safetensors"
 """File of a finished run folder of ``segment``."""
 SEGMENTER_METADATA = "hardpatch_segmenter"
@@ -63,9 +65,12 @@ def read_result(folder: Path) -> dict[str, Any]:
 def result_files(folder: Path) -> tuple[str, ...]:
     """Return the names of files that a run folder has as its result, beside its checkpoints; they need not exist.
 
-    A run of ``finetune`` may have kept its probe rather than the network that was trained from there.
+    A run of ``finetune`` may have kept its probe rather than the network that was trained from there, or the weights of
+    its best evaluation.
     """
-    return (PROBE, SEGMENTER) if read_result(folder).get("kept") == "probe" else (SEGMENTER,)
+    result = read_result(folder)
+    kept = PROBE if result.get("kept") == "probe" else BEST if result.get("best_weights") else None
+    return (SEGMENTER,) if kept is None else (kept, SEGMENTER)
 
 
 def read_finetuned(path: Path) -> FineTuned | None:

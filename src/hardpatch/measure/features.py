@@ -1,6 +1,6 @@
 """Frozen features of labeled images, the input of k-NN and the linear probe."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +50,7 @@ def extract(
     autocast: torch.dtype | None = None,
     total: int | None = None,
     progress: ProgressCallback | None = None,
+    blocks: Sequence[int] = (),
 ) -> Features:
     """Encode whole images, nothing masked, into one vector each.
 
@@ -61,6 +62,8 @@ def extract(
         autocast: type of the computation, for example ``torch.bfloat16`` on a GPU; None is float32.
         total: the number of images, for ``progress``.
         progress: called after each batch with (images done, ``total``).
+        blocks: increasing numbers of blocks, from 1, whose vectors are put one after the other, each after the last
+            norm; empty for the last block.
 
     Raises:
         UserError: if the features are not finite.
@@ -70,8 +73,9 @@ def extract(
     for batch in batches:
         images = model.normalize(batch.images.to(device, non_blocking=True))
         with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
-            tokens = model.encode(images).float()  # [B, 1 + N, D]
-        features.append((tokens[:, 1:].mean(dim=1) if pool == "mean" else tokens[:, 0]).cpu())
+            outputs = model.host.encoder.latents(images, None, blocks) if blocks else [model.encode(images)]
+        pooled = [_pooled(tokens.float(), pool) for tokens in outputs]  # each of [B, 1 + N, D]
+        features.append(torch.cat(pooled, dim=1).cpu())
         labels.append(batch.labels)
         indices.append(batch.indices)
         bad.extend(batch.bad)
@@ -82,6 +86,10 @@ def extract(
     if not bool(result.features.isfinite().all()):
         raise UserError("model: expected finite features, got NaN or infinity; its training diverged, use another one")
     return result
+
+
+def _pooled(tokens: Tensor, pool: Pool) -> Tensor:
+    return tokens[:, 1:].mean(dim=1) if pool == "mean" else tokens[:, 0]
 
 
 def align_labels(train: Source, val: Source) -> LabelMapping:

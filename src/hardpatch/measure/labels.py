@@ -1,6 +1,7 @@
 """Features of a training and a validation set with matching labels, for k-NN and the linear probe."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from hardpatch.files import reason_of
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.distributed import agree_on_cached, gather_features
 from hardpatch.measure.features import Features, LabelMapping, Pool, ProgressCallback, align_labels, extract
+from hardpatch.measure.view import Size, View, view_of
 from hardpatch.methods.hpm import HPM
 from hardpatch.processes import is_first, process_rank
 
@@ -57,6 +59,8 @@ def labeled_features(
     progress: ProgressCallback | None = None,
     columns: Columns = AUTO,
     describe: bool = False,
+    image_size: Size | None = None,
+    blocks: Sequence[int] = (),
 ) -> LabeledFeatures:
     """Extract frozen features of two labeled image sets, in all processes of a ``torchrun`` if there are several.
 
@@ -74,33 +78,33 @@ def labeled_features(
         progress: called after each batch with (images done, images) of both sets together.
         columns: names of the columns of tables.
         describe: log what each set holds, and what is left out of it, before anything is computed.
+        image_size: of the images that the model sees; None for that of its training.
+        blocks: see :func:`~hardpatch.measure.view.view_of`.
 
     Raises:
         UserError: if a set has no labels, ``val`` has a class that ``train`` lacks, or too many files are broken.
     """
+    view = view_of(model, image_size, blocks)
     sources, (classes, mapping) = open_labeled(train, val, columns, reading=model.reading, describe=describe)
     stored = None if cache is None else FeatureCache(cache, model)
     total, before = sum(map(len, sources)), 0
     results = []
     for source, path in zip(sources, (train, val), strict=True):
         features = _read_or_extract(
-            model,
-            source,
-            path,
-            device,
+            *(model, source, path, device),
             pool=pool,
             batch_size=batch_size,
             workers=workers,
             cache=stored,
             columns=columns,
+            view=view,
             progress=_shifted(progress, before, total),
         )
         BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source).update(features.bad)
         results.append(features)
         before += len(source)
-    train_features, val_features = results
-    val_features = val_features._replace(labels=mapping[val_features.labels])
-    return LabeledFeatures(train_features, val_features, classes, (sources[0].skipped, sources[1].skipped))
+    aligned = results[1]._replace(labels=mapping[results[1].labels])
+    return LabeledFeatures(results[0], aligned, classes, (sources[0].skipped, sources[1].skipped))
 
 
 def _shifted(progress: ProgressCallback | None, before: int, total: int) -> ProgressCallback:
@@ -144,14 +148,17 @@ def open_labeled(
     return (sources[0], sources[1]), matched
 
 
-def eval_transform(model: HPM, source: Source | None, argument: str = "IMAGES") -> EvalTransform:
+def eval_transform(
+    model: HPM, source: Source | None, argument: str = "IMAGES", image_size: tuple[int, int] | None = None
+) -> EvalTransform:
     """Return the transform for a frozen model: a center crop of 7/8 from :data:`LARGE_IMAGE` pixels on, else none.
 
     Images of another type than the model's are adapted to it, with a warning that begins with `argument`; None stands
-    for the images that it is trained on.
+    for the images that it is trained on. They have the size of its training where no other is given.
     """
+    size = image_size or model.image_size
     reading = model.reading if source is None else adapted(model.reading, source, argument)
-    return EvalTransform(model.image_size, reading, crop_fraction(model.image_size))
+    return EvalTransform(size, reading, crop_fraction(size))
 
 
 def crop_fraction(image_size: tuple[int, int]) -> float:
@@ -170,10 +177,11 @@ def _read_or_extract(
     workers: int | Literal["auto"],
     cache: FeatureCache | None,
     columns: Columns,
+    view: View,
     progress: ProgressCallback,
 ) -> Features:
     """Read the features of one set from the cache, or compute and store them."""
-    transform = eval_transform(model, source, path_text(path))
+    transform = eval_transform(model, source, path_text(path), view.image_size)
     autocast = torch.bfloat16 if torch.device(device).type == "cuda" else None
     settings = {
         "image_size": list(transform.image_size),
@@ -183,6 +191,7 @@ def _read_or_extract(
         "pool": pool,
         "autocast": str(autocast),
         "columns": list(columns),
+        **({"blocks": list(view.blocks)} if view.blocks else {}),
     }
     description = {} if cache is None else cache.describe(source, path, **settings)
     features = agree_on_cached(None if cache is None else cache.read(description))
@@ -191,7 +200,9 @@ def _read_or_extract(
     rank, world_size = process_rank()
     shard: Source = source if world_size == 1 else Subset(source, range(rank, len(source), world_size))
     batches = eval_batches(shard, transform, batch_size=batch_size, workers=resolve_workers(workers))
-    features = extract(model, batches, device=device, pool=pool, autocast=autocast, progress=progress)
+    features = extract(
+        model, batches, device=device, pool=pool, autocast=autocast, progress=progress, blocks=view.blocks
+    )
     features = gather_features(features, torch.device(device))
     if cache is not None and rank == 0:
         try:

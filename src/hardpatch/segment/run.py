@@ -38,6 +38,7 @@ from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
+from hardpatch.train.freeze import freeze, trained_line
 from hardpatch.train.launch import launch_of
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
@@ -184,7 +185,7 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
     train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
     val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
     model = _initial(labeled, labels, train) if newest is None else _of_checkpoint(newest, settings, labels)
-    settings = resolved(settings, len(model.encoder.blocks))
+    settings, frozen = resolved(settings, len(model.encoder.blocks)), freeze(model.encoder, settings.freeze)
     check_settings(settings, model.encoder.patch_size, len(train))
     quiet = isinstance(progress, Silent)
     with nullcontext(lambda done, total: None) if quiet else counting("pairs checked") as checking:
@@ -208,13 +209,13 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
         log.info(line)
     for line in checked.warnings:
         log.warning(line)
-    for line in choices(labeled.settings, model):
-        log.info(line)
     short = too_short(settings, len(train), FEW_STEPS, f"--preset small takes {PRESETS['small'].steps:,}")
     if short is not None and newest is None:
         log.warning(short)
     bad = list(checked.unreadable["train"].values()), list(checked.unreadable["val"].values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
+    for line in (*choices(labeled.settings, model), *trained_line(model, frozen)):
+        log.info(line)
     if newest is not None:
         job.restore(newest)
     signal = fit(job, progress)

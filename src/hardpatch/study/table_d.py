@@ -14,6 +14,7 @@ from torch import Tensor
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.finetune.file import initial_classifier
+from hardpatch.finetune.measure import ClassifierEvaluation
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.settings import FinetuneSettings, check
 from hardpatch.finetune.trainer import DropPatches, FinetuneJob
@@ -105,7 +106,7 @@ def _accuracies(job: FinetuneJob) -> dict[str, float]:
     """Return the accuracies of a finished training; see :class:`TableDResult`."""
     if job.evaluation is None:  # a finished run is evaluated again when it is resumed
         job.evaluate()
-    assert job.evaluation is not None
+    assert isinstance(job.evaluation, ClassifierEvaluation)
     accuracies = {"supervised": job.evaluation.top1}
     job.drop_patches = None
     return accuracies | {"whole": job.evaluate()["top1"]}

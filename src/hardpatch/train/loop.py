@@ -34,8 +34,6 @@ class Job(Protocol):
 
     folder: Path
     """of the run"""
-    total: int
-    """optimizer steps of the whole run"""
     batch_size: int
     """images in each step"""
     images: int
@@ -51,6 +49,10 @@ class Job(Protocol):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Plain values for a checkpoint: all that is needed to rebuild the model."""
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run; a job may lower it to end early."""
 
     @property
     def step(self) -> int:

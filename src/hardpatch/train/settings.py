@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, StrategyName, WeightsName
+from hardpatch.choices import (
+    DeviceName,
+    DivergenceName,
+    ExtendName,
+    FreezeName,
+    PrecisionName,
+    StrategyName,
+    WeightsName,
+)
 from hardpatch.errors import UserError, did_you_mean, one_line
 from hardpatch.ranges import (
     BAD_STEPS,
@@ -22,6 +30,7 @@ from hardpatch.ranges import (
     DECAY,
     DEVICES,
     FRACTION,
+    FREEZE,
     MINUTES,
     NODES,
     NOT_NEGATIVE,
@@ -141,6 +150,12 @@ class TrainingSettings(LoopSettings):
     )
     trained_size: tuple[int, ...] | None = setting(
         None, "height and width in pixels of the images that RUN was trained on, likewise", SIDE
+    )
+    freeze: FreezeName | int = setting(
+        0,
+        "parts of the encoder that are not trained: a number of first blocks, with all before them, or encoder: all of "
+        "it",
+        FREEZE,
     )
     val_every: float | None = setting(None, "epochs between evaluations; the last step always has one", POSITIVE)
     least_steps: int | None = setting(
