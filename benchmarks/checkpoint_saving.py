@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
 from hardpatch.pretrain.step import Learner
 
 

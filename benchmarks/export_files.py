@@ -21,9 +21,9 @@ from PIL import Image
 
 from hardpatch.data.bands import as_read
 from hardpatch.data.sources import open_source
-from hardpatch.interchange.backbone import load_backbone
-from hardpatch.export.run import export_hugging_face, export_timm
 from hardpatch.export.file_check import own_preprocessing
+from hardpatch.export.run import export_hugging_face, export_timm
+from hardpatch.interchange.backbone import load_backbone
 
 Features = Callable[[Image.Image], torch.Tensor]
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hardpatch.bench.flops import step_flops
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 
 MODELS = {
     "ViT-B/16": {"width": 768, "depth": 12, "heads": 12, "patch_size": 16},

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from hardpatch.configuration.build import initial_model, target_of
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.loader import eval_batches
 from hardpatch.data.memory import InMemorySource
@@ -30,7 +31,6 @@ from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.measure.features import align_labels, extract
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.linear import linear_probe
-from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.job import PretrainJob
 from hardpatch.pretrain.step import Learner
 from hardpatch.study import rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hardpatch.cli import main
-from hardpatch.pretrain import config
+from hardpatch.configuration import config
 from hardpatch.pretrain.run import _train
 from hardpatch.pretrain.step import Learner
 from hardpatch.processes import launched, process_rank
@@ -26,7 +26,7 @@ def pretrain_all(runs: Mapping[str, Sequence[str]], folder: Path, strategy: str,
         out = folder / name
         with recorded() as steps:
             run = config.build({}, [*settings, f"--train.strategy={strategy}"])
-            _train(run, None, out, False, (), False, False, progress=progress)
+            _train(run, None, out, False, (), False, False, (), progress=progress)
         rank = process_rank().rank
         np.savez(out / f"seen_{rank}.npz", indices=steps["indices"], masks=steps["masks"])
 
@@ -48,7 +48,7 @@ def pretrain_poisoned(
         patch.setattr("hardpatch.train.launch.close_groups", lambda: None)  # the processes meet once
         for strategy in ("ddp", "fsdp2") if process_rank().world_size > 1 or launched().world_size > 1 else ("ddp",):
             run = config.build({}, [*settings, f"--train.strategy={strategy}"])
-            _train(run, None, folder / strategy, False, (), False, False, progress=progress)
+            _train(run, None, folder / strategy, False, (), False, False, (), progress=progress)
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardpatch.cli.settings import given_settings, training_parser
+from hardpatch.configuration import config
+from hardpatch.configuration.size import check_fits
 from hardpatch.detect import settings as detect
 from hardpatch.errors import UserError
 from hardpatch.finetune import settings as finetune
-from hardpatch.pretrain import config, recipes, tokenizer_settings
-from hardpatch.pretrain.size import check_fits
+from hardpatch.pretrain import recipes, tokenizer_settings
 from hardpatch.segment import settings as segment
 from hardpatch.train.settings import LoopSettings, changed, to_dict
 from tests.test_yaml_text import BOMB

@@ -6,10 +6,10 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from hardpatch import choices
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.methods.losses import PREDICTING_LOSSES, RECONSTRUCTION_LOSSES
 from hardpatch.methods.masking import STRATEGIES
-from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.device import PRECISIONS
 
 
@@ -32,8 +32,9 @@ def test_precisions() -> None:
 
 
 def test_what_a_host_needs_is_what_its_class_says() -> None:
-    from hardpatch.pretrain import config, recipes
-    from hardpatch.pretrain.build import initial_model
+    from hardpatch.configuration import config
+    from hardpatch.configuration.build import initial_model
+    from hardpatch.pretrain import recipes
 
     sizes = ["--model.width=32", "--model.depth=1", "--model.heads=2", "--data.image_size=32", "--model.patch_size=8"]
     base = config.to_dict(config.build(recipes.read("demo"), [*sizes, "--ibot.local_size=16", "--ibot.outputs=8"]))

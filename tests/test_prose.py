@@ -24,7 +24,7 @@ BRITISH = re.compile(
 )
 """British spellings. ``class_centre`` and ``patch_centre`` are names of weights in iBOT's checkpoints."""
 
-OLD_NAMES = ROOT / "src/hardpatch/pretrain/upgrade.py"
+OLD_NAMES = ROOT / "src/hardpatch/configuration/upgrade.py"
 """Maps British names of settings to their American ones."""
 
 LINK_ALONE = re.compile(r"(?:[-*] )?!?\[[^\]]*\]\([^)]*\)[.,;]?")

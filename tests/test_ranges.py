@@ -12,10 +12,10 @@ import pytest
 from hardpatch.choices import DeviceName
 from hardpatch.cli import VERBS, main
 from hardpatch.cli.arguments import PATHS, Parser
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.detect.settings import DetectSettings
 from hardpatch.errors import UserError
 from hardpatch.finetune.settings import FinetuneSettings
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.tokenizer_settings import TokenizerSettings
 from hardpatch.ranges import CEILING, HUGE, OPTIONS, Range, check_options, check_range, check_ranges
 from hardpatch.segment.settings import SegmentSettings

@@ -9,7 +9,7 @@ from typing import Any
 def make_callable(package: str) -> None:
     """Let a package be called: that is its function of the same name in its module ``run``.
 
-    ``hardpatch.pretrain(...)`` and ``hardpatch.pretrain.config`` then both work, and nothing is imported before it is
+    ``hardpatch.pretrain(...)`` and ``hardpatch.pretrain.run`` then both work, and nothing is imported before it is
     needed.
     """
     verb = package.rsplit(".", 1)[-1]

@@ -6,7 +6,7 @@ The code that gives a name its meaning has a dictionary over the same type; ``te
 from typing import Literal, TypedDict
 
 HostName = Literal["mae", "simmim", "beit", "ibot"]
-"""Hosts: the masked image models of :data:`hardpatch.pretrain.hosts.HOSTS`."""
+"""Hosts: the masked image models of :data:`hardpatch.configuration.hosts.HOSTS`."""
 
 MaskName = Literal["random", "block", "inverse_block", "grid", "attention_high", "attention_low", "attention_hint"]
 """Strategies that mask the patches that are not mined: :data:`hardpatch.methods.masking.STRATEGIES`."""

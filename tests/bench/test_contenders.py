@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hardpatch.bench.contenders import UnavailableError, noise_batch, prepare_contender
 from hardpatch.bench.flops import linear, step_flops
 from hardpatch.bench.timing import WARM_UP, TimedStep, quartiles, take_turns
-from hardpatch.pretrain import config
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
 
 
 def tiny(*arguments: str) -> RunConfig:

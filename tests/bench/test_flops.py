@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from hardpatch.bench.contenders import noise_batch
 from hardpatch.bench.flops import step_flops
 from hardpatch.bench.literal import LiteralLearner
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 
 SHAPES = {

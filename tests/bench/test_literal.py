@@ -6,13 +6,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.bench import literal
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.mining import hard_patches
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.randomness import patch_noise
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.configuration.build import initial_model
 from hardpatch.methods import hpm, losses, mining
 from hardpatch.methods.masking import draw_mask
 from hardpatch.methods.teacher import Teacher
@@ -16,7 +17,6 @@ from hardpatch.models import decoder, encoder
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Tokens
 from hardpatch.patches import PatchIndices, gather
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.bad_steps import BadSteps

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.size import check_fits, parameters
+from hardpatch.configuration import config
+from hardpatch.configuration.size import check_fits, parameters
+from hardpatch.pretrain import recipes
 from tests.end_to_end.conftest import SMALL
 from tests.test_yaml_text import BOMB
 
@@ -165,7 +166,7 @@ def test_a_model_that_cannot_fit(fails: Fails, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in recipes.names() if name != "demo"])
 def test_no_recipe_is_refused_for_its_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate is below what the model has, so that nothing that works is refused."""
-    from hardpatch.pretrain.build import initial_model
+    from hardpatch.configuration.build import initial_model
     from hardpatch.train import memory
 
     run = config.build(recipes.read(name), ["--data.path", "x"])

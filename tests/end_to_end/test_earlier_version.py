@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hardpatch
-from hardpatch.pretrain.upgrade import RENAMED
+from hardpatch.configuration.upgrade import RENAMED
 from hardpatch.train import checkpoint
 from hardpatch.train.manifest import MANIFEST
 

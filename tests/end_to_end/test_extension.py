@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.configuration import config
 from hardpatch.data.order import TrainingOrder
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config
 from hardpatch.pretrain.folder import configure
 from hardpatch.pretrain.run import train
 from hardpatch.train.metrics import read_metrics

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.sources import open_source
-from hardpatch.finetune.early import BEST
 from hardpatch.finetune.file import load_classifier
+from hardpatch.interchange.finetuned import BEST
 from hardpatch.train.checkpoint import checkpoints, newest, read_metadata
 from hardpatch.train.metrics import read_metrics
 from tests.finetune.rendered import write_csv, write_disks

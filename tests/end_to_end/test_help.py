@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from hardpatch.cli import VERBS, main
-from hardpatch.pretrain.config import MAIN_SETTINGS
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.config import MAIN_SETTINGS
+from hardpatch.configuration.sections import RunConfig
 
 WIDTH = 80
 

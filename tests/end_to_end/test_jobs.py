@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.configuration import config
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.finetune.settings import PRESETS, SCRATCH
-from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain import recipes
 from hardpatch.study.table_d import train_supervised
 from hardpatch.train import checkpoint
 from hardpatch.train.bad_steps import BadSteps

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hardpatch.cli import main
+from hardpatch.configuration.supervised_target import supervised_teacher
 from hardpatch.finetune.file import load_classifier
-from hardpatch.pretrain.supervised_target import supervised_teacher
 from tests.end_to_end.conftest import SMALL
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hardpatch.choices import PoolName
 from hardpatch.finetune.early import save_network
-from hardpatch.interchange.finetuned import PROBE
 from hardpatch.finetune.model import Classifier
 from hardpatch.finetune.trainer import KIND
+from hardpatch.interchange.finetuned import PROBE
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.models.transfer import unshare_relative_bias

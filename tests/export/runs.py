@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
 from hardpatch.methods.hpm import HPM
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
 from hardpatch.train.saving import take_snapshot, write
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.finetune.file import load_classifier
 from hardpatch.finetune.run import finetune
 from hardpatch.finetune.scratch import describe, random_encoder
 from hardpatch.finetune.settings import SCRATCH
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.train.checkpoint import newest
 from hardpatch.train.run_folder import read_values
 from tests.end_to_end.conftest import write_images

@@ -6,6 +6,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.testing import assert_close
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.masking import random_mask, subsample_masked
@@ -14,10 +17,7 @@ from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder, DecoderEmbed
 from hardpatch.patches import to_indices
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
 from hardpatch.randomness import patch_noise
 from tests.small import mae_of

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from hardpatch.pretrain.build import initial_model
+from hardpatch.configuration.build import initial_model
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner
 from tests.bench.test_literal import STEPS, batches, small_run

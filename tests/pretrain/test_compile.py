@@ -12,12 +12,12 @@ from lightning_fabric import Fabric
 from torch._dynamo.utils import counters
 
 from hardpatch.bench.contenders import noise_batch
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
 from hardpatch.errors import UserError
 from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.patches import to_indices
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.compile import compile_parts
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner

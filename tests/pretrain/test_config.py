@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hardpatch.configuration import config, sections
+from hardpatch.configuration.data_section import DataConfig
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config, recipes, sections
-from hardpatch.pretrain.data_section import DataConfig
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.folder import configure
 
 PAPER = ["imagenet_base_200", "imagenet_base_800", "imagenet_large_200", "imagenet_large_800"]

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import hardpatch
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.positions import sincos_positions
 from hardpatch.pretrain import best
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.continuation import freeze_first, parameter_groups, take_weights
+from hardpatch.pretrain.continuation import take_weights
+from hardpatch.pretrain.encoder_rate import parameter_groups
 from hardpatch.pretrain.facts import Facts, facts
 from hardpatch.pretrain.folder import configure
-from hardpatch.pretrain.guard import getting_worse
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
-from tests.interchange.runs import run_of
+from hardpatch.pretrain.worse import getting_worse
+from hardpatch.train.freeze import freeze
+from tests.export.runs import run_of
 
 SIZE = (16, 16)
 DECODER = ("--model.decoder_width=16", "--model.decoder_depth=1", "--model.decoder_heads=2")
@@ -194,7 +196,7 @@ def test_learning_rates_of_the_parts(tmp_path: Path) -> None:
     assert scales["host.encoder.patch_embed.proj.weight"] == pytest.approx((0.5 * 0.8**3, 0.05, True))
     assert scales["host.encoder.cls_token"] == pytest.approx((0.5 * 0.8**3, 0.0, True))
     assert scales["predictor.head.weight"] == (1.0, 0.05, False)
-    freeze_first(model.host.encoder, 1)
+    freeze(model.host.encoder, 1)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name for name in scales if name not in trained}
     assert frozen == {

@@ -4,8 +4,9 @@ import pytest
 from lightning_fabric import Fabric
 
 from hardpatch.choices import HostName
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.step import Learner
 
 SETTINGS = [

@@ -13,11 +13,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.cli import main
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
 from hardpatch.data.batch import Batch
 from hardpatch.methods.targets import Target, VisualTokens
 from hardpatch.models.discrete_vae import DiscreteVAE
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.micro_batch import MARGIN, fewest_accumulation_steps
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.pretrain.step import Learner

@@ -7,11 +7,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import Losses
 from hardpatch.patches import PatchIndices
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.micro_batch import candidates, fewest_accumulation_steps
 from hardpatch.pretrain.step import Learner
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.pretrain import recipes
 
 # Table S1 of the paper, Sec. 3.4 and the reference code; MAE's ViT-B/16.
 HPM = {

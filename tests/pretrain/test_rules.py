@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardpatch.configuration.build import initial_model
 from hardpatch.pretrain import rules
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.plan import duration, short
 from hardpatch.pretrain.rules import Draft
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts

@@ -2,9 +2,10 @@ import math
 
 import pytest
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.schedule import schedule
 from hardpatch.schedules import learning_rate
 

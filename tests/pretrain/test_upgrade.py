@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from hardpatch.configuration import config
+from hardpatch.configuration.upgrade import REMOVED, RENAMED, RENAMED_VALUES, hint, upgrade
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.folder import read_config
-from hardpatch.pretrain.upgrade import REMOVED, RENAMED, RENAMED_VALUES, hint, upgrade
 
 
 @pytest.fixture(autouse=True)

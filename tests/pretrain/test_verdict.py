@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hardpatch.pretrain import config
+from hardpatch.configuration import config
 from hardpatch.pretrain.facts import Facts
 from hardpatch.pretrain.verdict import Verdict, verdict
 

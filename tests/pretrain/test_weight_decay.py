@@ -8,10 +8,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.bench.contenders import noise_batch
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.checkpoint import newest
 

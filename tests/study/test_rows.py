@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.errors import UserError
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.study import rows
 from hardpatch.study.plan import NO_TABLE
 from hardpatch.study.rows import METRICS, StudyRow

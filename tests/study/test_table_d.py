@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
+from hardpatch.finetune.objective import ClassObjective
 from hardpatch.finetune.settings import PRESETS, SCRATCH, FinetuneSettings
 from hardpatch.methods.hpm import HPM
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.study.rows import Keep
 from hardpatch.study.table_d import TableDResult, dropped_patches, supervised_job, train_supervised
 from hardpatch.train import checkpoint
@@ -173,6 +175,7 @@ def test_training_is_the_recipe_of_fine_tuning(run: RunConfig, images: str, tmp_
     assert job.run.peak_lr == pytest.approx(2e-3)
     scales = sorted({group["lr_scale"] for group in job.state.optimizer.param_groups})
     assert scales == pytest.approx([0.8**3, 0.8**2, 0.8, 1.0])  # two blocks, below and above
+    assert isinstance(job.objective, ClassObjective)
     assert (job.objective.mixer.smoothing, job.objective.mixer._mix is None) == (0.1, False)
     initial = initial_model(run).host.encoder.state_dict()
     state = job.model.encoder.state_dict()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hardpatch.pretrain.config import setting_names
+from hardpatch.configuration.config import setting_names
 from hardpatch.pretrain.folder import FREE_TO_CHANGE as FREE_IN_PRETRAIN
 from hardpatch.train.resume import LENGTH, MAY_CHANGE, PEAK
 from hardpatch.train.settings import FREE_TO_CHANGE

@@ -21,8 +21,8 @@ from hardpatch.bench.timing import (
     quartiles,
     take_turns,
 )
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.batch import Batch
-from hardpatch.pretrain.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from hardpatch.bench.literal import LiteralLearner
 from hardpatch.bench.other_libraries import OTHER_LIBRARIES
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
+from hardpatch.configuration.sections import FastConfig, RunConfig
 from hardpatch.data.batch import Batch
 from hardpatch.data.statistics import ChannelStatistics, resolve_statistics
 from hardpatch.errors import UserError, did_you_mean
 from hardpatch.models.pixels import Normalized, normalize, register_normalization
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model, target_of
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.micro_batch import synthetic_batch
 from hardpatch.pretrain.schedule import Schedule, schedule
-from hardpatch.pretrain.sections import FastConfig, RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.optimizer import parameter_groups
 

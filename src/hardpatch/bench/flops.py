@@ -7,7 +7,7 @@ takes two products for each one of the forward pass, or one if the input needs n
 
 from dataclasses import dataclass
 
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.sections import RunConfig
 
 MLP_RATIO = 4
 

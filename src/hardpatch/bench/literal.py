@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import HPM
@@ -22,7 +23,6 @@ from hardpatch.methods.mae import MAE
 from hardpatch.models.block import Block
 from hardpatch.models.decoder import Decoder
 from hardpatch.pretrain.schedule import Schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.randomness import patch_noise
 from hardpatch.train.optimizer import parameter_groups
 

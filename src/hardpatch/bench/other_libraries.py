@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.sections import RunConfig
 
 
 class EncoderShape(NamedTuple):

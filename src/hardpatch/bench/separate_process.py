@@ -8,8 +8,8 @@ import torch
 
 from hardpatch.bench.contenders import UnavailableError, noise_batch, prepare_contender
 from hardpatch.bench.other_libraries import OTHER_LIBRARIES
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.errors import UserError
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.device import start_fabric
 
 

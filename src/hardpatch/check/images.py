@@ -7,10 +7,10 @@ from typing import NamedTuple
 from hardpatch.check.collect import Collected
 from hardpatch.check.findings import Finding, Level
 from hardpatch.choices import PagesName
+from hardpatch.configuration.data_section import DataConfig
 from hardpatch.data.names import some
 from hardpatch.data.reading import type_range
 from hardpatch.data.sources import Source
-from hardpatch.pretrain.data_section import DataConfig
 
 NARROW = 0.25
 """Share of the range of a type below which the greatest value is said to be small."""

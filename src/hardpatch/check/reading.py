@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hardpatch.configuration import config
+from hardpatch.configuration.data_section import READING, DataConfig
 from hardpatch.data.bands import as_read
 from hardpatch.data.names import listed
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import OpenedSource, Paths, open_images
 from hardpatch.errors import UserError, did_you_mean
-from hardpatch.pretrain import config
-from hardpatch.pretrain.data_section import READING, DataConfig
 from hardpatch.pretrain.images import initial_reading
 
 
@@ -29,7 +29,7 @@ class ReadingSettings(NamedTuple):
 
 
 def reading_settings(values: Mapping[str, Any]) -> ReadingSettings:
-    """Check settings of :data:`~hardpatch.pretrain.data_section.READING`, text or plain values; None is not given.
+    """Check settings of :data:`~hardpatch.configuration.data_section.READING`, text or plain values; None is not given.
 
     Raises:
         UserError: names the first that is wrong.

@@ -96,7 +96,7 @@ def check(
         classes: number of classes of the label maps, or a file of their names; ``classes.txt`` beside them by default.
         workers: processes that decode images.
         progress: called with the number of images done and of all images.
-        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.pretrain.data_section.READING`).
+        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.configuration.data_section.READING`).
 
     Raises:
         UserError: if there are no images, or for more than one of labels, annotations and masks.

@@ -74,7 +74,7 @@ def stats(
         path: images, one path or several; see :func:`hardpatch.data.sources.open_source`.
         workers: processes that decode images.
         progress: called with the number of images done and of all images.
-        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.pretrain.data_section.READING`).
+        settings: how the images are read, as in ``pretrain`` (:data:`hardpatch.configuration.data_section.READING`).
 
     Raises:
         UserError: if there are no images, none can be decoded, or they have different channels.

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_with_settings(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse the command line of a verb that also takes the settings of ``pretrain``; return those, too."""
-        from hardpatch.pretrain.config import with_section
+        from hardpatch.configuration.config import with_section
 
         self._say_repeated(arguments, with_section)
         return self.parse_known_args(self._joined(arguments))
@@ -302,8 +302,8 @@ def show_json(target: str | None, content: Any) -> bool:
 
 def whole_set_arguments(parser: Parser) -> None:
     """Add the images, --workers, --json and the settings of reading of a verb that looks at all images of a set."""
-    from hardpatch.pretrain.config import add_data_settings
-    from hardpatch.pretrain.data_section import READING
+    from hardpatch.configuration.config import add_data_settings
+    from hardpatch.configuration.data_section import READING
 
     parser.add_argument("path", metavar="IMAGES", nargs="+", help="folders, files, Parquet files, demo:train")
     parser.add_argument(

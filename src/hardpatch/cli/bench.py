@@ -8,7 +8,7 @@ from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
-    from hardpatch.pretrain.sections import RunConfig
+    from hardpatch.configuration.sections import RunConfig
 
 SMALL = {
     "data": {"image_size": 32},
@@ -47,7 +47,7 @@ def bench(arguments: list[str]) -> int:
 
     from hardpatch.bench.compare import compare
     from hardpatch.bench.timing import device_name
-    from hardpatch.pretrain import config
+    from hardpatch.configuration import config
     from hardpatch.train.device import PRECISIONS, start_fabric
     from hardpatch.train.progress import counting
 
@@ -82,7 +82,8 @@ def bench(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace, settings: list[str], precision: str) -> "RunConfig":
     """Build the configuration whose step is timed."""
-    from hardpatch.pretrain import config, recipes
+    from hardpatch.configuration import config
+    from hardpatch.pretrain import recipes
 
     sizes = [f"--{SIZES[name]}={getattr(options, name)}" for name in SIZES if getattr(options, name) is not None]
     fixed = [f"--batch_size={options.batch_size}", "--steps=1000", "--optim.accumulation_steps=1"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hardpatch.cli.arguments import Images, Parser, number, show_json
-from hardpatch.pretrain import config
+from hardpatch.configuration import config
 
 
 def plan(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from hardpatch.cli.arguments import Images, Parser, write_json
 from hardpatch.cli.plan import add_hours
 from hardpatch.cli.settings import stopped
-from hardpatch.pretrain import config
+from hardpatch.configuration import config
 
 
 def pretrain(arguments: list[str]) -> int:

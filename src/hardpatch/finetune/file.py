@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.reading import read_reading
 from hardpatch.data.sources import Source
 from hardpatch.data.survey import adapted
@@ -19,7 +20,6 @@ from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import unshare_relative_bias
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train import checkpoint
 from hardpatch.weights import check_normalization, described, fitted, stored_tensors
 

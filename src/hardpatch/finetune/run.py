@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.columns import Columns
 from hardpatch.data.sources import Paths
 from hardpatch.finetune.file import initial_classifier, load_classifier
@@ -17,7 +18,6 @@ from hardpatch.finetune.sets import open_labeled_set, open_sets, read_as
 from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, check_task, of_task
 from hardpatch.finetune.trainer import FinetuneJob, finetune_learning_rate
 from hardpatch.interchange.finetuned import PROBE
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric_of

@@ -1,10 +1,10 @@
 """Encoders with random weights, for supervised training from scratch (Table 6 and supplement, Section D)."""
 
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import Source
 from hardpatch.interchange.backbone import Backbone
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.images import resolve
-from hardpatch.pretrain.sections import RunConfig
 
 
 def random_encoder(run: RunConfig, train: Source) -> Backbone:

@@ -9,6 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from hardpatch.choices import Architecture, WeightsName
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.upgrade import upgrade
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.interchange.finetuned import load_encoder, read_finetuned, result_files
@@ -18,10 +22,6 @@ from hardpatch.interchange.tensors import FILES, check_content
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.targets import HostTargets, Target
 from hardpatch.paths import user_path
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, target_of
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_options
 from hardpatch.train import checkpoint
 from hardpatch.train.manifest import damage, may_be_listed

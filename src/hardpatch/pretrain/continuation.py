@@ -1,8 +1,8 @@
 """Training that goes on from existing weights: ``hardpatch pretrain --init WEIGHTS``.
 
 First the settings take over the shape of the encoder, and of a decoder among the weights (:func:`adopt`). Then the
-initial model takes over the weights that fit (:func:`take_weights`). Parts that are new learn first, while the encoder
-is frozen; afterwards it learns at a lower rate, its first blocks at the lowest (:func:`parameter_groups`).
+initial model takes over the weights that fit (:func:`take_weights`). How it learns from there says
+:mod:`hardpatch.pretrain.encoder_rate`.
 """
 
 import logging
@@ -11,18 +11,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hardpatch.configuration.sections import InitConfig, RunConfig
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.adapt import adapt
 from hardpatch.models.block import Block
-from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import absorb_class_position, encoder_settings
-from hardpatch.pretrain.sections import InitConfig, RunConfig
-from hardpatch.train.optimizer import layer_of
 
 log = logging.getLogger("hardpatch")
 
@@ -31,8 +29,6 @@ SHAPE = ("model.size", "model.width", "model.depth", "model.heads", "model.posit
 DECODERS = ("model.decoder_width", "model.decoder_depth", "model.decoder_heads")
 DECODER_KINDS = ("fast.decoder", "fast.shared_blocks", "fast.predictor_depth")
 HEADS = ("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck")
-TOKENS = ("cls_token", "mask_token", "positions", "class_position", "registers")
-"""Parameters of an encoder without weight decay."""
 TRAINED_POSITIONS = ("host.decoder_embed.positions", "host.decoder_embed.class_position")
 BUFFERS = ("mean", "std", "low", "high")
 
@@ -198,50 +194,6 @@ def _parts(own: Collection[str], taken: Collection[str]) -> list[str]:
             else f"{part}: {known} of {total} tensors taken over, the others are new"
         )
     return lines
-
-
-def freeze_first(encoder: Encoder, blocks: int) -> None:
-    """Stop training the first ``blocks`` of an encoder, and all that comes before them; 0 freezes nothing."""
-    if not blocks:
-        return
-    for name, parameter in encoder.named_parameters():
-        if layer_of(f"encoder.{name}", len(encoder.blocks)) <= blocks and not name.startswith("mask_token"):
-            parameter.requires_grad_(False)
-
-
-def parameter_groups(model: HPM, run: RunConfig) -> list[dict[str, Any]]:
-    """Group parameters by their learning rate and weight decay.
-
-    The rate of a group is to be multiplied by its ``lr_scale``: ``encoder_lr * layer_decay ** (blocks + 1 - layer)`` in
-    the encoder, 1 elsewhere. Groups of the encoder, whose first steps are frozen, say ``encoder``. Biases, norms,
-    tokens and positions have no weight decay.
-
-    Args:
-        model: the student.
-        run: its configuration.
-    """
-    init, depth = run.init, len(model.host.encoder.blocks)
-    excepted = {f"host.{name}" for name in model.host.no_weight_decay}
-    excepted |= {f"host.encoder.{name}" for name in TOKENS}
-    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        inside = name.startswith("host.encoder.") and name != "host.encoder.mask_token"
-        layer = layer_of(name.removeprefix("host."), depth) if inside else depth + 1
-        decays = parameter.ndim > 1 and name not in excepted
-        scale = init.encoder_lr * init.layer_decay ** (depth + 1 - layer) if inside else 1.0
-        group = {"params": [], "lr_scale": scale, "encoder": inside, "weight_decay": 0.0}
-        group |= {"weight_decay": run.optim.weight_decay, "decays": True} if decays else {}
-        groups.setdefault((inside, layer, decays), group)["params"].append(parameter)
-    return list(groups.values())
-
-
-def drop_gradients(encoder: nn.Module) -> None:
-    """Remove the gradients of a frozen encoder, so that a step leaves it and its optimizer state untouched."""
-    for name, parameter in encoder.named_parameters():
-        if name != "mask_token":
-            parameter.grad = None
 
 
 def without_frozen_steps(run: RunConfig) -> RunConfig:

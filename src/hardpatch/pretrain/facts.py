@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.upgrade import upgrade
 from hardpatch.errors import UserError
 from hardpatch.paths import typed, user_path
-from hardpatch.pretrain import config, recipes
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.schedule import schedule, scheduled_lr
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.ranges import check_text
 from hardpatch.train import checkpoint
 from hardpatch.train import resume as resuming

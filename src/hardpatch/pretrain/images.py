@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.bands import as_read
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import OpenedSource, Source, open_source
 from hardpatch.data.statistics import channel_statistics, resolve_statistics
 from hardpatch.data.survey import check_decodable, resolve_channels, resolve_range, survey
 from hardpatch.errors import UserError
-from hardpatch.pretrain.sections import RunConfig
 
 
 def open_images(run: RunConfig) -> OpenedSource:

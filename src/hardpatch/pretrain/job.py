@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from hardpatch.configuration.build import initial_like, transform_of
+from hardpatch.configuration.config import to_dict
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.bad_files import BadFiles
 from hardpatch.data.batch import Batch, on_device
 from hardpatch.data.device_dataset import DeviceDataset
@@ -24,17 +27,15 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.methods.teacher import Teacher
 from hardpatch.models.encoder_settings import encoder_settings
 from hardpatch.pretrain import best
-from hardpatch.pretrain.build import initial_like, transform_of
-from hardpatch.pretrain.config import to_dict
 from hardpatch.pretrain.facts import Facts, facts
 from hardpatch.pretrain.folder import refuse_edited
-from hardpatch.pretrain.guard import getting_worse, stops_mining
+from hardpatch.pretrain.guard import stops_mining
 from hardpatch.pretrain.monitor import Monitor, check_steps
 from hardpatch.pretrain.schedule import Schedule, schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner, Step
 from hardpatch.pretrain.verdict import Verdict, verdict
 from hardpatch.pretrain.vital_signs import mean_of_finite, vital_signs
+from hardpatch.pretrain.worse import getting_worse
 from hardpatch.processes import gather_values, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.augment import EvalTransform
 from hardpatch.data.batch import Batch
 from hardpatch.data.crop import torch_type
@@ -17,7 +18,6 @@ from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import resolve_workers
 from hardpatch.measure.labels import eval_transform, open_labeled
 from hardpatch.methods.hpm import HPM
-from hardpatch.pretrain.sections import RunConfig
 
 NEIGHBORS, MOST_NEIGHBORS = 2, 5000
 """Labeled neighbors for each image that is classified, and at most."""

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.augment import GLOBAL_CROPS
 from hardpatch.data.batch import Batch
 from hardpatch.errors import UserError
 from hardpatch.methods.difficulty_memory import DifficultyMemory
-from hardpatch.pretrain.hosts import HOSTS
 from hardpatch.pretrain.schedule import Schedule, schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
 from hardpatch.pretrain.vital_signs import RunningMeans
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.files import atomic_path, optional_file
 from hardpatch.measure.difficulty import fixed_masks, losses_over_masks, whole_targets
 from hardpatch.measure.features import Features, extract
@@ -28,7 +29,6 @@ from hardpatch.methods.targets import HostTargets, Target, pixels
 from hardpatch.methods.teacher import Teacher
 from hardpatch.pickles import save_tensors
 from hardpatch.pretrain.looked_at import ImageSet, LabeledSets, LookedAt
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.train.device import autocast_dtype
 from hardpatch.train.metrics import read_metrics
 

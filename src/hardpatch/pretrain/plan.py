@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hardpatch.pretrain import config
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts
 
 ALWAYS = ("set", "machine", "images", "model", "length", "time")

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, with_channels
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.paths import typed
-from hardpatch.pretrain import config, rules
-from hardpatch.pretrain.build import initial_model, with_channels
+from hardpatch.pretrain import rules
 from hardpatch.pretrain.continuation import adopt
 from hardpatch.pretrain.folder import check_new, configure
 from hardpatch.pretrain.images import open_images, resolve_reading
 from hardpatch.pretrain.plan import Plan, short
 from hardpatch.pretrain.rules import Draft
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts, set_facts, this_machine
 from hardpatch.pretrain.speed import Speed, seconds_per_image, training_speed
 from hardpatch.ranges import check_options, check_text

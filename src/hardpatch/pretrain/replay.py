@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, target_of
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.upgrade import upgrade
 from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.data.reading import read_reading
 from hardpatch.errors import UserError
 from hardpatch.methods.hpm import Losses
 from hardpatch.paths import user_path
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, target_of
 from hardpatch.pretrain.first_not_finite import Culprit, FirstNotFinite
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.step import Learner
-from hardpatch.pretrain.upgrade import upgrade
 from hardpatch.randomness import set_part
 from hardpatch.train.checkpoint import with_prefix
 from hardpatch.train.device import start_fabric

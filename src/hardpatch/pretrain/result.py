@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hardpatch.configuration.build import initial_model
 from hardpatch.data.reading import read_reading
 from hardpatch.methods.hpm import HPM
-from hardpatch.pretrain.build import initial_model
 from hardpatch.pretrain.folder import read_config
 from hardpatch.pretrain.verdict import Verdict
 from hardpatch.train import checkpoint

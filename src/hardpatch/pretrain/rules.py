@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hardpatch.choices import SIZES
-from hardpatch.pretrain import config
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.pretrain.set_and_machine import Machine, SetFacts
 
 

@@ -9,6 +9,11 @@ from typing import Any
 
 import torch
 
+from hardpatch.configuration import config as config_of
+from hardpatch.configuration.build import crops_of, initial_model, target_of, with_channels
+from hardpatch.configuration.checks import check
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.size import check_fits
 from hardpatch.data.content import content_digest
 from hardpatch.data.device_dataset import DeviceDataset
 from hardpatch.data.left_out import counts
@@ -20,10 +25,7 @@ from hardpatch.errors import UserError
 from hardpatch.files import optional_file, write_text_atomically
 from hardpatch.measure.labels import open_labeled
 from hardpatch.paths import user_path
-from hardpatch.pretrain import config as config_of
 from hardpatch.pretrain import folder as run_folder
-from hardpatch.pretrain.build import crops_of, initial_model, target_of, with_channels
-from hardpatch.pretrain.checks import check
 from hardpatch.pretrain.continuation import take_weights, without_frozen_steps
 from hardpatch.pretrain.images import Images, open_images, resolve
 from hardpatch.pretrain.job import PretrainJob
@@ -34,8 +36,6 @@ from hardpatch.pretrain.pictures import write_check_pictures, write_pictures
 from hardpatch.pretrain.plan import Plan
 from hardpatch.pretrain.planning import estimate, plan_or_configure
 from hardpatch.pretrain.result import PretrainResult
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.size import check_fits
 from hardpatch.pretrain.step import Learner
 from hardpatch.processes import is_first, launched, on_first
 from hardpatch.train import checkpoint

@@ -3,9 +3,9 @@
 import random
 from typing import NamedTuple
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.methods.curriculum import linear_alpha
 from hardpatch.methods.teacher import cosine_momentum, linear_momentum
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.schedules import half_cosine, learning_rate, ramp, step_decay
 from hardpatch.train.extension import course as course_of
 

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hardpatch.configuration.build import initial_model, target_of, transform_of, with_channels
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.size import check_fits
 from hardpatch.data.loader import train_batches
 from hardpatch.data.memory import InMemorySource
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.sources import Source, Subset
 from hardpatch.data.workers import resolve_workers
-from hardpatch.pretrain.build import initial_model, target_of, transform_of, with_channels
 from hardpatch.pretrain.micro_batch import fewest_accumulation_steps, synthetic_batch
 from hardpatch.pretrain.schedule import schedule
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.size import check_fits
 from hardpatch.pretrain.step import Learner
 from hardpatch.train.device import start_fabric, synchronize
 

@@ -10,6 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.configuration.hosts import needs_teacher
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.batch import CROP_OFFSET, Batch
 from hardpatch.methods.base import Views
 from hardpatch.methods.difficulty_memory import CropBox, DifficultyMemory
@@ -20,14 +22,13 @@ from hardpatch.methods.teacher import Teacher
 from hardpatch.models.block import Block
 from hardpatch.models.pixels import to_bytes
 from hardpatch.pretrain.compile import begin_step, compile_parts
-from hardpatch.pretrain.continuation import drop_gradients, freeze_first
-from hardpatch.pretrain.continuation import parameter_groups as continued_groups
-from hardpatch.pretrain.hosts import needs_teacher
+from hardpatch.pretrain.encoder_rate import drop_gradients
+from hardpatch.pretrain.encoder_rate import parameter_groups as continued_groups
 from hardpatch.pretrain.schedule import Schedule
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.vital_signs import RunningMeans, unless
 from hardpatch.randomness import patch_noise, seed_step
 from hardpatch.train.bad_steps import BadSteps, running_statistics
+from hardpatch.train.freeze import freeze
 from hardpatch.train.optimizer import parameter_groups, set_weight_decay
 from hardpatch.train.parallel import take_part, without_exchange
 from hardpatch.train.sharding import WholeCopy, reshard, shard_copy
@@ -75,7 +76,7 @@ class Learner:
         self.accumulation_steps = 1 if run.optim.accumulation_steps == "auto" else run.optim.accumulation_steps
         self.part = take_part(run.batch_size, self.accumulation_steps, crops=run.data.crops, prefix="")
         self.model = model.to(fabric.device)
-        freeze_first(self.model.host.encoder, run.init.frozen_blocks)
+        freeze(self.model.host.encoder, run.init.frozen_blocks)
         self.teacher = Teacher(self.model, run.fast.teacher_resolution) if needs_teacher(run) else None
         memory = DifficultyMemory(images, model.grid).to(fabric.device) if run.fast.remember else None
         for block in self.model.modules():

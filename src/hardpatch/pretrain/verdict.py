@@ -8,7 +8,8 @@ from typing import Any, Literal
 from hardpatch.measure.trivial import NAMES
 from hardpatch.pretrain.advice import suggestions
 from hardpatch.pretrain.facts import Facts
-from hardpatch.pretrain.guard import direction, getting_worse
+from hardpatch.pretrain.guard import direction
+from hardpatch.pretrain.worse import getting_worse
 
 # All thresholds are preliminary: they were set on few runs.
 CLEAR_ERRORS = 2.0

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from hardpatch.choices import Architecture, WeightsName
+from hardpatch.configuration import config
 from hardpatch.interchange.finetuned import VERBS, FineTuned, read_finetuned, read_result
 from hardpatch.interchange.foreign import Match, read_matched
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.methods.hpm import HPM
 from hardpatch.models.encoder_settings import encoder_settings
-from hardpatch.pretrain import config
 from hardpatch.printable import printable
 from hardpatch.train.metrics import read_metrics
 from hardpatch.weights import described

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 
 from hardpatch.bench.flops import block, step_flops
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.build import initial_model
-from hardpatch.pretrain.hosts import HOSTS, needs_teacher
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model
+from hardpatch.configuration.hosts import HOSTS, needs_teacher
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.pretrain.plan import duration, short
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.speed import seconds_per_image
 
 SETS = {"tiny_imagenet": 100_000, "imagenet": 1_281_167, "cifar10": 50_000, "demo": 4_000}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hardpatch.bench.flops import step_flops
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.plan import Plan, Study, Task, plan
 from hardpatch.study.stopwatch import Stopwatch, step_kind
 from hardpatch.study.trainings import classifier_settings, tokenizer_settings

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from hardpatch.pretrain import config
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.study.rows import StudyRow
 
 FILES = ("method.tokenizer", "method.frozen_weights")

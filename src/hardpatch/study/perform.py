@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hardpatch import __version__
+from hardpatch.configuration import config
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.files import write_text_atomically
-from hardpatch.pretrain import config
 from hardpatch.study.plan import Study, Task
 from hardpatch.study.rows import METRICS, Measure
 from hardpatch.study.trainings import Stopped, classifier, detection, half, pretraining, segmentation, tokenizer

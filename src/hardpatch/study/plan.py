@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.columns import AUTO, Columns
 from hardpatch.data.workers import resolve_workers
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.study.names import run_name
 from hardpatch.study.rows import METRICS, Keep, Measure, Metric, StudyRow, Table
 from hardpatch.study.scales import SCALES, Scale, configure

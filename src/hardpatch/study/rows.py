@@ -1,6 +1,7 @@
 """Tables as YAML files in ``tables/`` beside this module: the paper's, and a few of our own.
 
-A row lists the settings that it changes (dotted names of :mod:`hardpatch.pretrain.sections`), and the paper's figures.
+A row lists the settings that it changes (dotted names of :mod:`hardpatch.configuration.sections`), and the figures of
+the paper.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from hardpatch.pretrain import config, recipes
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration import config
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.pretrain import recipes
 from hardpatch.study.rows import Measure, StudyRow, Table
 from hardpatch.study.scale_settings import BEIT, CPU, IBOT, MICRO_DETECT, MICRO_SEGMENT, SIMMIM, Settings
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from hardpatch.configuration import config
+from hardpatch.configuration.build import initial_model, transform_of
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.loader import train_batches
 from hardpatch.data.sources import Source, Subset, open_source
 from hardpatch.data.workers import resolve_workers
@@ -17,9 +20,6 @@ from hardpatch.measure.features import Features
 from hardpatch.measure.knn import knn_accuracy
 from hardpatch.measure.linear import linear_probe
 from hardpatch.models.tokenizer import FILE
-from hardpatch.pretrain import config
-from hardpatch.pretrain.build import initial_model, transform_of
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.pretrain.speed import BATCH, median_seconds, seconds_per_image
 from hardpatch.pretrain.tokenizer import Quality, initial_tokenizer
 from hardpatch.pretrain.tokenizer_run import write_tokenizer

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.finetune.file import initial_classifier
@@ -22,7 +23,6 @@ from hardpatch.measure.features import align_labels
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.masking import masked_count
 from hardpatch.methods.mining import hard_patches
-from hardpatch.pretrain.sections import RunConfig
 from hardpatch.randomness import patch_noise
 from hardpatch.study.rows import Keep
 from hardpatch.train.device import start_fabric

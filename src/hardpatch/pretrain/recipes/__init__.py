@@ -1,16 +1,16 @@
 """Recipes, which are YAML files of settings, and files of the user in the same format.
 
-A file contains the settings that differ from the defaults in :mod:`hardpatch.pretrain.sections`, or from the recipe
-that its ``base`` names.
+A file contains the settings that differ from the defaults in :mod:`hardpatch.configuration.sections`, or from the
+recipe that its ``base`` names.
 """
 
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from hardpatch.configuration.config import check_names
 from hardpatch.errors import UserError, did_you_mean, shown
 from hardpatch.paths import user_path
-from hardpatch.pretrain.config import check_names
 from hardpatch.yaml_text import parse_yaml, read_settings
 
 FOLDER = resources.files("hardpatch.pretrain") / "recipes"

@@ -17,9 +17,9 @@ from hardpatch.choices import (
     ReconstructionLossName,
     SizeName,
 )
+from hardpatch.configuration.data_section import DataConfig
+from hardpatch.configuration.train_section import TrainConfig
 from hardpatch.errors import UserError
-from hardpatch.pretrain.data_section import DataConfig
-from hardpatch.pretrain.train_section import TrainConfig
 from hardpatch.ranges import (
     ANY,
     BATCH,

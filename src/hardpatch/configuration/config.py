@@ -14,10 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from hardpatch.configuration.checks import check
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.upgrade import hint
 from hardpatch.errors import UserError, did_you_mean, one_line, shown
-from hardpatch.pretrain.checks import check
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.upgrade import hint
 from hardpatch.ranges import check_ranges
 from hardpatch.yaml_text import BROKEN, check_value, flat
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hardpatch.choices import HostName, ReconstructionLossName
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.sections import RunConfig
 
 if TYPE_CHECKING:
     from hardpatch.methods.base import Host

@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import torch
 
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import RunConfig
+from hardpatch.configuration.size import check_model_fits
 from hardpatch.data.augment import MultiCropTransform, TrainTransform
 from hardpatch.data.reading import RGB, Reading
 from hardpatch.data.statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -17,9 +20,6 @@ from hardpatch.models.adapt import adapted_settings
 from hardpatch.models.decoder import Decoder
 from hardpatch.models.encoder_settings import build_encoder
 from hardpatch.models.transfer import train_positions
-from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import RunConfig
-from hardpatch.pretrain.size import check_model_fits
 
 
 def initial_model(
@@ -104,7 +104,7 @@ def target_of(run: RunConfig, device: torch.device) -> tuple[targets.Target | No
     if method.target == "teacher":
         return targets.TeacherFeatures(), None
     if method.frozen == "hardpatch":
-        from hardpatch.pretrain.supervised_target import supervised_teacher
+        from hardpatch.configuration.supervised_target import supervised_teacher
 
         classifier = supervised_teacher(method.frozen_weights, run.grid, run.data.channel_count).to(device)
         return targets.FrozenFeatures(classifier), classifier.width

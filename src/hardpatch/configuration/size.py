@@ -1,7 +1,7 @@
 """Memory that a run takes at least, from its settings alone, so that what cannot fit is refused early."""
 
-from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import RunConfig
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.processes import launched
 from hardpatch.train.memory import WEIGHT, bytes_per_parameter, check_memory
 

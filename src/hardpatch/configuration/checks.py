@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from hardpatch.configuration.hosts import HOSTS
+from hardpatch.configuration.sections import OptimConfig, RunConfig
 from hardpatch.data.limits import check_channels
 from hardpatch.errors import UserError
-from hardpatch.pretrain.hosts import HOSTS
-from hardpatch.pretrain.sections import OptimConfig, RunConfig
 from hardpatch.ranges import check_ranges
 from hardpatch.train.loggers import logger_names
 

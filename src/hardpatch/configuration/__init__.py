@@ -1,0 +1,1 @@
+"""Configuration of a pre-training run: its settings, their checks, and the model that they describe."""
