@@ -1,108 +1,24 @@
-"""Training that goes on from existing weights: ``hardpatch pretrain --init WEIGHTS``.
+"""Weights that a training takes over from existing ones: ``hardpatch pretrain --init WEIGHTS``.
 
-First the settings take over the shape of the encoder, and of a decoder among the weights (:func:`adopt`). Then the
-initial model takes over the weights that fit (:func:`take_weights`). How it learns from there says
+Before, :mod:`hardpatch.pretrain.adopt` has found their shape. How the model learns from there says
 :mod:`hardpatch.pretrain.encoder_rate`.
 """
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hardpatch.configuration.sections import InitConfig, RunConfig
+from hardpatch.configuration.sections import RunConfig
 from hardpatch.errors import UserError
-from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.hpm import HPM
-from hardpatch.methods.mae import MAE
 from hardpatch.models.adapt import adapt
-from hardpatch.models.block import Block
-from hardpatch.models.encoder_settings import absorb_class_position, encoder_settings
+from hardpatch.pretrain.adopt import load_start
 
-log = logging.getLogger("hardpatch")
-
-SHAPE = ("model.size", "model.width", "model.depth", "model.heads", "model.positions", "model.layer_scale")
-"""Settings that the weights decide."""
-DECODERS = ("model.decoder_width", "model.decoder_depth", "model.decoder_heads")
-DECODER_KINDS = ("fast.decoder", "fast.shared_blocks", "fast.predictor_depth")
-HEADS = ("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck")
 TRAINED_POSITIONS = ("host.decoder_embed.positions", "host.decoder_embed.class_position")
 BUFFERS = ("mean", "std", "low", "high")
-
-
-def load_start(init: InitConfig) -> HPM:
-    """Load the weights that training starts from.
-
-    Raises:
-        UserError: as :func:`hardpatch.load` does.
-    """
-    assert init.weights is not None
-    try:
-        model = load(
-            init.weights,
-            init.part,
-            heads=init.heads,
-            decoder_heads=init.decoder_heads,
-            image_size=init.trained_size,
-        )
-    except UserError as error:
-        message = str(error).removeprefix("RUN: ").replace("--trained_size", "--init.trained_size")
-        message = message.replace("--heads", "--init.heads").replace("--decoder_heads", "--init.decoder_heads")
-        raise UserError(f"--init: {message}") from None
-    absorb_class_position(model.host.encoder)
-    return model
-
-
-def adopt(run: RunConfig, fixed: Collection[str]) -> dict[str, Any]:
-    """Return the settings, by dotted name, that a run takes over from the weights that it starts from.
-
-    Args:
-        run: the configuration, whose ``init.weights`` names them.
-        fixed: settings that the user gave, which stay.
-
-    Raises:
-        UserError: if the weights cannot be loaded, or a given setting contradicts them.
-    """
-    model = load_start(run.init)
-    shape = encoder_settings(model.host.encoder)
-    shape["drop_path"] = 0.0
-    values: dict[str, Any] = {
-        **{f"model.{name}": shape[name] for name in ("width", "depth", "heads", "layer_scale")},
-        "model.positions": shape["positions"] or "sincos",  # rotary ones are no setting, the shape has them
-        "init.encoder": shape,
-        "init.mean": model.mean.tolist(),
-        "init.std": model.std.tolist(),
-    }
-    for name in SHAPE:
-        value = getattr(run.model, name.removeprefix("model."))
-        wrong = name in fixed and (name == "model.size" or value != values[name])
-        if wrong:
-            expected = f"{shape['width']} wide, {shape['depth']} blocks" if name == "model.size" else values[name]
-            raise UserError(f"{name}: the weights of --init decide it, {expected}; leave it out, got {value}")
-    if "model.patch_size" not in fixed:
-        values["model.patch_size"] = shape["patch_size"]
-    return values | {name: value for name, value in _decoders(run, model).items() if name not in fixed}
-
-
-def _decoders(run: RunConfig, model: HPM) -> dict[str, Any]:
-    """Return the settings of the decoders of weights that have some the run can use."""
-    assert run.init.weights is not None
-    host = model.host
-    path, metadata = read_newest(run.init.weights, lambda path: (path, read_metadata(path)))
-    if metadata is not None:
-        was = read_settings(metadata, path)
-        same = was.method.host == run.method.host
-        names = [*DECODERS, *DECODER_KINDS, *HEADS] if same else []
-        return {name: getattr(getattr(was, section), key) for name in names for section, key in [name.split(".")]}
-    if not isinstance(host, MAE) or run.method.host != "mae":
-        return {}
-    block = host.reconstructor.blocks[0]
-    assert isinstance(block, Block)
-    values = (host.reconstructor.norm.normalized_shape[0], len(host.reconstructor.blocks), block.attn.heads)
-    return dict(zip(DECODERS, values, strict=True)) | {"fast.decoder": "self", "fast.shared_blocks": 0}
 
 
 class Taken(NamedTuple):

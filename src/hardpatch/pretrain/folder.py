@@ -124,7 +124,7 @@ def configure(
 
 def _continued(run: RunConfig, values: Mapping[str, Any], changes: Sequence[str]) -> RunConfig:
     """Return a run with the shapes of the weights that it starts from, and say what they replace."""
-    from hardpatch.pretrain.continuation import adopt  # which imports torch
+    from hardpatch.pretrain.adopt import adopt  # which imports torch
 
     adopted = adopt(run, config.names_in(changes))
     continued = config.build(config.merged(values, adopted), changes)

@@ -16,7 +16,7 @@ from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
 from hardpatch.paths import typed
 from hardpatch.pretrain import rules
-from hardpatch.pretrain.continuation import adopt
+from hardpatch.pretrain.adopt import adopt
 from hardpatch.pretrain.folder import check_new, configure
 from hardpatch.pretrain.images import open_images, resolve_reading
 from hardpatch.pretrain.plan import Plan, short

@@ -1,4 +1,4 @@
-"""What gets worse in a training that started from existing weights, in plain words and without labels."""
+"""Signs, in plain words, that a training makes the weights worse that it started from; most need no labels."""
 
 import math
 from collections.abc import Mapping, Sequence
