@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from hardpatch.cli import main
 from hardpatch.data.augment import EvalTransform
@@ -56,6 +58,17 @@ def test_labels_are_learned(
     assert f"mAP {result['map']:.2%}" in said.out
     metadata = read_metadata(newest(tmp_path / "run") / "model.safetensors") or {}  # type: ignore[operator]
     assert (metadata["task"], metadata["target_names"]) == ("multilabel", ["blue", "green", "red"])
+    # what predict writes has the average precision of the run
+    predicted = tmp_path / "labels.parquet"
+    assert main(["predict", str(tmp_path / "run"), str(disks["val"]), "--out", str(predicted), "--pictures", "2"]) == 0
+    table = pq.read_table(predicted).to_pydict()
+    tags = [line.split(",")[1] for line in disks["val"].read_text().splitlines()[1:]]
+    precisions = [
+        average_precision_score([name in tag.split(";") for tag in tags], table[name])
+        for name in ("blue", "green", "red")
+    ]
+    assert sum(precisions) / 3 == pytest.approx(result["map"], abs=1e-4)
+    assert all(0 <= value <= 1 for name in ("blue", "green", "red") for value in table[name])
 
 
 def test_numbers_are_learned_in_their_units(run: Path, disks: dict[str, Path], tmp_path: Path) -> None:
@@ -70,6 +83,11 @@ def test_numbers_are_learned_in_their_units(run: Path, disks: dict[str, Path], t
     assert metadata["target_mean"] == pytest.approx([train.mean().item()])
     assert metadata["target_std"] == pytest.approx([train.std(correction=0).item()])
     assert metadata["image_size"] == [32, 40]
+    assert main(["predict", str(out), str(disks["val"]), "--out", str(tmp_path / "areas.csv")]) == 0
+    lines = (tmp_path / "areas.csv").read_text().splitlines()
+    assert lines[0] == "path,area"
+    errors = [abs(float(line.split(",")[1]) - value) for line, value in zip(lines[1:], values, strict=True)]
+    assert sum(errors) / len(errors) == pytest.approx(area["mae"], rel=1e-3)
     model, names, size = load_classifier(out)
     assert (names, size) == (("area",), (32, 40))
     source = open_source(disks["val"])

@@ -95,9 +95,10 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--weights",
-        choices=("student", "teacher"),
-        default="student",
-        help="weights of RUN to export (default: %(default)s)",
+        choices=("auto", "student", "teacher"),
+        default="auto",
+        help="weights of RUN to export; auto is the student, of checkpoints of DINO and iBOT the teacher "
+        "(default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(

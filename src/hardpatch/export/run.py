@@ -31,9 +31,7 @@ OTHER_FILES = (".bin", ".ckpt", ".onnx", ".pt", ".pth")
 FormatName = Literal["timm", "hf", "hf-mae", "torchvision", "reference", "onnx"]
 
 
-def export(
-    run: str | Path, to: FormatName, out: str | Path, weights: Weights = "student", **options: Any
-) -> ExportResult:
+def export(run: str | Path, to: FormatName, out: str | Path, weights: Weights = "auto", **options: Any) -> ExportResult:
     """Write weights for another library, load them there and compare the outputs: ``hardpatch export``.
 
     Args:
@@ -63,7 +61,7 @@ def export(
 
 
 def export_timm(
-    run: str | Path, out: str | Path, weights: Weights = "student", *, heads: int | None = None
+    run: str | Path, out: str | Path, weights: Weights = "auto", *, heads: int | None = None
 ) -> ExportResult:
     """Write an encoder or a classifier as a ``.safetensors`` file or a folder that ``timm.create_model`` loads.
 
@@ -122,7 +120,7 @@ def export_timm(
 def export_hugging_face(
     run: str | Path,
     out: str | Path,
-    weights: Weights = "student",
+    weights: Weights = "auto",
     *,
     form: Literal["vit", "vit_mae"] | None = None,
     heads: int | None = None,
@@ -196,7 +194,7 @@ def _autoencoder(
 
 
 def export_torchvision(
-    run: str | Path, out: str | Path, weights: Weights = "student", *, heads: int | None = None
+    run: str | Path, out: str | Path, weights: Weights = "auto", *, heads: int | None = None
 ) -> ExportResult:
     """Write a folder with the state dict of torchvision's ``VisionTransformer`` and the arguments that build it.
 
@@ -239,7 +237,7 @@ def export_torchvision(
 def export_reference(
     run: str | Path,
     out: str | Path,
-    weights: Weights = "student",
+    weights: Weights = "auto",
     *,
     heads: int | None = None,
     decoder_heads: int | None = None,

@@ -18,7 +18,7 @@ from hardpatch.methods.hpm import HPM
 from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import absorb_class_position
 
-Weights = Literal["student", "teacher"]
+Weights = Literal["auto", "student", "teacher"]
 
 
 class Source(NamedTuple):
@@ -84,6 +84,12 @@ def _classifier(run: str | Path, found: FineTuned, weights: Weights) -> Source:
     model, classes, _ = load_classifier(run)
     model = model.eval().requires_grad_(False)
     weight, bias = model.head.weight.detach(), model.head.bias.detach()
+    notes: tuple[str, ...] = ()
+    if model.target_mean is not None and model.target_std is not None:  # the outputs get the units of the data
+        weight, bias = weight * model.target_std[:, None], bias * model.target_std + model.target_mean
+        notes = (f"a regression: its outputs are {', '.join(classes)}, in the units of the data",)
+    elif model.task == "multilabel":
+        notes = ("several labels an image: the sigmoid of each output is the probability of its label",)
     norm = model.fc_norm
     if not isinstance(norm, torch.nn.LayerNorm):  # the batch norm of a linear probe has no parameters
         assert norm.running_mean is not None
@@ -92,7 +98,7 @@ def _classifier(run: str | Path, found: FineTuned, weights: Weights) -> Source:
         bias = bias - weight @ norm.running_mean
     head = Head(model.pool, norm if isinstance(norm, torch.nn.LayerNorm) else None, weight, bias, classes)
     absorb_class_position(model.encoder)
-    return Source(model.encoder, *_normalization(model), model.reading, "classifier", model, head)
+    return Source(model.encoder, *_normalization(model), model.reading, "classifier", model, head, notes)
 
 
 def _normalization(model: HPM | Classifier) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -72,7 +72,7 @@ class Checked(NamedTuple):
 def export_onnx(
     run: str | Path,
     out: str | Path,
-    weights: Weights = "student",
+    weights: Weights = "auto",
     *,
     part: PartName | None = None,
     heads: int | None = None,

@@ -70,6 +70,7 @@ def _load_classifier(file: Path) -> LoadedClassifier:
         )
 
     model = fitted(build, file, metadata, "teacher." if averaged else "student.")
+    model.task = str(metadata.get("task", "classes"))
     with described(file):
         size = (int(metadata["image_size"][0]), int(metadata["image_size"][1]))
         return LoadedClassifier(model.eval(), tuple(map(str, metadata["classes"])), size)

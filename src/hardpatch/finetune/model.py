@@ -80,6 +80,8 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=PROBE_STD if frozen else HEAD_STD)
         nn.init.zeros_(self.head.bias)
         register_normalization(self, mean, std, reading)
+        self.task = "classes"
+        """what its outputs are: of :data:`~hardpatch.choices.TaskName`; a loaded network knows"""
         self.target_mean: Tensor | None
         self.target_std: Tensor | None
         for name, values in zip(("target_mean", "target_std"), units or (None, None), strict=True):

@@ -19,6 +19,7 @@ from hardpatch.figures import enlarge, legible, place, to_rgb, write_caption
 from hardpatch.finetune.file import LoadedClassifier
 from hardpatch.finetune.measure import whole_image
 from hardpatch.interchange.finetuned import Kind
+from hardpatch.predict.numbers import NumberTable, writing_numbers
 from hardpatch.predict.task import Predictions
 from hardpatch.printable import printable
 
@@ -33,7 +34,7 @@ class Classification(NamedTuple):
     scores: Tensor
     """float32 ``[classes]``, as the network returns them"""
     probabilities: Tensor
-    """float32 ``[classes]``, of :func:`probabilities`"""
+    """float32 ``[classes]``, of :func:`probabilities`; of a regression its numbers"""
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Return (class, probability) of the most probable classes."""
@@ -41,9 +42,15 @@ class Classification(NamedTuple):
         return list(zip(classes.tolist(), values.tolist(), strict=True))
 
 
-def probabilities(scores: Tensor) -> Tensor:
-    """Return the probability of each class from the outputs of a network, both float32 ``[B, classes]``."""
-    return scores.softmax(dim=1)
+def probabilities(scores: Tensor, task: str = "classes") -> Tensor:
+    """Return the probability of each class from the outputs of a network, both float32 ``[B, classes]``.
+
+    Several labels an image (``multilabel``) do not exclude each other. The outputs of a ``regression`` are the numbers
+    themselves, which stay.
+    """
+    if task == "regression":
+        return scores
+    return scores.sigmoid() if task == "multilabel" else scores.softmax(dim=1)
 
 
 class ClassifierTask:
@@ -70,7 +77,7 @@ class ClassifierTask:
             images = self.model.normalize(batch.images.to(device))
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 scores = self.model(images).float()
-            rows = zip(scores.cpu(), probabilities(scores).cpu(), strict=True)
+            rows = zip(scores.cpu(), probabilities(scores, self.model.task).cpu(), strict=True)
             yield Predictions(batch.indices.tolist(), [Classification(*row) for row in rows], batch.bad)
 
     def check_out(self, out: Path) -> None:
@@ -79,8 +86,12 @@ class ClassifierTask:
             raise UserError(f"--out: expected a .parquet or .csv file for the predictions of a classifier, got {out}")
 
     @contextmanager
-    def writing(self, out: Path, source: Source, top: int) -> Iterator["ClassTable"]:
+    def writing(self, out: Path, source: Source, top: int) -> Iterator["ClassTable | NumberTable"]:
         """See :meth:`~hardpatch.predict.task.Task.writing`."""
+        if self.model.task != "classes":
+            with writing_numbers(out, source, self.classes) as table:
+                yield table
+            return
         top = min(top, len(self.classes))
         with (_parquet_rows if out.suffix.lower() == ".parquet" else _csv_rows)(out, top, _labeled(source)) as write:
             yield ClassTable(self.classes, source, top, write)
@@ -92,7 +103,11 @@ class ClassifierTask:
         pixels = to_rgb(enlarge(image))
         width, line = 3.2, 0.17  # inches
         height = width * pixels.shape[0] / pixels.shape[1]
-        lines = [f"{self.classes[k]}  {share:.1%}" for k, share in prediction.top(CAPTIONED)]
+        if self.model.task == "regression":
+            values = prediction.probabilities[:CAPTIONED].tolist()
+            lines = [f"{name}  {value:.4g}" for name, value in zip(self.classes, values, strict=False)]
+        else:
+            lines = [f"{self.classes[k]}  {share:.1%}" for k, share in prediction.top(CAPTIONED)]
         lines += [channels.removeprefix(", ")] if channels else []
         figure = Figure(figsize=(width + 0.2, height + 0.25 + line * len(lines)), dpi=100, facecolor="white")
         axes = place(figure, 0.1, 0.1, width, height)
