@@ -49,6 +49,7 @@ Made by `{command}`.
 | `metrics.jsonl` | losses, learning rate, alpha, vital signs of the miner and checks, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |
+| `best/` | of a run with --init: `model.safetensors` of the best check, see the verdict |
 | `dumps/` | steps that were NaN or infinite, if there are any, for `hardpatch replay` |
 | `undecodable.txt` | images that cannot be decoded, if there are any; they were skipped |
 | `neighbors.safetensors` | nearest neighbors of the images that the checks look at, for the next check |
