@@ -21,7 +21,7 @@ from hardpatch.ranges import CEILING, HUGE, OPTIONS, Range, check_options, check
 from hardpatch.segment.settings import SegmentSettings
 
 SETTINGS = (RunConfig, FinetuneSettings, SegmentSettings, DetectSettings, TokenizerSettings)
-NEGATIVE = {"fast.shared_blocks", "data.range", "data.mean"}
+NEGATIVE = {"fast.shared_blocks", "data.range", "data.mean", "init.mean"}
 """Settings that may be negative: blocks from the last one, and values of images."""
 
 

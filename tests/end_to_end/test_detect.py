@@ -110,8 +110,8 @@ def test_a_run_becomes_a_detector(
         with Image.open(out / "pictures" / name) as picture:
             assert min(picture.size) > 200
 
-    changed = command(run, data, out, "--steps", 5, "--lr", 0.1, "--resume")
-    assert "lr was 0.0002, now 0.1; take those, or another --out" in fails(*changed)
+    changed = command(run, data, out, "--steps", 5, "--weight_decay", 0.5, "--resume")
+    assert "weight_decay was 0.05, now 0.5; take those, or another --out" in fails(*changed)
     # another call evaluates again, with the same result
     assert main(["detect", "--resume", "--out", str(out)]) == 0
     assert json.loads((out / "detections.json").read_text()) == detections

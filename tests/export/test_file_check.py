@@ -107,7 +107,9 @@ def test_features_of_gray_files(tmp_path: Path) -> None:
 def test_a_folder_for_timm(tmp_path: Path, host: str, positions: str) -> None:
     run = run_of(tmp_path / "run", host, model={"positions": positions}, data={"image_size": [12, 20]})
     result = export_timm(run, tmp_path / "vit", "teacher")
-    assert sorted(path.name for path in (tmp_path / "vit").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "vit").iterdir()) == [
+        *("README.md", "config.json", "model.safetensors", "parity.json")
+    ]
     data = timm.data.resolve_model_data_config(eval(result.code, {"timm": timm}))
     assert data == {
         "input_size": (3, 12, 20),
@@ -172,10 +174,11 @@ def test_models_of_other_images_say_so(
         metadata = json.loads(file.metadata()[EXPORTED]) | {"reading": reading.to_dict()}
     model = tmp_path / "model.safetensors"
     save_file(load_file(tmp_path / "8_bits.safetensors"), model, {EXPORTED: json.dumps(metadata)})
-    for to, library in (("timm", "timm"), ("hf", "transformers")):
+    for to, library in (("timm", "timm "), ("hf", "transformers ")):
         assert main(["export", str(model), "--to", to, "--out", str(tmp_path / to)]) == 0
         printed = capsys.readouterr().out
-        assert f"not checked from image files: with {library}'s own preprocessing, they" in printed
+        assert f"not checked from image files: with {library}" in printed
+        assert "'s own preprocessing, they" in printed
         assert f"{reason}\n" in printed
         assert "largest difference of outputs:" in printed
         assert "checked from a" not in printed

@@ -53,7 +53,7 @@ def test_settings_are_those_of_table_s3() -> None:
     assert (run.batch_size, run.warmup_epochs, run.epochs, run.min_lr) == (4096, 10.0, 100.0, 0.0)
     assert run.peak_lr == pytest.approx(0.016)  # 1e-3 * 4096 / 256
     assert run.total_steps(IMAGENET) == 31278  # 100 * 1281167 / 4096
-    assert (run.frozen, run.pool, run.clip, run.ema, run.weights) == (True, "mean", None, None, "student")
+    assert (run.frozen, run.pool, run.clip, run.ema, run.weights) == (True, "mean", None, None, "auto")
     assert (run.crop_scale, run.crop_ratio, run.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     assert not any((run.mixup, run.cutmix, run.smoothing, run.drop_path, run.randaugment, run.erase))
     check(run, IMAGENET)

@@ -173,4 +173,4 @@ def test_divergence_is_reported_and_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"NaN or infinite in 1 of the last 100 steps.*--lr_factor 0\.5"):
         train(tmp_path / "run", steps=4, batch_size=8, lr=1e30, bad_steps=0)
     assert not (tmp_path / "run" / FILE).exists()
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))

@@ -229,7 +229,7 @@ class InitConfig:
     """Shape of the encoder; found in the weights, not to be set."""
     mean: list[float] | None = ranged(None, ANY)
     """Mean of the channels that the weights were trained with, likewise."""
-    std: list[float] | None = ranged(None, ANY)
+    std: list[float] | None = ranged(None, Range(1e-9, 1e12))
     """Standard deviation, likewise."""
 
 
