@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import hardpatch
 from hardpatch.cli import main
+from hardpatch.interchange.backbone import load_backbone
 from hardpatch.train import checkpoint
 from tests.end_to_end.conftest import write_images
 
@@ -37,7 +38,7 @@ QUICK = [
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = timm.models.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=3
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0
     )
     file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(network.state_dict(), file)
@@ -73,7 +74,7 @@ def test_new_parts_learn_first_and_then_the_encoder(vit: Path, images: Path, tmp
     first, before, after = weights_at(out, 1), weights_at(out, 5), weights_at(out, 10)
     encoder = [name for name in first if name.startswith("student.host.encoder.")]
     decoder = "student.host.reconstructor.head.weight"
-    start = hardpatch.load(vit, heads=2).host.encoder.state_dict()
+    start = load_backbone(vit, heads=2).encoder.state_dict()
     for name in encoder:
         assert torch.equal(before[name], start[name.removeprefix("student.host.encoder.")]), name
     assert not torch.equal(before[decoder], first[decoder])
@@ -107,7 +108,7 @@ def test_a_killed_run_does_not_need_the_weights_again(vit: Path, images: Path, t
     one, other = weights_at(whole, 8), weights_at(parts, 8)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    start = hardpatch.load(vit, heads=2).host.encoder.state_dict()
+    start = load_backbone(vit, heads=2).encoder.state_dict()
     for name in ("blocks.0.mlp.fc1.weight", "patch_embed.proj.weight", "cls_token", "positions"):
         assert torch.equal(one[f"student.host.encoder.{name}"], start[name])
         assert torch.equal(one[f"teacher.host.encoder.{name}"], start[name])

@@ -260,7 +260,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert f"nothing is lost; resume with: hardpatch segment --resume --out {folder}" in printed
-    assert "lr was 0.002, now 0.1" in fails("segment", "--resume", "--out", folder, "--lr", 0.1)
+    assert "weight_decay was 0.05, now 0.5" in fails("segment", "--resume", "--out", folder, "--weight_decay", 0.5)
     assert main(["segment", "--resume", "--out", str(folder)]) == 0
     weights = [path / "segmenter.safetensors" for path in (folder, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
