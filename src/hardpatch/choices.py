@@ -78,6 +78,9 @@ SamplingName = Literal["natural", "balanced"]
 RegressionLossName = Literal["mse", "l1"]
 """Losses of a regression."""
 
+BALANCED = "balanced"
+"""Value of ``class_weights`` and ``sampling`` by which all classes count equally, however frequent they are."""
+
 OptimizerName = Literal["adamw", "sgd"]
 """Optimizers of a training on labels."""
 

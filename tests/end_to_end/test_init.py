@@ -80,7 +80,7 @@ def test_new_parts_learn_first_and_then_the_encoder(vit: Path, images: Path, tmp
     assert not torch.equal(before[decoder], first[decoder])
     assert all(not torch.equal(after[name], before[name]) for name in encoder)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [row["encoder"] for row in rows if "encoder" in row][:5] == [0.0] * 5
+    assert [row["encoder_factor"] for row in rows if "encoder_factor" in row][:5] == [0.0] * 5
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["model"]["width"] == config["init"]["encoder"]["width"] == 32
     metadata = checkpoint.read_metadata(out / "checkpoints/step_00000010/model.safetensors")

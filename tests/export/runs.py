@@ -31,7 +31,7 @@ def run_of(folder: Path, host: str = "mae", *, teacher: bool = True, **changes: 
         "method": {"host": host},
     }
     run = config.build(
-        {"steps": 1} | {section: settings | changes.get(section, {}) for section, settings in values.items()}
+        {"steps": 1, **changes} | {section: settings | changes.get(section, {}) for section, settings in values.items()}
     )
     outputs = run.model.width if run.method.target == "teacher" else None
 

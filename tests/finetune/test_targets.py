@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score
+from sklearn.metrics import mean_absolute_error, r2_score
 
 from hardpatch.choices import TaskName
 from hardpatch.data.columns import Columns
@@ -91,13 +91,12 @@ def test_columns_that_do_not_exist(disks: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
-def test_average_precision_is_that_of_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
+def test_average_precision_is_the_precision_at_the_positives(pairs: list[tuple[int, bool]]) -> None:
     scores, truth = torch.tensor([float(score) for score, _ in pairs]), torch.tensor([float(hit) for _, hit in pairs])
     found = average_precision(scores, truth)
     if not truth.any():
         assert found is None
         return
-    assert found == pytest.approx(average_precision_score(truth.numpy(), scores.numpy()))
     slow = 0.0  # the precision among the images of at least the score, at each positive image
     for score, hit in pairs:
         at_least = [h for s, h in pairs if s >= score]

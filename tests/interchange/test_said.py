@@ -96,6 +96,18 @@ def test_info_lists_every_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "blocks.0.gate" in capsys.readouterr().err
 
 
+def test_a_tensor_that_some_blocks_have_is_listed_with_their_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = timm_vit(depth=4).state_dict()
+    file = tmp_path / "vit.safetensors"
+    save_file(state | {f"decoder.{block}.weight": torch.ones(1) for block in (0, 1, 3)}, file)
+    assert main(["info", str(file), "--heads", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "  blocks.0-3.attn.qkv.weight [192, 64]\n" in out
+    assert "  decoder.0,1,3.weight [1]\n" in out
+
+
 def state_of_simmim(host: SimMIM) -> dict[str, Tensor]:
     """Return a SimMIM host's weights in the names of SimMIM's code, whose queries and values alone have a bias."""
     state: dict[str, Tensor] = {}

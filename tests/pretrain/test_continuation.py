@@ -181,6 +181,22 @@ def test_settings_that_do_not_go_with_the_weights(tmp_path: Path) -> None:
         configure("demo", None, None, None, ["--init.frozen=0.5"])
 
 
+@torch.no_grad()
+def test_heads_of_the_model_say_what_a_file_does_not(tmp_path: Path) -> None:
+    save_file(timm_vit().state_dict(), tmp_path / "vit.safetensors")
+    run = configured(tmp_path / "vit.safetensors", "--heads=2", "--data.image_size=16", *DECODER)
+    assert (run.init.heads, run.model.heads) == (2, 2)
+    expected = hardpatch.load(tmp_path / "vit.safetensors", heads=2).encode(images())
+    assert torch.equal(started(run)[0].encode(images()), expected)
+
+
+def test_a_plain_host_takes_over_no_part_of_a_loss_predictor(tmp_path: Path) -> None:
+    start = run_of(tmp_path, model={"decoder_depth": 3}, fast={"shared_blocks": -1})
+    assert configured(start, "--data.image_size=16").fast.shared_blocks == -1
+    plain = configured(start, "--data.image_size=16", "--method.predicting_loss=none")
+    assert (plain.fast.shared_blocks, plain.model.decoder_depth) == (0, 3)
+
+
 def test_learning_rates_of_the_parts(tmp_path: Path) -> None:
     run = configured(run_of(tmp_path), "--data.image_size=16", "--init.encoder_lr=0.5", "--init.layer_decay=0.8")
     model, _, _ = started(run)
@@ -209,10 +225,10 @@ def test_learning_rates_of_the_parts(tmp_path: Path) -> None:
 
 def test_the_encoder_waits_for_the_new_parts(tmp_path: Path) -> None:
     run = configured(run_of(tmp_path), "--data.image_size=16", "--init.frozen=0.2", "--optim.warmup=0.1")
-    factors = [schedule(run, step, 100).encoder for step in (0, 19, 20, 25, 30, 99)]
+    factors = [schedule(run, step, 100).encoder_factor for step in (0, 19, 20, 25, 30, 99)]
     assert factors == pytest.approx([0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
     run = configured(run_of(tmp_path / "other"), "--data.image_size=16", "--init.frozen=0")
-    assert [schedule(run, step, 100).encoder for step in (0, 50)] == [1.0, 1.0]
+    assert [schedule(run, step, 100).encoder_factor for step in (0, 50)] == [1.0, 1.0]
 
 
 def some_facts(run: RunConfig) -> Facts:

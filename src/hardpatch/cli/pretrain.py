@@ -54,7 +54,7 @@ def pretrain(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("pretrain", "Pre-train a Vision Transformer on images without labels.")
     parser.usage = (
-        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH]\n"
+        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH] [--init WEIGHTS]\n"
         "                          [--hours H] [--out DIR] [--resume] [--SETTING VALUE]"
     )
     parser.add_argument(

@@ -29,6 +29,7 @@ MAIN_SETTINGS = (
     "steps",
     "batch_size",
     "seed",
+    "init.weights",
     "data.image_size",
     "data.workers",
     "model.size",
@@ -182,11 +183,15 @@ def _without_path(values: Mapping[str, Any]) -> tuple[str | list[str] | None, Ma
 
 
 def with_section(argument: str) -> str:
-    """Return ``--optim.lr`` for ``--lr``: a setting needs no section if only one section has its name."""
+    """Return ``--optim.lr`` for ``--lr``: a setting needs no section if only one section has its name.
+
+    Section ``init`` does not count beside another one: ``--heads`` and ``--mean`` are of the model and the data.
+    """
     name, *value = argument.removeprefix("--").split("=", 1)
     if name == "init" and argument.startswith("--"):
         return "=".join(["--init.weights", *value])
     sections = [section for section, names in setting_names().items() if name in names]
+    sections = [section for section in sections if section != "init"] or sections
     if not argument.startswith("--") or len(sections) != 1 or not sections[0]:
         return argument
     return "=".join([f"--{sections[0]}.{name}", *value])

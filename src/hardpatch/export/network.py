@@ -99,6 +99,25 @@ def positions_with_class(encoder: Encoder) -> Tensor:
     return torch.cat([first, encoder.positions])[None]
 
 
+def beyond_plain(encoder: Encoder, head: Head | None) -> dict[str, bool]:
+    """Return, by name, whether a network has each part that MAE's ViT with a class token as its output has not.
+
+    Layer scale is not among them: it can be multiplied into the layers before it.
+    """
+    has, variant = traits(encoder, head), encoder.variant
+    return {
+        "a relative position bias": has.shared_bias or has.block_bias,
+        "rotary positions": variant.rope_theta is not None,
+        "register tokens": bool(variant.registers),
+        "a norm before the blocks": variant.pre_norm,
+        "norms of queries and keys": variant.qk_norm,
+        "SwiGLU": has.activation == "swiglu",
+        "no bias of patches": not variant.patch_bias,
+        "no norm after the last block": has.norm is None and (head is None or head.norm is None),
+        "a mean of tokens before its head": head is not None and head.pool == "mean",
+    }
+
+
 def refuse(library: str, parts: dict[str, bool], instead: str) -> None:
     """Refuse an encoder some of whose parts another library's class cannot hold.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hardpatch.errors import UserError
 from hardpatch.export.hugging_face_names import named_block, named_state
-from hardpatch.export.network import Head, Traits, first_block, has_key_bias, hidden_width, refuse, traits
+from hardpatch.export.network import Head, Traits, beyond_plain, first_block, has_key_bias, hidden_width, refuse, traits
 from hardpatch.measure.labels import crop_fraction
 from hardpatch.methods.mae import MAE
 from hardpatch.models.block import Block
@@ -45,18 +45,7 @@ def vit(encoder: Encoder, head: Head | None = None) -> HuggingFaceModel:
     """
     has, variant = traits(encoder, head), encoder.variant
     norm = has.norm if head is None or head.norm is None else head.norm
-    parts = {
-        "a relative position bias": has.shared_bias or has.block_bias,
-        "rotary positions": variant.rope_theta is not None,
-        "register tokens": bool(variant.registers),
-        "a norm before the blocks": variant.pre_norm,
-        "norms of queries and keys": variant.qk_norm,
-        "SwiGLU": has.activation == "swiglu",
-        "no bias of patches": not variant.patch_bias,
-        "no norm after the last block": norm is None,
-        "a mean of tokens before its head": head is not None and head.pool == "mean",
-    }
-    refuse("ViTModel of transformers", parts, TIMM_OR_ONNX)
+    refuse("ViTModel of transformers", beyond_plain(encoder, head), TIMM_OR_ONNX)
     config = _config(encoder, "ViTModel", "vit", has) | {"qkv_bias": variant.qkv_bias}
     config["encoder_stride"] = encoder.patch_size
     state = named_state(encoder, "vit", norm)

@@ -150,7 +150,7 @@ def _choose(run: str | Path, weights: Weights, part: PartName | None, heads: int
     source = load_source(run, weights, heads)
     backbone, size = source.backbone, source.encoder.image_size
     if part == "classifier" and source.head is not None:
-        return Chosen(Graph(source.model, part), backbone, size, source.head.classes)
+        return Chosen(Graph(source.model, part), backbone, size, source.head.classes, source.notes)
     if part == "predictor" and getattr(source.model, "has_predictor", False):
         return Chosen(Graph(source.model, part), backbone, size)
     if part != "encoder":

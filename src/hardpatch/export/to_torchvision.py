@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-
 
 from hardpatch.export.file_check import Preprocess
 from hardpatch.export.hugging_face_names import named_block
-from hardpatch.export.network import Head, first_block, hidden_width, positions_with_class, refuse, traits
+from hardpatch.export.network import Head, beyond_plain, first_block, hidden_width, positions_with_class, refuse, traits
 from hardpatch.measure.labels import crop_fraction
 from hardpatch.models.block import Block
 from hardpatch.models.encoder import Encoder
@@ -36,18 +36,9 @@ def torchvision_arguments(encoder: Encoder, head: Head | None = None) -> dict[st
         UserError: if the class cannot hold the network.
     """
     has, variant = traits(encoder, head), encoder.variant
-    parts = {
-        "a relative position bias": has.shared_bias or has.block_bias,
-        "rotary positions": variant.rope_theta is not None,
-        "register tokens": bool(variant.registers),
-        "a norm before the blocks": variant.pre_norm,
-        "norms of queries and keys": variant.qk_norm,
-        "SwiGLU": has.activation == "swiglu",
+    parts = beyond_plain(encoder, head) | {
         "QuickGELU": has.activation == "quick_gelu",
-        "no bias of patches": not variant.patch_bias,
         "no bias of queries, keys and values": not variant.qkv_bias,
-        "no norm after the last block": has.norm is None and (head is None or head.norm is None),
-        "a mean of tokens before its head": head is not None and head.pool == "mean",
         "images that are not square": not has.square,
         f"{encoder.channels} channels": encoder.channels != 3,
     }

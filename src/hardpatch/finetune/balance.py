@@ -8,12 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hardpatch.choices import BALANCED
 from hardpatch.data.names import some
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError, did_you_mean
-
-BALANCED = "balanced"
-"""Value of ``class_weights`` that takes the weights from the training set."""
 
 
 def class_counts(source: Source, classes: int) -> Tensor:

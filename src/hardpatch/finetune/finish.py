@@ -12,7 +12,7 @@ from hardpatch.curves import training_curves
 from hardpatch.data.left_out import counts
 from hardpatch.data.sources import Source
 from hardpatch.files import atomic_path, optional_file
-from hardpatch.finetune.balance import BALANCED, balance_line
+from hardpatch.finetune.balance import balance_line
 from hardpatch.finetune.file import load_classifier
 from hardpatch.finetune.measure import ClassifierEvaluation, confusion_figure, report
 from hardpatch.finetune.objective import Evaluation
@@ -75,7 +75,7 @@ def warnings(job: FinetuneJob, images: int) -> Iterator[str]:
     short = short_of(run, job.total, images, len(job.classes)) if run.task == "classes" else None
     if short is not None:
         yield short
-    if job.counts is not None and (run.balances or run.class_weights == (BALANCED,)):
+    if job.counts is not None:
         yield f"balanced: {balance_line(job.counts, job.classes)}"
     if run.task != "classes":
         yield (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hardpatch.choices import OptimizerName, PoolName, RegressionLossName, SamplingName, TaskName
+from hardpatch.choices import BALANCED, OptimizerName, PoolName, RegressionLossName, SamplingName, TaskName
 from hardpatch.errors import UserError
 from hardpatch.ranges import (
     BATCH,
@@ -106,6 +106,11 @@ class FinetuneSettings(TrainingSettings):
     def balances(self) -> bool:
         """True if all classes are drawn equally often."""
         return self.sampling == "balanced"
+
+    @property
+    def counts_classes(self) -> bool:
+        """True if the weights of the classes, or the images that are drawn, depend on how frequent each class is."""
+        return self.balances or tuple(self.class_weights or ()) == (BALANCED,)
 
     @property
     def probes(self) -> bool:

@@ -1,6 +1,5 @@
 """Results of fine-tuning on several labels or numbers an image: average precision; R^2 and mean absolute error."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,26 +141,17 @@ def measure_targets(
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float | None:
-    """Return the average precision of one class, as scikit-learn's: the mean precision at the positive images.
-
-    Images with equal scores count as one step, so that their order does not matter.
+    """Return the average precision of one class: the mean precision at the positive images.
 
     Args:
         scores: ``[B]``, higher for more probable.
         truth: ``[B]``, 1 for positive images.
 
     Returns:
-        A number in [0, 1], or None without a positive image.
+        A number in [0, 1]; None without a positive image, or where a score is NaN or infinite.
     """
-    positives = truth.sum()
-    if not positives:
+    if not bool(truth.any()) or not bool(scores.isfinite().all()):
         return None
-    order = scores.argsort(descending=True)
-    ordered, hits = scores[order], truth[order].cpu().double().cumsum(0)
-    # the last image of each group of equal scores
-    last = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)]).nonzero().flatten().cpu()
-    found = hits[last]
-    precision = found / (last + 1)
-    gained = found - torch.cat([found.new_zeros(1), found[:-1]])
-    result = float((gained * precision).sum() / float(positives))
-    return min(1.0, result) if math.isfinite(result) else None
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(truth.cpu().numpy(), scores.cpu().numpy()))

@@ -102,7 +102,7 @@ class FinetuneJob:
         self.state = TrainingState(
             fabric, self.model, optimizer, self.bad_steps, averaged, background=run.background_saving
         )
-        self.counts = None if targets is not None else class_counts(train, len(classes))
+        self.counts = class_counts(train, len(classes)) if run.counts_classes and targets is None else None
         self.objective = targets or ClassObjective(run, classes, self.counts, self.val_labels)
         self.weights = image_weights(train, len(classes)) if run.balances else None
         self.cadence = cadence_of(run, self.planned, self.images)

@@ -26,6 +26,17 @@ HEAD = re.compile(r"(.*\.)?(head|head_dist|fc_norm|classifier)(?=\.(weight|bias)
 log = logging.getLogger("hardpatch")
 
 
+class Match(NamedTuple):
+    """Tensors of a file, and what became of them."""
+
+    names: str
+    """whose names they have"""
+    matched: dict[str, tuple[int, ...]]
+    """shapes of those that the model has now, in timm's names, those of a decoder in MAE's"""
+    left_out: dict[str, tuple[int, ...]]
+    """shapes of those that it has not, in the names of the file"""
+
+
 def read_foreign(
     file: Path,
     weights: WeightsName = "auto",
@@ -34,8 +45,8 @@ def read_foreign(
     decoder_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     normalize_pixels: bool = False,
-) -> HPM:
-    """Read a model: with its reconstructor if the file has one, else an encoder only.
+) -> tuple[HPM, Match]:
+    """Read a model: with its reconstructor if the file has one, else an encoder only; and tell what became of the file.
 
     Args:
         file: see :func:`~hardpatch.interchange.tensors.read_tensors`.
@@ -48,31 +59,6 @@ def read_foreign(
     Raises:
         UserError: if the file is no such network, or has parts that are not known.
     """
-    options: dict[str, Any] = {"heads": heads, "decoder_heads": decoder_heads, "image_size": image_size}
-    return read_matched(file, weights, **options, normalize_pixels=normalize_pixels)[0]
-
-
-class Match(NamedTuple):
-    """Tensors of a file, and what became of them."""
-
-    names: str
-    """whose names they have"""
-    matched: dict[str, tuple[int, ...]]
-    """shapes of those that the model has now, in timm's names, those of a decoder in MAE's"""
-    left_out: dict[str, tuple[int, ...]]
-    """shapes of those that it has not, in the names of the file"""
-
-
-def read_matched(
-    file: Path,
-    weights: WeightsName = "auto",
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    normalize_pixels: bool = False,
-) -> tuple[HPM, Match]:
-    """Read a model as :func:`read_foreign` does, and tell what became of each tensor of the file."""
     state = read_tensors(file, weights)
     facts = _facts(file, heads, image_size)
     layout = find_layout(state)

@@ -1,6 +1,7 @@
 """Weights on the Hugging Face Hub, by name: ``hf:OWNER/NAME``, and ``timm:NAME`` for those that timm knows."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 from hardpatch.errors import UserError, did_you_mean
@@ -16,6 +17,7 @@ def is_hub_name(run: str) -> bool:
     return run.startswith((HF, TIMM))
 
 
+@cache  # each file of a repository is a question over the network
 def fetch(name: str) -> Path:
     """Return the folder of the files that belong to weights on the hub; those in the hub's cache are not fetched again.
 

@@ -88,7 +88,7 @@ def _load(path: Path, weights: WeightsName, options: dict[str, Any]) -> HPM:
     elif metadata is None:
         if weights == "random":
             raise UserError(f"--weights random: {path} does not say how it was initialized; use a run of hardpatch")
-        model = read_foreign(path, weights, **options)
+        model, _ = read_foreign(path, weights, **options)
     else:
         model = _of_run(path, metadata, weights)
     return model.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ the weights themselves.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from hardpatch.configuration.sections import InitConfig, RunConfig
@@ -38,9 +39,8 @@ def load_start(init: InitConfig) -> HPM:
             image_size=init.trained_size,
         )
     except UserError as error:
-        message = str(error).removeprefix("RUN: ").replace("--trained_size", "--init.trained_size")
-        message = message.replace("--heads", "--init.heads").replace("--decoder_heads", "--init.decoder_heads")
-        raise UserError(f"--init: {message}") from None
+        message = str(error).removeprefix("RUN: ").replace("--trained_size H W", "--init.trained_size [H,W]")
+        raise UserError(f"--init: {message.replace('--trained_size (', '--init.trained_size (')}") from None
     absorb_class_position(model.host.encoder)
     return model
 
@@ -50,17 +50,22 @@ def adopt(run: RunConfig, fixed: Collection[str]) -> dict[str, Any]:
 
     Args:
         run: the configuration, whose ``init.weights`` names them.
-        fixed: settings that the user gave, which stay.
+        fixed: settings that the user gave, which stay. Heads among them also say what weights of other libraries do
+            not.
 
     Raises:
         UserError: if the weights cannot be loaded, or a given setting contradicts them.
     """
-    model = load_start(run.init)
+    said = {name: getattr(run.model, name) for name in ("heads", "decoder_heads") if f"model.{name}" in fixed}
+    init = replace(run.init, **{name: value for name, value in said.items() if getattr(run.init, name) is None})
+    model = load_start(init)
     shape = encoder_settings(model.host.encoder)
     shape["drop_path"] = 0.0
     values: dict[str, Any] = {
         **{f"model.{name}": shape[name] for name in ("width", "depth", "heads", "layer_scale")},
         "model.positions": shape["positions"] or "sincos",  # rotary ones are no setting, the shape has them
+        "init.heads": init.heads,
+        "init.decoder_heads": init.decoder_heads,
         "init.encoder": shape,
         "init.mean": model.mean.tolist(),
         "init.std": model.std.tolist(),
@@ -84,7 +89,8 @@ def _decoders(run: RunConfig, model: HPM) -> dict[str, Any]:
     if metadata is not None:
         was = read_settings(metadata, path)
         same = was.method.host == run.method.host
-        names = [*DECODERS, *DECODER_KINDS, *HEADS] if same else []
+        kinds = DECODER_KINDS if run.has_predictor else DECODER_KINDS[:1]  # the others are of a loss predictor
+        names = [*DECODERS, *kinds, *HEADS] if same else []
         return {name: getattr(getattr(was, section), key) for name in names for section, key in [name.split(".")]}
     if not isinstance(host, MAE) or run.method.host != "mae":
         return {}

@@ -22,7 +22,7 @@ class Schedule(NamedTuple):
     mask_ratio: float
     momentum: float
     """of the teacher"""
-    encoder: float = 1.0
+    encoder_factor: float = 1.0
     """factor of the learning rate of an encoder that started from existing weights; 0 while it is frozen"""
 
     def metrics(self, run: RunConfig) -> dict[str, float]:
@@ -30,7 +30,7 @@ class Schedule(NamedTuple):
         row = self._asdict()
         del row["progress"]
         if run.init.weights is None:
-            del row["encoder"]
+            del row["encoder_factor"]
         if run.optim.weight_decay_end is None:
             del row["weight_decay"]
         if not run.method.mask_ratio_spread:
@@ -54,7 +54,7 @@ def schedule(run: RunConfig, step: int, total: int) -> Schedule:
         # one ratio for the whole batch, so that all images have the same number of masked patches
         mask_ratio=method.mask_ratio + (random.Random(f"{run.seed} {step}").uniform(-spread, spread) if spread else 0),
         momentum=momentum(progress, method.momentum_start, method.momentum_end, method.momentum_warmup),
-        encoder=encoder_factor(run, progress),
+        encoder_factor=encoder_factor(run, progress),
     )
 
 

@@ -126,10 +126,10 @@ class Learner:
         self.bad_steps.begin()
         sums = self.means.sums
         mined, losses = self.compute_gradients(batch, schedule, self.accumulation_steps, observe=observe)
-        if not schedule.encoder:
+        if not schedule.encoder_factor:
             drop_gradients(self.model.host.encoder)
         for group in self.adamw.param_groups:
-            factor = schedule.encoder if group.get("encoder") else 1.0
+            factor = schedule.encoder_factor if group.get("encoder") else 1.0
             group["lr"] = schedule.lr * group.get("lr_scale", 1.0) * factor
         set_weight_decay(self.adamw, schedule.weight_decay)
         self.model.host.before_update(schedule.progress)

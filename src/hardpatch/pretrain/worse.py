@@ -6,7 +6,7 @@ from typing import Any
 
 from hardpatch.pretrain.facts import Facts
 
-# Set by the runs of docs/continue.md.
+# Preliminary: they were set on few runs.
 LOST_RANK = 0.5
 """Share of the start's RankMe, beyond the one direction that all features have, below which they collapse."""
 KEPT_NEIGHBORS = 0.1

@@ -10,7 +10,7 @@ from torch import Tensor
 from hardpatch.choices import Architecture, WeightsName
 from hardpatch.configuration import config
 from hardpatch.interchange.finetuned import VERBS, FineTuned, read_finetuned, read_result
-from hardpatch.interchange.foreign import Match, read_matched
+from hardpatch.interchange.foreign import Match, read_foreign
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.encoder_only import EncoderOnly
 from hardpatch.methods.hpm import HPM
@@ -38,7 +38,7 @@ def describe(run: str | Path, weights: WeightsName = "auto", architecture: Archi
     def read(path: Path) -> tuple[Path, dict[str, Any] | None, FineTuned | None, HPM, Match | None]:
         metadata, finetuned = read_metadata(path), read_finetuned(path)
         if metadata is None and finetuned is None:
-            return path, None, None, *read_matched(path, weights, **architecture or {})
+            return path, None, None, *read_foreign(path, weights, **architecture or {})
         return path, metadata, finetuned, load(path, weights), None
 
     path, metadata, finetuned, model, match = read_newest(run, read)
@@ -100,7 +100,8 @@ def _listed(tensors: Mapping[str, tuple[int, ...]]) -> str:
         found += [] if match is None else [int(match[0])]
     lines = []
     for (name, shape), numbers in groups.items():
-        several = f"{min(numbers)}-{max(numbers)}" if len(numbers) > 1 else str(*numbers)
+        gapless = sorted(numbers) == list(range(min(numbers, default=0), max(numbers, default=-1) + 1))
+        several = f"{min(numbers)}-{max(numbers)}" if gapless and len(numbers) > 1 else ",".join(map(str, numbers))
         lines.append(f"  {name.replace('*', several)} {list(shape)}\n")
     return "".join(lines)
 
