@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -160,6 +160,17 @@ def test_a_decoder_among_the_weights_is_taken_over(tmp_path: Path) -> None:
     assert_close(*reconstructed, rtol=1e-4, atol=1e-4)  # the norms of a decoder of Hugging Face add another epsilon
     plain = configured(tmp_path, "--data.image_size=16", "--method.predicting_loss=none")
     assert not started(plain)[2]
+    # sine-cosine positions of another precision are no trained ones; any others are, and then the decoder has to learn
+    for noise, positions in ((3e-7, "sincos"), (0.1, "learned")):
+        state = load_file(tmp_path / "model.safetensors")
+        sincos = torch.cat([torch.zeros(1, 16), sincos_positions(16, (4, 4))])
+        state["decoder.decoder_pos_embed"] = (sincos + noise * torch.randn(17, 16))[None]
+        encoded = torch.cat([torch.zeros(1, 32), sincos_positions(32, (4, 4)) + noise * torch.randn(16, 32)])
+        state["vit.embeddings.position_embeddings"] = encoded[None]
+        save_file(state, tmp_path / "model.safetensors")
+        plain = configured(tmp_path, "--data.image_size=16", "--method.predicting_loss=none")
+        assert plain.model.positions == positions
+        assert started(plain)[2] == (positions == "learned")
 
 
 def test_settings_that_do_not_go_with_the_weights(tmp_path: Path) -> None:

@@ -8,18 +8,25 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from hardpatch.configuration.sections import InitConfig, RunConfig
 from hardpatch.errors import UserError
 from hardpatch.interchange.load import load, read_metadata, read_newest, read_settings
 from hardpatch.methods.hpm import HPM
 from hardpatch.methods.mae import MAE
 from hardpatch.models.block import Block
+from hardpatch.models.decoder import DecoderEmbed
+from hardpatch.models.encoder import Encoder
 from hardpatch.models.encoder_settings import absorb_class_position, encoder_settings
+from hardpatch.models.positions import sincos_positions
 
 SHAPE = ("model.size", "model.width", "model.depth", "model.heads", "model.positions", "model.layer_scale")
 """Settings that the weights decide."""
 DECODERS = ("model.decoder_width", "model.decoder_depth", "model.decoder_heads")
 DECODER_KINDS = ("fast.decoder", "fast.shared_blocks", "fast.predictor_depth")
+ROUNDING = 1e-5
+"""Difference of sine-cosine positions that files computed in single precision have"""
 HEADS = ("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck")
 
 
@@ -42,7 +49,20 @@ def load_start(init: InitConfig) -> HPM:
         message = str(error).removeprefix("RUN: ").replace("--trained_size H W", "--init.trained_size [H,W]")
         raise UserError(f"--init: {message.replace('--trained_size (', '--init.trained_size (')}") from None
     absorb_class_position(model.host.encoder)
+    for part in (model.host.encoder, getattr(model.host, "decoder_embed", None)):
+        if isinstance(part, Encoder | DecoderEmbed):
+            _compute_positions(part)
     return model
+
+
+def _compute_positions(part: Encoder | DecoderEmbed) -> None:
+    """Replace positions that are sine-cosine but for rounding by the computed ones, which no training changes."""
+    positions = part.positions
+    if positions is None or "positions" not in part.state_dict() or positions.shape[1] % 4:
+        return
+    computed = sincos_positions(positions.shape[1], part.grid)
+    if torch.allclose(positions, computed, atol=ROUNDING):
+        part.register_buffer("positions", computed, persistent=False)
 
 
 def adopt(run: RunConfig, fixed: Collection[str]) -> dict[str, Any]:
