@@ -146,6 +146,15 @@ def test_a_disaster_is_told_without_labels(run: Path, tmp_path: Path) -> None:
     assert verdict["learned"] == "no"
 
 
+def test_a_plan_keeps_the_shape_of_the_weights(run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["plan", str(images), "--hours", "0.004", "--init", str(run), "--batch_size", "4"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert "of --init: model.width 32, model.depth 2, model.heads 2" in lines["model"]
+    assert "yours" not in lines["model"]
+    assert lines["batch"].endswith("yours: batch_size 4")
+
+
 def test_mistakes(vit: Path, images: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     out = tmp_path / "out"
     quick = ["pretrain", *QUICK, "--data", str(images), "--out", str(out)]

@@ -16,6 +16,7 @@ def pretrain(arguments: list[str]) -> int:
         if flag in arguments:
             return _help(parser, everything=arguments[arguments.index(flag) + 1 :][:1] == ["all"])
     own, settings = parser.parse_with_settings(arguments)
+    settings += [] if own.init is None else [f"--init.weights={own.init}"]
     from hardpatch.pretrain.plan import Plan
     from hardpatch.pretrain.planning import plan_or_configure
     from hardpatch.pretrain.run import train
@@ -54,8 +55,9 @@ def pretrain(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("pretrain", "Pre-train a Vision Transformer on images without labels.")
     parser.usage = (
-        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH] [--init WEIGHTS]\n"
-        "                          [--hours H] [--out DIR] [--resume] [--SETTING VALUE]"
+        "hardpatch pretrain [--recipe NAME | --config FILE] [--data PATH]\n"
+        "                          [--init WEIGHTS] [--hours H] [--out DIR] [--resume]\n"
+        "                          [--SETTING VALUE]"
     )
     parser.add_argument(
         "--recipe",
@@ -70,6 +72,11 @@ def _parser() -> Parser:
         nargs="+",
         action=Images,
         help="images: folders, Parquet, CSV, .zip or .tar files, patterns (default: demo:train, the embedded set)",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="weights to start from: a run, or weights of MAE, timm, Hugging Face, DINO (default: random ones)",
     )
     add_hours(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")

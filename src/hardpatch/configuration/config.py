@@ -29,7 +29,6 @@ MAIN_SETTINGS = (
     "steps",
     "batch_size",
     "seed",
-    "init.weights",
     "data.image_size",
     "data.workers",
     "model.size",

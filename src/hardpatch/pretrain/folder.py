@@ -24,7 +24,8 @@ log = logging.getLogger("hardpatch")
 
 TAKEN_OVER = (
     *("model.width", "model.depth", "model.heads", "model.patch_size", "model.positions", "model.layer_scale"),
-    *("model.decoder_width", "model.decoder_depth", "model.decoder_heads", "init.frozen"),
+    *("model.decoder_width", "model.decoder_depth", "model.decoder_heads"),
+    *("init.frozen", "init.heads", "init.decoder_heads"),
     *("fast.decoder", "fast.shared_blocks", "fast.predictor_depth"),
     *("ibot.outputs", "ibot.head_hidden", "ibot.head_bottleneck"),
 )

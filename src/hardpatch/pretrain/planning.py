@@ -1,7 +1,7 @@
 """Planning: look at the set and the machine, measure candidates, and choose by the rules."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def make_plan(
     check_options(hours=hours)
     check_text("--recipe", recipe)
     check_text("--config", file)
-    fixed = config.given(changes)
+    fixed, of_weights = config.given(changes), set[str]()
     length = next((name for name in ("steps", "epochs") if fixed.get(name) is not None), None)
     if hours is not None and length is not None:
         raise UserError(f"--hours, --{length}: expected one of the two, got both; each sets the length")
@@ -133,7 +133,8 @@ def make_plan(
             )
         if fixed.get("init.weights") is not None:
             say("reading the weights to start from")
-            fixed |= adopt(config.build(rules.nested({"steps": 1, **fixed})), set(fixed))
+            adopted = adopt(config.build(rules.nested({"steps": 1, **fixed})), set(fixed))
+            of_weights, fixed = adopted.keys() - fixed.keys(), fixed | adopted
         read = {name: value for name, value in fixed.items() if name.startswith("data.") or name == "train.device"}
         run = config.build(rules.nested({**read, "steps": 1}))
     say("looking at the images")
@@ -143,7 +144,7 @@ def make_plan(
     if recipe or file:
         return estimate(run, source, reading, facts, machine, hours)
     seconds = 3600 * (rules.HOURS[machine.device] if hours is None else hours)
-    return _Planner(source, reading, facts, machine, seconds, say).plan(fixed)
+    return _Planner(source, reading, facts, machine, seconds, say).plan(fixed, of_weights)
 
 
 def estimate(
@@ -188,10 +189,10 @@ class _Planner:
         self.source, self.reading, self.facts, self.machine = source, reading, facts, machine
         self.seconds, self.say = seconds, say
 
-    def plan(self, fixed: Mapping[str, Any]) -> Plan:
-        """Choose all settings that are not fixed."""
+    def plan(self, fixed: Mapping[str, Any], of_weights: Collection[str]) -> Plan:
+        """Choose all settings that are not fixed; ``of_weights`` are those that are not the user's among them."""
         facts, machine = self.facts, self.machine
-        draft, seen = self._largest(fixed)
+        draft, seen = self._largest(fixed, of_weights)
         self._finish(draft, seen)
         run = draft.build()
         draft.reasons["set"] = facts.warning()
@@ -211,11 +212,11 @@ class _Planner:
         parameters = _parameters(run, self.reading)
         return Plan(run, facts, machine, seconds, speed.images_per_second, parameters, draft.reasons)
 
-    def _largest(self, fixed: Mapping[str, Any]) -> tuple[Draft, float]:
+    def _largest(self, fixed: Mapping[str, Any], of_weights: Collection[str]) -> tuple[Draft, float]:
         """Return the draft of the largest model that sees enough images in the time, and how many it sees."""
         chosen: tuple[Draft, float] | None = None
         for size in rules.sizes(fixed):
-            draft = Draft(fixed)
+            draft = Draft(fixed, of_weights=of_weights)
             rules.choose_size(draft, size, self.facts)
             rules.choose_held_out(draft, self.facts)
             rules.choose_pixels(draft, self.facts)

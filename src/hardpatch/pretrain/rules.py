@@ -4,7 +4,7 @@ How they were found, and what did not matter: docs/plan.md. No rule looks at nam
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,6 +70,8 @@ class Draft:
     chosen: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     """by topic"""
+    of_weights: Collection[str] = ()
+    """names among the fixed settings that are not the user's but those of the weights that training starts from"""
 
     def choose(self, topic: str, values: Mapping[str, Any], reason: str) -> None:
         """Take those of `values` that the user did not set, and note what they are and rest on."""
@@ -77,8 +79,11 @@ class Draft:
         kept = {name: self.fixed[name] for name in values if name in self.fixed}
         self.chosen |= taken
         said = reason if taken or not values else ""
-        yours = ", ".join(f"{name} {value}" for name, value in kept.items())
-        self.reasons[topic] = "; ".join(part for part in (said, f"yours: {yours}" if yours else "") if part)
+        whose: dict[str, list[str]] = {}
+        for name, value in kept.items():
+            whose.setdefault("of --init" if name in self.of_weights else "yours", []).append(f"{name} {value}")
+        parts = (said, *(f"{owner}: {', '.join(settings)}" for owner, settings in whose.items()))
+        self.reasons[topic] = "; ".join(part for part in parts if part)
 
     def value(self, name: str, default: Any = None) -> Any:
         """Return a setting, the user's before that of the rules."""
