@@ -231,11 +231,14 @@ def test_micro_batches_give_the_result_of_the_batch(run: Path, images: Path, tmp
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_classes_are_matched_by_name(run: Path, images: Path, tmp_path: Path) -> None:
+def test_classes_are_matched_by_name(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     val = tmp_path / "val"
     shutil.copytree(images / "class_1", val / "class_1")  # label 0 here, 1 in the training set
     out = tmp_path / "run"
     assert main(command(run, images, out, "--image_size", 24, val=val)) == 0
+    assert "patches are interpolated to 6 x 6" in capsys.readouterr().err
     result = read_result(out)
     assert result["per_class"][0] == {"name": "class_0", "images": 0, "top1": None}
     assert result["per_class"][1] == {"name": "class_1", "images": 15, "top1": result["top1"]}

@@ -65,6 +65,9 @@ def test_the_size_that_a_file_was_trained_on(tmp_path: Path, capsys: pytest.Capt
     assert "16 x 48 px, 3 channels, 2 x 6 patches of 8 px" in capsys.readouterr().out
     assert main(["info", str(file), "--heads", "2", "--trained_size", "32", "48"]) == 2
     assert "correct --trained_size" in capsys.readouterr().err
+    said = ["--heads", "2", "--trained_size", "16", "48"]
+    assert main(["export", str(file), "--to", "timm", "--out", str(tmp_path / "out.safetensors"), *said]) == 0
+    assert_close(hardpatch.load(tmp_path / "out.safetensors").encode(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fine_tuning_records_what_was_said(tmp_path: Path) -> None:

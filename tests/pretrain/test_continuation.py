@@ -47,7 +47,7 @@ def images(channels: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("host", ["mae", "simmim", "ibot"])
+@pytest.mark.parametrize("host", ["mae", "simmim", "ibot", "beit"])
 def test_a_run_goes_on_exactly_where_it_was(tmp_path: Path, host: str) -> None:
     folder = run_of(tmp_path, host)
     run = configured(folder, "--data.image_size=16", f"--method.host={host}")

@@ -27,7 +27,8 @@ def export(arguments: list[str]) -> int:
             "--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder, as hf-mae and reference; "
             "leave them out"
         )
-    values: dict[str, Any] = {"heads": options.heads, "form": options.form, "part": options.part}
+    size = options.trained_size and tuple(options.trained_size)
+    values: dict[str, Any] = {"heads": options.heads, "image_size": size, "form": options.form, "part": options.part}
     if decoder:
         values |= {"decoder_heads": options.decoder_heads, "normalize_pixels": options.normalize_pixels or None}
 
@@ -114,6 +115,13 @@ def _parser() -> Parser:
     )
     architecture = parser.add_argument_group("architecture, which checkpoints of other libraries do not contain")
     architecture.add_argument("--heads", type=number("heads"), metavar="N", help="attention heads of the encoder")
+    architecture.add_argument(
+        "--trained_size",
+        type=number("trained_size"),
+        nargs=2,
+        metavar=("H", "W"),
+        help="size in pixels of the images that RUN was trained on",
+    )
     architecture.add_argument(
         "--decoder_heads",
         type=number("decoder_heads"),

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from pathlib import Path
 
-from hardpatch.data.sources import OpenedSource
+from hardpatch.data.sources import OpenedSource, Paths, open_source
+from hardpatch.errors import UserError
 
 READ = 1000
 """Files, evenly spread over the set, whose content counts."""
@@ -20,9 +22,43 @@ def content_digest(source: OpenedSource) -> str:
     It is the same wherever the folder lies. An image that is replaced by another one of the same name and size is
     noticed if it is one of the files that are read: any one in a set of up to :data:`READ` files.
     """
-    files = list(source.files())
+    return _digest(list(source.files()), len(source))
+
+
+def path_digest(path: Paths) -> str | None:
+    """Return a digest, like :func:`content_digest`, of all files below a path, of label maps and annotations too.
+
+    Of a list or a pattern it is that of the images that are named.
+
+    Args:
+        path: a folder, a file, a list, a pattern, or several of them.
+
+    Returns:
+        None for the embedded set, and where there is nothing.
+    """
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    files: list[str] = []
+    for place in map(Path, paths):
+        if place.is_dir():
+            files += sorted(
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(place)
+                for name in names
+                if not name.startswith(".")  # an index that hardpatch wrote
+            )
+        elif place.is_file() and place.suffix.lower() not in (".csv", ".tsv"):
+            files.append(str(place))
+        else:
+            try:
+                files += open_source(place).files()
+            except UserError:  # the verb says what is wrong with it
+                return None
+    return _digest(files, len(files)) if files else None
+
+
+def _digest(files: Sequence[str], images: int) -> str:
     root = os.path.dirname(files[0]) if len(files) == 1 else os.path.commonpath(files) if files else ""
-    digest = hashlib.blake2b(f"{len(source)}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{images}\n".encode(), digest_size=16)
     read, sized = _spread(len(files), READ), _spread(len(files), SIZED)
     folders: dict[str, str] = {}
     for k, file in enumerate(files):

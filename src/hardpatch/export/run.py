@@ -4,11 +4,12 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from hardpatch.choices import Architecture
 from hardpatch.errors import UserError
 from hardpatch.export import hugging_face_outputs, to_hugging_face, to_torchvision
 from hardpatch.export.card import LICENSE_NOTE, write_card
@@ -61,7 +62,7 @@ def export(run: str | Path, to: FormatName, out: str | Path, weights: Weights = 
 
 
 def export_timm(
-    run: str | Path, out: str | Path, weights: Weights = "auto", *, heads: int | None = None
+    run: str | Path, out: str | Path, weights: Weights = "auto", **architecture: Unpack[Architecture]
 ) -> ExportResult:
     """Write an encoder or a classifier as a ``.safetensors`` file or a folder that ``timm.create_model`` loads.
 
@@ -73,7 +74,7 @@ def export_timm(
         run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new file that ends in ``.safetensors``, or a new folder.
         weights: which weights of the run.
-        heads: attention heads, if the file does not say.
+        architecture: what the file does not say: ``heads``, ``decoder_heads``, ``image_size``.
 
     Raises:
         UserError: if there is nothing to load, timm cannot hold it, or ``out`` exists or cannot be written.
@@ -84,7 +85,7 @@ def export_timm(
     if out.suffix in OTHER_FILES:
         raise UserError(f"--out: expected a file that ends in .safetensors, or a folder, got {out}")
     check_new(out)
-    source = load_source(run, weights, heads)
+    source = load_source(run, weights, **architecture)
     encoder, head = source.encoder, source.head
     name, arguments = timm_arguments(encoder, source.mean, source.std, head)
     config = timm_config(encoder, name, arguments, head)
@@ -123,9 +124,8 @@ def export_hugging_face(
     weights: Weights = "auto",
     *,
     form: Literal["vit", "vit_mae"] | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     normalize_pixels: bool = False,
+    **architecture: Unpack[Architecture],
 ) -> ExportResult:
     """Write a folder for ``from_pretrained``: config, weights, preprocessing and a model card.
 
@@ -134,8 +134,7 @@ def export_hugging_face(
         out: a new folder.
         weights: which weights of the run.
         form: ``vit`` for ``ViTModel``, ``vit_mae`` with the decoder of host mae; None is the class that fits exactly.
-        heads: attention heads of the encoder, if the file does not say.
-        decoder_heads: of the decoder, likewise.
+        architecture: what the file does not say: ``heads``, ``decoder_heads``, ``image_size``.
         normalize_pixels: the targets were normalized per patch, likewise.
 
     Raises:
@@ -146,13 +145,13 @@ def export_hugging_face(
     own_outputs: Outputs
     load_outputs: Callable[[Path], Outputs]
     if form == "vit_mae":
-        backbone, host, ratio = _autoencoder(run, weights, heads, decoder_heads, normalize_pixels)
+        backbone, host, ratio = _autoencoder(run, weights, normalize_pixels=normalize_pixels, **architecture)
         model = to_hugging_face.vit_mae(host, ratio)
         own_outputs, load_outputs = hugging_face_outputs.of_vit_mae(host, ratio)
         notes: tuple[str, ...] = ()
         code = f'transformers.ViTMAEForPreTraining.from_pretrained("{out}")'
     else:
-        source = load_source(run, weights, heads)
+        source = load_source(run, weights, **architecture)
         backbone, notes = source.backbone, source.notes
         convert = to_hugging_face.vit if form == "vit" else to_hugging_face.exact
         model = convert(source.encoder, source.head)
@@ -179,13 +178,11 @@ def export_hugging_face(
         return _with_card(folder, run, result, "transformers")
 
 
-def _autoencoder(
-    run: str | Path, weights: Weights, heads: int | None, decoder_heads: int | None, normalize_pixels: bool
-) -> tuple[Backbone, MAE, float]:
+def _autoencoder(run: str | Path, weights: Weights, **options: Any) -> tuple[Backbone, MAE, float]:
     """Load encoder and reconstructor, and the mask ratio."""
     if weights == "teacher":
         raise UserError("--form: vit_mae has a reconstructor, which a teacher lacks; export the student")
-    model = load(run, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
+    model = load(run, **options)
     host = model.host
     if not isinstance(host, MAE):
         raise UserError(f"--form: vit_mae is for host mae, {run} has {type(host).__name__}; use --form vit")
@@ -194,7 +191,7 @@ def _autoencoder(
 
 
 def export_torchvision(
-    run: str | Path, out: str | Path, weights: Weights = "auto", *, heads: int | None = None
+    run: str | Path, out: str | Path, weights: Weights = "auto", **architecture: Unpack[Architecture]
 ) -> ExportResult:
     """Write a folder with the state dict of torchvision's ``VisionTransformer`` and the arguments that build it.
 
@@ -202,7 +199,7 @@ def export_torchvision(
         run: anything that :func:`hardpatch.load` reads, or a fine-tuned run.
         out: a new folder.
         weights: which weights of the run.
-        heads: attention heads, if the file does not say.
+        architecture: what the file does not say: ``heads``, ``decoder_heads``, ``image_size``.
 
     Raises:
         UserError: if there is nothing to load, the class cannot hold it, or ``out`` exists or cannot be written.
@@ -213,7 +210,7 @@ def export_torchvision(
     if out.suffix in (*OTHER_FILES, ".safetensors"):
         raise UserError(f"--out: expected a new folder, got {out}")
     check_new(out)
-    source = load_source(run, weights, heads)
+    source = load_source(run, weights, **architecture)
     encoder, head = source.encoder, source.head
     arguments = to_torchvision.torchvision_arguments(encoder, head)
     notes = (*source.notes, *to_hugging_face.folded(encoder))
@@ -239,9 +236,8 @@ def export_reference(
     out: str | Path,
     weights: Weights = "auto",
     *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
     normalize_pixels: bool = False,
+    **architecture: Unpack[Architecture],
 ) -> ExportResult:
     """Write a ``.pth`` file in the layout of HPM's and MAE's reference code, and read it again.
 
@@ -249,8 +245,7 @@ def export_reference(
         run: anything that :func:`hardpatch.load` reads, but no classifier.
         out: a new file that ends in ``.pth``.
         weights: which weights of the run.
-        heads: attention heads of the encoder, if the file does not say.
-        decoder_heads: of the decoders, likewise.
+        architecture: what the file does not say: ``heads``, ``decoder_heads``, ``image_size``.
         normalize_pixels: the targets were normalized per patch, likewise.
 
     Raises:
@@ -260,10 +255,10 @@ def export_reference(
     if out.suffix != ".pth":
         raise UserError(f"--out: expected a file that ends in .pth, got {out}")
     check_new(out)
-    source = load_source(run, weights, heads)
+    source = load_source(run, weights, **architecture)
     if source.head is not None:
         raise UserError("--to: the reference's layout has no classifier; expected --to timm or --to onnx")
-    model = load(run, weights, heads=heads, decoder_heads=decoder_heads, normalize_pixels=normalize_pixels)
+    model = load(run, weights, normalize_pixels=normalize_pixels, **architecture)
     state, notes = reference_state(model)
     arguments = reference_arguments(model)
     with new_path(out) as path:

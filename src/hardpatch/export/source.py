@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 
+from hardpatch.choices import Architecture
 from hardpatch.data.reading import Reading
 from hardpatch.errors import UserError
 from hardpatch.export.network import Head
@@ -44,13 +45,13 @@ class Source(NamedTuple):
         return Backbone(self.encoder, self.mean, self.std, self.reading)
 
 
-def load_source(run: str | Path, weights: Weights, heads: int | None) -> Source:
+def load_source(run: str | Path, weights: Weights, **architecture: Unpack[Architecture]) -> Source:
     """Load what is exported, with the tensors of its file as they are.
 
     Args:
         run: anything that :func:`hardpatch.load` reads, or a run folder of ``finetune``, ``segment`` or ``detect``.
         weights: which weights of the run.
-        heads: attention heads, if the file does not say.
+        architecture: what the file does not say.
 
     Raises:
         UserError: if there is nothing to load.
@@ -58,7 +59,7 @@ def load_source(run: str | Path, weights: Weights, heads: int | None) -> Source:
     finetuned = read_newest(run, read_finetuned)
     if finetuned is not None and finetuned.kind == "classifier":
         return _classifier(run, finetuned, weights)
-    model = load(run, weights, heads=heads)
+    model = load(run, weights, **architecture)
     encoder = model.host.encoder
     encoder.mask_token = None
     notes: tuple[str, ...] = ()

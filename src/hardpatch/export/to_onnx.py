@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from hardpatch.choices import Architecture
 from hardpatch.errors import UserError
 from hardpatch.export.result import ExportResult, check_new, example_images, new_path
 from hardpatch.export.source import Weights, check_average, load_source, rounded
@@ -75,7 +76,7 @@ def export_onnx(
     weights: Weights = "auto",
     *,
     part: PartName | None = None,
-    heads: int | None = None,
+    **architecture: Unpack[Architecture],
 ) -> ExportResult:
     """Write an ``.onnx`` file with dynamic batch, and beside it ``<name>.parity.json`` with the differences to ours.
 
@@ -87,7 +88,7 @@ def export_onnx(
         weights: which weights of the run.
         part: ``encoder``, ``predictor``, ``classifier`` or ``segmenter``; None is the fine-tuned network, or the
             encoder of other weights.
-        heads: attention heads, if the file does not say.
+        architecture: what the file does not say: ``heads``, ``decoder_heads``, ``image_size``.
 
     Raises:
         UserError: if there is no such part, or ``out`` exists or cannot be written.
@@ -102,7 +103,7 @@ def export_onnx(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx: needs {', '.join(missing)}, not installed; run: pip install 'hardpatch[onnx]'")
-    chosen = _choose(run, weights, part, heads)
+    chosen = _choose(run, weights, part, architecture)
     graph, backbone = chosen.graph.eval().requires_grad_(False), chosen.backbone
     with new_path(out) as path:
         _write(chosen, path)
@@ -138,7 +139,7 @@ class Chosen(NamedTuple):
         return values | ({"classes": list(self.classes)} if self.classes else {})
 
 
-def _choose(run: str | Path, weights: Weights, part: PartName | None, heads: int | None) -> Chosen:
+def _choose(run: str | Path, weights: Weights, part: PartName | None, architecture: Architecture) -> Chosen:
     """Load the part that is exported; None is the fine-tuned network, or the encoder of other weights."""
     found = read_newest(run, read_finetuned)
     kind = None if found is None else found.kind
@@ -147,7 +148,7 @@ def _choose(run: str | Path, weights: Weights, part: PartName | None, heads: int
     if found is not None and part == "segmenter" == own:
         check_average(run, found, weights)
         return _segmenter(run)
-    source = load_source(run, weights, heads)
+    source = load_source(run, weights, **architecture)
     backbone, size = source.backbone, source.encoder.image_size
     if part == "classifier" and source.head is not None:
         return Chosen(Graph(source.model, part), backbone, size, source.head.classes, source.notes)

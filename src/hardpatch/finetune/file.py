@@ -1,5 +1,6 @@
 """Networks that a training of a classifier starts from, and those that it leaves on the disk."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from hardpatch.finetune.trainer import KIND
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.load import read_newest
 from hardpatch.models.encoder_settings import build_encoder
-from hardpatch.models.transfer import unshare_relative_bias
+from hardpatch.models.transfer import interpolated, unshare_relative_bias
 from hardpatch.train import checkpoint
 from hardpatch.weights import check_normalization, described, fitted, stored_tensors
+
+log = logging.getLogger("hardpatch")
 
 
 class LoadedClassifier(NamedTuple):
@@ -105,6 +108,9 @@ def initial_classifier(
     else:
         encoder, mean, std, reading = load_backbone(run, **settings.backbone)
     unshare_relative_bias(encoder)
+    if settings.crop_size is not None:
+        for line in interpolated(encoder, settings.crop_size):
+            log.info(line)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:

@@ -26,6 +26,15 @@ def train_positions(encoder: Encoder, grid: tuple[int, int] | None = None) -> No
     encoder.positions, encoder.grid = nn.Parameter(positions), grid
 
 
+def interpolated(encoder: Encoder, image_size: tuple[int, int]) -> list[str]:
+    """Return a line about the interpolation of positions for images of another size; none where there is none."""
+    grid = image_size[0] // encoder.patch_size, image_size[1] // encoder.patch_size
+    if encoder.positions is None or grid == encoder.grid:
+        return []
+    one, other = (f"{rows} x {columns}" for rows, columns in (encoder.grid, grid))
+    return [f"RUN: positions of {one} patches are interpolated to {other}"]
+
+
 def trains_positions(encoder: Encoder) -> bool:
     """Return whether the absolute positions are trained."""
     return isinstance(encoder.positions, nn.Parameter) and encoder.positions.requires_grad

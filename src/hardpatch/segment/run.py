@@ -21,7 +21,7 @@ from hardpatch.files import optional_file
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.finetuned import SEGMENTER
 from hardpatch.models.encoder import Encoder, patch_grid
-from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
+from hardpatch.models.transfer import add_layer_scale, add_relative_bias, interpolated, train_positions
 from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
@@ -307,6 +307,8 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
 def _transfer(encoder: Encoder, settings: SegmentSettings) -> None:
     """Give the encoder what the settings add for this task, on the grid of the crop."""
     grid = patch_grid((settings.crop[0], settings.crop[1]), encoder.patch_size)
+    for line in interpolated(encoder, (settings.crop[0], settings.crop[1])):
+        log.info(line)
     if settings.train_positions:
         train_positions(encoder, grid)
     if settings.relative_positions:
@@ -341,9 +343,7 @@ def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> Up
     if metadata.get("kind") != KIND or "encoder" not in metadata:
         raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
     if metadata["classes"] != list(labels.names):
-        expected, got = ", ".join(metadata["classes"]), ", ".join(labels.names)
-        raise UserError(
-            f"--resume: {saved} has the classes {expected}, the data has {got}; restore these classes, or take another "
-            "--out"
-        )
+        had, has = ", ".join(metadata["classes"]), ", ".join(labels.names)
+        more = "restore these classes, or take another --out"
+        raise UserError(f"--resume: {saved} has the classes {had}, the data has {has}; {more}")
     return rebuild(metadata, dropout=settings.dropout)

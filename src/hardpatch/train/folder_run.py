@@ -11,6 +11,7 @@ from hardpatch.errors import UserError, did_you_mean
 from hardpatch.paths import typed, user_path
 from hardpatch.train import resume as resuming
 from hardpatch.train import run_folder
+from hardpatch.train.moved import digests, moved, say_replaced
 from hardpatch.train.resume import ValuesOf
 from hardpatch.train.settings import FREE_TO_CHANGE, Settings, changed, to_dict, to_yaml
 
@@ -42,7 +43,11 @@ class FolderRun(Generic[Settings]):
             UserError: if the folder cannot be created.
         """
         values = {"verb": verb, **self.inputs, **to_dict(self.settings)}
-        run_folder.write_files(self.folder, to_yaml(values), arguments or [verb, "--out", str(self.folder)], readme)
+        content = digests(self.inputs)
+        if self.resume:
+            say_replaced(self.folder, content)
+        command = arguments or [verb, "--out", str(self.folder)]
+        run_folder.write_files(self.folder, to_yaml(values), command, readme, content)
         if self.note is not None:
             log.info("%s", self.note)
 
@@ -139,12 +144,13 @@ def _resumed(
         for name, value in inputs.items()
         if value is not None and value != saved.get(name)
     }
-    free = {*FREE_TO_CHANGE, *(resuming.named(values, new.extend) if values_of else ())}
+    elsewhere = moved(folder, saved, inputs)
+    free = {*FREE_TO_CHANGE, *elsewhere, *(resuming.named(values, new.extend) if values_of else ())}
     resuming.refuse_changes(folder, {name: pair for name, pair in changes.items() if name not in free})
     note = None
     if values_of is not None and new.extend != "no" and (values.get("epochs") or values.get("steps")):
         new, note = _extended(folder, old, new, values_of)
-    return FolderRun(folder, {name: saved.get(name) for name in inputs}, new, resume=True, note=note)
+    return FolderRun(folder, {name: saved.get(name) for name in inputs} | elsewhere, new, resume=True, note=note)
 
 
 def _extended(folder: Path, old: Settings, new: Settings, values_of: ValuesOf) -> tuple[Settings, str | None]:

@@ -14,7 +14,7 @@ PEAK = ("lr", "base_lr", "optim.lr", "optim.base_lr")
 """Settings of the peak learning rate, which a resumed run changes if they are named."""
 MAY_CHANGE = (
     "with --resume may change: length (--epochs or --steps) and peak learning rate where they are named, place of the "
-    "images (pretrain), device, number of processes, precision, workers, log, checkpoints, checks"
+    "images, device, number of processes, precision, workers, log, checkpoints, checks"
 )
 """Part of the message of a refusal; ``docs/resume.md`` has the table."""
 

@@ -4,10 +4,11 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -144,10 +145,10 @@ def _only_begun(folder: Path) -> bool:
     contents = (path.name for name in FOLDERS if name in names for path in (folder / name).iterdir())
     if names - {*FIRST, *FOLDERS} or any(name != NONE_YET for name in contents):
         return False
-    return not names & {*FIRST} or bool(_environment(folder))
+    return not names & {*FIRST} or bool(read_environment(folder))
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def read_environment(folder: Path) -> dict[str, Any]:
     """Read ``environment.json``; empty if there is none, or it is not that of a run."""
     try:
         values = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -174,7 +175,13 @@ def _changes(folder: Path, settings: str, command: str, before: list[dict[str, A
     return [*before, {"step": step, "command": command, "settings": changed}]
 
 
-def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
+def write_files(
+    folder: Path,
+    settings: str,
+    arguments: Sequence[str],
+    readme: str,
+    content: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write ``config.yaml``, ``environment.json`` and ``README.md``, each completely or not at all.
 
     Also makes the folders ``checkpoints`` and ``pictures``.
@@ -184,6 +191,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         settings: content of ``config.yaml``.
         arguments: command line that made the run, verb first.
         readme: template with the placeholders ``{command}`` and ``{folder}``.
+        content: digests of the sets of images, by argument name.
 
     Raises:
         UserError: if the folder cannot be created.
@@ -191,7 +199,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
     command = shlex.join(["hardpatch", *arguments])
     history: dict[str, Any] = {"command": command, "resumed_by": []}
     if (folder / "config.yaml").is_file():  # the run is resumed: the command that made it stays
-        history |= _environment(folder)
+        history |= read_environment(folder)
         if command not in (history["command"], *history["resumed_by"]):
             history["resumed_by"].append(command)
         history["changes"] = _changes(folder, settings, command, history.get("changes", []))
@@ -206,6 +214,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
         "threads": torch.get_num_threads(),
+        **({"content": dict(content)} if content else {}),
     }
     try:
         for name in FOLDERS:
