@@ -8,7 +8,7 @@ TEST_WORKERS ?= 2
 # Writing no bytecode makes every `import torch` and `import timm` several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test fuzz coverage check format build bench constraints clean
+.PHONY: install demo test fuzz coverage check format build bench docs constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -62,9 +62,13 @@ $(VENV)/.bench: $(STAMP)
 	PATH="$$PATH:$(BIN)" VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install -q -c constraints.txt -e '.[bench]'
 	touch $@
 
+# The pages as a site: open site/index.html, no network needed. A broken link fails.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
+
 # After a change of dependencies in pyproject.toml.
 constraints: $(STAMP)
 	PATH="$$PATH:$(BIN)" uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
