@@ -9,14 +9,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError, did_you_mean
 from hardpatch.files import UNWRITABLE, reason_of
-from hardpatch.printable import lasting_output, printable
+from hardpatch.printable import lasting_output, printable, say
 from hardpatch.processes import launched
+from hardpatch.transcript import transcript
 
 USAGE = """\
 usage: hardpatch VERB ...
@@ -110,10 +111,11 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"hardpatch {__version__}")
         return 0
     verb, *rest = arguments
-    if launched().rank == 0:
-        return _call(verb, rest)
-    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):  # the first process says it
-        return _call(verb, rest)
+    with transcript() if verb in TRAINING else nullcontext():
+        if launched().rank == 0:
+            return _call(verb, rest)
+        with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):  # the first process says it
+            return _call(verb, rest)
 
 
 def _call(verb: str, rest: list[str]) -> int:
@@ -145,7 +147,7 @@ def complain(verb: str, error: Exception) -> None:
     own = launched()
     if own.local_rank == 0:
         where = f" (process {own.rank} of {own.world_size})" if own.rank else ""
-        print(f"hardpatch {verb}{where}: {printable(str(error))}", file=sys.stderr)
+        say(f"hardpatch {verb}{where}: {printable(str(error))}", error=True)
 
 
 def refuses_processes(verb: str) -> bool:
