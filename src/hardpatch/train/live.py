@@ -79,6 +79,7 @@ class LiveProgress:
             if self.step >= self.total:
                 self.state = "done"
             live.stop()
+            self.console.print()
 
     def frame(self) -> Text:
         """Return the view for the terminal as it is."""
@@ -86,27 +87,35 @@ class LiveProgress:
         if width < self._width and self.live is not None:  # the lines of the last view are torn apart
             self.console.clear()
         self._width = width
-        lines = self._lines(width - 1)
-        if len(lines) >= height:  # the most important ones stay
-            lines = [line for line in lines if line.plain][: max(1, height - 1)]
+        head, middle, end = self._head(width - 1), self._numbers(width - 1), self._words(width - 1)
+        if len(head) + len(middle) + len(end) >= height:
+            head, middle, end = ([line for line in part if line.plain] for part in (head, middle, end))
+        lines = [*head, *middle[: max(0, height - 1 - len(head) - len(end))], *end][: max(1, height - 1)]
         for line in lines:
             line.truncate(width - 1, overflow="ellipsis")
         return Text("\n", no_wrap=True, overflow="crop", end="").join(lines)
 
-    def _lines(self, width: int) -> list[Text]:
-        """Return the lines of the view, the most important ones first."""
+    def _head(self, width: int) -> list[Text]:
+        """Return the lines about the progress of the run."""
         name = "" if self.folder is None else f"  {printable(str(self.folder))}"
-        lines = [Text(""), Text.assemble((self.state, "bold"), (name, "dim")), self._bar(width)]
-        lines += self._times(width)
+        return [Text(""), Text.assemble((self.state, "bold"), (name, "dim")), self._bar(width), *self._times(width)]
+
+    def _numbers(self, width: int) -> list[Text]:
+        """Return the lines of the numbers."""
         step, check = self.rows["step"], self.rows["check"]
+        lines = []
         if step:
             lines += [Text(""), *(_line(each, width) for each in numbers(STEP, step[-1], step[0]))]
         if check:
-            title = "start" if check[-1]["step"] == 0 else f"step {check[-1]['step']:,}"
-            lines += [Text(""), Text(f"measured at the {title}" if title == "start" else f"measured at {title}", "dim")]
+            when = "the start" if check[-1]["step"] == 0 else f"step {check[-1]['step']:,}"
+            lines += [Text(""), Text(f"measured at {when}", "dim")]
             lines += [_line(each, width) for each in numbers(CHECK, check[-1], check[0])]
-        wrong = [each for row in (step, check) if row for each in alarms(row[-1])]
-        lines += [_line(each, width) for each in wrong]
+        return lines
+
+    def _words(self, width: int) -> list[Text]:
+        """Return the lines about what is wrong, the verdict so far and the last warning."""
+        rows = [rows[-1] for rows in self.rows.values() if rows]
+        lines = [_line(each, width) for row in rows for each in alarms(row)]
         if self.so_far:
             lines += [Text(""), *_wrapped("learned so far", self.so_far, self.console, width)]
         if self.warnings:
@@ -127,7 +136,7 @@ class LiveProgress:
         speed = self.rows["step"][-1]["images_per_second"] if self.rows["step"] else 0.0
         if speed:
             parts.append(f"{speed:,.0f} images/s")
-        parts.append(f"{_clock(time.monotonic() - self._started)} gone")
+        parts.append(f"{_clock(time.monotonic() - self._started)} elapsed")
         if speed and self.step < self.total:
             parts.append(f"{_clock((self.total - self.step) * self.batch_size / speed)} left")
         text = "   ".join(parts)
@@ -162,9 +171,9 @@ def _line(number: Number, width: int) -> Text:
     title = Text(f"{number.title:<{TITLE}}"[:TITLE], "dim")
     text = Text.assemble(title, f"{number.value:>{VALUE}}  ")
     if number.state is not None:
-        text.append(f"{number.state:<6}", STYLES[number.state])
-    if number.note and width - len(text) > len(number.note) + 1:
-        text.append(f" {number.note}" if number.state else f"{'':7}{number.note}", "dim")
+        text.append(number.state, STYLES[number.state])
+    if number.note and TITLE + VALUE + 9 + len(number.note) <= width:
+        text.append(" " * (TITLE + VALUE + 9 - len(text)) + number.note, "dim")
     return text
 
 

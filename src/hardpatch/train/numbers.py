@@ -1,5 +1,6 @@
 """Numbers of a run that a terminal shows, by name, and which of their values are good."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,8 @@ TOKENS_USED = 0.05
 """Entropy of the use of tokens below which they collapse onto one."""
 DIRECTIONS = 1.5
 """RankMe below which all features are alike."""
+ERRORS = 2.0
+"""Sampling errors by which an accuracy has to differ from the first one to be better or worse."""
 
 
 class Number(NamedTuple):
@@ -30,8 +33,8 @@ class Named(NamedTuple):
     spec: str = ".4f"
     above: float | None = None
     """value above which it is good"""
-    good: str = ""
-    """note on good values"""
+    good: str | None = ""
+    """note on good values; None if a good value is no news"""
     watch: str = ""
     """note on other values"""
     first: bool = False
@@ -43,12 +46,10 @@ STEP = (
     Named("reconstruction_loss", "reconstruction loss", first=True),
     Named("pair_accuracy", "loss predictor", ".1%", 0.5, "of pairs ranked right", "of pairs right, chance is 50 %"),
     Named("spearman", "  rank correlation", ".2f", 0.0, "", "predicted and true loss disagree"),
-    Named("alpha", "hard patches (alpha)", ".0%"),
+    Named("alpha", "hard share (alpha)", ".0%"),
     Named("mined_loss_ratio", "  their loss / others'", ".2f", 1.0, "hard ones are mined", "easy ones are mined"),
     Named("token_entropy", "use of tokens", ".3f", TOKENS_USED, "", "collapsed onto one"),
     Named("perplexity", "perplexity", ".1f"),
-    Named("learning_rate", "learning rate", ".2g"),
-    Named("lr", "learning rate", ".2g"),
     Named("memory_gib", "GPU memory, GiB", ".1f"),
 )
 """Metrics of a training step."""
@@ -63,7 +64,7 @@ CHECK = (
     Named("check_loss", "loss, fixed masks", first=True),
     Named("check_knn_top1", "k-NN", ".1%", first=True),
     Named("check_linear_top1", "linear probe", ".1%", first=True),
-    Named("check_rankme", "features (RankMe)", ".1f", DIRECTIONS, "", "all alike"),
+    Named("check_rankme", "features (RankMe)", ".1f", DIRECTIONS, None, "all alike", first=True),
     Named("check_map_correlation", "difficulty map", ".2f", 0.0, "", "upside down"),
 )
 """Metrics of an evaluation."""
@@ -94,15 +95,24 @@ def alarms(row: Mapping[str, Any]) -> list[Number]:
 
 def _number(named: Named, row: Mapping[str, Any], first: Mapping[str, Any]) -> Number:
     value, before = row[named.metric], first.get(named.metric)
-    text = f"{value:{named.spec}}"
+    note = f"{_text(before, named.spec)} at first" if named.first and before not in (None, value) else ""
     state: State | None = None
-    note = f"{before:{named.spec}} at first" if named.first and before not in (None, value) else ""
-    if named.above is not None:
-        state = "good" if value > named.above else "watch"
-        note = named.good if state == "good" else named.watch
-    if named.metric == "check_loss" and (trivial := [row[name] for name in TRIVIAL if name in row]):
-        state = "good" if value < min(trivial) else "watch"
-        note = f"best trivial predictor {min(trivial):.4f}"
-    if named.metric in ("check_knn_top1", "check_linear_top1") and before is not None and first is not row:
-        state = "good" if value > before else "watch"
-    return Number(named.title, text, state, note)
+    if named.above is not None and value <= named.above:
+        state, note = "watch", named.watch
+    elif named.above is not None and named.good is not None:
+        state, note = "good", named.good
+    elif named.metric == "check_loss" and first is not row:
+        trivial = min((row[name] for name in TRIVIAL if name in row), default=None)
+        if trivial is not None:
+            state, note = ("good" if value < trivial else "watch"), f"best trivial predictor {trivial:.4f}"
+    elif "check_queries" in row and named.spec.endswith("%") and before is not None and first is not row:
+        error = math.sqrt(
+            sum(max(p * (1 - p), 1 / row["check_queries"]) for p in (value, before)) / row["check_queries"]
+        )
+        if abs(value - before) > ERRORS * error:
+            state = "good" if value > before else "watch"
+    return Number(named.title, _text(value, named.spec), state, note)
+
+
+def _text(value: float, spec: str) -> str:
+    return f"{100 * value:{spec[:-1]}f} %" if spec.endswith("%") else f"{value:{spec}}"
