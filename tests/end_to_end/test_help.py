@@ -32,7 +32,7 @@ def options(text: str) -> set[str]:
     return set(re.findall(r"^  --([a-z_.]+)", text, re.MULTILINE))
 
 
-OWN = {"hours", "recipe", "config", "data", "init", "out", "resume", "json", "print_config"}
+OWN = {"hours", "recipe", "config", "data", "init", "out", "resume", "json", "display", "print_config"}
 """Options of pretrain that are not settings."""
 
 

@@ -20,7 +20,7 @@ def detect(arguments: list[str]) -> int:
     from hardpatch.train.display import open_display
     from hardpatch.train.result import Verdict
 
-    progress = open_display(options.show)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,

@@ -55,7 +55,7 @@ def _train(
 
     from hardpatch.train.display import open_display
 
-    progress = open_display(options.show)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,

@@ -25,7 +25,7 @@ def pretrain(arguments: list[str]) -> int:
     from hardpatch.train.live import LiveProgress
     from hardpatch.train.progress import doing
 
-    progress = open_display(own.show)
+    progress = open_display(own.display)
     with doing() if isinstance(progress, LiveProgress) else nullcontext(lambda line: None) as say:
         run, folder = plan_or_configure(
             own.recipe, own.config, own.data, own.out, settings, resume=own.resume, hours=own.hours, say=say

@@ -22,7 +22,7 @@ def segment(arguments: list[str]) -> int:
     from hardpatch.train.display import open_display
     from hardpatch.train.result import Verdict
 
-    progress = open_display(options.show)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,

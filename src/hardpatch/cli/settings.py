@@ -70,10 +70,10 @@ def run_parser(verb: str, description: str) -> Parser:
 
 
 def output_arguments(parser: Parser) -> None:
-    """Add --json and --show of a training."""
+    """Add --json and --display of a training."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(
-        "--show",
+        "--display",
         choices=("auto", "plain", "quiet", "json"),
         default="auto",
         help="auto: a live view on a terminal, else plain; plain: lines of text; quiet: warnings and the result; json: "
@@ -113,7 +113,7 @@ def given_settings(options: argparse.Namespace, presets: Mapping[str, LoopSettin
 
 
 def print_result(options: argparse.Namespace, result: Mapping[str, Any], lines: Iterable[str]) -> int:
-    """Write the result of a training to the file of --json, and print it as --show says; returns the exit code.
+    """Write the result of a training to the file of --json, and print it as --display says; returns the exit code.
 
     Args:
         options: of :func:`output_arguments`.
@@ -122,7 +122,7 @@ def print_result(options: argparse.Namespace, result: Mapping[str, Any], lines: 
     """
     if options.json is not None:
         write_json(options.json, result)
-    if options.show == "json":
+    if options.display == "json":
         for line in lines:
             note(line)
         print_json(result)
@@ -136,7 +136,7 @@ def stopped(options: argparse.Namespace, verb: str, step: int, total: int, folde
     """Print how to resume an interrupted run; returns the exit code."""
     command = f"hardpatch {verb} --resume --out {folder}"
     line = f"stopped after step {step} of {total}, nothing is lost; resume with: {command}"
-    if options.show == "json":
+    if options.display == "json":
         note(line)
         print_json({"event": "stopped", "step": step, "steps": total, "signal": signal, "resume": command})
     else:

@@ -29,7 +29,7 @@ def tokenizer(arguments: list[str]) -> int:
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
     from hardpatch.train.display import open_display
 
-    progress = open_display(options.show)
+    progress = open_display(options.display)
     settings = given_settings(options, PRESETS)
     result = train_tokenizer(
         options.data,

@@ -7,23 +7,23 @@ from hardpatch.train.live import LiveLog, LiveProgress
 from hardpatch.train.log import show_log
 from hardpatch.train.progress import JsonLog, JsonProgress, PlainProgress, Progress, Silent, live_console
 
-Show = Literal["auto", "plain", "quiet", "json"]
+Display = Literal["auto", "plain", "quiet", "json"]
 
 
-def open_display(show: Show = "auto") -> Progress:
+def open_display(display: Display = "auto") -> Progress:
     """Return the display of a training, and let it show the log, too.
 
     Args:
-        show: auto is a live view on a terminal and plain elsewhere; plain is lines on stderr; quiet is warnings only;
-            json is one JSON object a line on stdout.
+        display: auto is a live view on a terminal and plain elsewhere; plain is lines on stderr; quiet is warnings
+            only; json is one JSON object a line on stdout.
     """
-    console = live_console() if show == "auto" else None
+    console = live_console() if display == "auto" else None
     if console is not None:
         progress = LiveProgress(console)
         show_log(LiveLog(progress))
         return progress
-    if show == "json":
+    if display == "json":
         show_log(JsonLog())
         return JsonProgress()
-    show_log(level=logging.WARNING if show == "quiet" else logging.INFO)
-    return Silent() if show == "quiet" else PlainProgress()
+    show_log(level=logging.WARNING if display == "quiet" else logging.INFO)
+    return Silent() if display == "quiet" else PlainProgress()
