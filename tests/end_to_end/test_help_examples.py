@@ -14,13 +14,13 @@ import yaml
 from hardpatch.cli import VERBS, main
 from hardpatch.cli.completion import NESTED
 from hardpatch.cli.examples import EXAMPLES
-from tests.end_to_end.conftest import write_images
+from tests.end_to_end.conftest import SMALL, write_images
 
 TRAINED = "--device cpu --workers 0"
 SHORTER = {
-    "pretrain": "--hours 0.003 --steps 4 --batch_size 8 --model.width 32 --model.depth 4 --model.heads 2 "
-    "--model.decoder_width 16 --train.device cpu --data.workers 0 --verdict.checks 0",
-    "plan": "--hours 0.003 --model.width 32 --model.depth 2 --model.heads 2 --train.device cpu",
+    "pretrain": "--hours 0.001 --batch_size 8 --model.width 32 --model.depth 4 --model.heads 2 "
+    "--model.decoder_width 16 --model.patch_size 4 --data.image_size 32 --train.device cpu --data.workers 0 --verdict.checks 0",
+    "plan": "--hours 0.001 --model.width 32 --model.depth 2 --model.heads 2 --train.device cpu",
     "tokenizer": f"{TRAINED} --steps 2 --batch_size 4 --image_size 32 --patch_size 4 --vocabulary 32 --width 16",
     "knn": TRAINED,
     "linear": f"{TRAINED} --epochs 2",
@@ -30,7 +30,7 @@ SHORTER = {
     "segment": f"{TRAINED} --steps 2 --batch_size 2 --crop 16 24 --short_side 24 --channels 8 --warmup_steps 1 "
     "--stride 8",
     "detect": f"{TRAINED} --steps 2 --image_size 32 --batch_size 2 --window 3 --channels 8 --head_width 16 --rois 8 "
-    "--global_blocks 2 --relative_positions no",
+    "--global_blocks 2",
     "predict": TRAINED,
     "score": TRAINED,
     "check": "--workers 0",
@@ -40,8 +40,7 @@ SHORTER = {
     "bench": "--image_size 16 --decoder_width 16 --decoder_depth 2 --decoder_heads 2 --model.width 32 --model.depth 2 "
     "--model.heads 2 --batch_size 4 --device cpu --repeats 1",
     "bench data": "--seconds 0.05 --batch_size 8 --device cpu",
-    "study": "--scale micro --train.device cpu --steps 2 --batch_size 4 --measures knn --verdict.checks 0 "
-    "--data my_images --val labeled/val",
+    "study": "--scale micro --train.device cpu --steps 2 --batch_size 4 --measures knn --verdict.checks 0",
     **dict.fromkeys((f"study {figure}" for figure in NESTED["study"]), TRAINED),
 }
 """Options that make an example short, by verb; a resumed run has them already."""
@@ -68,7 +67,6 @@ def printed_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> list[str]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Make the sets that the examples name, in a folder of their own, and go there."""
     from tests.end_to_end import test_detect, test_segment  # which import the same files as this one
-    from tests.pretrain.test_replay import dumped
 
     root = tmp_path_factory.mktemp("place")
     write_images(root / "my_images", each=6)
@@ -83,7 +81,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     test_detect.write_data(root / "objects")
     entry = {"name": "mine", "verb": "knn", "train": "labeled/train", "val": "labeled/val", "k": [3], "workers": 0}
     (root / "suite.yaml").write_text(yaml.safe_dump([entry]))
-    dumped(root / "my_images", root / "runs" / "nan", "forward")
+    nan = ["--optim.lr", "1e30", "--optim.clip", "null", "--verdict.checks", "0", "--steps", "4"]
+    main(["pretrain", *SMALL, *nan, "--data", str(root / "my_images"), "--out", str(root / "diverged")])
+    dump = min((root / "diverged" / "dumps").iterdir())
+    shutil.copytree(dump, root / "runs" / "nan" / "dumps" / "step_00000003")
     before = Path.cwd()
     os.chdir(root)
     yield root

@@ -32,7 +32,7 @@ EXAMPLES = {
     ),
     "finetune": (
         "hardpatch finetune runs/mine --train labeled/train --val labeled/val \\\n      --out runs/classifier",
-        "hardpatch finetune runs/mine --train labeled/train --val labeled/val \\\n      --probe_only --out runs/probe",
+        "hardpatch finetune runs/mine --train labeled/train --val labeled/val \\\n      --probe_only --out runs/linear",
     ),
     "segment": (
         "hardpatch segment runs/mine --train maps/train --val maps/val \\\n      --out runs/segmenter",
@@ -54,7 +54,7 @@ EXAMPLES = {
     ),
     "score": (
         "hardpatch score runs/mine my_images --out pictures",
-        "hardpatch score runs/mine demo:test --pictures 8 --out pictures_of_demo",
+        "hardpatch score runs/mine my_images --pictures 8 --draws 2 --out few_pictures",
     ),
     "check": (
         "hardpatch check my_images",
@@ -82,7 +82,7 @@ EXAMPLES = {
     ),
     "study": (
         "hardpatch study plan table4 --scale cpu --data my_images --val labeled/val",
-        "hardpatch study table4 --scale micro --out studies",
+        "hardpatch study table4 --data my_images --val labeled/val --out studies",
     ),
     "export": (
         "hardpatch export runs/mine --to timm --out vit",
@@ -97,8 +97,8 @@ EXAMPLES = {
         "hardpatch info runs/mine --weights teacher",
     ),
     "recipes": (
-        "hardpatch recipes --images 3000",
         "hardpatch recipes demo",
+        "hardpatch recipes imagenet_base_200",
     ),
     "formats": (
         "hardpatch formats",
@@ -107,7 +107,7 @@ EXAMPLES = {
 } | {
     f"study {figure}": (
         f"hardpatch study {figure} runs/mine my_images --out {figure}",
-        f"hardpatch study {figure} runs/mine demo:test --count 6 --out {figure}_of_demo",
+        f"hardpatch study {figure} runs/mine my_images --count 6 --out {figure}_of_six",
     )
     for figure in ("fig2", "fig4", "figS1", "figS2")
 }
