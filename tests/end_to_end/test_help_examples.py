@@ -19,7 +19,8 @@ from tests.end_to_end.conftest import SMALL, write_images
 TRAINED = "--device cpu --workers 0"
 SHORTER = {
     "pretrain": "--hours 0.001 --batch_size 8 --model.width 32 --model.depth 4 --model.heads 2 "
-    "--model.decoder_width 16 --model.patch_size 4 --data.image_size 32 --train.device cpu --data.workers 0 --verdict.checks 0",
+    "--model.decoder_width 16 --model.patch_size 4 --data.image_size 32 --train.device cpu "
+    "--data.workers 0 --verdict.checks 0",
     "plan": "--hours 0.001 --model.width 32 --model.depth 2 --model.heads 2 --train.device cpu",
     "tokenizer": f"{TRAINED} --steps 2 --batch_size 4 --image_size 32 --patch_size 4 --vocabulary 32 --width 16",
     "knn": TRAINED,

@@ -74,7 +74,7 @@ Made by `{command}`.
 | `result.json` | average precision of boxes, and of masks if there are any, on the validation images |
 | `detections.json` | the detections in the validation images, as COCO results |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision during training |
-| `log.txt` | messages, such as the files that were left out |
+| `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; annotated and detected objects side by side |
 | `checkpoints/` | weights, and the state to resume from |
 

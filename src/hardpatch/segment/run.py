@@ -67,7 +67,7 @@ Made by `{command}`.
 | `result.json` | mIoU, mean and pixel accuracy on the validation images, a verdict, and the values of each class |
 | `segmenter.safetensors` | encoder and heads |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures during training |
-| `log.txt` | messages, such as the files that were left out |
+| `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; images beside their true and their predicted classes |
 | `checkpoints/` | the state to resume from |
 
