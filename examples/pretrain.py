@@ -7,14 +7,14 @@ python examples/pretrain.py runs/mine my_images labeled/train labeled/val
 import sys
 
 import hardpatch
-from hardpatch.train.progress import TrainingProgress
+from hardpatch.train.display import open_display
 
 out = sys.argv[1]
 data, train, val = sys.argv[2:5] or ("demo:train", "demo:train", "demo:test")
 
 # A recipe is a file of settings; keyword arguments change single ones, nested names as in **{"optim.base_lr": 5e-4}.
 recipe = "demo" if data == "demo:train" else "tiny_imagenet_small"
-result = hardpatch.pretrain(recipe, data=data, out=out, progress=TrainingProgress(), seed=0)
+result = hardpatch.pretrain(recipe, data=data, out=out, progress=open_display(), seed=0)
 if not result.finished:  # Ctrl-C saves; hardpatch.pretrain(out=out, resume=True) continues
     sys.exit(f"stopped after step {result.step} of {result.total}")
 assert result.metrics is not None

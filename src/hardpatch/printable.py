@@ -1,12 +1,15 @@
 """Text for terminals that may be gone, and file names as text, which need not be valid UTF-8 or of one line."""
 
+import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from hardpatch.transcript import note
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -39,8 +42,20 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line while work goes on, to stdout or stderr; a reader that is gone does not end the work."""
-    stream = sys.stderr if error else sys.stdout
+    """Print a line while work goes on, to stdout or stderr; a reader that is gone does not end the work.
+
+    The log of the run holds it, too.
+    """
+    note(text, logging.ERROR if error else logging.INFO)
+    _print(_CONTROL_BUT_LINES.sub(_escaped, _valid(text)), sys.stderr if error else sys.stdout)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print a JSON object as one line on stdout; a reader that is gone does not end the work."""
+    _print(json.dumps(values, default=str), sys.stdout)
+
+
+def _print(text: str, stream: Any) -> None:
     print(text, file=stream if isinstance(stream, Output) else Output(stream), flush=True)
 
 

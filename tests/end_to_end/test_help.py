@@ -32,7 +32,7 @@ def options(text: str) -> set[str]:
     return set(re.findall(r"^  --([a-z_.]+)", text, re.MULTILINE))
 
 
-OWN = {"hours", "recipe", "config", "data", "init", "out", "resume", "json", "print_config"}
+OWN = {"hours", "recipe", "config", "data", "init", "out", "resume", "json", "display", "print_config"}
 """Options of pretrain that are not settings."""
 
 
@@ -68,7 +68,8 @@ def test_lines_fit_a_terminal(verb: str, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "recipes"])
 def test_every_option_has_a_help_text(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = show(capsys, verb, "--help")
+    text, _, examples = show(capsys, verb, "--help").partition("\nexamples:\n")
+    assert len(re.findall(r"^  hardpatch ", examples, re.MULTILINE)) == 2
     entries = re.split(r"\n(?=  \S)", text[text.index("\noptions:") :])[1:]
     for entry in entries:
         body = entry.split("\n\n")[0].strip()

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from hardpatch.train.progress import Silent, TrainingProgress, Unbreakable
+from hardpatch.train.progress import PlainProgress, Silent, Unbreakable
 
 ROW: dict[str, Any] = {"step": 20, "epoch": 1.25, "loss": 0.5, "images_per_second": 80.0, "gradient_norm": 3.0}
 
 
 def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = TrainingProgress()
+    progress = PlainProgress()
     progress.start(0, 100, 64)
     progress.advance()
     progress.metrics(ROW)
@@ -24,7 +24,7 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_resumed_run_names_its_step(capsys: pytest.CaptureFixture[str]) -> None:
-    TrainingProgress().start(20, 100, 64)
+    PlainProgress().start(20, 100, 64)
     assert capsys.readouterr().err == "step 20 of 100, 64 images each\n"
 
 

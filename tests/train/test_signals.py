@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hardpatch.train import signals
+from hardpatch.train.progress import Silent
 from hardpatch.train.signals import STOPPING, Requests, requests_by_signal
 
 
@@ -31,7 +32,7 @@ def test_a_first_signal_requests_a_stop_and_a_second_one_interrupts(
     number: int, second: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "REPEATED", 0.0)
-    with requests_by_signal() as requests:
+    with requests_by_signal(Silent().stopping) as requests:
         assert requests == Requests(0)
         os.kill(os.getpid(), number)
         assert requests == Requests(number)
@@ -42,7 +43,7 @@ def test_a_first_signal_requests_a_stop_and_a_second_one_interrupts(
 
 def test_one_signal_may_arrive_twice() -> None:
     """`timeout` sends its signal to its child, then to the process group of both."""
-    with requests_by_signal() as requests:
+    with requests_by_signal(Silent().stopping) as requests:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
         assert requests == Requests(signal.SIGTERM)
@@ -50,14 +51,14 @@ def test_one_signal_may_arrive_twice() -> None:
 
 def test_a_hangup_stays_ignored_under_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with requests_by_signal() as requests:
+    with requests_by_signal(Silent().stopping) as requests:
         os.kill(os.getpid(), signal.SIGHUP)
         assert requests == Requests(0)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_handlers_are_restored() -> None:
-    with pytest.raises(RuntimeError, match="a failed step"), requests_by_signal():
+    with pytest.raises(RuntimeError, match="a failed step"), requests_by_signal(Silent().stopping):
         raise RuntimeError("a failed step")
     for number in STOPPING:
         assert signal.getsignal(number) is signal.default_int_handler
@@ -67,7 +68,7 @@ def test_outside_the_main_thread_handlers_stay() -> None:
     results = []
 
     def train() -> None:
-        with requests_by_signal() as requests:
+        with requests_by_signal(Silent().stopping) as requests:
             results.append((requests, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=train)

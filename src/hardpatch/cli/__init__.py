@@ -9,14 +9,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 
 from hardpatch import __version__
 from hardpatch.errors import TrainingError, UserError, did_you_mean
 from hardpatch.files import UNWRITABLE, reason_of
-from hardpatch.printable import lasting_output, printable
+from hardpatch.printable import lasting_output, printable, say
 from hardpatch.processes import launched
+from hardpatch.transcript import transcript
 
 USAGE = """\
 usage: hardpatch VERB ...
@@ -47,9 +48,10 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   recipes    list the named runs                       hardpatch recipes [NAME]
   formats    list the formats that can be read here    hardpatch formats
 
-`hardpatch VERB --help` lists its options. RUN is a run folder, or weights of timm, Hugging Face, MAE or DINO. IMAGES is
-a folder (flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, shards, a pattern in quotes, or
-demo:train or demo:test, the embedded set.
+`hardpatch VERB --help` lists its options and shows examples; `hardpatch --print_completion bash` (zsh, fish) prints a
+script that completes them. RUN is a run folder, or weights of timm, Hugging Face, MAE or DINO. IMAGES is a folder
+(flat, a tree or one folder per class), a Parquet, CSV, .zip or .tar file, shards, a pattern in quotes, or demo:train
+or demo:test, the embedded set.
 """
 
 VERBS = {
@@ -109,11 +111,27 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"hardpatch {__version__}")
         return 0
+    if arguments[0].split("=")[0] == "--print_completion":
+        return _print_completion(arguments)
     verb, *rest = arguments
-    if launched().rank == 0:
-        return _call(verb, rest)
-    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):  # the first process says it
-        return _call(verb, rest)
+    with transcript() if verb in TRAINING else nullcontext():
+        if launched().rank == 0:
+            return _call(verb, rest)
+        with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):  # the first process says it
+            return _call(verb, rest)
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    """Print the completion script of a shell."""
+    from hardpatch.cli.completion import script
+
+    try:
+        shell = [*arguments[0].split("=", 1), *arguments[1:], ""][1]
+        print(script(shell, VERBS), end="")
+    except UserError as error:
+        print(f"hardpatch: {printable(str(error))}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _call(verb: str, rest: list[str]) -> int:
@@ -145,7 +163,7 @@ def complain(verb: str, error: Exception) -> None:
     own = launched()
     if own.local_rank == 0:
         where = f" (process {own.rank} of {own.world_size})" if own.rank else ""
-        print(f"hardpatch {verb}{where}: {printable(str(error))}", file=sys.stderr)
+        say(f"hardpatch {verb}{where}: {printable(str(error))}", error=True)
 
 
 def refuses_processes(verb: str) -> bool:

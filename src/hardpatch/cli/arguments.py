@@ -10,11 +10,23 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from hardpatch.choices import Architecture, WeightsName
+from hardpatch.cli.examples import EXAMPLES
 from hardpatch.errors import UserError, shown
 from hardpatch.files import reason_of, write_text_atomically
 from hardpatch.paths import typed
 from hardpatch.printable import say
 from hardpatch.ranges import FREEZE, OPTIONS, SIDE, Range, check_text
+
+ASKED = "\0parser"
+"""Argument by which a verb hands out its parser instead of parsing; no argument of a process holds a null byte."""
+
+
+class ParserAsked(Exception):  # noqa: N818 - it reports no error
+    """Parser of a verb."""
+
+    def __init__(self, parser: "Parser") -> None:
+        self.parser = parser
+
 
 PATHS = ("PATH", "DIR", "FILE", "RUN", "RUN2", "IMAGES", "N|FILE")
 """Placeholders in the help of arguments that are paths."""
@@ -25,9 +37,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, verb: str, description: str = "", *, add_help: bool = True) -> None:
         super().__init__(prog=f"hardpatch {verb}", description=description, add_help=add_help, allow_abbrev=False)
+        self.examples = EXAMPLES.get(verb, ())
+
+    def format_help(self) -> str:
+        """Return the help text, which ends with examples."""
+        text = super().format_help()
+        return "\n  ".join([f"{text}\nexamples:", *self.examples]) + "\n" if self.examples else text
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Any:
         """Parse a command line whose positional arguments may stand anywhere."""
+        self._hand_out(arguments or [])
         self._say_repeated(arguments or [])
         return self.parse_intermixed_args(arguments, namespace)
 
@@ -43,8 +62,13 @@ class Parser(argparse.ArgumentParser):
         """Parse the command line of a verb that also takes the settings of ``pretrain``; return those, too."""
         from hardpatch.configuration.config import with_section
 
+        self._hand_out(arguments)
         self._say_repeated(arguments, with_section)
         return self.parse_known_args(self._joined(arguments))
+
+    def _hand_out(self, arguments: Sequence[str]) -> None:
+        if ASKED in arguments:
+            raise ParserAsked(self)
 
     def _joined(self, arguments: Sequence[str]) -> list[str]:
         """Join each setting and its value to ``--name=value``, so that no value is taken for a positional argument."""

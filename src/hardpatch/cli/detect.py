@@ -1,7 +1,6 @@
 """hardpatch detect."""
 
-from hardpatch.cli.arguments import write_json
-from hardpatch.cli.settings import given_settings, stopped, training_parser
+from hardpatch.cli.settings import given_settings, print_result, stopped, training_parser
 from hardpatch.detect.settings import ANNOTATIONS, PRESETS
 
 
@@ -18,12 +17,10 @@ def detect(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from hardpatch.detect.run import detect as train
-    from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.display import open_display
     from hardpatch.train.result import Verdict
 
-    progress = TrainingProgress()
-    show_log(progress.console)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,
@@ -38,14 +35,11 @@ def detect(arguments: list[str]) -> int:
         **given_settings(options, PRESETS),
     )
     if not result.finished:
-        return stopped("detect", result.step, result.total, result.folder, result.signal)
-    if options.json is not None:
-        write_json(options.json, result.result)
+        return stopped(options, "detect", result.step, result.total, result.folder, result.signal)
     images = result.result["images"]["val"]
-    print(f"{result.folder}: {result.total} steps done, {len(result.detections)} detections in {images} images")
+    lines = [f"{result.folder}: {result.total} steps done, {len(result.detections)} detections in {images} images"]
     for kind, values in (result.precision or {}).items():
         metrics = ", ".join(f"{name} {'-' if value is None else f'{value:.2%}'}" for name, value in values.items())
-        print(f"{kind}: {metrics}")
-    print(Verdict(**result.result["verdict"]).line())
-    print(f"pictures: {', '.join(map(str, result.pictures))}")
-    return 0
+        lines.append(f"{kind}: {metrics}")
+    lines += [Verdict(**result.result["verdict"]).line(), f"pictures: {', '.join(map(str, result.pictures))}"]
+    return print_result(options, result.result, lines)

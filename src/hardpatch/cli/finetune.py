@@ -1,10 +1,10 @@
 """The verb finetune, and the protocol paper of the verb linear: trainings of a classifier in a run folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hardpatch.cli.arguments import column_arguments, write_json
-from hardpatch.cli.settings import given_settings, stopped, training_parser
+from hardpatch.cli.arguments import column_arguments
+from hardpatch.cli.settings import given_settings, print_result, stopped, training_parser
 from hardpatch.finetune.settings import AUTO, BY_SIZE, PRESETS, PROBES, FinetuneSettings
 
 if TYPE_CHECKING:
@@ -53,11 +53,9 @@ def _train(
     )
     options = parser.parse_args(arguments)
 
-    from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.display import open_display
 
-    progress = TrainingProgress()
-    show_log(progress.console)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,
@@ -73,22 +71,23 @@ def _train(
         **given_settings(options, presets),
     )
     if not result.finished:
-        return stopped(verb, result.step, result.total, result.folder, result.signal)
-    if options.json is not None:
-        write_json(options.json, result.result)
-    print(f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}")
+        return stopped(options, verb, result.step, result.total, result.folder, result.signal)
+    return print_result(options, result.result, _lines(verb, result))
+
+
+def _lines(verb: str, result: "FinetuneResult") -> Iterator[str]:
+    yield f"{result.folder}: {result.total} steps done, weights in {result.checkpoint}"
     if result.summary:
-        print(f"{result.summary}; all numbers: {result.folder / 'result.json'}")
-        return 0
-    print(f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}")
+        yield f"{result.summary}; all numbers: {result.folder / 'result.json'}"
+        return
+    yield f"accuracy of each class: {result.folder / 'result.json'}; pictures: {result.folder / 'pictures'}"
     if "kept" in result.result:
-        print(_both(result.result))
+        yield _both(result.result)
     best = f" (best epoch {result.best_epoch:.4g}: top-1 {result.best_top1:.2%})" if verb == "finetune" else ""
     if result.result.get("kept") == "probe":
-        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of the probe")
+        yield f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of the probe"
     else:
-        print(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}")
-    return 0
+        yield f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} after the last epoch{best}"
 
 
 def _both(result: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """The verb pretrain."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
-from hardpatch.cli.arguments import Images, Parser, write_json
+from hardpatch.cli.arguments import Images, Parser
 from hardpatch.cli.plan import add_hours
-from hardpatch.cli.settings import stopped
+from hardpatch.cli.settings import output_arguments, print_result, stopped
 from hardpatch.configuration import config
 
 
@@ -20,12 +21,12 @@ def pretrain(arguments: list[str]) -> int:
     from hardpatch.pretrain.plan import Plan
     from hardpatch.pretrain.planning import plan_or_configure
     from hardpatch.pretrain.run import train
-    from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress, doing
+    from hardpatch.train.display import open_display
+    from hardpatch.train.live import LiveProgress
+    from hardpatch.train.progress import doing
 
-    progress = TrainingProgress()
-    show_log(progress.console)
-    with doing() as say:
+    progress = open_display(own.display)
+    with doing() if isinstance(progress, LiveProgress) else nullcontext(lambda line: None) as say:
         run, folder = plan_or_configure(
             own.recipe, own.config, own.data, own.out, settings, resume=own.resume, hours=own.hours, say=say
         )
@@ -42,14 +43,13 @@ def pretrain(arguments: list[str]) -> int:
         names=config.names_in(settings),
     )
     if not result.finished:
-        return stopped("pretrain", result.step, result.total, folder, result.signal)
-    if own.json is not None:
-        write_json(own.json, json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    print(f"{folder}: {result.total} steps done, weights in {result.checkpoint}")
-    print(f"pictures: {', '.join(map(str, result.pictures))}")
-    if result.verdict is not None:
-        print(result.verdict)
-    return 0
+        return stopped(own, "pretrain", result.step, result.total, folder, result.signal)
+    lines = [
+        f"{folder}: {result.total} steps done, weights in {result.checkpoint}",
+        f"pictures: {', '.join(map(str, result.pictures))}",
+        *([str(result.verdict)] if result.verdict is not None else []),
+    ]
+    return print_result(own, json.loads((folder / "result.json").read_text(encoding="utf-8")), lines)
 
 
 def _parser() -> Parser:
@@ -81,7 +81,7 @@ def _parser() -> Parser:
     add_hours(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    output_arguments(parser)
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
     return parser
 

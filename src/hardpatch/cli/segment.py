@@ -2,8 +2,8 @@
 
 import argparse
 
-from hardpatch.cli.arguments import Parser, number, write_json
-from hardpatch.cli.settings import given_settings, stopped, training_parser
+from hardpatch.cli.arguments import Parser, number
+from hardpatch.cli.settings import given_settings, print_result, stopped, training_parser
 from hardpatch.segment.settings import PRESETS
 
 
@@ -19,12 +19,10 @@ def segment(arguments: list[str]) -> int:
 
     from hardpatch.segment.pictures import table
     from hardpatch.segment.run import segment as train
-    from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.display import open_display
     from hardpatch.train.result import Verdict
 
-    progress = TrainingProgress()
-    show_log(progress.console)
+    progress = open_display(options.display)
     result = train(
         options.run,
         options.train,
@@ -42,19 +40,17 @@ def segment(arguments: list[str]) -> int:
         **given_settings(options, PRESETS),
     )
     if not result.finished:
-        return stopped("segment", result.step, result.total, result.folder, result.signal)
-    if options.json is not None:
-        write_json(options.json, result.result)
+        return stopped(options, "segment", result.step, result.total, result.folder, result.signal)
     assert result.evaluation is not None
-    print(f"{result.folder}: {result.total} steps done, {result.result['images']['val']} images evaluated")
-    print(table(result.evaluation.measures, result.classes))
-    print(
+    lines = [
+        f"{result.folder}: {result.total} steps done, {result.result['images']['val']} images evaluated",
+        table(result.evaluation.measures, result.classes),
         f"mIoU {result.miou:.2%}, mean accuracy {result.mean_accuracy:.2%}, "
-        f"pixel accuracy {result.pixel_accuracy:.2%} ({result.result['inference']} inference)"
-    )
-    print(Verdict(**result.result["verdict"]).line())
-    print(f"weights: {result.folder / 'segmenter.safetensors'}; pictures: {', '.join(map(str, result.pictures))}")
-    return 0
+        f"pixel accuracy {result.pixel_accuracy:.2%} ({result.result['inference']} inference)",
+        Verdict(**result.result["verdict"]).line(),
+        f"weights: {result.folder / 'segmenter.safetensors'}; pictures: {', '.join(map(str, result.pictures))}",
+    ]
+    return print_result(options, result.result, lines)
 
 
 def _add_labels(parser: Parser) -> None:

@@ -1,15 +1,17 @@
 """Command-line options of the verbs that train in a run folder."""
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hardpatch.cli.arguments import Images, Parser, Size, devices, frozen_blocks, number_in, workers
+from hardpatch.cli.arguments import Images, Parser, Size, devices, frozen_blocks, number_in, workers, write_json
+from hardpatch.printable import print_json, say
 from hardpatch.ranges import SIDE, Range
 from hardpatch.train.settings import LoopSettings
+from hardpatch.transcript import note
 
 GROUPS = {
     "machine": ("workers", "device", "precision", "max_bad_fraction"),
@@ -63,8 +65,20 @@ def run_parser(verb: str, description: str) -> Parser:
     parser = Parser(verb, description)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, which needs nothing else")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    output_arguments(parser)
     return parser
+
+
+def output_arguments(parser: Parser) -> None:
+    """Add --json and --display of a training."""
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
+    parser.add_argument(
+        "--display",
+        choices=("auto", "plain", "quiet", "json"),
+        default="auto",
+        help="auto: a live view on a terminal, else plain; plain: lines of text; quiet: warnings and the result; json: "
+        "one JSON object a line on stdout, the result last (default: %(default)s)",
+    )
 
 
 def add_settings(parser: Parser, presets: Mapping[str, LoopSettings], by_size: Collection[str] = ()) -> None:
@@ -98,10 +112,35 @@ def given_settings(options: argparse.Namespace, presets: Mapping[str, LoopSettin
     }
 
 
-def stopped(verb: str, step: int, total: int, folder: Path, signal: int) -> int:
+def print_result(options: argparse.Namespace, result: Mapping[str, Any], lines: Iterable[str]) -> int:
+    """Write the result of a training to the file of --json, and print it as --display says; returns the exit code.
+
+    Args:
+        options: of :func:`output_arguments`.
+        result: content of ``result.json``.
+        lines: the same for people.
+    """
+    if options.json is not None:
+        write_json(options.json, result)
+    if options.display == "json":
+        for line in lines:
+            note(line)
+        print_json(result)
+    else:
+        for line in lines:
+            say(line)
+    return 0
+
+
+def stopped(options: argparse.Namespace, verb: str, step: int, total: int, folder: Path, signal: int) -> int:
     """Print how to resume an interrupted run; returns the exit code."""
-    print(f"stopped after step {step} of {total}, nothing is lost; resume with: ", end="")
-    print(f"hardpatch {verb} --resume --out {folder}")
+    command = f"hardpatch {verb} --resume --out {folder}"
+    line = f"stopped after step {step} of {total}, nothing is lost; resume with: {command}"
+    if options.display == "json":
+        note(line)
+        print_json({"event": "stopped", "step": step, "steps": total, "signal": signal, "resume": command})
+    else:
+        say(line)
     return 128 + signal
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from hardpatch.cli.arguments import Images, column_arguments, write_json
-from hardpatch.cli.settings import add_settings, given_settings, run_parser, stopped
+from hardpatch.cli.arguments import Images, column_arguments
+from hardpatch.cli.settings import add_settings, given_settings, print_result, run_parser, stopped
 from hardpatch.pretrain.tokenizer_settings import PRESETS
 
 
@@ -27,11 +27,9 @@ def tokenizer(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
-    from hardpatch.train.log import show_log
-    from hardpatch.train.progress import TrainingProgress
+    from hardpatch.train.display import open_display
 
-    progress = TrainingProgress()
-    show_log(progress.console)
+    progress = open_display(options.display)
     settings = given_settings(options, PRESETS)
     result = train_tokenizer(
         options.data,
@@ -43,15 +41,15 @@ def tokenizer(arguments: list[str]) -> int:
         **settings,
     )
     if result.quality is None or result.result is None:
-        return stopped("tokenizer", result.step, result.total, result.folder, result.signal)
-    if options.json is not None:
-        write_json(options.json, result.result)
+        return stopped(options, "tokenizer", result.step, result.total, result.folder, result.signal)
     quality, vocabulary = result.quality, settings.get("vocabulary", PRESETS["small"].vocabulary)
-    print(f"{result.folder}: {result.total} steps done")
-    print(f"reconstruction error {quality.error:.5f} (squared, pixels in [0, 1]), {quality.psnr:.1f} dB", end=" ")
-    print(f"over {quality.images} images")
-    print(f"tokens used: {quality.used} of {vocabulary}; entropy {quality.entropy:.2f} bits", end=" ")
-    print(f"of at most {math.log2(vocabulary):.2f}, perplexity {quality.perplexity:.1f}")
-    print(f"pictures: {', '.join(map(str, result.pictures))}")
-    print(f"use it with host beit (hardpatch recipes names some): --method.tokenizer {result.folder}")
-    return 0
+    lines = [
+        f"{result.folder}: {result.total} steps done",
+        f"reconstruction error {quality.error:.5f} (squared, pixels in [0, 1]), {quality.psnr:.1f} dB "
+        f"over {quality.images} images",
+        f"tokens used: {quality.used} of {vocabulary}; entropy {quality.entropy:.2f} bits "
+        f"of at most {math.log2(vocabulary):.2f}, perplexity {quality.perplexity:.1f}",
+        f"pictures: {', '.join(map(str, result.pictures))}",
+        f"use it with host beit (hardpatch recipes names some): --method.tokenizer {result.folder}",
+    ]
+    return print_result(options, result.result, lines)

@@ -82,6 +82,13 @@ def _help(name: str) -> str:
     return f"{text} ({values}default: {_plain_text(default)})".replace("%", "%%")
 
 
+def setting_choices() -> dict[str, tuple[str, ...]]:
+    """Return the words that each setting accepts, by dotted name; none where it has no fixed ones."""
+    names = [f"{key}.{name}" if key else name for key, each in setting_names().items() for name in each]
+    single = [name for name in names if name not in setting_names()]
+    return {name: tuple(word for word in _choices(_type_of(name)) if " " not in word) for name in single}
+
+
 def _type_of(setting: str) -> Any:
     *section, name = setting.split(".")
     return get_type_hints(type(getattr(RunConfig(), section[0])) if section else RunConfig)[name]

@@ -41,10 +41,11 @@ from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.freeze import trained_line
 from hardpatch.train.launch import launch_of
+from hardpatch.train.live import LiveProgress
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.metrics import logged_pictures, read_metrics
-from hardpatch.train.progress import Progress, Silent, TrainingProgress, counting
+from hardpatch.train.progress import Progress, Silent, counting
 from hardpatch.train.result import write_result
 from hardpatch.train.run_folder import claimed, resume_point
 from hardpatch.train.settings import too_short
@@ -73,7 +74,7 @@ Made by `{command}`.
 | `result.json` | average precision of boxes, and of masks if there are any, on the validation images |
 | `detections.json` | the detections in the validation images, as COCO results |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision during training |
-| `log.txt` | messages, such as the files that were left out |
+| `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; annotated and detected objects side by side |
 | `checkpoints/` | weights, and the state to resume from |
 
@@ -179,7 +180,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
         backbone = backbone_of(saved_metadata(newest))
     check_encoder(backbone, settings)
     refuse_bands(backbone.reading)
-    shown = counting("images decoded") if isinstance(progress, TrainingProgress) else nullcontext(lambda *_: None)
+    shown = counting("images decoded") if isinstance(progress, LiveProgress) else nullcontext(lambda *_: None)
     with shown as count:
         train, val = open_sets(
             inputs,
@@ -202,7 +203,7 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
         job.restore(newest)
     if is_first():
         labeled.write("detect", arguments, README)
-        log_to(folder / "log.txt")
+        log_to(folder / "log.txt", arguments)
     job.bad_files.keep_in(folder / "undecodable.txt")
     job.bad_files.update(train.bad)
     job.bad_val.update(val.bad)

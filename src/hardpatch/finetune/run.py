@@ -24,6 +24,7 @@ from hardpatch.train.device import start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.freeze import trained_line
 from hardpatch.train.launch import launch_of
+from hardpatch.train.live import LiveProgress
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.progress import Progress, Silent
@@ -211,14 +212,14 @@ def _train(
         job.restore(newest)
     if is_first():
         folder_run.write(verb, arguments, README.replace("VERB", verb))
-        log_to(folder / "log.txt")
+        log_to(folder / "log.txt", arguments)
     for line in (*sets.lines, *trained_line(job.model, job.frozen)):
         log.info(line)
     if newest is None:
         for line in warnings(job, len(sets.train)):
             log.warning(line)
     if held_out is not None and newest is None:
-        start_from_probe(job, sets.train, held_out, quiet=isinstance(progress, Silent))
+        start_from_probe(job, sets.train, held_out, quiet=not isinstance(progress, LiveProgress))
     if settings.probe_only:
         return on_first(lambda: finish(verb, job, folder_run, folder / PROBE, held_out, started))
     signal = fit(job, progress)

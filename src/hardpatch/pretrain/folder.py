@@ -47,6 +47,7 @@ Made by `{command}`.
 | `config.yaml` | every setting; `hardpatch pretrain --config` reads it |
 | `environment.json` | versions and hardware |
 | `plan.txt` | images seen and expected time, and what each setting rests on if no recipe was named |
+| `log.txt` | all that was said, with the time |
 | `metrics.jsonl` | losses, learning rate, alpha, vital signs of the miner and checks, one JSON object per line |
 | `tensorboard/` | the same for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights of student and teacher; `training.safetensors`: optimizer |

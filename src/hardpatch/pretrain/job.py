@@ -255,7 +255,8 @@ class PretrainJob:
             row["mining_stopped"] = float(stopped)
         keeps = self.run.init.weights is not None and self._compare_with_start(row)
         if 0 < step < self.total:
-            log.info("so far: %s", self.verdict({"step": step, **row}).summary)
+            summary = self.verdict({"step": step, **row}).summary
+            log.info("so far: %s", summary, extra={"so_far": summary})
             if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
                 self.draw(self)
                 self._drawn_at = time.monotonic()

@@ -188,7 +188,7 @@ def _train_claimed(
     job = _job(run, folder, source, newest, images, content_digest(opened), held)
     if is_first():
         run_folder.write(folder, replace(run, init=job.run.init), arguments or ["pretrain", "--out", str(folder)])
-        log_to(folder / "log.txt")
+        log_to(folder / "log.txt", arguments)
     extension = run_folder.extension_line(run, len(source))
     for line in (f"--data: {summarize(opened)}", *images.notes, *job.notes, *([extension] if extension else [])):
         log.info("%s", line)

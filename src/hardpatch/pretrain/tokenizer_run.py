@@ -147,7 +147,7 @@ def _train(run: FolderRun[TokenizerSettings], arguments: list[str], *, progress:
         job.restore(newest)
     if is_first():
         run.write("tokenizer", arguments, README)
-        log_to(folder / "log.txt")
+        log_to(folder / "log.txt", arguments)
     log.info("--data: %s", summarize(source))
     signal = fit(job, progress)
     if job.step < job.total:

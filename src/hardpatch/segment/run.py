@@ -40,6 +40,7 @@ from hardpatch.train.device import loader_workers, start_fabric_of
 from hardpatch.train.folder_run import FolderRun, open_run
 from hardpatch.train.freeze import freeze, trained_line
 from hardpatch.train.launch import launch_of
+from hardpatch.train.live import LiveProgress
 from hardpatch.train.log import log_to
 from hardpatch.train.loop import fit
 from hardpatch.train.memory import bytes_per_parameter, check_memory
@@ -66,7 +67,7 @@ Made by `{command}`.
 | `result.json` | mIoU, mean and pixel accuracy on the validation images, a verdict, and the values of each class |
 | `segmenter.safetensors` | encoder and heads |
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures during training |
-| `log.txt` | messages, such as the files that were left out |
+| `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; images beside their true and their predicted classes |
 | `checkpoints/` | the state to resume from |
 
@@ -187,7 +188,7 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
     model = _initial(labeled, labels, train) if newest is None else _of_checkpoint(newest, settings, labels)
     settings, frozen = resolved(settings, len(model.encoder.blocks)), freeze(model.encoder, settings.freeze)
     check_settings(settings, model.encoder.patch_size, len(train))
-    quiet = isinstance(progress, Silent)
+    quiet = not isinstance(progress, LiveProgress)
     with nullcontext(lambda done, total: None) if quiet else counting("pairs checked") as checking:
         # refuses before anything is written
         checked = check_sets(
@@ -200,7 +201,7 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
     train, val = checked.sets["train"], checked.sets["val"]
     if is_first():
         labeled.write("segment", arguments, README)
-        log_to(folder / "log.txt")
+        log_to(folder / "log.txt", arguments)
     for split, pairs in checked.sets.items():
         unreadable = checked.unreadable[split]
         left_out = f", left out {len(unreadable)} that cannot be decoded" if unreadable else ""

@@ -10,7 +10,8 @@ from typing import Any
 from hardpatch.errors import TrainingError, UserError
 from hardpatch.study.perform import Stopped, perform
 from hardpatch.study.plan import Study, Task
-from hardpatch.train.progress import Silent, TrainingProgress
+from hardpatch.train.live import LiveProgress
+from hardpatch.train.progress import Silent, live_console
 from hardpatch.train.signals import first_signal_calls
 
 
@@ -35,8 +36,8 @@ def perform_all(study: Study, tasks: Sequence[Task]) -> Generator[tuple[Task, st
 
 
 def _one_by_one(study: Study, tasks: Sequence[Task]) -> Generator[tuple[Task, str], None, None]:
-    bar = TrainingProgress()
-    progress = bar if bar.console.is_terminal else Silent()
+    console = live_console()
+    progress = Silent() if console is None else LiveProgress(console)
     for task in tasks:
         try:
             perform(study, task, progress)

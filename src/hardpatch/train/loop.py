@@ -18,10 +18,11 @@ from hardpatch.processes import Agreement, gather_values, is_first, process_rank
 from hardpatch.train import checkpoint
 from hardpatch.train.cadence import Cadence
 from hardpatch.train.metrics import MetricsLog
-from hardpatch.train.progress import Progress, Unbreakable
+from hardpatch.train.progress import STOPPING, Progress, Unbreakable
 from hardpatch.train.recovery import Diverged, go_back, report_bad_steps
 from hardpatch.train.signals import Requests, requests_by_signal
 from hardpatch.train.state import NotFiniteError, TrainingState, UnsavedError
+from hardpatch.transcript import note
 
 KEPT = 2
 """Checkpoints for which a new run should find room on the disk."""
@@ -113,7 +114,7 @@ def fit(job: Job, progress: Progress) -> int:
     """
     display, agreement = Unbreakable(progress), Agreement()
     with ExitStack() as stack:
-        requests = stack.enter_context(requests_by_signal())
+        requests = stack.enter_context(requests_by_signal(display.stopping))
         job.bad_files.keep_in(job.folder / "undecodable.txt")
         stack.callback(agreement.finish)
         stack.callback(display.stop)
@@ -134,7 +135,7 @@ def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreem
     cadence, skipping, several = job.cadence, job.state.bad_steps, process_rank().world_size > 1
     with ExitStack() as stack:
         metrics = stack.enter_context(closing(MetricsLog(job.folder, job.step, skipping.settings.logger)))
-        display.start(job.step, job.total, job.batch_size)
+        display.start(job.step, job.total, job.batch_size, job.folder)
         stack.enter_context(_saving(job))
         if cadence.evaluates(job.step) and not metrics.evaluated:  # the run was killed during this evaluation
             _evaluate(job, metrics, display)
@@ -151,6 +152,8 @@ def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreem
             display.advance()
             # what came during the step; several processes learn of it at the next one
             stop = wanted[0] if several else requests.stop
+            if stop:
+                note(STOPPING)
             save = due.save or bool(stop)
             report = due.log or save or bool(wanted[2] if several else skipping.poll())
             if report or not several:

@@ -24,7 +24,7 @@ def default_progress(folder: Path) -> Progress:
     return NotebookProgress(folder) if in_notebook() else Silent()
 
 
-class NotebookProgress:
+class NotebookProgress(Silent):
     """Progress display of a notebook.
 
     Args:
@@ -44,7 +44,7 @@ class NotebookProgress:
             for _ in range(2)
         )
 
-    def start(self, step: int, total: int, batch_size: int) -> None:
+    def start(self, step: int, total: int, batch_size: int, folder: Path | None = None) -> None:
         """Show the bar."""
         self.step, self.total, self.batch_size = step, total, batch_size
         self._update()

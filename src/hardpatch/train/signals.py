@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -30,8 +30,11 @@ class Requests:
 
 
 @contextmanager
-def requests_by_signal() -> Iterator[Requests]:
-    """Turn signals into requests, so that the current step can be completed; that is said on the terminal at once.
+def requests_by_signal(say: Callable[[], None]) -> Iterator[Requests]:
+    """Turn signals into requests, so that the current step can be completed.
+
+    Args:
+        say: shows that at once; it may interrupt a print.
 
     Yields:
         The requests; the handlers change them.
@@ -40,8 +43,7 @@ def requests_by_signal() -> Iterator[Requests]:
 
     def stop(number: int) -> None:
         requests.stop = number
-        with suppress(OSError):  # a closed terminal
-            os.write(2, b"\nstopping after this step, with a checkpoint\n")  # print may be interrupted in a print
+        say()
 
     with first_signal_calls(stop):
         yield requests
