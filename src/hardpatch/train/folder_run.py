@@ -29,6 +29,8 @@ class FolderRun(Generic[Settings]):
     """True if the folder holds an earlier part of this run"""
     note: str | None = None
     """line about an extension, if this call makes one"""
+    preset: tuple[str, Settings] | None = None
+    """what the settings of a new run began with"""
 
     def write(self, verb: str, arguments: list[str] | tuple[str, ...], readme: str) -> None:
         """Write ``config.yaml``, ``environment.json`` and ``README.md``.
@@ -42,9 +44,17 @@ class FolderRun(Generic[Settings]):
             UserError: if the folder cannot be created.
         """
         values = {"verb": verb, **self.inputs, **to_dict(self.settings)}
-        run_folder.write_files(self.folder, to_yaml(values), arguments or [verb, "--out", str(self.folder)], readme)
+        arguments = arguments or [verb, "--out", str(self.folder)]
+        run_folder.write_files(self.folder, to_yaml(values), arguments, readme, self._base())
         if self.note is not None:
             log.info("%s", self.note)
+
+    def _base(self) -> dict[str, Any] | None:
+        if self.preset is None:
+            return None
+        (name, preset), values = self.preset, to_dict(self.settings)
+        before = {key: value for key, value in to_dict(preset).items() if values[key] != value}
+        return {"name": f"preset {name}", "settings": before}
 
 
 def open_run(
@@ -91,12 +101,13 @@ def open_run(
     if resume:
         return _resumed(verb, folder, inputs, presets, preset, values, required, earlier, values_of)
     run_folder.check_new(folder)
-    settings = changed(presets[preset or next(iter(presets))], values, inputs)
+    preset = preset or next(iter(presets))
+    settings = changed(presets[preset], values, inputs)
     for name, expected in required.items():
         if inputs.get(name) is None:
             option = "RUN" if name == "run" else f"--{name}"
             raise UserError(f"{option}: expected {expected}, got nothing")
-    return FolderRun(folder, dict(inputs), settings, resume)
+    return FolderRun(folder, dict(inputs), settings, resume, preset=(preset, presets[preset]))
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,10 @@ from hardpatch.yaml_text import flat, parse_yaml, read_settings
 FIRST = ("environment.json", "README.md")
 """Files that are written before ``config.yaml``"""
 FOLDERS = ("checkpoints", "pictures")
-LATER = ("dumps", "log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors")
+LATER = (
+    *("dumps", "log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors"),
+    "report.html",
+)
 """Files that a training writes before its first checkpoint"""
 
 log = logging.getLogger("hardpatch")
@@ -174,7 +177,9 @@ def _changes(folder: Path, settings: str, command: str, before: list[dict[str, A
     return [*before, {"step": step, "command": command, "settings": changed}]
 
 
-def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: str) -> None:
+def write_files(
+    folder: Path, settings: str, arguments: Sequence[str], readme: str, base: Mapping[str, Any] | None = None
+) -> None:
     """Write ``config.yaml``, ``environment.json`` and ``README.md``, each completely or not at all.
 
     Also makes the folders ``checkpoints`` and ``pictures``.
@@ -184,14 +189,16 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         settings: content of ``config.yaml``.
         arguments: command line that made the run, verb first.
         readme: template with the placeholders ``{command}`` and ``{folder}``.
+        base: what the settings of a new run began with: its ``name``, and under ``settings`` its values of those in
+            which the run differs.
 
     Raises:
         UserError: if the folder cannot be created.
     """
     command = shlex.join(["hardpatch", *arguments])
-    history: dict[str, Any] = {"command": command, "resumed_by": []}
+    history: dict[str, Any] = {"command": command, "resumed_by": [], "base": base}
     if (folder / "config.yaml").is_file():  # the run is resumed: the command that made it stays
-        history |= _environment(folder)
+        history |= {"base": None} | _environment(folder)
         if command not in (history["command"], *history["resumed_by"]):
             history["resumed_by"].append(command)
         history["changes"] = _changes(folder, settings, command, history.get("changes", []))
@@ -200,6 +207,7 @@ def write_files(folder: Path, settings: str, arguments: Sequence[str], readme: s
         "command": command,
         "resumed_by": history["resumed_by"],
         "changes": history.get("changes", []),
+        "base": history["base"],
         "hardpatch": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "timm")},
