@@ -39,6 +39,10 @@ UNDRAWN = (
     *("skipped_steps", "mining_stopped"),
 )
 """Metrics that are the same at every step of a sound run: without a chart, but in the table of numbers."""
+LABELS = {
+    key: f"{title}: {name}" if len(keys) > 1 else title for title, keys in (*curves.PANELS, *MORE) for key, name in keys
+}
+"""Metrics in words, by their names."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from hardpatch.page.folder import RunFiles, text_of
+from hardpatch.page.panels import LABELS
 from hardpatch.printable import printable
 from hardpatch.train.settings import FREE_TO_CHANGE
 
@@ -14,6 +15,7 @@ HEAD = ("verb", "run", "data", "images", "classes", "left_out", "version", "verd
 FACTS = {"run": "began with", "seconds": "time"}
 WORDS = {
     "top1": "top-1",
+    "val_loss": "validation loss",
     "top5": "top-5",
     "best_top1": "best top-1",
     "miou": "mIoU",
@@ -63,7 +65,7 @@ def cell(value: object, *, bar: bool = False) -> Cell:
 
 def word(name: str) -> str:
     """Return the name of a value as the page writes it."""
-    return WORDS.get(name, printable(name).replace("_", " "))
+    return WORDS.get(name) or LABELS.get(name) or printable(name).replace("_", " ")
 
 
 def numbers_of(run: RunFiles) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def facts(run: RunFiles) -> Table:
     for name in ("run", "data", "images", "classes", "left_out", "seconds"):
         value = None if name == "run" and run.verb == "pretrain" else result.get(name)  # it names itself
         if isinstance(value, Mapping):
-            value = {key: item for key, item in value.items() if item} or None
+            value = {word(str(key)): item for key, item in value.items() if item} or None
         if value is not None:
             values[FACTS.get(name, name)] = _duration(value) if name == "seconds" else value
     if not result:

@@ -40,6 +40,8 @@ HEADLINE = (
 )
 """Numbers that are shown large, the first four of those that a run has."""
 TILES = 4
+OPEN_ROWS = 25
+"""Rows of the longest table of results that is not folded."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def render(runs: Sequence[RunFiles]) -> str:
         "thinning": thinning_line(runs),
         "strip_list": strips,
         "strip_heading": "The same images in each run" if several else "The same images through training",
+        "most_rows": OPEN_ROWS,
         "version": __version__,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
