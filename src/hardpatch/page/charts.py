@@ -87,7 +87,7 @@ def chart(lines: Sequence[Line], label: str, key: str) -> str:
     return _inline(stream.getvalue(), lines, label, key)
 
 
-def _short(value: float, position: int | None = None) -> str:
+def _short(value: float, _position: float) -> str:
     """Return a step as it stands at the axis: 1500 is 1.5k."""
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 

@@ -20,8 +20,8 @@ CONFIG, ENVIRONMENT, MEASUREMENTS, METRICS, PLAN = (
     *("config.yaml", "environment.json", "measurements.json"),
     *("metrics.jsonl", "plan.txt"),
 )
-FILES = (CONFIG, ENVIRONMENT, RESULT, METRICS)
-"""A folder with one of these is taken for a run."""
+FILES = (CONFIG, ENVIRONMENT, METRICS)
+"""A folder with one of these is taken for a run; other verbs write results elsewhere, too."""
 POSITIONS = ("step", "epoch")
 """Names in a row of metrics that are no metrics."""
 

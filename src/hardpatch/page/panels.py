@@ -69,7 +69,7 @@ def thinning_line(runs: Sequence[RunFiles]) -> str:
 
 def panels_of(run: RunFiles) -> list[Panel]:
     """Return the charts of one run: related metrics together."""
-    panels = []
+    panels: list[Panel] = []
     for title, keys in _groups([run]):
         found = [(name, run.series[key]) for key, name in keys if key in run.series]
         panels.append(_panel(f"p{len(panels)}", title, [(name, series, k) for k, (name, series) in enumerate(found)]))
@@ -78,7 +78,7 @@ def panels_of(run: RunFiles) -> list[Panel]:
 
 def panels_side_by_side(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Panel]:
     """Return the charts of several runs: one for each metric, a line for each run that has it."""
-    panels = []
+    panels: list[Panel] = []
     for group, keys in _groups(runs):
         for key, name in keys:
             found = [(names[k], run.series[key], k) for k, run in enumerate(runs) if key in run.series]
