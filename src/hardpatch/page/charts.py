@@ -80,6 +80,7 @@ def chart(lines: Sequence[Line], label: str, key: str) -> str:
         axes.spines[:].set_visible(False)
         axes.patch.set_visible(False)
         axes.locator_params(axis="both", nbins=5)
+        axes.locator_params(axis="x", integer=True)
         axes.xaxis.set_major_formatter(_short)
         axes.yaxis.set_major_formatter("{x:.4g}")
         stream = io.StringIO()

@@ -130,13 +130,12 @@ def results_side_by_side(runs: Sequence[RunFiles], names: Sequence[str]) -> Tabl
 
 
 def settings_side_by_side(runs: Sequence[RunFiles], names: Sequence[str]) -> Table:
-    """Return the settings in which runs differ, a column for each run."""
+    """Return the settings in which runs that have them differ, a column for each run."""
     settings = dict.fromkeys(name for run in runs for name in run.settings)
-    lacking = object()
     rows = tuple(
         (Cell(name), *(cell(run.settings[name]) if name in run.settings else Cell("not a setting") for run in runs))
         for name in settings
-        if len({repr(run.settings.get(name, lacking)) for run in runs if run.settings}) > 1
+        if len({repr(run.settings[name]) for run in runs if name in run.settings}) > 1
     )
     return Table("Settings that differ, a column for each run", ("setting", *names), rows)
 
