@@ -8,7 +8,6 @@ their page, and opens it in headless Chromium three times.
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -39,13 +38,20 @@ def make_run(folder: Path, steps: int, log_every: int, seed: int) -> None:
 
 
 def seconds_to_open(chromium: str, page: Path) -> float:
-    """Time Chromium from its start until it has drawn the page and is gone, least of three."""
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--screenshot=/dev/null", page.as_uri()]
+    """Time a running headless Chromium from the address until the page is loaded and drawn, least of three."""
+    from playwright.sync_api import sync_playwright
+
     times = []
-    for _ in range(3):
-        started = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.monotonic() - started)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for _ in range(3):
+            tab = browser.new_page()
+            started = time.monotonic()
+            tab.goto(page.as_uri())
+            tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            times.append(time.monotonic() - started)
+            tab.close()
+        browser.close()
     return min(times)
 
 
@@ -54,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--log_every", type=int, default=10)
-    parser.add_argument("--chromium", help="the program; without it the page is only written")
+    parser.add_argument("--log_every", type=int, default=50)
+    parser.add_argument("--chromium", help="the program, which playwright starts; without it the page is only written")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / f"run_{number:02d}" for number in range(options.runs)]
@@ -68,10 +74,7 @@ def main() -> None:
         print(f"{options.runs} runs of {options.steps:,} steps, {read / 1e6:.0f} MB of metrics, {len(METRICS)} each")
         print(f"page {report.bytes / 1e6:.2f} MB, written in {seconds:.1f} s of CPU time")
         if options.chromium:
-            empty = Path(temporary) / "empty.html"
-            empty.write_text("<!DOCTYPE html><title>empty</title>")
-            opened, bare = (seconds_to_open(options.chromium, path) for path in (page, empty))
-            print(f"Chromium from its start to the screenshot: {opened:.2f} s, of an empty page {bare:.2f} s")
+            print(f"opened and drawn by Chromium in {seconds_to_open(options.chromium, page):.2f} s")
 
 
 if __name__ == "__main__":
