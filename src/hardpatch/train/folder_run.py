@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic
@@ -29,7 +29,7 @@ class FolderRun(Generic[Settings]):
     """True if the folder holds an earlier part of this run"""
     note: str | None = None
     """line about an extension, if this call makes one"""
-    preset: tuple[str, Settings] | None = None
+    preset: tuple[str, Settings] | None = field(default=None, compare=False)
     """what the settings of a new run began with"""
 
     def write(self, verb: str, arguments: list[str] | tuple[str, ...], readme: str) -> None:
