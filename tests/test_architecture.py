@@ -14,6 +14,7 @@ FLOORS = (
     ("finetune", "segment", "detect", "evaluate"),
     ("bench",),
     ("pretrain",),
+    ("page",),
     ("interchange",),
     ("configuration",),
     ("train",),

@@ -37,6 +37,9 @@ DivergenceName = Literal["stop", "rollback"]
 ExtendName = Literal["auto", "rewarm", "hold", "no"]
 """Learning rate of the steps by which a resumed run is made longer: :mod:`hardpatch.train.extension`."""
 
+ReportName = Literal["checks", "end", "no"]
+"""Times at which a training writes its page: at evaluations and at the end, at the end only, never."""
+
 WeightsName = Literal["auto", "student", "teacher", "random"]
 """Which weights of a run to use: the student, its moving average, or the random initialization. auto is the student; of
 a training checkpoint of DINO, iBOT or DINOv2 it is the teacher, as in their own evaluations."""

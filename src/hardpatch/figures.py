@@ -4,8 +4,10 @@ Images are uint8 ``[H, W, C]`` NumPy arrays with any number of channels. Patches
 (rows, columns). Figures are :class:`matplotlib.figure.Figure` objects, without pyplot's global state.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -139,6 +141,10 @@ def score_figure(row: ScoreRow, *, draws: int, where: str = "", shown: str = "")
     return contact_sheet([row], draws=draws, where=where, shown=shown)
 
 
+CELLS = "hardpatch-cells"
+"""Entry of a PNG file with the places of the pictures on a contact sheet, as JSON."""
+
+
 def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", shown: str = "") -> "Figure":
     """Draw several images below each other, each as in :func:`score_figure`.
 
@@ -181,6 +187,21 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", show
             _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
         _draw_color_bar(sheet.bar(number, "true_loss"), row.true_loss)
     return sheet.figure
+
+
+def save_contact_sheet(rows: Sequence[ScoreRow], path: Path, *, draws: int, where: str = "", shown: str = "") -> None:
+    """Write a :func:`contact_sheet` as a PNG file that says where its pictures are: see :data:`CELLS`.
+
+    The entry has the names of the images, and for each column the left edge and the width, and for each row the top
+    edge and the height of its pictures, all in pixels.
+    """
+    figure = contact_sheet(rows, draws=draws, where=where, shown=shown)
+    height, width = rows[0].image.shape[:2]
+    columns = ["picture", "difficulty", "masked", "reconstruction", "true_loss"]
+    lacking = {"difficulty": rows[0].difficulty, "masked": rows[0].mask, "reconstruction": rows[0].reconstruction}
+    sheet = _Sheet(len(rows), [name for name in columns if lacking.get(name, rows) is not None], height / width)
+    cells = json.dumps({"names": [printable(row.name) for row in rows], **sheet.cells()})
+    figure.savefig(path, metadata={CELLS: cells})
 
 
 def _pictures(row: ScoreRow) -> dict[str, Image]:
@@ -228,6 +249,19 @@ class _Sheet:
         size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
         self.figure = Figure(figsize=size, dpi=110, facecolor="white")
 
+    def cells(self) -> dict[str, Any]:
+        """Return the places of the pictures in pixels: of columns (left, width), of rows (top, height)."""
+        dpi, count = self.figure.dpi, round((self.figure.get_size_inches()[1] - self.TITLE) / self._pitch)
+        tops = (self.TITLE + row * self._pitch for row in range(count))
+        return {
+            "columns": {name: [round(left * dpi), round(self.WIDTH * dpi)] for name, left in self.lefts.items()},
+            "rows": [[round(top * dpi), round(self.height * dpi)] for top in tops],
+        }
+
+    @property
+    def _pitch(self) -> float:
+        return self.height + self.CAPTION
+
     def cell(self, row: int, column: str) -> "Axes":
         return self._axes(row, self.lefts[column], self.WIDTH)
 
@@ -235,7 +269,7 @@ class _Sheet:
         return self._axes(row, self.lefts[column] + self.WIDTH + 0.05, 0.08)
 
     def _axes(self, row: int, left: float, width: float) -> "Axes":
-        return place(self.figure, left, self.TITLE + row * (self.height + self.CAPTION), width, self.height)
+        return place(self.figure, left, self.TITLE + row * self._pitch, width, self.height)
 
 
 def place(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":

@@ -6,7 +6,7 @@ This module does not import torch, so that ``--help`` is fast.
 from dataclasses import dataclass
 from typing import Literal
 
-from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, StrategyName
+from hardpatch.choices import DeviceName, DivergenceName, ExtendName, PrecisionName, ReportName, StrategyName
 from hardpatch.ranges import (
     BAD_STEPS,
     COUNT,
@@ -35,6 +35,8 @@ class TrainConfig:
     """Recompute the student's activations in the backward pass: less memory, more time."""
     logger: str = "tensorboard"
     """Loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none."""
+    report: ReportName = "checks"
+    """Times at which report.html is written: checks is at evaluations and at the end, end only then, no is never."""
     log_every: int = ranged(50, STEPS)
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)

@@ -35,6 +35,7 @@ from hardpatch.detect.verdict import typical_box, verdict
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, optional_file, write_text_atomically
 from hardpatch.interchange.backbone import load_backbone
+from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
@@ -76,6 +77,7 @@ Made by `{command}`.
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and average precision during training |
 | `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; annotated and detected objects side by side |
+| `report.html` | all of this as a page, without network |
 | `checkpoints/` | weights, and the state to resume from |
 
 If it was interrupted, resume with
@@ -216,14 +218,15 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
         log.info("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
     if newest is None and (short := too_short(settings, job.images, FEW_STEPS, MORE_STEPS)) is not None:
         log.warning(short)
-    signal = fit(job, progress)
+    report = RunReport(folder, settings.report)
+    signal = fit(job, progress, report.after_evaluation)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
-        return DetectResult(folder, saved, job.step, job.total, signal=signal)
+        return report.at_end(DetectResult(folder, saved, job.step, job.total, signal=signal))
     if job.evaluation is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
-    return on_first(lambda: _finish(job, labeled, saved, time.monotonic() - started))
+    return report.at_end(on_first(lambda: _finish(job, labeled, saved, time.monotonic() - started)))
 
 
 def _finish(job: DetectJob, labeled: FolderRun[DetectSettings], saved: Path, seconds: float) -> DetectResult:

@@ -18,6 +18,7 @@ from hardpatch.finetune.sets import open_labeled_set, open_sets, read_as
 from hardpatch.finetune.settings import AUTO, PRESETS, PROBES, FinetuneSettings, by_size, check, check_task, of_task
 from hardpatch.finetune.trainer import FinetuneJob, finetune_learning_rate
 from hardpatch.interchange.finetuned import PROBE
+from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
 from hardpatch.train.device import start_fabric_of
@@ -49,6 +50,7 @@ Made by `{command}`.
 | `result.json` | the result after the last epoch: top-1, top-5, accuracy of each class, the most frequent confusions |
 | `tensorboard/` | the metrics for `tensorboard --logdir` |
 | `checkpoints/` | `step_*/model.safetensors`: weights, names of the classes; `training.safetensors`: optimizer |
+| `report.html` | all of this as a page, without network |
 | `pictures/` | `curves.png`; `confusion.png`: the confusion matrix |
 
 If it was interrupted, run this to resume:
@@ -220,14 +222,15 @@ def _train(
             log.warning(line)
     if held_out is not None and newest is None:
         start_from_probe(job, sets.train, held_out, quiet=not isinstance(progress, LiveProgress))
+    report = RunReport(folder, settings.report)
     if settings.probe_only:
-        return on_first(lambda: finish(verb, job, folder_run, folder / PROBE, held_out, started))
-    signal = fit(job, progress)
+        return report.at_end(on_first(lambda: finish(verb, job, folder_run, folder / PROBE, held_out, started)))
+    signal = fit(job, progress, report.after_evaluation)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
-        return FinetuneResult(folder, saved, job.step, job.total, signal=signal)
+        return report.at_end(FinetuneResult(folder, saved, job.step, job.total, signal=signal))
     if job.evaluation is None:  # a finished run is evaluated again when it is resumed
         job.evaluate()
     job.whole_model.gather()
-    return on_first(lambda: finish(verb, job, folder_run, saved, held_out, started))
+    return report.at_end(on_first(lambda: finish(verb, job, folder_run, saved, held_out, started)))

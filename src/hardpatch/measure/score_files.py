@@ -129,7 +129,7 @@ class ScoreFiles:
             return None
         path = self.folder / "contact_sheet.png"
         with atomic_path(path) as partial:
-            figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix, shown=self.shown).savefig(partial)
+            figures.save_contact_sheet(self._sheet, partial, draws=self.draws, where=self.suffix, shown=self.shown)
         return path
 
     def write_table(self) -> Path:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ Made by `{command}`.
 | `neighbors.safetensors` | nearest neighbors of the images that the checks look at, for the next check |
 | `pictures/` | curves, reconstruction and difficulty of images; `step_*.png` as they were during the training |
 | `result.json` | results of the finished run, and the verdict on it |
+| `report.html` | all of this as a page, without network; `hardpatch report` makes it anew, or of several runs |
 
 Commands for this run; the last one resumes it if it was interrupted:
 
@@ -236,4 +238,18 @@ def write(folder: Path, run: RunConfig, arguments: Sequence[str]) -> None:
     Raises:
         UserError: if the folder cannot be created.
     """
-    write_files(folder, config.to_yaml(run), arguments, README)
+    write_files(folder, config.to_yaml(run), arguments, README, _base(run, arguments))
+
+
+def _base(run: RunConfig, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a run can be compared with: the recipe that its command names, the embedded set's, or the defaults.
+
+    Beside the name there are the values of the settings in which the run differs.
+    """
+    named = [value for word, value in pairwise(arguments) if word == "--recipe"]
+    named += [word.removeprefix("--recipe=") for word in arguments if word.startswith("--recipe=")]
+    name = named[-1] if named else "demo" if run.data.path == "demo:train" else None
+    known = name in recipes.names()
+    base = config.build(recipes.read(str(name))) if known else RunConfig()
+    before = {setting: old for setting, (old, _) in config.differences(base, run).items()}
+    return {"name": f"recipe {name}" if known else "the defaults", "settings": before}

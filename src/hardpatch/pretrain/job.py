@@ -257,10 +257,16 @@ class PretrainJob:
         if 0 < step < self.total:
             summary = self.verdict({"step": step, **row}).summary
             log.info("so far: %s", summary, extra={"so_far": summary})
-            if self.draw is not None and time.monotonic() - self._drawn_at >= PICTURE_SECONDS:
-                self.draw(self)
-                self._drawn_at = time.monotonic()
+        if self.draw is not None and self._draws(step):
+            self.draw(self)
+            self._drawn_at = time.monotonic()
         return row, stopped, keeps
+
+    def _draws(self, step: int) -> bool:
+        """Return whether a check draws pictures: before the first step of a run with checks on its way, and later."""
+        if step == 0:
+            return len(self.check_steps) > 2  # beside those at the start and at the end
+        return step < self.total and time.monotonic() - self._drawn_at >= PICTURE_SECONDS
 
     def _compare_with_start(self, row: Mapping[str, Any]) -> bool:
         """Warn, once each, of what has become worse than at the start. Returns whether these are the best weights."""

@@ -24,6 +24,7 @@ from hardpatch.data.summary import summarize
 from hardpatch.errors import UserError
 from hardpatch.files import optional_file, write_text_atomically
 from hardpatch.measure.labels import open_labeled
+from hardpatch.page.during import RunReport
 from hardpatch.paths import user_path
 from hardpatch.pretrain import folder as run_folder
 from hardpatch.pretrain.continuation import take_weights, without_frozen_steps
@@ -196,10 +197,11 @@ def _train_claimed(
     if plan is not None and is_first():
         _announce(plan, folder)
     job.draw = write_check_pictures if pictures else None
-    signal = fit(job, progress)
+    report = RunReport(folder, run.train.report if pictures else "no")
+    signal = fit(job, progress, report.after_evaluation)
     job.learner.gather_weights()
     counted = {"train": len(source)} | ({"held_out": len(held)} if held else {})
-    return on_first(lambda: _result(job, signal, pictures, counted, started))
+    return report.at_end(on_first(lambda: _result(job, signal, pictures, counted, started)))
 
 
 def _result(job: PretrainJob, signal: int, pictures: bool, images: Mapping[str, int], started: float) -> PretrainResult:

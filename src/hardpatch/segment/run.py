@@ -22,6 +22,7 @@ from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.finetuned import SEGMENTER
 from hardpatch.models.encoder import Encoder, patch_grid
 from hardpatch.models.transfer import add_layer_scale, add_relative_bias, interpolated, train_positions
+from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
@@ -69,6 +70,7 @@ Made by `{command}`.
 | `metrics.jsonl`, `tensorboard/` | losses, learning rate and measures during training |
 | `log.txt` | all that was said, such as the files that were left out |
 | `pictures/` | curves; images beside their true and their predicted classes |
+| `report.html` | all of this as a page, without network |
 | `checkpoints/` | the state to resume from |
 
 If it was interrupted, resume with
@@ -219,15 +221,17 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
         log.info(line)
     if newest is not None:
         job.restore(newest)
-    signal = fit(job, progress)
+    report = RunReport(folder, settings.report)
+    signal = fit(job, progress, report.after_evaluation)
     saved = checkpoint.newest(folder)
     assert saved is not None
     if job.step < job.total:
-        return SegmentResult(folder, saved, job.step, job.total, signal=signal)
+        return report.at_end(SegmentResult(folder, saved, job.step, job.total, signal=signal))
     if job.evaluation is None:  # a finished run that is resumed is evaluated again
         job.evaluate()
     job.whole_model.gather()
-    return on_first(lambda: _finish(job, labeled, saved, checked.pixels["train"], time.monotonic() - started))
+    pixels = checked.pixels["train"]
+    return report.at_end(on_first(lambda: _finish(job, labeled, saved, pixels, time.monotonic() - started)))
 
 
 def _finish(
@@ -259,10 +263,7 @@ def _finish(
     with optional_file(folder / "pictures"), logged_pictures(folder, job.step, labeled.settings.logger):
         pictures = tuple(write_pictures(folder, job.evaluation, job.val, job.model.reading))
     return SegmentResult(
-        folder,
-        saved,
-        job.step,
-        job.total,
+        *(folder, saved, job.step, job.total),
         *(measures.miou, measures.mean_accuracy, measures.pixel_accuracy),
         names,
         job.evaluation,
@@ -345,6 +346,7 @@ def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> Up
         raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
     if metadata["classes"] != list(labels.names):
         had, has = ", ".join(metadata["classes"]), ", ".join(labels.names)
-        more = "restore these classes, or take another --out"
-        raise UserError(f"--resume: {saved} has the classes {had}, the data has {has}; {more}")
+        raise UserError(
+            f"--resume: {saved} has the classes {had}, the data has {has}; restore them, or take a new --out"
+        )
     return rebuild(metadata, dropout=settings.dropout)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic
@@ -30,6 +30,8 @@ class FolderRun(Generic[Settings]):
     """True if the folder holds an earlier part of this run"""
     note: str | None = None
     """line about an extension, if this call makes one"""
+    preset: tuple[str, Settings] | None = field(default=None, compare=False)
+    """what the settings of a new run began with"""
 
     def write(self, verb: str, arguments: list[str] | tuple[str, ...], readme: str) -> None:
         """Write ``config.yaml``, ``environment.json`` and ``README.md``.
@@ -47,9 +49,16 @@ class FolderRun(Generic[Settings]):
         if self.resume:
             say_replaced(self.folder, content)
         command = arguments or [verb, "--out", str(self.folder)]
-        run_folder.write_files(self.folder, to_yaml(values), command, readme, content)
+        run_folder.write_files(self.folder, to_yaml(values), command, readme, self._base(), content)
         if self.note is not None:
             log.info("%s", self.note)
+
+    def _base(self) -> dict[str, Any] | None:
+        if self.preset is None:
+            return None
+        (name, preset), values = self.preset, to_dict(self.settings)
+        before = {key: value for key, value in to_dict(preset).items() if values[key] != value}
+        return {"name": f"preset {name}", "settings": before}
 
 
 def open_run(
@@ -96,12 +105,13 @@ def open_run(
     if resume:
         return _resumed(verb, folder, inputs, presets, preset, values, required, earlier, values_of)
     run_folder.check_new(folder)
-    settings = changed(presets[preset or next(iter(presets))], values, inputs)
+    preset = preset or next(iter(presets))
+    settings = changed(presets[preset], values, inputs)
     for name, expected in required.items():
         if inputs.get(name) is None:
             option = "RUN" if name == "run" else f"--{name}"
             raise UserError(f"{option}: expected {expected}, got nothing")
-    return FolderRun(folder, dict(inputs), settings, resume)
+    return FolderRun(folder, dict(inputs), settings, resume, preset=(preset, presets[preset]))
 
 
 def _plain(name: str, value: Any) -> Any:

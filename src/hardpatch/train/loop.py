@@ -7,7 +7,7 @@ detection and the tokenizer.
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,7 +93,7 @@ class Job(Protocol):
         """Measure the model and return metrics for the log."""
 
 
-def fit(job: Job, progress: Progress) -> int:
+def fit(job: Job, progress: Progress, evaluated: Callable[[], object] | None = None) -> int:
     """Train to the end, or until a signal of :mod:`hardpatch.train.signals`.
 
     Losses and weights are checked before each checkpoint, and a checkpoint is written before each evaluation. A step
@@ -102,6 +102,7 @@ def fit(job: Job, progress: Progress) -> int:
     Args:
         job: the training; it continues from ``job.step``.
         progress: display of the run.
+        evaluated: called after each evaluation, when its metrics and pictures are written.
 
     Returns:
         The signal that interrupted the training, 0 if none did.
@@ -120,13 +121,15 @@ def fit(job: Job, progress: Progress) -> int:
         stack.callback(display.stop)
         while True:
             try:
-                return _train(job, display, requests, agreement)
+                return _train(job, display, requests, agreement, evaluated or (lambda: None))
             except Diverged as divergence:
                 display.stop()
                 go_back(job, divergence)
 
 
-def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreement) -> int:
+def _train(
+    job: Job, display: Unbreakable, requests: Requests, agreement: Agreement, evaluated: Callable[[], object]
+) -> int:
     """Train to the end or until a signal, which is returned.
 
     Raises:
@@ -166,6 +169,7 @@ def _train(job: Job, display: Unbreakable, requests: Requests, agreement: Agreem
                 _save(job, logged, last=bool(stop) or job.step == job.total)
             if due.evaluate:
                 _evaluate(job, metrics, display)
+                evaluated()
             if report:
                 logged, logged_at = job.step, time.monotonic()
     return stop

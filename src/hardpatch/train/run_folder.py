@@ -29,7 +29,10 @@ from hardpatch.yaml_text import flat, parse_yaml, read_settings
 FIRST = ("environment.json", "README.md")
 """Files that are written before ``config.yaml``"""
 FOLDERS = ("checkpoints", "pictures")
-LATER = ("dumps", "log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors")
+LATER = (
+    *("dumps", "log.txt", "metrics.jsonl", "tensorboard", "undecodable.txt", "plan.txt", "neighbors.safetensors"),
+    "report.html",
+)
 """Files that a training writes before its first checkpoint"""
 
 log = logging.getLogger("hardpatch")
@@ -180,6 +183,7 @@ def write_files(
     settings: str,
     arguments: Sequence[str],
     readme: str,
+    base: Mapping[str, Any] | None = None,
     content: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write ``config.yaml``, ``environment.json`` and ``README.md``, each completely or not at all.
@@ -191,15 +195,17 @@ def write_files(
         settings: content of ``config.yaml``.
         arguments: command line that made the run, verb first.
         readme: template with the placeholders ``{command}`` and ``{folder}``.
+        base: what the settings of a new run began with: its ``name``, and under ``settings`` its values of those in
+            which the run differs.
         content: digests of the sets of images, by argument name.
 
     Raises:
         UserError: if the folder cannot be created.
     """
     command = shlex.join(["hardpatch", *arguments])
-    history: dict[str, Any] = {"command": command, "resumed_by": []}
+    history: dict[str, Any] = {"command": command, "resumed_by": [], "base": base}
     if (folder / "config.yaml").is_file():  # the run is resumed: the command that made it stays
-        history |= read_environment(folder)
+        history |= {"base": None} | read_environment(folder)
         if command not in (history["command"], *history["resumed_by"]):
             history["resumed_by"].append(command)
         history["changes"] = _changes(folder, settings, command, history.get("changes", []))
@@ -208,6 +214,7 @@ def write_files(
         "command": command,
         "resumed_by": history["resumed_by"],
         "changes": history.get("changes", []),
+        "base": history["base"],
         "hardpatch": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "timm")},

@@ -17,6 +17,7 @@ from hardpatch.choices import (
     ExtendName,
     FreezeName,
     PrecisionName,
+    ReportName,
     StrategyName,
     WeightsName,
 )
@@ -56,6 +57,7 @@ FREE_TO_CHANGE = (
     *("keep_checkpoints", "keep_every", "background_saving"),
     *("workers", "max_bad_fraction", "device", "precision", "devices", "nodes", "strategy", "answer_minutes"),
     *("bad_steps", "on_divergence", "rollback_lr", "max_rollbacks", "lr_factor", "dumps", "extend", "logger"),
+    "report",
 )
 """Settings that a resumed run may change: apart from rounding, they do not affect what is learned, but for those of a
 training that has diverged, such as ``lr_factor``."""
@@ -158,6 +160,9 @@ class TrainingSettings(LoopSettings):
         FREEZE,
     )
     val_every: float | None = setting(None, "epochs between evaluations; the last step always has one", POSITIVE)
+    report: ReportName = setting(
+        "checks", "report.html in the folder of the run: written at evaluations and at the end, at the end, or no"
+    )
     least_steps: int | None = setting(
         None, "steps at least where epochs say how long to train; null for as many as that", STEPS
     )
