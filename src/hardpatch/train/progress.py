@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 SHOWN = {
     "loss": ".4f",
@@ -165,6 +166,14 @@ def doing() -> Iterator[Callable[[str], None]]:
         yield lambda line: status.update(f"{line} ...")
 
 
+class SpeedColumn(rich_progress.ProgressColumn):
+    """Speed of the last seconds."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        """Return the number per second, nothing while it is unknown."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that counts, on a terminal only.
@@ -176,7 +185,8 @@ def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
         A function that sets the bar to (done, total); the total may be None while it is unknown.
     """
     console = Console(stderr=True)
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    left = (TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), SpeedColumn(), *left)
     with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=None)
 
