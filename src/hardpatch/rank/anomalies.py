@@ -29,7 +29,7 @@ from hardpatch.ranges import check_options
 from hardpatch.rank.anomaly_files import AnomalyFiles
 from hardpatch.rank.areas import Areas, measure_areas
 from hardpatch.rank.measure import PatchMeasure
-from hardpatch.rank.normal import normal_losses
+from hardpatch.rank.normal import Normal, normal_losses
 from hardpatch.rank.parts import Parts, check_settings
 from hardpatch.rank.run import SUMMARY, masks_of
 from hardpatch.rank.sheets import Pictures
@@ -125,10 +125,12 @@ def anomalies(
         for source, argument, own, done in zip(sets, ARGUMENTS, parts, (0, len(sets[0])), strict=True):
             shown = _shifted(progress, done, len(sets[0]) + len(sets[1]))
             bad.append(_measure(source, argument, own, measure, max_bad_fraction, progress=shown, **how))
-        normal = normal_losses(lambda: (part["loss"] for part in parts[0].read(["loss"])))
+        normal = _normal(parts[0], "loss")
         reading = adapted(models.student.reading, sets[1], ARGUMENTS[1])
         files = AnomalyFiles(folder, normal, parts[0], parts[1], Pictures(models.student, sets[1], reading), read_mask)
-        areas = None if read_mask is None else measure_areas(parts[1], normal, models.student, read_mask)
+        areas = None
+        if read_mask is not None:
+            areas = measure_areas(parts[1], normal, _normal(parts[0], "whole"), models.student, read_mask)
         values = _values(run, {"train": train, "images": images}, sets, bad, time.monotonic() - started)
         values |= files.write(pictures, areas) | {"masks": vars(fixed), "areas": areas and areas.to_dict()}
         write_text_atomically(folder / SUMMARY, json.dumps(values, indent=2) + "\n")  # last: all is there
@@ -142,7 +144,7 @@ def _open(
     """Open the normal images, and those to score."""
     reading = models.student.reading
     try:
-        normal = open_described(train, image_column, reading)
+        normal = open_described(train, image_column, reading, argument="--train")
     except UserError as error:
         raise UserError(f"--train: {error}") from None
     if len(normal) < 2:
@@ -170,6 +172,11 @@ def _measure(
     if len(bad_files) == len(source):
         raise nothing_decodable(len(source), parts.bad())
     return bad_files
+
+
+def _normal(parts: Parts, column: str) -> Normal:
+    """Return the distribution of a column of normal images."""
+    return normal_losses(lambda: (part[column] for part in parts.read([column])))
 
 
 def _shifted(progress: ProgressCallback | None, before: int, total: int) -> ProgressCallback | None:

@@ -26,15 +26,20 @@ COLUMNS = {
     "index": "its position in the set, from 0; images that cannot be decoded leave gaps",
     "score": "the highest score of its patches",
     "share_of_normal": "share of the normal images with a lower score; those were measured on themselves",
+    "median": "median of its patches' losses, in deviations from normal images: how hard it is as a whole",
     "loss": "mean loss of its patches",
     "defect": "true if its mask has a defect",
-    "scores": "score of each patch, row by row: its loss in deviations from the mean of normal images at this place",
+    "scores": "score of each patch, row by row: how much it stands out, see docs/rank.md",
     "rows": "patches from top to bottom",
     "columns": "patches from left to right",
 }
 TYPES = {
-    "path": pa.string(), "index": pa.int64(), "defect": pa.bool_(), "scores": pa.list_(pa.float32()),
-    "rows": pa.int32(), "columns": pa.int32(),
+    "path": pa.string(),
+    "index": pa.int64(),
+    "defect": pa.bool_(),
+    "scores": pa.list_(pa.float32()),
+    "rows": pa.int32(),
+    "columns": pa.int32(),
 }
 README = """# Anomalies in {images} images
 
@@ -42,7 +47,7 @@ README = """# Anomalies in {images} images
 |---|---|
 | `anomalies.parquet` | a row for each image |
 | `summary.json` | the numbers of the whole set, and how they were made |
-| `heat_maps.png` | the images of the highest scores; all heat maps have one scale, from 0 to {high:.3g} deviations |
+| `heat_maps.png` | the images of the highest scores; all heat maps have one scale, from 0 to {high:.3g} |
 | `heat_maps/` | picture and heat map of each of the {pictures} images of the highest scores |
 
 Columns of `anomalies.parquet`:
@@ -126,6 +131,7 @@ class AnomalyFiles:
                     "index": indices,
                     "score": highest,
                     "share_of_normal": np.searchsorted(self.of_normal, highest) / len(self.of_normal),
+                    "median": np.median(self.normal.deviations(part["loss"]), axis=1),
                     "loss": part["loss"].mean(1, dtype=np.float64),
                     "scores": list(scores.astype(np.float32)),
                     "rows": np.full(len(indices), self.grid[0]),
@@ -154,10 +160,8 @@ class AnomalyFiles:
             with atomic_path(self.folder / "heat_maps" / f"{place:05d}-{file_name(name)}.png") as partial:
                 Image.fromarray(np.concatenate(panels, axis=1)).save(partial)
             if place <= PAIRS:
-                cells += [Cell(picture, name, f"{place}."), Cell(heat, "", f"score {self.scores[row]:.3g}")]
-        title = (
-            f"highest scores: {len(cells) // 2} of {len(self.scores)} images, colors from 0 to {high:.3g} deviations"
-        )
+                cells += [Cell(picture, name, ""), Cell(heat, f"{place}.  score {self.scores[row]:.3g}", "")]
+        title = f"highest scores: {len(cells) // 2} of {len(self.scores)} images, colors from 0 to {high:.3g}"
         write_sheet(self.folder / "heat_maps.png", title, cells, paired=True)
 
     def _maps_of(self, rows: set[int]) -> dict[int, figures.Floats]:

@@ -16,9 +16,10 @@ from hardpatch.rank.parts import Parts
 PIXELS = 20_000_000
 """Pixels that an area is measured on at most; of larger sets each image gives its share of them, drawn at random."""
 KINDS = {
-    "score": "loss of masked patches, in deviations from the normal mean of their place",
+    "score": "score: loss of masked patches against normal images and the rest of the image",
     "masked": "loss of masked patches, as it is",
-    "whole": "error of the reconstruction of the whole image, nothing masked, as it is",
+    "whole": "reconstruction error of the whole image, nothing masked, as it is",
+    "whole_score": "the same error against normal images and the rest of the image",
 }
 
 
@@ -38,12 +39,15 @@ class Areas:
         return asdict(self)
 
 
-def measure_areas(parts: Parts, normal: Normal, model: HPM, read_mask: MaskReader) -> Areas | None:
+def measure_areas(
+    parts: Parts, normal: Normal, normal_whole: Normal, model: HPM, read_mask: MaskReader
+) -> Areas | None:
     """Compare scores with masks.
 
     Args:
         parts: losses of the images.
         normal: losses of normal images.
+        normal_whole: errors of their reconstructions with nothing masked.
         model: whose grid of patches and image size to use.
         read_mask: of an image, by its position in the set.
 
@@ -59,6 +63,7 @@ def measure_areas(parts: Parts, normal: Normal, model: HPM, read_mask: MaskReade
     defective: list[bool] = []
     for part in parts.read(["index", "loss", "whole"]):
         maps = {"score": normal.scores(part["loss"]), "masked": part["loss"], "whole": part["whole"]}
+        maps["whole_score"] = normal_whole.scores(part["whole"])
         for name, values in maps.items():
             highest[name].append(image_scores(values))
         for row, index in enumerate(part["index"].tolist()):
@@ -67,7 +72,7 @@ def measure_areas(parts: Parts, normal: Normal, model: HPM, read_mask: MaskReade
             chosen = _chosen(mask.size, share, index)
             truth.append(mask.ravel()[chosen])
             for name, values in maps.items():
-                tensor = torch.from_numpy(np.asarray(values[row : row + 1, None], dtype=np.float32))
+                tensor = torch.from_numpy(np.array(values[row : row + 1, None], dtype=np.float32))
                 pixels[name].append(upsample(tensor, model.grid, mask.shape)[0, 0].numpy().ravel()[chosen])
     of_pixels = np.concatenate(truth)
     if of_pixels.all() or not of_pixels.any():
