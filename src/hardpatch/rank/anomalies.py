@@ -23,7 +23,7 @@ from hardpatch.evaluate.difficulty import RunModels, load_models
 from hardpatch.files import remove, write_text_atomically
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.features import ProgressCallback
-from hardpatch.measure.object_masks import mask_reader
+from hardpatch.measure.object_masks import MaskReader, mask_reader
 from hardpatch.paths import user_path
 from hardpatch.ranges import check_options
 from hardpatch.rank.anomaly_files import AnomalyFiles
@@ -81,24 +81,10 @@ def anomalies(
 
     Killed in the middle, the same call goes on, and the files are the same.
 
-    Args:
-        run: run folder, or anything else that :func:`hardpatch.load` reads, with a decoder.
-        images: files, folders, tables, archives.
-        out: new folder for the table, heat maps, ``summary.json`` and a README.
-        train: normal images, best those of the run's training.
-        masks: folder of masks of the defects with the file stems of the images; images without one are normal.
-        mask_ratio: share of masked patches; None is that of the run.
-        draws: number of random masks, the same for every image, that together cover all patches.
-        seed: of the masks.
-        pictures: number of images with a heat map, those of the highest scores.
-        normalize_pixels: as of :func:`hardpatch.load`.
-        architecture: its further arguments, for weights of other libraries.
-        batch_size: images per forward pass.
-        workers: processes that decode images.
-        max_bad_fraction: share of each set that may be undecodable; such images are named and left out.
-        device: where to compute.
-        image_column: column of the images in tables; None finds it.
-        progress: called after each batch with (images done, images) of both sets together.
+    ``train`` are normal images, best those of the run's training. ``masks`` is a folder of masks of the defects with
+    the file stems of the images; images without one are normal. ``pictures`` images get a heat map, those of the
+    highest scores. The losses are averaged over ``draws`` random masks of ``seed``, the same for every image. The other
+    arguments are those of :func:`hardpatch.score`; ``run`` needs a decoder.
 
     Raises:
         UserError: for a mistake in the arguments, weights without a decoder, or too many undecodable images.
@@ -125,17 +111,31 @@ def anomalies(
         for source, argument, own, done in zip(sets, ARGUMENTS, parts, (0, len(sets[0])), strict=True):
             shown = _shifted(progress, done, len(sets[0]) + len(sets[1]))
             bad.append(_measure(source, argument, own, measure, max_bad_fraction, progress=shown, **how))
-        normal = _normal(parts[0], "loss")
-        reading = adapted(models.student.reading, sets[1], ARGUMENTS[1])
-        files = AnomalyFiles(folder, normal, parts[0], parts[1], Pictures(models.student, sets[1], reading), read_mask)
-        areas = None
-        if read_mask is not None:
-            areas = measure_areas(parts[1], normal, _normal(parts[0], "whole"), models.student, read_mask)
+        files, areas = _write(folder, models, sets[1], parts, read_mask, pictures)
         values = _values(run, {"train": train, "images": images}, sets, bad, time.monotonic() - started)
-        values |= files.write(pictures, areas) | {"masks": vars(fixed), "areas": areas and areas.to_dict()}
+        values |= files.values | {"masks": vars(fixed), "areas": areas and areas.to_dict()}
         write_text_atomically(folder / SUMMARY, json.dumps(values, indent=2) + "\n")  # last: all is there
         remove(folder / "parts")
     return AnomaliesResult(folder, files.table, files.scores, len(bad[1]), areas, values)
+
+
+def _write(
+    folder: Path,
+    models: RunModels,
+    source: OpenedSource,
+    parts: Sequence[Parts],
+    read_mask: MaskReader | None,
+    pictures: int,
+) -> tuple[AnomalyFiles, Areas | None]:
+    """Compare the images with the normal ones, and write all files but the summary."""
+    normal = _normal(parts[0], "loss")
+    reading = adapted(models.student.reading, source, ARGUMENTS[1])
+    files = AnomalyFiles(folder, normal, parts[0], parts[1], Pictures(models.student, source, reading), read_mask)
+    areas = None
+    if read_mask is not None:
+        areas = measure_areas(parts[1], normal, _normal(parts[0], "whole"), models.student, read_mask)
+    files.write(pictures, areas)
+    return files, areas
 
 
 def _open(

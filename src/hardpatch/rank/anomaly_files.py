@@ -88,11 +88,12 @@ class AnomalyFiles:
     ) -> None:
         self.folder, self.normal, self.parts, self.pictures, self.read_mask = folder, normal, parts, pictures, read_mask
         self.table, self.grid = folder / "anomalies.parquet", pictures.model.grid
+        self.values: dict[str, Any] = {}
         self.scores = np.concatenate([image_scores(scores) for _, scores in self._scored(parts)])
         self.of_normal = np.sort(np.concatenate([image_scores(scores) for _, scores in self._scored(normal_parts)]))
 
-    def write(self, pictures: int, areas: Areas | None) -> dict[str, Any]:
-        """Write all files. Returns values for the summary.
+    def write(self, pictures: int, areas: Areas | None) -> None:
+        """Write all files, and keep :attr:`values` for the summary.
 
         Args:
             pictures: images with a heat map of their own, those of the highest scores.
@@ -107,7 +108,7 @@ class AnomalyFiles:
         rows = {"images": len(self.scores), "high": high, "pictures": len(chosen), "columns": columns}
         write_text_atomically(self.folder / "README.md", README.format(**rows, areas=_table_of(areas)))
         above = int((self.scores > self.of_normal[-1]).sum())
-        return {"table": str(self.table), "pictures": len(chosen), "above_all_normal": above, "scale": high}
+        self.values = {"table": str(self.table), "pictures": len(chosen), "above_all_normal": above, "scale": high}
 
     def _scored(self, parts: Parts) -> Iterator[tuple[dict[str, Any], Floats]]:
         """Yield the rows and the scores of the patches, part by part."""

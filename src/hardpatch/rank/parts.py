@@ -5,7 +5,7 @@ parts is the same to the bit, however often a pass was killed.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hardpatch.errors import UserError, shown
-from hardpatch.files import atomic_path, remove, write_text_atomically
+from hardpatch.files import atomic_path, write_text_atomically
 
 BATCHES = 32
 """Batches in a part."""
@@ -123,9 +123,3 @@ def check_settings(folder: Path, settings: Mapping[str, Any], finished: str) -> 
 def _own(name: str) -> bool:
     """Return whether an entry of a folder is the lock, or a file that was being written."""
     return name == "run.lock" or ".partial" in name
-
-
-def remove_all(parts: Iterable[Parts]) -> None:
-    """Remove the parts, which nothing needs any more."""
-    for each in parts:
-        remove(each.folder)

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from hardpatch.data.summary import open_described
 from hardpatch.data.survey import adapted
 from hardpatch.data.workers import resolve_workers
 from hardpatch.evaluate.difficulty import RunModels, load_models
-from hardpatch.files import write_text_atomically
+from hardpatch.files import remove, write_text_atomically
 from hardpatch.measure.cache import FeatureCache
 from hardpatch.measure.difficulty import Predict
 from hardpatch.measure.features import ProgressCallback
@@ -30,7 +30,7 @@ from hardpatch.ranges import check_options
 from hardpatch.rank.files import summary_values, write_readme, write_sheets
 from hardpatch.rank.measure import FixedMasks, ImageMeasure, has_decoder
 from hardpatch.rank.neighbors import NoNeighbors, Pairs, duplicate_groups, duplicate_pairs, find_neighbors
-from hardpatch.rank.parts import Parts, check_settings, remove_all
+from hardpatch.rank.parts import Parts, check_settings
 from hardpatch.rank.sheets import Pictures
 from hardpatch.rank.signature import Space, compare, spaces_of
 from hardpatch.rank.stream import measure_all
@@ -41,6 +41,7 @@ from hardpatch.train.result import head
 
 SUMMARY = "summary.json"
 TABLE = "ranks.parquet"
+PARTS = "parts"
 
 log = logging.getLogger("hardpatch")
 
@@ -58,6 +59,8 @@ class RankResult:
     """number of images that could not be decoded"""
     lines: tuple[str, ...]
     """remarks on what was measured, and how"""
+    sheets: tuple[str, ...]
+    """names of the contact sheets"""
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     """content of ``summary.json``"""
 
@@ -85,23 +88,9 @@ def rank(
     Killed in the middle, the same call goes on, and the files are the same. Memory does not grow with the pixels: see
     docs/rank.md.
 
-    Args:
-        run: run folder, or anything else that :func:`hardpatch.load` reads; an encoder alone has outliers and
-            neighbors only, a model without loss predictor no difficulty.
-        images: files, folders, tables, archives, ``demo:test``.
-        out: new folder for the table, the contact sheets, ``summary.json`` and a README.
-        mask_ratio: share of masked patches; None is that of the run.
-        draws: number of random masks over which the true loss is averaged; they are the same for every image.
-        predict: ``whole`` or ``masked`` predictions; None is what the run mined by.
-        seed: of the masks.
-        normalize_pixels: as of :func:`hardpatch.load`.
-        architecture: its further arguments, for weights of other libraries.
-        batch_size: images per forward pass.
-        workers: processes that decode images.
-        max_bad_fraction: share of the images that may be undecodable; these are named and left out.
-        device: where to compute.
-        image_column: column of the images in tables; None finds it.
-        progress: called after each batch with (images done, images).
+    ``run`` is anything that :func:`hardpatch.load` reads; an encoder alone has outliers and neighbors only, a model
+    without loss predictor no difficulty. ``out`` is a new folder. The true loss is averaged over ``draws`` random masks
+    of ``seed``, the same for every image. The other arguments are those of :func:`hardpatch.score`.
 
     Raises:
         UserError: for a mistake in the arguments, if too many images cannot be decoded, or ``out`` holds something
@@ -114,35 +103,42 @@ def rank(
     models = load_models(run, predict=predict, device=used_device, decoder=False, **said)
     masks = masks_of(models, mask_ratio, draws, seed) if has_decoder(models) else None
     source = open_described(images, image_column, models.student.reading)
-    reading = adapted(models.student.reading, source, "IMAGES")
     settings = {"verb": "rank", "mask_ratio": mask_ratio, "predict": models.masking.predict, "batch_size": batch_size}
     settings |= {"draws": draws, "seed": seed, "normalize_pixels": normalize_pixels, "device": used_device.type}
     settings["teacher"] = FeatureCache(folder, models.teacher).weights
     settings = FeatureCache(folder, models.student).describe(source, images, **settings)
-    bad_files = BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source)
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": resolve_workers(workers), "progress": progress}
     with locked(folder):
         check_settings(folder, settings, SUMMARY)
-        parts = Parts(folder / "parts")
-        measure_all(
-            source,
-            EvalTransform(models.student.image_size, reading),
-            parts,
-            ImageMeasure(models, masks, used_device),
-            bad_files=bad_files,
-            batch_size=batch_size,
-            workers=resolve_workers(workers),
-            progress=progress,
-        )
-        if len(bad_files) == len(source):
-            raise nothing_decodable(len(source), parts.bad())
-        ranking, pairs, how = _compare(parts)
-        lines = (*_remarks(models), how)
-        result = RankResult(folder, folder / TABLE, ranking, pairs, len(bad_files), lines)
-        sheets = _write(result, source, Pictures(models.student, source, reading))
-        values = _values(run, images, source, result, masks, time.monotonic() - started) | {"sheets": sheets}
+        bad_files = BadFiles(len(source), max_bad_fraction, "--max_bad_fraction", source=source)
+        result = _rank(folder, models, source, ImageMeasure(models, masks, used_device), bad_files, how)
+        values = _values(run, images, source, result, masks, time.monotonic() - started)
         write_text_atomically(folder / SUMMARY, json.dumps(values, indent=2) + "\n")  # last: all is there
-        remove_all([parts])
-    return RankResult(folder, folder / TABLE, ranking, pairs, len(bad_files), lines, values)
+        remove(folder / PARTS)
+    return replace(result, values=values)
+
+
+def _rank(
+    folder: Path,
+    models: RunModels,
+    source: OpenedSource,
+    measure: ImageMeasure,
+    bad_files: BadFiles,
+    how: dict[str, Any],
+) -> RankResult:
+    """Measure all images, compare them, and write all files but the summary."""
+    reading = adapted(models.student.reading, source, "IMAGES")
+    parts = Parts(folder / PARTS)
+    transform = EvalTransform(models.student.image_size, reading)
+    measure_all(source, transform, parts, measure, bad_files=bad_files, **how)
+    if len(bad_files) == len(source):
+        raise nothing_decodable(len(source), parts.bad())
+    ranking, pairs, line = _compare(parts)
+    lines = [*_remarks(models), line]
+    write_table(folder / TABLE, ranking, source)
+    sheets = write_sheets(folder, ranking, pairs, Pictures(models.student, source, reading))
+    write_readme(folder, ranking, lines, sheets)
+    return RankResult(folder, folder / TABLE, ranking, pairs, len(bad_files), tuple(lines), tuple(sheets))
 
 
 def masks_of(models: RunModels, mask_ratio: float | None, draws: int, seed: int) -> FixedMasks:
@@ -209,12 +205,9 @@ def _values(
     order = ranking.order(ranking.by)
     values |= {"highest": name_of(source, int(ranking.index[order[0]]))}
     values |= {"lowest": name_of(source, int(ranking.index[order[-1]]))}
-    return values | {"masks": masks and vars(masks), "remarks": list(result.lines), "table": str(result.table)}
-
-
-def _write(result: RankResult, source: OpenedSource, pictures: Pictures) -> list[str]:
-    """Write table, contact sheets and README. Returns the names of the sheets."""
-    write_table(result.table, result.ranking, source)
-    sheets = write_sheets(result.out, result.ranking, result.pairs, pictures)
-    write_readme(result.out, result.ranking, list(result.lines), sheets)
-    return sheets
+    return values | {
+        "masks": masks and vars(masks),
+        "remarks": list(result.lines),
+        "sheets": list(result.sheets),
+        "table": str(result.table),
+    }
