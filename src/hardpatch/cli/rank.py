@@ -17,12 +17,11 @@ def loss_arguments(parser: Parser, draws: int) -> None:
     """Add RUN, IMAGES, --run and the masks of the true loss."""
     parser.add_argument(
         "images",
-        metavar="[RUN] IMAGES",
+        metavar="IMAGES",
         nargs="+",
-        help="files, folders, Parquet files, demo:test; before them RUN: run folder, or weights of timm, Hugging Face, "
-        "MAE, DINO",
+        help="RUN (run folder, or weights of timm, Hugging Face, MAE, DINO), then files, folders, Parquet files, demo:test",
     )
-    parser.add_argument("--run", metavar="RUN", help="RUN, where it does not stand before IMAGES")
+    parser.add_argument("--run", metavar="RUN", help="RUN, where it does not stand before the images")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder for the results")
     parser.add_argument(
         "--mask_ratio", type=number("mask_ratio"), metavar="R", help="fraction of masked patches (default: the run's)"
