@@ -19,7 +19,8 @@ def loss_arguments(parser: Parser, draws: int) -> None:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="RUN (run folder, or weights of timm, Hugging Face, MAE, DINO), then files, folders, Parquet files, demo:test",
+        help="RUN (run folder, or weights of timm, Hugging Face, MAE, DINO), then the images: files, folders, Parquet "
+        "files, demo:test",
     )
     parser.add_argument("--run", metavar="RUN", help="RUN, where it does not stand before the images")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="new folder for the results")
