@@ -19,7 +19,7 @@ from tests.rank.textures import write_set
 
 Complaint = Callable[..., str]
 MACHINE = ("--workers", "0", "--device", "cpu")
-STEPS = 300
+STEPS = 220
 
 
 @pytest.fixture(scope="module")

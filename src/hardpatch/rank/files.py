@@ -48,11 +48,10 @@ def write_sheets(folder: Path, ranking: Ranking, pairs: Pairs | None, pictures: 
     orders = {
         "hardest.png": (f"hardest by {by}", by, hardest),
         "easiest.png": (f"easiest by {by}", by, hardest[::-1]),
-        "harder_than_predicted.png": ("harder than predicted", "gap", ranking.order("gap")),
         "strangest.png": ("strangest", "outlier", ranking.order("outlier")),
     }
-    if ranking.gap is None:
-        del orders["harder_than_predicted.png"]
+    if ranking.gap is not None:
+        orders["harder_than_predicted.png"] = ("harder than predicted", "gap", ranking.order("gap"))
     if by == "outlier":
         del orders["hardest.png"], orders["easiest.png"]
     for name, (title, column, order) in orders.items():
