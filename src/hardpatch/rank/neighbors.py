@@ -105,7 +105,11 @@ def _numbered(read: ReadVectors) -> Iterator[tuple[int, NDArray[np.float32]]]:
 
 
 def _searched(index: Any, read: ReadVectors, k: int) -> Neighbors:
-    return _joined([_without_self(*index.search(part, k + 1), start) for start, part in _numbered(read)])
+    parts = []
+    for start, part in _numbered(read):
+        similarity, indices = index.search(part, k + 1)
+        parts.append(_without_self(similarity, indices, start))
+    return _joined(parts)
 
 
 def _without_self(similarity: NDArray[Any], indices: NDArray[Any], start: int) -> Neighbors:
