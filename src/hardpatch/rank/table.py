@@ -1,8 +1,9 @@
 """The table of ``rank``: a row for each image."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,8 @@ ROWS = 10_000
 Values = NDArray[np.float64]
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Ranking:
     """Numbers of all images of a set that could be decoded, ``[n]`` each; None for what cannot be measured."""
 
     index: NDArray[np.int64]
