@@ -19,7 +19,7 @@ from tests.rank.textures import write_set
 
 Complaint = Callable[..., str]
 MACHINE = ("--workers", "0", "--device", "cpu")
-STEPS = 220
+STEPS = 300
 
 
 @pytest.fixture(scope="module")
