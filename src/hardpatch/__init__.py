@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hardpatch.pretrain.replay import replay
     from hardpatch.pretrain.run import pretrain
     from hardpatch.pretrain.tokenizer_run import train_tokenizer
+    from hardpatch.rank.anomalies import anomalies
+    from hardpatch.rank.run import rank
     from hardpatch.segment.file import load_segmenter
     from hardpatch.segment.run import segment
 
@@ -37,6 +39,7 @@ __all__ = [
     "BEiT",
     "SimMIM",
     "__version__",
+    "anomalies",
     "check",
     "detect",
     "embed",
@@ -53,6 +56,7 @@ __all__ = [
     "plan",
     "predict",
     "pretrain",
+    "rank",
     "replay",
     "score",
     "segment",
@@ -61,8 +65,9 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# The packages check, export, pretrain, finetune, segment, detect and predict are called themselves.
+# The packages check, export, pretrain, finetune, segment, detect, predict and rank are called themselves.
 _HOME = {
+    "anomalies": "rank.anomalies",
     "embed": "evaluate.embed",
     "formats": "data.formats",
     "knn": "evaluate.probes",
@@ -84,7 +89,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "export", "finetune", "predict", "pretrain", "segment")
+_CALLABLE = ("check", "detect", "export", "finetune", "predict", "pretrain", "rank", "segment")
 
 
 def __getattr__(name: str) -> Any:

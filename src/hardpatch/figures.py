@@ -64,16 +64,22 @@ def patches_to_pixels(values: NDArray[Any], grid: tuple[int, int], size: tuple[i
 
 
 def heat_map(
-    image: Image, values: Floats, grid: tuple[int, int], opacity: float = 0.65, color_map: str = COLOR_MAP
+    image: Image,
+    values: Floats,
+    grid: tuple[int, int],
+    opacity: float = 0.65,
+    color_map: str = COLOR_MAP,
+    limits: tuple[float, float] | None = None,
 ) -> Image:
     """Draw ``values [N]`` as colors, lowest dark and highest bright, over the gray image: ``[H, W, 3]``.
 
-    With ``color_map`` :data:`RED_IS_HIGH` the lowest are blue and the highest red.
+    With ``color_map`` :data:`RED_IS_HIGH` the lowest are blue and the highest red. ``limits`` are the values of the
+    two ends of the scale, if not the lowest and the highest.
     """
     from matplotlib import colormaps
 
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    low, high = limits or (float(values.min()), float(values.max()))
+    scaled = (values - low).clip(0, high - low) / (high - low) if high > low else np.zeros_like(values)
     colors = colormaps[color_map](patches_to_pixels(scaled, grid, image.shape[:2]))[..., :3] * 255
     gray = to_rgb(image).mean(axis=-1, keepdims=True)
     return (opacity * colors + (1 - opacity) * gray).round().astype(np.uint8)

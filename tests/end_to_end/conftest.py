@@ -87,6 +87,23 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail with exit code 2; returns its last line, those before it describe the images."""
+
+    def check(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        line = captured.err.splitlines()[-1]
+        assert line.startswith(f"hardpatch {arguments[0]}: ")
+        return line
+
+    return check
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Compute in one thread: a forked process waits forever for OpenMP's others, which it does not have."""
     before = torch.get_num_threads()

@@ -33,6 +33,8 @@ SHORTER = {
     "detect": f"{TRAINED} --steps 2 --image_size 32 --batch_size 2 --window 3 --channels 8 --head_width 16 --rois 8 "
     "--global_blocks 2",
     "predict": TRAINED,
+    "rank": TRAINED,
+    "anomalies": TRAINED,
     "score": TRAINED,
     "check": "--workers 0",
     "stats": "--workers 0",
@@ -49,7 +51,9 @@ NEEDS = {
     **dict.fromkeys(("knn", "linear", "linear --protocol paper", "embed", "finetune", "segment"), ("pretrain",)),
     **dict.fromkeys(("detect", "evaluate", "score", "export", "info"), ("pretrain",)),
     **dict.fromkeys((f"study {figure}" for figure in NESTED["study"]), ("pretrain",)),
+    **dict.fromkeys(("rank", "anomalies"), ("pretrain",)),
     "predict": ("finetune", "segment"),
+    "report": ("pretrain", "finetune"),
 }
 """Verbs whose examples make what those of another verb start from."""
 
@@ -71,6 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     root = tmp_path_factory.mktemp("place")
     write_images(root / "my_images", each=6)
+    write_images(root / "normal", each=6)
     for split in ("train", "val"):
         write_images(root / "labeled" / split, each=6)
     maps = test_segment.write_data(root / "both")

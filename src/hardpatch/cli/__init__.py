@@ -36,6 +36,8 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   predict    predict by what these three trained       hardpatch predict RUN IMAGES... --out FILE
   evaluate   several measurements, as one table        hardpatch evaluate RUN --suite FILE --out DIR
   score      difficulty of image patches               hardpatch score RUN IMAGES... --out DIR
+  rank       images by difficulty, duplicates, outliers hardpatch rank RUN IMAGES... --out DIR
+  anomalies  defects, by the loss of normal images     hardpatch anomalies RUN IMAGES... --train NORMAL --out DIR
   check      look at a set of images before training   hardpatch check IMAGES [--labels]
   stats      mean, deviation and range of all images   hardpatch stats IMAGES
   shrink     write smaller copies of images            hardpatch shrink IMAGES... --side 256 --out DIR
@@ -68,6 +70,8 @@ VERBS = {
     "predict": "predict",
     "evaluate": "suite",
     "score": "score",
+    "rank": "rank",
+    "anomalies": "anomalies",
     "check": "check",
     "stats": "stats",
     "shrink": "shrink",

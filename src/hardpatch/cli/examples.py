@@ -44,6 +44,18 @@ EXAMPLES = {
         "      --val_annotations objects/val.json --out runs/detector",
         "hardpatch detect --resume --out runs/detector",
     ),
+    "rank": (
+        "hardpatch rank runs/mine my_images --out ranking",
+        "hardpatch rank runs/mine my_images --draws 20 --out ranking_20",
+    ),
+    "anomalies": (
+        "hardpatch anomalies runs/mine my_images --train normal --out defects",
+        "hardpatch anomalies runs/mine my_images --train normal \\\n      --pictures 4 --out defects_4",
+    ),
+    "report": (
+        "hardpatch report runs/mine --out mine.html",
+        "hardpatch report runs/mine runs/classifier --out both.html",
+    ),
     "predict": (
         "hardpatch predict runs/classifier my_images --out classes.csv",
         "hardpatch predict runs/segmenter my_images --out maps_of_mine",

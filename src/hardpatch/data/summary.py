@@ -17,11 +17,12 @@ def open_described(
     image_column: str | None = None,
     reading: Reading = RGB,
     label_column: str | None = None,
+    argument: str = "IMAGES",
 ) -> OpenedSource:
     """Open the images of a verb that needs no labels as a model reads them, and log what they are."""
     files = open_images([images] if isinstance(images, str) else list(images), Columns(image_column, label_column))
     source = as_read(files, reading)
-    log.info("IMAGES: %s", summarize(source))
+    log.info("%s: %s", argument, summarize(source))
     return source
 
 

@@ -53,6 +53,7 @@ def load_models(
     normalize_pixels: bool = False,
     architecture: Architecture | None = None,
     device: torch.device,
+    decoder: bool = True,
 ) -> RunModels:
     """Load what the losses of a run need.
 
@@ -62,6 +63,7 @@ def load_models(
         normalize_pixels: for reference checkpoints, the targets were normalized patch by patch.
         architecture: of weights of other libraries, where they do not say.
         device: where to put the models.
+        decoder: refuse weights that have an encoder only.
 
     Raises:
         UserError: if they cannot be loaded, or an argument does not go with the run.
@@ -70,7 +72,7 @@ def load_models(
     if normalize_pixels and not reference:
         raise UserError(f"--normalize_pixels: expected a reference checkpoint, {run} says itself; leave it out")
     student, teacher = load_pair(run, device=device, normalize_pixels=normalize_pixels, architecture=architecture)
-    if isinstance(student.host, EncoderOnly):
+    if decoder and isinstance(student.host, EncoderOnly):
         raise UserError(NO_DECODER)
     if predict is not None and not student.has_predictor:
         raise UserError(f"--predict: expected a run with a loss predictor, {run} has none; leave it out")

@@ -116,7 +116,7 @@ class ScoreFiles:
         rows = self._rows(batch.images[chosen], mask, [scores[k] for k in chosen])
         for index, row in zip(indices.tolist(), rows, strict=True):
             if self.singles:
-                self.pictures.append(self.folder / f"{index:05d}-{_file_name(row.name)}.png")
+                self.pictures.append(self.folder / f"{index:05d}-{file_name(row.name)}.png")
                 figure = figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown)
                 with atomic_path(self.pictures[-1]) as partial:
                     figure.savefig(partial)
@@ -217,6 +217,6 @@ def _caption(numbers: dict[str, float | None]) -> str:
     return " · ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Stem of an image's name, with harmless characters only."""
     return re.sub(r"[^\w.-]+", "_", Path(name).stem)[:80]

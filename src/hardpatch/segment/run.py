@@ -346,7 +346,5 @@ def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> Up
         raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
     if metadata["classes"] != list(labels.names):
         had, has = ", ".join(metadata["classes"]), ", ".join(labels.names)
-        raise UserError(
-            f"--resume: {saved} has the classes {had}, the data has {has}; restore them, or take a new --out"
-        )
+        raise UserError(f"--resume: {saved} has classes {had}, the data {has}; restore them, or take another --out")
     return rebuild(metadata, dropout=settings.dropout)

@@ -207,6 +207,14 @@ def doing() -> Iterator[Callable[[str], None]]:
         yield lambda line: status.update(Text(f"{printable(line)} ..."))
 
 
+class SpeedColumn(rich_progress.ProgressColumn):
+    """Speed of the last seconds."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        """Return the number per second, nothing while it is unknown."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that counts, on a terminal only.
@@ -221,7 +229,8 @@ def counting(description: str) -> Iterator[Callable[[int, int | None], None]]:
     if console is None:
         yield lambda done, total: None
         return
-    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    left = (TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), SpeedColumn(), *left)
     with rich_progress.Progress(*columns, console=console, transient=True, refresh_per_second=4) as bar:
         console.show_cursor(True)
         task = bar.add_task(description, total=None)
