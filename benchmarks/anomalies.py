@@ -37,8 +37,10 @@ def main(out: Path, steps: int, seeds: int, mask_ratio: float) -> None:
         lengths = ("--steps", str(steps), "--method.mask_ratio", str(mask_ratio), "--seed", str(seed))
         code = command(["pretrain", *SMALL, *lengths, "--data", str(folder / "normal"), "--out", str(run)])
         assert code == 0
-        sets = {"train": str(folder / "normal"), "masks": folder / "masks", "workers": 0, "device": "cpu"}
-        result = hardpatch.anomalies(run, str(folder / "test"), folder / "anomalies", **sets)
+        normal, masks = str(folder / "normal"), folder / "masks"
+        result = hardpatch.anomalies(
+            run, str(folder / "test"), folder / "anomalies", train=normal, masks=masks, workers=0, device="cpu"
+        )
         assert result.areas is not None
         areas.append(result.areas)
     print("| score | per pixel | per image |\n|---|---|---|")

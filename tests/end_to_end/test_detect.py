@@ -76,7 +76,7 @@ def test_a_run_becomes_a_detector(
     assert "mask: AP " in captured.out
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "log.txt"),
-        *("checkpoints", "pictures", "result.json", "detections.json"),
+        *("checkpoints", "pictures", "report.html", "result.json", "detections.json"),
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["verb"], config["run"], config["annotations"]) == ("detect", str(run), str(data / "train.json"))

@@ -45,7 +45,7 @@ class At(Silent):
     def __init__(self, step: int, action: Callable[[], object]) -> None:
         self.step, self.action, self.steps = step, action, 0
 
-    def start(self, step: int, total: int, batch_size: int) -> None:
+    def start(self, step: int, total: int, batch_size: int, folder: Path | None = None) -> None:
         self.steps = step
 
     def advance(self) -> None:

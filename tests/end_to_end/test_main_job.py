@@ -21,7 +21,7 @@ def test_the_run_folder_explains_itself(run: Path) -> None:
     names = {path.name for path in run.iterdir()} - {"features"}  # the cache of features that other tests write
     assert names == {
         *("README.md", "config.yaml", "environment.json", "metrics.jsonl", "log.txt", "result.json"),
-        *("tensorboard", "checkpoints", "pictures", "neighbors.safetensors"),
+        *("tensorboard", "checkpoints", "pictures", "neighbors.safetensors", "report.html"),
     }
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["steps"] == 12

@@ -47,8 +47,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else:
                 image.resize((40, 40) if number % 3 == 1 else (70, 70)).save(folder / f"copy_{number}.png")
     for number in range(NOISE):
-        pixels = rng.integers(0, 256, (48, 48, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"noise_{number}.png")
+        noise = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"noise_{number}.png")
     return folder
 
 
@@ -150,7 +150,7 @@ def test_an_encoder_alone_a_model_without_predictor_and_bad_files(
     weights = tmp_path / "vit.safetensors"
     from safetensors.torch import save_file
 
-    vit = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, patch_size=8)  # type: ignore[attr-defined]
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, patch_size=8)
     save_file(vit.state_dict(), weights)
     command = ["rank", str(tmp_path / "set"), "--run", str(weights), "--heads", "3", *MACHINE]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0

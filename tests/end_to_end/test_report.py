@@ -59,7 +59,8 @@ def test_runs_of_several_verbs_and_of_any_name_on_one_page(
     assert f"{out}: 3 runs, " in capsys.readouterr().out
     page = check_page(out.read_text(encoding="utf-8"))
     assert SHOWN.replace("/", "_") in page.texts
-    assert "method.alpha_start" in page.texts
+    assert {"Settings that differ, a column for each run", "lr", "not a setting"} <= set(page.texts)
+    assert "method.alpha_start" not in page.texts  # only one of the runs has it
     assert "exists and is never overwritten" in fails(*command)
 
 

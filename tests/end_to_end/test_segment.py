@@ -82,7 +82,7 @@ def test_a_run_becomes_a_segmenter(
     assert "--val: 3 images, 3 classes" in printed.err
     assert sorted(path.name for path in out.iterdir()) == [
         *("README.md", "checkpoints", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "pictures"),
-        *("result.json", "segmenter.safetensors", "tensorboard"),
+        *("report.html", "result.json", "segmenter.safetensors", "tensorboard"),
     ]
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["verb"], config["run"], config["train"]) == ("segment", str(encoder), str(data))

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def write_sheet(path: Path, shade: int, names: tuple[str, ...]) -> None:
 def test_names_are_text(tmp_path: Path) -> None:
     classes = [{"name": NASTY, "images": 2, "top1": 0.5}, {"name": "日本", "images": 0, "top1": None}]
     verdict = {"learned": NASTY, "reasons": [NASTY]}
-    run = write_run(tmp_path / "\udce9 ü", per_class=classes, verdict=verdict, **{NASTY: 1.5})
+    more: dict[str, Any] = {NASTY: 1.5}
+    run = write_run(tmp_path / "\udce9 ü", per_class=classes, verdict=verdict, **more)
     page = check_page(render([read_run(run)]))
     assert page.text.count(SHOWN) >= 5
     assert "\x1b" not in page.text

@@ -167,7 +167,8 @@ class AnomalyFiles:
 
     def _maps_of(self, rows: set[int]) -> dict[int, figures.Floats]:
         """Scores of the patches of some rows."""
-        found, start = {}, 0
+        found: dict[int, figures.Floats] = {}
+        start = 0
         for _, scores in self._scored(self.parts):
             found |= {start + k: scores[k].astype(np.float32) for k in range(len(scores)) if start + k in rows}
             start += len(scores)
