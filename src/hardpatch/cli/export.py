@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardpatch.cli.arguments import Parser, number, write_json
+from hardpatch.cli.arguments import Parser, architecture_of, weights_arguments, write_json
 from hardpatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,10 +27,9 @@ def export(arguments: list[str]) -> int:
             "--decoder_heads, --normalize_pixels: only --form vit_mae has a decoder, as hf-mae and reference; "
             "leave them out"
         )
-    size = options.trained_size and tuple(options.trained_size)
-    values: dict[str, Any] = {"heads": options.heads, "image_size": size, "form": options.form, "part": options.part}
+    values: dict[str, Any] = {"form": options.form, "part": options.part, **architecture_of(options)}
     if decoder:
-        values |= {"decoder_heads": options.decoder_heads, "normalize_pixels": options.normalize_pixels or None}
+        values["normalize_pixels"] = options.normalize_pixels or None
 
     from hardpatch.export.run import export as write
 
@@ -94,13 +93,6 @@ def _parser() -> Parser:
         required=True,
         help="new folder; with --to timm also a new .safetensors file, with reference a .pth, with onnx an .onnx file",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "student", "teacher"),
-        default="auto",
-        help="weights of RUN to export; auto is the student, of checkpoints of DINO and iBOT the teacher "
-        "(default: %(default)s)",
-    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result to this file, too")
     parser.add_argument(
         "--form",
@@ -113,22 +105,8 @@ def _parser() -> Parser:
         choices=PARTS,
         help="with --to onnx: what is exported (default: the fine-tuned network, or the encoder of other weights)",
     )
-    architecture = parser.add_argument_group("architecture, which checkpoints of other libraries do not contain")
-    architecture.add_argument("--heads", type=number("heads"), metavar="N", help="attention heads of the encoder")
-    architecture.add_argument(
-        "--trained_size",
-        type=number("trained_size"),
-        nargs=2,
-        metavar=("H", "W"),
-        help="size in pixels of the images that RUN was trained on",
-    )
-    architecture.add_argument(
-        "--decoder_heads",
-        type=number("decoder_heads"),
-        metavar="N",
-        help="with --to hf-mae or reference: attention heads of the decoder",
-    )
-    architecture.add_argument(
+    weights_arguments(parser, ("auto", "student", "teacher"))
+    parser.add_argument(
         "--normalize_pixels",
         action="store_true",
         help="with --to hf-mae or reference: the model was trained on pixels normalized per patch",
