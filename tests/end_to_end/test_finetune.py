@@ -294,7 +294,8 @@ def test_mistakes(fails: Fails, run: Path, images: Path, tuned: Path, tmp_path: 
     assert "one of another verb" in fails("finetune", "--resume", "--out", run)
     line = fails("finetune", "--resume", "--out", tuned, "--seed", 3, "--mixup", 0.5)
     assert "seed was 0, now 3; mixup was 0.2, now 0.5" in line
-    assert "train was" in fails("finetune", "--resume", "--out", tuned, "--train", other)
+    line = fails("finetune", "--resume", "--out", tuned, "--train", other)
+    assert "--train: expected a copy of what the run began with" in line
     assert not out.exists()
 
 

@@ -193,7 +193,7 @@ def test_mistakes(fails: Fails, run: Path, labeled: tuple[Path, Path], tuned: Pa
 def test_a_short_training_is_said(
     run: Path, labeled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress: job.save() or 0)
+    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress, after: job.save() or 0)
     for steps, said in ((20, True), (420, False)):  # auto would take 800, of 64 images 400 times
         out = tmp_path / str(steps)
 

@@ -63,7 +63,7 @@ def test_a_rate_that_is_too_low_for_the_set_is_said(tmp_path: Path, monkeypatch:
     images = write_images(tmp_path / "images", each=5)
     small: dict[str, Any] = {"model.width": 32, "model.depth": 1, "model.heads": 2, "data.workers": 0}
     pretrain("demo", data=str(images), out=tmp_path / "run", steps=1, batch_size=4, **small)
-    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress: job.save() or 0)
+    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress, after: job.save() or 0)
     settings: dict[str, Any] = {"epochs": 100.0, "batch_size": 4, "workers": 0, "device": "cpu"}
     for base_lr, said in ((1e-3, ["--base_lr 128"]), (100.0, [])):
         out = tmp_path / str(base_lr)

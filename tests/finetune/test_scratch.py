@@ -74,7 +74,7 @@ def test_the_seed_is_that_of_the_training(images: Path, tmp_path: Path) -> None:
 
 
 def test_vit_l_is_said_to_need_50_epochs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress: job.save() or 0)
+    monkeypatch.setattr("hardpatch.finetune.run.fit", lambda job, progress, after: job.save() or 0)
     advice = "the paper fine-tunes ViT-L for 50 epochs, this run has 100; see --preset paper_large"
     for depth, preset, expected in ((24, "paper", 1), (23, "paper", 0), (24, "paper_large", 0)):
         out = tmp_path / f"{preset}_{depth}"

@@ -108,13 +108,11 @@ def initial_classifier(
     else:
         encoder, mean, std, reading = load_backbone(run, **settings.backbone)
     unshare_relative_bias(encoder)
-    if settings.crop_size is not None:
-        for line in interpolated(encoder, settings.crop_size):
-            log.info(line)
+    resized = [] if settings.crop_size is None else interpolated(encoder, settings.crop_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
-            return Classifier(
+            classifier = Classifier(
                 encoder,
                 classes,
                 mean=mean,
@@ -128,3 +126,6 @@ def initial_classifier(
             )
         except ValueError as error:
             raise UserError(f"--image_size: {error}") from None
+    for line in resized:
+        log.info(line)
+    return classifier

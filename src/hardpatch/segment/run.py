@@ -21,7 +21,7 @@ from hardpatch.files import optional_file
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.finetuned import SEGMENTER
 from hardpatch.models.encoder import Encoder, patch_grid
-from hardpatch.models.transfer import add_layer_scale, add_relative_bias, interpolated, train_positions
+from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
 from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
@@ -309,8 +309,6 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
 def _transfer(encoder: Encoder, settings: SegmentSettings) -> None:
     """Give the encoder what the settings add for this task, on the grid of the crop."""
     grid = patch_grid((settings.crop[0], settings.crop[1]), encoder.patch_size)
-    for line in interpolated(encoder, (settings.crop[0], settings.crop[1])):
-        log.info(line)
     if settings.train_positions:
         train_positions(encoder, grid)
     if settings.relative_positions:
