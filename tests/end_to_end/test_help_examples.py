@@ -49,7 +49,8 @@ SHORTER = {
 """Options that make an example short, by verb; a resumed run has them already."""
 NEEDS = {
     **dict.fromkeys(("knn", "linear", "linear --protocol paper", "embed", "finetune", "segment"), ("pretrain",)),
-    **dict.fromkeys(("detect", "evaluate", "score", "export", "info"), ("pretrain",)),
+    **dict.fromkeys(("detect", "evaluate", "score", "export"), ("pretrain",)),
+    "info": ("pretrain", "export"),
     **dict.fromkeys((f"study {figure}" for figure in NESTED["study"]), ("pretrain",)),
     **dict.fromkeys(("rank", "anomalies"), ("pretrain",)),
     "predict": ("finetune", "segment"),

@@ -106,7 +106,7 @@ EXAMPLES = {
     ),
     "info": (
         "hardpatch info runs/mine",
-        "hardpatch info runs/mine --weights teacher",
+        "hardpatch info vit_for_transformers",
     ),
     "recipes": (
         "hardpatch recipes demo",
