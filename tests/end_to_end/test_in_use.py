@@ -86,7 +86,7 @@ def test_of_two_that_start_together_one_trains(images: Path, tmp_path: Path) -> 
 def test_a_start_that_was_killed_does_not_block_the_same_command(images: Path, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(run, out, ignore=shutil.ignore_patterns("config.yaml", "step_*", "*.jsonl", "*.json", "log.txt"))
-    for name in ("tensorboard", "pictures", "neighbors.safetensors"):
+    for name in ("tensorboard", "pictures", "neighbors.safetensors", "report.html"):
         path = out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.copy(run / "environment.json", out)
