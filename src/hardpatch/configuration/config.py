@@ -167,8 +167,9 @@ def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any
             )
         check_value(value or name, name)
     try:
-        defaults = parser.parse_object(dict(values))
-        namespace = parser.parse_args([with_section(argument) for argument in arguments], namespace=defaults)
+        namespace = parser.parse_object(dict(values))
+        if arguments:
+            namespace = parser.parse_args([with_section(argument) for argument in arguments], namespace=namespace)
     except ArgumentError as error:
         raise UserError(explain(error)) from None
     except BROKEN as error:  # of YAML in a value

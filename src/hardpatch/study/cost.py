@@ -10,7 +10,7 @@ from hardpatch.configuration.sections import RunConfig
 from hardpatch.data.sources import open_source
 from hardpatch.errors import UserError
 from hardpatch.study.plan import Plan, Study, Task, plan
-from hardpatch.study.stopwatch import Stopwatch, step_kind
+from hardpatch.study.stopwatch import SECONDS, Stopwatch, step_kind
 from hardpatch.study.trainings import classifier_settings, tokenizer_settings
 
 PATIENCE = 60.0
@@ -108,7 +108,10 @@ def estimate(study: Study, planned: Plan, images_per_second: float | None = None
         counts[task.run_name] = counts.get(task.run_name, 0) + 1
         first = tasks.setdefault(task.run_name, task)
         assert set(task.measures) <= set(first.measures)
-    stopwatch = Stopwatch(study) if images_per_second is None else None
+    stopwatch = None
+    if images_per_second is None:  # measurements take time beside the steps, as much as these or more
+        kinds = len({step_kind(task) for task in tasks.values()})
+        stopwatch = Stopwatch(study, min(SECONDS, PATIENCE / (4 * max(1, kinds))))
     speeds = _Speeds(stopwatch)
     for name, task in tasks.items():
         seen = _images(study, task, images)

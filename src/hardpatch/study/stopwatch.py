@@ -28,7 +28,7 @@ from hardpatch.study.trainings import classifier_settings, tokenizer_settings
 from hardpatch.train.device import start_fabric
 
 SECONDS = 1.0
-"""A step is repeated for about this long."""
+"""A step is repeated for about this long at most."""
 
 NO_ARITHMETIC = ("seed", "steps", "epochs", "batch_size", "optim", "data", "train")
 """Settings that do not change the operations of a step."""
@@ -51,10 +51,11 @@ class Stopwatch:
 
     Args:
         study: its data and jobs; every job has its share of the threads.
+        seconds: each step is repeated for about this long.
     """
 
-    def __init__(self, study: Study) -> None:
-        self.study = study
+    def __init__(self, study: Study, seconds: float = SECONDS) -> None:
+        self.study, self.seconds = study, seconds
         self._threads = max(1, torch.get_num_threads() // study.jobs)
         self._forward: dict[str, float] = {}
         self._loaded: dict[str, float] = {}
@@ -110,7 +111,7 @@ class Stopwatch:
             run = replace(run, method=replace(run.method, tokenizer=str(folder / FILE)))
         if run.method.frozen == "hardpatch":  # not trained yet; the student's own teacher is as large
             run = replace(run, method=replace(run.method, target="teacher", frozen=None, frozen_weights=None))
-        return seconds_per_image(run, SECONDS)
+        return seconds_per_image(run, self.seconds)
 
     def _supervised_step(self, task: Task) -> float:
         """Estimate seconds per image of a supervised step: three forward passes of the patches that it sees."""
@@ -133,7 +134,7 @@ class Stopwatch:
                 with torch.no_grad(), fabric.autocast():
                     model.host.encoder(images)
 
-            self._forward[kind] = median_seconds(step, fabric.device, SECONDS) / len(images)
+            self._forward[kind] = median_seconds(step, fabric.device, self.seconds) / len(images)
         return self._forward[kind]
 
     def _tokenizer_step(self, task: Task) -> float:
@@ -148,7 +149,7 @@ class Stopwatch:
                 loss = tokenizer(images).images.mean()
             loss.backward()
 
-        return median_seconds(step, fabric.device, SECONDS) / len(images)
+        return median_seconds(step, fabric.device, self.seconds) / len(images)
 
     def _with_loading(self, seconds: float, run: RunConfig) -> float:
         """Return seconds per image with decoding and cropping, which share the cores with a step on a CPU."""
@@ -168,7 +169,7 @@ class Stopwatch:
                 Subset(source, range(some)), transform_of(run), batch_size=min(32, some), seed=0, start=0, workers=0
             )
             start, images = time.perf_counter(), 0
-            while time.perf_counter() - start < SECONDS / 2:
+            while time.perf_counter() - start < self.seconds / 2:
                 images += len(next(batches).images)
             self._loaded[kind] = (time.perf_counter() - start) / images
             batches.close()
