@@ -1,7 +1,6 @@
 """The verb anomalies."""
 
 from pathlib import Path
-from typing import Any
 
 from hardpatch.cli.arguments import Parser, number, write_json
 from hardpatch.cli.rank import loss_arguments, parsed
@@ -32,7 +31,7 @@ def anomalies(arguments: list[str]) -> int:
         help="images that get a heat map, those of the highest scores (default: %(default)s)",
     )
     loss_arguments(parser, draws=8)
-    settings: dict[str, Any] = parsed(parser, arguments)
+    settings = parsed(parser, arguments)
 
     from hardpatch.rank.anomalies import anomalies as measure
     from hardpatch.rank.areas import KINDS

@@ -1,6 +1,7 @@
 """The verb rank."""
 
 from pathlib import Path
+from typing import Any
 
 from hardpatch.cli.arguments import (
     Parser,
@@ -48,7 +49,7 @@ def loss_arguments(parser: Parser, draws: int) -> None:
     weights_arguments(parser, ())
 
 
-def parsed(parser: Parser, arguments: list[str]) -> dict[str, object]:
+def parsed(parser: Parser, arguments: list[str]) -> dict[str, Any]:
     """Parse what :func:`loss_arguments` added. Returns the arguments of the verb in Python, and ``json``."""
     options = parser.parse_args(arguments)
     architecture = architecture_of(options)
@@ -83,7 +84,7 @@ def rank(arguments: list[str]) -> int:
     show_log()
     json_file = settings.pop("json")
     with counting("images ranked") as progress:
-        result = measure(**settings, progress=progress)  # type: ignore[arg-type]
+        result = measure(**settings, progress=progress)
     values = result.values
     print(f"images: {values['images']['images']}, left out: {result.left_out}")
     for line in result.lines:
@@ -97,5 +98,5 @@ def rank(arguments: list[str]) -> int:
     print(f"contact sheets: {', '.join(values['sheets'])}")
     print(f"table: {result.table}")
     if json_file is not None:
-        write_json(json_file, values)  # type: ignore[arg-type]
+        write_json(json_file, values)
     return 0

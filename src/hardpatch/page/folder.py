@@ -16,10 +16,8 @@ from hardpatch.train.metrics import read_metrics
 from hardpatch.train.result import RESULT
 from hardpatch.yaml_text import flat, read_settings
 
-CONFIG, ENVIRONMENT, MEASUREMENTS, METRICS, PLAN = (
-    *("config.yaml", "environment.json", "measurements.json"),
-    *("metrics.jsonl", "plan.txt"),
-)
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+MEASUREMENTS, PLAN = "measurements.json", "plan.txt"
 FILES = (CONFIG, ENVIRONMENT, METRICS)
 """A folder with one of these is taken for a run; other verbs write results elsewhere, too."""
 POSITIONS = ("step", "epoch")
