@@ -17,8 +17,9 @@ SMALL = [
     *("--recipe", "demo", "--batch_size", "16", "--train.log_every", "5", "--data.workers", "0"),
     *("--model.width", "32", "--model.depth", "2", "--model.heads", "2", "--model.decoder_width", "16"),
     *("--optim.lr", "1e-3", "--method.alpha_start", "0.3", "--train.device", "cpu"),
+    *("--train.pictures", "0", "--train.report", "no"),
 ]
-"""Settings of a model that learns in seconds; alpha starts above 0, so that the teacher runs from the first step."""
+"""Settings of a model that learns in a second; alpha starts above 0, so that the teacher runs from the first step."""
 
 
 def write_images(folder: Path, classes: int = 2, each: int = 15, size: int = 40) -> Path:

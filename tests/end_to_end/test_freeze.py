@@ -16,9 +16,14 @@ def test_the_first_block_keeps_its_bits(
     task: ModuleType, finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = finetuned / ("pairs" if task is test_segment else "coco")
-    options = ("--steps", 2, "--lr", 1e-2, "--freeze", 1)
+    size = () if task is test_segment else ("--image_size", 48)
+    options = ("--steps", 2, "--lr", 1e-2, "--freeze", 1, *size)
     assert main(task.command(finetuned / "run", data, tmp_path / "out", *options)) == 0
-    assert "frozen: patch embedding, positions and the first block" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "frozen: patch embedding, positions and the first block" in said
+    assert (
+        f"RUN: positions of 8 x 8 patches are interpolated to {'4 x 6' if task is test_segment else '12 x 12'}" in said
+    )
     before, after = (load_backbone(run).encoder.state_dict() for run in (finetuned / "run", tmp_path / "out"))
     first = [name for name in before if name.startswith(("patch_embed.", "blocks.0."))]
     second = [name for name in before if name.startswith("blocks.1.")]

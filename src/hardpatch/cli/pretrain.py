@@ -46,7 +46,7 @@ def pretrain(arguments: list[str]) -> int:
         return stopped(own, "pretrain", result.step, result.total, folder, result.signal)
     lines = [
         f"{folder}: {result.total} steps done, weights in {result.checkpoint}",
-        f"pictures: {', '.join(map(str, result.pictures))}",
+        *([f"pictures: {', '.join(map(str, result.pictures))}"] if result.pictures else []),
         *([str(result.verdict)] if result.verdict is not None else []),
     ]
     return print_result(own, json.loads((folder / "result.json").read_text(encoding="utf-8")), lines)

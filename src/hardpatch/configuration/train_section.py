@@ -37,6 +37,8 @@ class TrainConfig:
     """Loggers beside metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow; or none."""
     report: ReportName = "checks"
     """Times at which report.html is written: checks is at evaluations and at the end, end only then, no is never."""
+    pictures: int = ranged(8, COUNT_OR_NONE)
+    """Training images whose reconstruction and difficulty pictures/ shows, beside the curves; 0 draws no pictures."""
     log_every: int = ranged(50, STEPS)
     """Steps between two lines of metrics."""
     checkpoint_minutes: float = ranged(5.0, NOT_NEGATIVE)

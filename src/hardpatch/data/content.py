@@ -5,6 +5,7 @@ import os
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+from hardpatch.data.csv_list import LISTS, values_beside_images
 from hardpatch.data.sources import OpenedSource, Paths, open_source
 from hardpatch.errors import UserError
 
@@ -28,7 +29,7 @@ def content_digest(source: OpenedSource) -> str:
 def path_digest(path: Paths) -> str | None:
     """Return a digest, like :func:`content_digest`, of all files below a path, of label maps and annotations too.
 
-    Of a list or a pattern it is that of the images that are named.
+    Of a list or a pattern it is that of the images that are named, and of what a list says beside them.
 
     Args:
         path: a folder, a file, a list, a pattern, or several of them.
@@ -38,6 +39,7 @@ def path_digest(path: Paths) -> str | None:
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     files: list[str] = []
+    values: list[list[list[str]]] = []
     for place in map(Path, paths):
         if place.is_dir():
             files += sorted(
@@ -46,19 +48,22 @@ def path_digest(path: Paths) -> str | None:
                 for name in names
                 if not name.startswith(".")  # an index that hardpatch wrote
             )
-        elif place.is_file() and place.suffix.lower() not in (".csv", ".tsv"):
+        elif place.is_file() and place.suffix.lower() not in LISTS:
             files.append(str(place))
         else:
             try:
                 files += open_source(place).files()
+                if place.suffix.lower() in LISTS:
+                    values.append(values_beside_images(place))
             except UserError:  # the verb says what is wrong with it
                 return None
-    return _digest(files, len(files)) if files else None
+    return _digest(files, len(files), repr(values) if values else "") if files else None
 
 
-def _digest(files: Sequence[str], images: int) -> str:
+def _digest(files: Sequence[str], images: int, values: str = "") -> str:
+    files = [file for file in files if not file.lower().endswith(LISTS)]  # they hold paths, which do not count
     root = os.path.dirname(files[0]) if len(files) == 1 else os.path.commonpath(files) if files else ""
-    digest = hashlib.blake2b(f"{images}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{images}\n{values}".encode(errors="surrogateescape"), digest_size=16)
     read, sized = _spread(len(files), READ), _spread(len(files), SIZED)
     folders: dict[str, str] = {}
     for k, file in enumerate(files):

@@ -107,6 +107,17 @@ def list_columns(path: Path, columns: Columns, names: Sequence[str]) -> dict[str
     return {name: [row[k].strip() for row in rows] for name, k in chosen.items()}
 
 
+def values_beside_images(path: Path, columns: Columns = AUTO) -> list[list[str]]:
+    """Return the fields of each line but for the path of its image, and first their names: all that may be a label.
+
+    Raises:
+        UserError: as :func:`open_list`.
+    """
+    table = _read(path, columns)
+    lines = [table.header, *table.rows]
+    return [[field.strip() for k, field in enumerate(line) if k != table.image] for line in lines]
+
+
 def _read(path: Path, columns: Columns) -> Table:
     """Read all lines, and find the columns."""
     rows: list[list[str]] = []

@@ -35,6 +35,7 @@ from hardpatch.detect.verdict import typical_box, verdict
 from hardpatch.errors import UserError
 from hardpatch.files import atomic_path, optional_file, write_text_atomically
 from hardpatch.interchange.backbone import load_backbone
+from hardpatch.models.transfer import interpolated
 from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.train import checkpoint
@@ -210,7 +211,8 @@ def _detect(labeled: FolderRun[DetectSettings], arguments: list[str], *, progres
     job.bad_files.update(train.bad)
     job.bad_val.update(val.bad)
     masked = (f"--masks {settings.masks}: {line}" for line in masks.lines)
-    for line in (*train.lines, *val.lines, *masked, *trained_line(job.model, job.frozen)):
+    resized = interpolated(job.encoder, (settings.image_size, settings.image_size)) if newest is None else []
+    for line in (*train.lines, *val.lines, *masked, *resized, *trained_line(job.model, job.frozen)):
         log.info(line)
     if newest is not None and saved_metadata(newest).get("images", job.images) != job.images:
         log.info("--resume: %d images can be used now, another number than before: their order differs", job.images)

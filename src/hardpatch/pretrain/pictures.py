@@ -19,21 +19,18 @@ from hardpatch.train.metrics import read_metrics
 
 log = logging.getLogger("hardpatch")
 
-PICTURED = 8
-"""Images of the training set that are shown."""
-
 
 def write_pictures(job: PretrainJob, *, singles: bool = True) -> list[Path]:
     """Draw the curves of a run, and of some images reconstruction, true loss and, with a predictor, difficulty.
 
     Args:
-        job: the run.
+        job: the run, whose ``train.pictures`` is the number of images.
         singles: also write a picture of each single image.
 
     Returns:
         The pictures: ``pictures/curves.png`` and ``pictures/difficulty/contact_sheet.png``.
     """
-    folder, learner = job.folder, job.learner
+    folder, learner, shown = job.folder, job.learner, job.run.train.pictures
     pictures = []
     metrics = read_metrics(folder / "metrics.jsonl")
     if metrics:
@@ -49,12 +46,12 @@ def write_pictures(job: PretrainJob, *, singles: bool = True) -> list[Path]:
             summary = score(
                 student.eval(),
                 teacher,
-                Subset(source, evenly_spread(len(source), PICTURED)),
+                Subset(source, evenly_spread(len(source), shown)),
                 out=folder / "pictures" / "difficulty",
                 target=target,
                 mask_ratio=job.run.method.mask_ratio,
                 predict="masked" if job.run.fast.remember else "whole",
-                pictures=PICTURED,
+                pictures=shown,
                 singles=singles,
                 device=learner.fabric.device,
             )

@@ -196,8 +196,9 @@ def _train_claimed(
     _log_micro_batches(run, job)
     if plan is not None and is_first():
         _announce(plan, folder)
-    job.draw = write_check_pictures if pictures else None
     report = RunReport(folder, run.train.report if pictures else "no")
+    pictures = pictures and run.train.pictures > 0
+    job.draw = write_check_pictures if pictures else None
     signal = fit(job, progress, report.after_evaluation)
     job.learner.gather_weights()
     counted = {"train": len(source)} | ({"held_out": len(held)} if held else {})

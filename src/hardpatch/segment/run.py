@@ -21,7 +21,7 @@ from hardpatch.files import optional_file
 from hardpatch.interchange.backbone import load_backbone
 from hardpatch.interchange.finetuned import SEGMENTER
 from hardpatch.models.encoder import Encoder, patch_grid
-from hardpatch.models.transfer import add_layer_scale, add_relative_bias, train_positions
+from hardpatch.models.transfer import add_layer_scale, add_relative_bias, interpolated, train_positions
 from hardpatch.page.during import RunReport
 from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
@@ -288,6 +288,8 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
     pairs = len(encoder.blocks) * patches**2 if settings.relative_positions else 0
     need = bytes_per_parameter(settings.device) * 99 * settings.channels**2 + 8 * pairs
     check_memory(need, "--channels, --crop", "a network")
+    for line in interpolated(encoder, (settings.crop[0], settings.crop[1])):
+        log.info(line)
     _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
