@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "src" / "hardpatch"
 FLOORS = (
     ("cli",),
-    ("study", "report", "check", "export", "predict", "rank"),
+    ("study", "report", "check", "export", "predict", "rank", "view"),
     ("finetune", "segment", "detect", "evaluate"),
     ("bench",),
     ("pretrain",),

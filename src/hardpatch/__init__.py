@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hardpatch.rank.run import rank
     from hardpatch.segment.file import load_segmenter
     from hardpatch.segment.run import segment
+    from hardpatch.view.run import view
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,9 +64,10 @@ __all__ = [
     "stats",
     "train_linear_probe",
     "train_tokenizer",
+    "view",
 ]
 
-# The packages check, export, pretrain, finetune, segment, detect, predict and rank are called themselves.
+# The packages check, export, pretrain, finetune, segment, detect, predict, rank and view are called themselves.
 _HOME = {
     "anomalies": "rank.anomalies",
     "embed": "evaluate.embed",
@@ -89,7 +91,7 @@ _HOME = {
     "BEiT": "methods.beit",
     "IBOT": "methods.ibot",
 }
-_CALLABLE = ("check", "detect", "export", "finetune", "predict", "pretrain", "rank", "segment")
+_CALLABLE = ("check", "detect", "export", "finetune", "predict", "pretrain", "rank", "segment", "view")
 
 
 def __getattr__(name: str) -> Any:

@@ -221,6 +221,7 @@ OPTIONS: Mapping[str, Range] = {
     "mask_ratio": INSIDE,
     "max_bad_fraction": FRACTION,
     "pictures": COUNT_OR_NONE,
+    "port": Range(1, 65_535, whole=True),
     "probe_batch_size": Range(1, 2**31 - 1, whole=True),
     "repeats": COUNT,
     "seconds": Range(0, 1_000_000, above=True),

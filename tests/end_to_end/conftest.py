@@ -20,6 +20,8 @@ SMALL = [
     *("--train.pictures", "0", "--train.report", "no"),
 ]
 """Settings of a model that learns in a second; alpha starts above 0, so that the teacher runs from the first step."""
+PICTURES = ("--train.pictures", "8", "--train.report", "checks")
+"""What :data:`SMALL` leaves out, and a user gets."""
 
 
 def write_images(folder: Path, classes: int = 2, each: int = 15, size: int = 40) -> Path:
@@ -44,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """Pre-train for 12 steps."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    command = ["pretrain", *SMALL, "--data", str(images), "--steps", "12", "--out", str(folder)]
+    command = ["pretrain", *SMALL, *PICTURES, "--data", str(images), "--steps", "12", "--out", str(folder)]
     assert main([*command, "--json", str(folder.parent / "result.json")]) == 0
     return folder
 

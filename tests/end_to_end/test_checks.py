@@ -15,7 +15,7 @@ import hardpatch
 from hardpatch.cli import main
 from hardpatch.data.sources import hold_out, open_source
 from hardpatch.train.metrics import read_metrics
-from tests.end_to_end.conftest import SMALL
+from tests.end_to_end.conftest import PICTURES, SMALL
 
 CHECKED = ["--verdict.images", "5", "--data.hold_out", "10"]
 EVERY_16 = ["--steps", "80", "--verdict.checks", "5", *CHECKED]  # 80 steps of 16 images: four checks, and step 2
@@ -136,7 +136,9 @@ def test_a_run_that_goes_on_is_measured_by_its_step(
 
 
 def test_a_plain_host_has_reconstructions(images: Path, tmp_path: Path) -> None:
-    pretrain(images, tmp_path / "run", "--steps", "2", "--method.predicting_loss", "none", "--verdict.checks", "0")
+    pretrain(
+        images, tmp_path / "run", "--steps", "2", "--method.predicting_loss", "none", "--verdict.checks", "0", *PICTURES
+    )
     folder = tmp_path / "run" / "pictures" / "difficulty"
     with Image.open(folder / "contact_sheet.png") as sheet:
         picture, masked, reconstruction, true_loss = 1, 1, 1, 1.2  # widths of the columns

@@ -1,6 +1,5 @@
 """hardpatch report: from real runs of all four verbs to pages without network."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,14 +9,9 @@ from typing import Any
 import pytest
 
 from hardpatch.cli import main
+from tests.browser import CHROMIUM, MISSING
 from tests.page.parsed import check_page
 from tests.page.test_page import NASTY, SHOWN
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-MISSING = "" if CHROMIUM else "needs Chromium: apt-get install chromium"
-MISSING = MISSING or ("" if importlib.util.find_spec("axe_playwright_python") else "needs axe-playwright-python")
 
 
 def numbers_in(value: Any) -> Iterator[str]:

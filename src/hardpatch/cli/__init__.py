@@ -45,6 +45,7 @@ Hard Patches Mining: self-supervised pre-training of Vision Transformers that al
   bench      training speed, and of other libraries    hardpatch bench [--recipe NAME] [--contenders A,B,...]
   study      train the rows of the paper's tables      hardpatch study table2 --data IMAGES --val IMAGES --out DIR
   report     show runs as one page, with curves        hardpatch report RUN [RUN...] --out FILE.html
+  view       serve a page: masks follow sliders        hardpatch view RUN [RUN]
   export     write weights for timm or Hugging Face    hardpatch export RUN --to timm --out FILE.safetensors
   replay     find what made a step NaN                 hardpatch replay RUN/dumps/step_00000048
   info       describe a run or a weights file          hardpatch info RUN
@@ -71,6 +72,7 @@ VERBS = {
     "evaluate": "suite",
     "score": "score",
     "rank": "rank",
+    "view": "view",
     "anomalies": "anomalies",
     "check": "check",
     "stats": "stats",

@@ -30,7 +30,7 @@ from hardpatch.pretrain import best
 from hardpatch.pretrain.facts import Facts, facts
 from hardpatch.pretrain.folder import refuse_edited
 from hardpatch.pretrain.guard import stops_mining
-from hardpatch.pretrain.monitor import Monitor, check_steps
+from hardpatch.pretrain.monitor import Monitor, check_steps, fewer_checks
 from hardpatch.pretrain.schedule import Schedule, schedule
 from hardpatch.pretrain.step import Learner, Step
 from hardpatch.pretrain.verdict import Verdict, verdict
@@ -100,7 +100,9 @@ class PretrainJob:
     @property
     def notes(self) -> tuple[str, ...]:
         """Order of the images, and those that the checks look at, a line each."""
-        looked_at = () if self.monitor is None else self.monitor.images.notes
+        looked_at: tuple[str, ...] = ()
+        if self.monitor is not None:
+            looked_at = (*self.monitor.images.notes, *fewer_checks(self.run, self.total))
         return (*self.started, *((self._order,) if self._order else ()), *looked_at)
 
     @property

@@ -68,6 +68,17 @@ def check_steps(run: RunConfig, total: int) -> frozenset[int]:
     return frozenset({0, total} | during)
 
 
+def fewer_checks(run: RunConfig, total: int) -> tuple[str, ...]:
+    """Return a line where a short run is checked less often than ``verdict.checks`` says, else nothing."""
+    found = len(check_steps(run, total) - {0, total})
+    if found >= min(run.verdict.checks, total - 1):
+        return ()
+    return (
+        f"verdict.checks: {found} on the way, not {run.verdict.checks}: {run.verdict.images} images each would take "
+        "much of so short a training; fewer verdict.images allow more",
+    )
+
+
 class Monitor:
     """Measurements of a check.
 
