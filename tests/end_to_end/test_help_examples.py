@@ -127,6 +127,7 @@ def test_examples_run(
     verb: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hardpatch.pretrain.run.write_pictures", lambda job: ())  # other tests draw them
+    monkeypatch.setattr("hardpatch.view.run.serve", lambda viewer, **options: None)  # it would go on for ever
     run_examples(verb, capsys)
 
 

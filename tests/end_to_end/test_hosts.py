@@ -18,7 +18,7 @@ from hardpatch.methods.ibot import IBOT
 from hardpatch.models.discrete_vae import DiscreteVAE
 from hardpatch.models.tokenizer import KIND, METADATA
 from hardpatch.train.metrics import read_metrics
-from tests.end_to_end.conftest import SMALL
+from tests.end_to_end.conftest import PICTURES, SMALL
 
 HOSTS: dict[str, list[str]] = {
     "simmim": ["--method.host=simmim", "--method.mask_unit=8", "--method.mask_ratio=0.6", "--model.positions=relative"],
@@ -65,6 +65,7 @@ def test_hosts(
     run = tmp_path / "run"
     settings = [*SMALL, *HOSTS[host], "--method.predicting_loss", predicting_loss]
     settings += ["--method.tokenizer", str(tokenizer)] if host == "beit" else []
+    settings += PICTURES if predicting_loss == "relative" else []
     assert main(["pretrain", *settings, "--data", str(images), "--steps", "10", "--out", str(run)]) == 0
     last = read_metrics(run / "metrics.jsonl")[-1]
     assert ("pair_accuracy" in last) == ("mined_loss_ratio" in last) == (predicting_loss == "relative")

@@ -19,7 +19,7 @@ from hardpatch.errors import UserError
 from hardpatch.train import checkpoint
 from hardpatch.train.lock import LOCK, locked
 from tests.end_to_end import test_jobs as known
-from tests.end_to_end.conftest import SMALL
+from tests.end_to_end.conftest import PICTURES, SMALL
 from tests.end_to_end.test_jobs import NAMES, Job, newest
 
 data, encoder, jobs = known.data, known.encoder, known.jobs  # fixtures
@@ -99,7 +99,7 @@ def test_a_start_that_was_killed_does_not_block_the_same_command(images: Path, r
 
 def test_links_are_replaced_and_their_targets_stay(images: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "run", tmp_path / "other"
-    command = ["pretrain", *SMALL, "--data", str(images), "--steps", "4", "--train.checkpoint_steps", "2"]
+    command = ["pretrain", *SMALL, *PICTURES, "--data", str(images), "--steps", "4", "--train.checkpoint_steps", "2"]
     assert main([*command, "--verdict.checks", "0", "--out", str(out)]) == 0
     shutil.rmtree(newest(out))
     other.mkdir()

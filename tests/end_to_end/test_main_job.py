@@ -14,7 +14,7 @@ from safetensors import safe_open
 import hardpatch
 from hardpatch.cli import main
 from hardpatch.train.metrics import read_metrics
-from tests.end_to_end.conftest import SMALL
+from tests.end_to_end.conftest import PICTURES, SMALL
 
 
 def test_the_run_folder_explains_itself(run: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_diverging_run_stops_with_advice_and_keeps_the_last_good_checkpoint(
 def test_a_run_finishes_even_if_no_pictures_can_be_drawn(images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["pretrain", *SMALL, "--data", str(images), "--steps", "1", "--out", str(folder)]
-    assert main([*arguments, "--method.mask_ratio", "0.05"]) == 0  # ten draws do not reach every patch
+    assert main([*arguments, *PICTURES, "--method.mask_ratio", "0.05"]) == 0  # ten draws do not reach every patch
     assert "no pictures of the difficulty: draws" in (folder / "log.txt").read_text()
 
 

@@ -44,6 +44,23 @@ def test_every_size(size: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    run = run_of(tmp_path / "run")
+    result = export_onnx(run, tmp_path / "out" / "vit.onnx")
+    assert any("the weights are in vit.onnx.data, which belongs beside it" in line for line in result.report())
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    assert sorted(path.name for path in moved.iterdir()) == ["vit.onnx", "vit.onnx.data", "vit.parity.json"]
+    encoder = hardpatch.load(run)
+    images = torch.randn(2, 3, *encoder.image_size)
+    assert difference(run_onnx(moved / "vit.onnx", images), encoder.encode(images)) < 1e-4
+    for name in ("vit.onnx", "vit.parity.json"):
+        (moved / name).unlink()
+    with pytest.raises(UserError, match=r"vit.onnx.data exists and is never overwritten"):
+        export_onnx(run, moved / "vit.onnx")
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("host", ["mae", "beit"])
 def test_a_loss_predictor(host: Any, tmp_path: Path) -> None:
     model = {"positions": "relative", "layer_scale": 0.1} if host == "beit" else {}

@@ -68,6 +68,10 @@ EXAMPLES = {
         "hardpatch score runs/mine my_images --out pictures",
         "hardpatch score runs/mine my_images --pictures 8 --draws 2 --out few_pictures",
     ),
+    "view": (
+        "hardpatch view runs/mine",
+        "hardpatch view runs/mine runs/mine --set my_images --port 7870",
+    ),
     "check": (
         "hardpatch check my_images",
         "hardpatch check labeled/train --labels",

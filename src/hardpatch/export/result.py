@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -149,5 +150,25 @@ def new_path(out: Path) -> Iterator[Path]:
         with atomic_path(out, concurrent=True) as temporary:
             yield temporary
             check_new(out)
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None
+
+
+@contextmanager
+def new_files(out: Path) -> Iterator[Path]:
+    """Yield the path of ``out`` in a temporary folder, whose files come to lie beside ``out`` if there is no error.
+
+    A file may name others that lie beside it, so that none of them can have a temporary name. ``out`` comes last.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.stem}.", suffix=".partial", dir=out.parent) as folder:
+            path = Path(folder) / out.name
+            yield path
+            files = sorted(Path(folder).iterdir(), key=lambda file: file == path)
+            for file in files:
+                check_new(out.parent / file.name)
+            for file in files:
+                file.rename(out.parent / file.name)
     except OSError as error:
         raise UserError(f"--out: cannot write {out}: {reason_of(error)}") from None

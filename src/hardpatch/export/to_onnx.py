@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from hardpatch.choices import Architecture
 from hardpatch.errors import UserError
-from hardpatch.export.result import ExportResult, check_new, example_images, new_path
+from hardpatch.export.result import ExportResult, check_new, example_images, new_files
 from hardpatch.export.source import Weights, check_average, load_source, rounded
-from hardpatch.files import write_text_atomically
 from hardpatch.interchange.backbone import Backbone
 from hardpatch.interchange.finetuned import read_finetuned
 from hardpatch.interchange.load import read_newest
@@ -80,7 +79,8 @@ def export_onnx(
 ) -> ExportResult:
     """Write an ``.onnx`` file with dynamic batch, and beside it ``<name>.parity.json`` with the differences to ours.
 
-    The image size is dynamic as well, but for segmenters. Images are normalized before.
+    The image size is dynamic as well, but for segmenters. Images are normalized before. Weights of more than 1.5 GB
+    come to lie in ``<name>.onnx.data``.
 
     Args:
         run: anything that :func:`hardpatch.load` reads, or a run folder of ``finetune`` or ``segment``.
@@ -97,20 +97,24 @@ def export_onnx(
     out = user_path(out, "--out")
     if out.suffix != ".onnx":
         raise UserError(f"--out: expected a file that ends in .onnx, got {out}")
-    report = out.with_suffix(".parity.json")
-    check_new(out)
-    check_new(report)
+    report, weights_beside = f"{out.stem}.parity.json", out.with_name(f"{out.name}.data")
+    for path in (out, out.with_name(report), weights_beside):
+        check_new(path)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--to onnx: needs {', '.join(missing)}, not installed; run: pip install 'hardpatch[onnx]'")
     chosen = _choose(run, weights, part, architecture)
     graph, backbone = chosen.graph.eval().requires_grad_(False), chosen.backbone
-    with new_path(out) as path:
+    with new_files(out) as path:
         _write(chosen, path)
         checked = _check(chosen, path)
         lines = [f"output: {OUTPUTS[graph.part]}", *chosen.notes, *_lines(checked)]
+        if path.with_name(weights_beside.name).exists():
+            lines.append(
+                f"the weights are in {weights_beside.name}, which belongs beside it: one file holds 2 GB at most"
+            )
         content = {"differences": checked.batches, "largest_output": checked.largest, "report": lines}
-        write_text_atomically(report, json.dumps(content | chosen.metadata(), indent=2) + "\n")
+        path.with_name(report).write_text(json.dumps(content | chosen.metadata(), indent=2) + "\n", encoding="utf-8")
     code = f'onnxruntime.InferenceSession("{out}")'
     return ExportResult(
         *(out, code, backbone.mean, backbone.std, chosen.size, None, None, None),

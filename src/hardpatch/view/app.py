@@ -184,7 +184,7 @@ def _controls(viewer: Viewer, first: Choice) -> dict[str, Any]:
         "mask_ratio": gr.Slider(0.05, 0.95, first.mask_ratio, step=0.01, label="Mask ratio (gamma)"),
         "alpha": gr.Slider(0.0, 1.0, first.alpha, step=0.01, label="Mined share of the masked patches (alpha)"),
         "mining": gr.Radio(list(get_args(MiningName)), value=first.mining, label="Patches that are mined"),
-        "by": gr.Dropdown([(MAPS[name], name) for name in MINED_BY], value=first.by, label="Mined by"),
+        "by": gr.Dropdown([(text, name) for name, text in MINED_BY.items()], value=first.by, label="Mined by"),
         "mask": gr.Dropdown(list(get_args(MaskName)), value=first.mask, label="Mask of the other patches"),
         "unit": gr.Dropdown([(f"{unit} x {unit} patches", unit) for unit in sides], value=1, label="Masked as a whole"),
         "seed": gr.Slider(0, 99, first.seed, step=1, label=f"Draw of the mask (the true loss has {DRAWS} of its own)"),

@@ -137,7 +137,7 @@ def serve(
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
         import gradio as gr
 
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         blocks = page(viewer)
         settings: dict[str, Any] = {"theme": gr.themes.Default(**fonts), "css": html.STYLE, "footer_links": []}
         try:

@@ -32,8 +32,8 @@ MAPS = {
     "attention": "attention of the class token",
 }
 """Maps of an image, and their titles."""
-MINED_BY = ("whole", "masked", "true_loss")
-"""Maps that patches can be mined by."""
+MINED_BY = {"whole": "prediction, whole image", "masked": "prediction, masked", "true_loss": "true loss"}
+"""Maps that patches can be mined by, and short names of them."""
 
 
 class Choice(NamedTuple):
