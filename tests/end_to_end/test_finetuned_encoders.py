@@ -55,6 +55,18 @@ def test_the_encoders_of_segmenters_and_detectors(finetuned: Path) -> None:
         assert torch.equal(value, own[name]), name
 
 
+@pytest.mark.parametrize(
+    ("to", "out"), [("timm", "a.safetensors"), ("hf", "a"), ("torchvision", "b"), ("onnx", "a.onnx")]
+)
+def test_a_detector_gives_its_encoder(
+    to: str, out: str, finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(finetuned / "detector"), "--to", to, "--out", str(tmp_path / out)]) == 0
+    said = capsys.readouterr().out
+    assert "only the encoder of the detector goes, without its 2 classes" in said
+    assert "largest difference" in said  # of its outputs there; a difference beyond rounding ends the export
+
+
 def weights_of_checkpoint(run: Path) -> Path:
     """Return the weights file of the newest checkpoint of a run."""
     return weights_file(max(run.glob("checkpoints/step_*")))

@@ -255,7 +255,7 @@ def test_what_gets_worse_is_told(tmp_path: Path) -> None:
     assert getting_worse([start, good, {**good, "step": 50, "check_rankme": 5.6}], about) == {}
     for change, topic, words in (
         ({"check_rankme": 4.9}, "rank", "4.9 directions (RankMe) after 10.0 at the start"),
-        ({"check_start_neighbors": 0.05}, "neighbors", "5 % of the nearest neighbors"),
+        ({"check_start_neighbors": 0.39}, "neighbors", "39 % of the nearest neighbors"),
         ({"check_loss": 1.11}, "loss", "the loss rises: 1.110 after 1.000"),
         ({"check_knn_top1": 0.5}, "labels", "k-NN fell to 50.0% from 60.0%"),
     ):
