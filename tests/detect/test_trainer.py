@@ -156,10 +156,10 @@ def test_unusable_validation_images_are_not_counted_as_misses(
         lenient.evaluate()
 
 
-def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
-    """A small network from scratch, a minute or two on one core.
+def test_two_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
+    """A small network from scratch, half a minute on one core.
 
-    0.93 and 0.80 were measured. After 250 steps the masks of seeds 0 to 4 are at 0.59 +- 0.12, too near to the bound.
+    With seeds 0 to 2 boxes were at 1.00, 1.00, 0.97 and masks at 0.83, 0.90, 0.83.
     """
     folder = shared / "data/coco_mini"
     coco = read_coco(folder / "annotations/instances_train2017.json")
@@ -168,14 +168,14 @@ def test_eight_photographs_are_memorized(shared: Path, tmp_path: Path) -> None:
         large = [not obj.crowd and obj.area > 0.04 * image.height * image.width for obj in image.objects]
         return 1 <= len(large) <= 3 and all(large)
 
-    eight = AnnotationSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:8])
+    two = AnnotationSet(coco.path, coco.categories, [image for image in coco.images if plain(image)][:2])
     torch.manual_seed(0)
-    encoder = Encoder(image_size=(128, 128), patch_size=16, width=96, depth=4, heads=4)
-    settings: dict[str, Any] = {"image_size": 128, "steps": 400, "lr": 2e-3, "layer_decay": 1.0, "weight_decay": 0.0}
+    encoder = Encoder(image_size=(128, 128), patch_size=16, width=96, depth=2, heads=4)
+    settings: dict[str, Any] = {"image_size": 128, "steps": 120, "lr": 2e-3, "layer_decay": 1.0, "weight_decay": 0.0}
     settings |= {"jitter": (1.0, 1.0), "flip": 0.0, "window": 4, "channels": 32, "head_width": 128, "rois": 32}
     settings |= {"workers": 0}
     run = changed(PRESETS["small"], settings)
-    data = (eight, folder / "train2017")
+    data = (two, folder / "train2017")
     backbone = Backbone(encoder, (0.45,) * 3, (0.25,) * 3)
     job = DetectJob(run, tmp_path, data, data, backbone, start_fabric("cpu", "fp32", "--", settle=False))
     fit(job, Silent())
