@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image
@@ -106,6 +107,10 @@ def test_transparency_behind_infrared() -> None:
 def test_other_color_spaces_of_tiffs(mode: str, compression: str | None, photograph: np.ndarray) -> None:
     image = Image.fromarray(photograph[:32, :48]).convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
+    if (mode, compression) == ("YCbCr", None) and int(PIL.__version__.split(".")[0]) < 13:
+        with pytest.raises(UndecodableImage, match="truncated"):  # Pillow 12 expects four bytes for each pixel
+            read(saved(image, "TIFF", compression=compression))
+        return
     assert np.abs(read(saved(image, "TIFF", compression=compression)) - expected).max() <= 2  # libtiff rounds otherwise
 
 
