@@ -33,7 +33,7 @@ class ImageSet(NamedTuple):
 
 
 class Viewer:
-    """What the page shows, without the page.
+    """Contents of the page, without the page itself.
 
     Args:
         scenes: the runs, side by side.
