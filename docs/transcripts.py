@@ -1,0 +1,120 @@
+"""Run verbs on real images and write what they print as transcripts.md.
+
+    python docs/transcripts.py DATA
+
+DATA has the folders caltech100_128, camvid100 and coco_mini. Everything is written to a temporary folder. Of long
+outputs the middle is left out, and long lines are wrapped; nothing else is changed.
+"""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+PAGE = Path(__file__).with_name("transcripts.md")
+SETS = ("caltech100_128", "camvid100", "coco_mini")
+TRAIN, TEST = "caltech100_128/train", "caltech100_128/test"
+LABELED = f"--train {TRAIN} --val {TEST}"
+PARTS: dict[str, tuple[str, ...]] = {
+    "From a folder to a timm model": (
+        f"hardpatch check {TRAIN} --labels",
+        f"hardpatch pretrain --data {TRAIN} --hours 0.1 --out runs/mine",
+        f"hardpatch knn runs/mine {LABELED} --random_baseline",
+        f"hardpatch linear runs/mine {LABELED}",
+        f"hardpatch score runs/mine {TEST} --out pictures --pictures 8",
+        "hardpatch report runs/mine --out mine.html",
+        "hardpatch export runs/mine --to timm --out vit",
+    ),
+    "Before a training": (
+        f"hardpatch plan {TRAIN} --hours 2",
+        f"hardpatch stats {TRAIN}",
+        f"hardpatch shrink {TRAIN} --side 64 --out small",
+        f"hardpatch shard {TRAIN} --out shards",
+        f"hardpatch bench data --data {TRAIN} --seconds 2",
+        "hardpatch bench --recipe demo --contenders hpm,mae",
+        "hardpatch recipes",
+        "hardpatch formats",
+    ),
+    "After it": (
+        "hardpatch info runs/mine",
+        f"hardpatch embed runs/mine {TEST} --out vectors.parquet",
+        f"hardpatch rank runs/mine {TEST} --out ranking",
+        "hardpatch anomalies runs/mine caltech100_128/test/Motorbikes caltech100_128/test/watch \\\n"
+        "    --train caltech100_128/train/Motorbikes --out strange",
+        f"hardpatch study fig2 runs/mine {TEST} --count 4 --out fig2",
+    ),
+    "With labels": (
+        f"hardpatch finetune runs/mine {LABELED} --steps 100 --out runs/classifier",
+        f"hardpatch predict runs/classifier {TEST} --out classes.csv",
+        "hardpatch segment runs/mine --train camvid100 --val camvid100 --steps 40 --out runs/segmenter",
+        "hardpatch detect runs/mine --train coco_mini/train2017 \\\n"
+        "    --annotations coco_mini/annotations/instances_train2017.json --val coco_mini/val2017 \\\n"
+        "    --val_annotations coco_mini/annotations/instances_val2017.json --image_size 160 --steps 20 \\\n"
+        "    --out runs/detector",
+        "hardpatch export runs/classifier --to onnx --out classifier.onnx",
+    ),
+}
+FIRST, LAST, WIDTH = 20, 12, 116
+"""Lines that are shown of a long output, and characters of a line."""
+HEAD = """# What the verbs print
+
+Made by `python docs/transcripts.py DATA` on {date}: {machine}. The images are those of Caltech-101 (128 px, 100
+classes), CamVid and COCO, a few of each. The trainings are far too short to be good. Of long outputs the middle is
+left out, and long lines are wrapped; nothing else is changed. The time in brackets includes seconds of imports.
+"""
+
+
+def machine() -> str:
+    """Return the machine in a few words."""
+    return f"{os.cpu_count()} cores, no GPU, Python {platform.python_version()}, PyTorch {torch.__version__}"
+
+
+def shortened(text: str) -> list[str]:
+    """Return the lines of an output, without the middle of a long one."""
+    lines = [part for line in text.splitlines() for part in _wrapped(line)]
+    left_out = len(lines) - FIRST - LAST
+    return lines if left_out < 5 else [*lines[:FIRST], f"[{left_out} lines left out]", *lines[-LAST:]]
+
+
+def _wrapped(line: str) -> list[str]:
+    options = {"subsequent_indent": "    ", "drop_whitespace": False, "break_on_hyphens": False}
+    return [part.rstrip() for part in textwrap.wrap(line.rstrip(), WIDTH, **options)] or [""]
+
+
+def transcript(command: str, place: Path) -> list[str]:
+    """Run a command, and return it with its output as lines of a page."""
+    print(command, flush=True)
+    words = shlex.split(command.replace("\\\n", " "))
+    program = [sys.executable, "-m", *words]
+    started = time.monotonic()
+    done = subprocess.run(program, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seconds = time.monotonic() - started
+    if done.returncode:
+        raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stdout}")
+    return ["```console", *f"$ {command}".splitlines(), *shortened(done.stdout), f"[{seconds:.0f} s]", "```", ""]
+
+
+def main() -> None:
+    """Run all commands and write the page."""
+    data = Path(sys.argv[1]).resolve()
+    page = HEAD.format(date=datetime.now(UTC).date(), machine=machine()).splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SETS:
+            (Path(folder) / name).symlink_to(data / name)
+        for title, listed in PARTS.items():
+            page += ["", f"## {title}", ""]
+            for command in listed:
+                page += transcript(command, Path(folder))
+    PAGE.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
