@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hardpatch.cli import main
-from tests.end_to_end.conftest import SMALL, write_images
+from tests.end_to_end.conftest import PICTURES, SMALL, write_images
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_recipe_beside_resume_must_be_that_of_the_run(
 def test_a_recipe_beside_resume_does_not_reset_what_a_run_may_change(copy: Path, images: Path) -> None:
     before = (copy / "config.yaml").read_text()
     assert "log_every: 5" in before  # of the command line; the recipe has another
-    command = [word for word in SMALL if word not in ("--train.log_every", "5")]
+    command = [word for word in (*SMALL, *PICTURES) if word not in ("--train.log_every", "5")]
     assert main(["pretrain", *command, "--data", str(images), "--steps", "12", "--resume", "--out", str(copy)]) == 0
     assert (copy / "config.yaml").read_text() == before
 

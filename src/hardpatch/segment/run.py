@@ -27,14 +27,14 @@ from hardpatch.processes import is_first, on_first
 from hardpatch.ranges import check_options
 from hardpatch.segment.check import check_sets
 from hardpatch.segment.data import SegmentationSet, open_segmentation
-from hardpatch.segment.file import rebuild, save_segmenter
+from hardpatch.segment.file import save_segmenter
 from hardpatch.segment.labels import Labels, find_labels
 from hardpatch.segment.measure import EvaluationResult
 from hardpatch.segment.model import BLOCKS, UperNet
 from hardpatch.segment.pictures import write_pictures
 from hardpatch.segment.settings import FEW_STEPS, LARGE, PRESETS, RENAMED, SegmentSettings, resolved
 from hardpatch.segment.settings import check as check_settings
-from hardpatch.segment.trainer import KIND, SegmentJob, rate_of
+from hardpatch.segment.trainer import SegmentJob, of_checkpoint, rate_of
 from hardpatch.segment.verdict import majority, verdict
 from hardpatch.train import checkpoint
 from hardpatch.train.device import loader_workers, start_fabric_of
@@ -187,7 +187,11 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
     newest = resume_point(folder)
     train = open_segmentation(inputs["train"], "train", labels, inputs["label_suffix"])
     val = open_segmentation(inputs["val"], "val", labels, inputs["label_suffix"])
-    model = _initial(labeled, labels, train) if newest is None else _of_checkpoint(newest, settings, labels)
+    resized: list[str] = []
+    if newest is None:
+        model, resized = _initial(labeled, labels, train)
+    else:
+        model = of_checkpoint(newest, settings, labels)
     settings, frozen = resolved(settings, len(model.encoder.blocks)), freeze(model.encoder, settings.freeze)
     check_settings(settings, model.encoder.patch_size, len(train))
     quiet = not isinstance(progress, LiveProgress)
@@ -217,7 +221,7 @@ def _segment(labeled: FolderRun[SegmentSettings], arguments: list[str], *, progr
         log.warning(short)
     bad = list(checked.unreadable["train"].values()), list(checked.unreadable["val"].values())
     job = SegmentJob(settings, folder, train, val, model, fabric, bad)
-    for line in (*choices(labeled.settings, model), *trained_line(model, frozen)):
+    for line in (*resized, *choices(labeled.settings, model), *trained_line(model, frozen)):
         log.info(line)
     if newest is not None:
         job.restore(newest)
@@ -272,8 +276,8 @@ def _finish(
     )
 
 
-def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: SegmentationSet) -> UperNet:
-    """Build the network of a new run on images of ``train``.
+def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: SegmentationSet) -> tuple[UperNet, list[str]]:
+    """Build the network of a new run on images of ``train``; also return what is said of its positions.
 
     Raises:
         UserError: if the weights cannot be loaded, or the settings or sizes do not fit.
@@ -288,13 +292,12 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
     pairs = len(encoder.blocks) * patches**2 if settings.relative_positions else 0
     need = bytes_per_parameter(settings.device) * 99 * settings.channels**2 + 8 * pairs
     check_memory(need, "--channels, --crop", "a network")
-    for line in interpolated(encoder, (settings.crop[0], settings.crop[1])):
-        log.info(line)
+    resized = interpolated(encoder, (settings.crop[0], settings.crop[1]))
     _transfer(encoder, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         try:
-            return UperNet(
+            network = UperNet(
                 encoder,
                 len(labels.names),
                 mean=backbone.mean,
@@ -306,6 +309,7 @@ def _initial(labeled: FolderRun[SegmentSettings], labels: Labels, train: Segment
             )
         except ValueError as error:
             raise UserError(f"--{error}") from None
+    return network, resized
 
 
 def _transfer(encoder: Encoder, settings: SegmentSettings) -> None:
@@ -333,18 +337,3 @@ def choices(asked: SegmentSettings, model: UperNet) -> list[str]:
     if asked.relative_positions and model.encoder.relative_bias is not None:
         lines.append("--relative_positions: RUN has a relative position bias, shared by its blocks; it is trained on")
     return lines
-
-
-def _of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> UperNet:
-    """Build the network of a checkpoint: a resumed run does not need the weights that it started from.
-
-    Raises:
-        UserError: if the checkpoint is of another kind or has other classes.
-    """
-    metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
-    if metadata.get("kind") != KIND or "encoder" not in metadata:
-        raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
-    if metadata["classes"] != list(labels.names):
-        had, has = ", ".join(metadata["classes"]), ", ".join(labels.names)
-        raise UserError(f"--resume: {saved} has classes {had}, the data {has}; restore them, or take another --out")
-    return rebuild(metadata, dropout=settings.dropout)

@@ -12,12 +12,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hardpatch.data.bad_files import BadFiles
+from hardpatch.errors import UserError
 from hardpatch.models.pixels import mean_color
 from hardpatch.processes import global_mean, on_first
 from hardpatch.randomness import seed_step
 from hardpatch.segment.batches import LabeledBatch, SegmentationTransform, segmentation_batches
 from hardpatch.segment.data import IGNORED, SegmentationSet
-from hardpatch.segment.file import describe
+from hardpatch.segment.file import describe, rebuild
+from hardpatch.segment.labels import Labels
 from hardpatch.segment.measure import EvaluationResult, Inference, evaluate
 from hardpatch.segment.model import UperNet
 from hardpatch.segment.settings import SegmentSettings
@@ -238,3 +240,18 @@ def evenly_spread(count: int, at_most: int = PICTURED) -> tuple[int, ...]:
     """Return up to ``at_most`` of the indices below ``count``, evenly spread: the images that pictures show."""
     shown = min(count, at_most)
     return tuple((2 * k + 1) * count // (2 * shown) for k in range(shown))
+
+
+def of_checkpoint(saved: Path, settings: SegmentSettings, labels: Labels) -> UperNet:
+    """Build the network of a checkpoint: a resumed run does not need the weights that it started from.
+
+    Raises:
+        UserError: if the checkpoint is of another kind or has other classes.
+    """
+    metadata = checkpoint.read_metadata(saved / checkpoint.WEIGHTS) or {}
+    if metadata.get("kind") != KIND or "encoder" not in metadata:
+        raise UserError(f"--resume: expected a checkpoint of hardpatch segment, {saved} is of another kind or version")
+    if metadata["classes"] != list(labels.names):
+        had, has = ", ".join(metadata["classes"]), ", ".join(labels.names)
+        raise UserError(f"--resume: {saved} has classes {had}, the data {has}; restore them, or take another --out")
+    return rebuild(metadata, dropout=settings.dropout)
