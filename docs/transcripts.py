@@ -16,6 +16,7 @@ import textwrap
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "With labels": (
         f"hardpatch finetune runs/mine {LABELED} --steps 100 --out runs/classifier",
         f"hardpatch predict runs/classifier {TEST} --out classes.csv",
-        "hardpatch segment runs/mine --train camvid100 --val camvid100 --steps 40 --out runs/segmenter",
+        "hardpatch segment runs/mine --train camvid100 --val camvid100 --steps 40 --warmup_steps 4 \\\n"
+        "    --out runs/segmenter",
         "hardpatch detect runs/mine --train coco_mini/train2017 \\\n"
         "    --annotations coco_mini/annotations/instances_train2017.json --val coco_mini/val2017 \\\n"
         "    --val_annotations coco_mini/annotations/instances_val2017.json --image_size 160 --steps 20 \\\n"
@@ -69,6 +71,7 @@ HEAD = """# What the verbs print
 Made by `python docs/transcripts.py DATA` on {date}: {machine}. The images are those of Caltech-101 (128 px, 100
 classes), CamVid and COCO, a few of each. The trainings are far too short to be good. Of long outputs the middle is
 left out, and long lines are wrapped; nothing else is changed. The time in brackets includes seconds of imports.
+One thread (`OMP_NUM_THREADS=1`), beside other work.
 """
 
 
@@ -95,7 +98,9 @@ def transcript(command: str, place: Path) -> list[str]:
     words = shlex.split(command.replace("\\\n", " "))
     program = [sys.executable, "-m", *words]
     started = time.monotonic()
-    done = subprocess.run(program, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(program, cwd=place, env=one_thread, **options)
     seconds = time.monotonic() - started
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}\n{done.stdout}")
@@ -113,6 +118,11 @@ def main() -> None:
             page += ["", f"## {title}", ""]
             for command in listed:
                 page += transcript(command, Path(folder))
+                write(page)  # so that a command that fails loses no other
+
+
+def write(page: list[str]) -> None:
+    """Write the page as far as it goes."""
     PAGE.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
 
 
