@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"^ *```(?:bash|console|sh)?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-PYTHON = re.compile(r"^ *```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+"""Any block: its language, and what it holds."""
+SHELL = ("", "bash", "console", "sh")
 INLINE = re.compile(r"(?<!`)`(hardpatch [^`]+)`(?!`)")
 START = re.compile(r"^(?:\$ )?(?:torchrun .* -m |srun )?hardpatch (?=[a-z])(?!\w+:)")
 PLACEHOLDERS = re.compile(r"\$|\.\.\.|[\[\]|]|\b(?:VERB|SEED|H|S|MS|MB)\b|step_\*")
@@ -41,7 +42,7 @@ def commands() -> list[Command]:
     found = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        for block in BLOCK.findall(text):
+        for block in (block for language, block in BLOCK.findall(text) if language in SHELL):
             lines = [line.strip() for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
             if any(line.startswith("$ ") for line in lines):  # the others are what was printed
                 lines = [line for line in lines if line.startswith("$ ")]
@@ -56,5 +57,7 @@ def python_blocks() -> list[tuple[str, str]]:
     found = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        found += [(path.name, textwrap.dedent(block)) for block in PYTHON.findall(text)]
+        found += [
+            (path.name, textwrap.dedent(block)) for language, block in BLOCK.findall(text) if language == "python"
+        ]
     return found
