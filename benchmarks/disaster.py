@@ -51,6 +51,7 @@ def main() -> None:
         folder = options.out / f"seed_{seed}"
         settings: dict[str, Any] = {
             "optim.lr": options.lr,
+            "verdict.checks": options.steps,  # above 0: the start may have been trained without
             "verdict.images": CHECKED,
             "knn.train": str(options.halves / "train.csv"),
             "knn.val": str(options.halves / "test.csv"),
