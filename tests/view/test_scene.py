@@ -1,6 +1,7 @@
 """What the viewer shows, without its page: the same masks, losses and maps as the library's own functions give."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,18 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import RunModels
 from hardpatch.interchange.load import TrainingMasks
 from hardpatch.measure.difficulty import hardest_patches, patch_difficulty
+from hardpatch.methods.beit import BEiT
 from hardpatch.methods.hpm import HPM
+from hardpatch.methods.ibot import IBOT
 from hardpatch.methods.masking import draw_mask, masked_count, noise_count
 from hardpatch.methods.mining import hard_patches
+from hardpatch.methods.simmim import SimMIM
+from hardpatch.methods.targets import HostTargets
 from hardpatch.randomness import patch_noise
 from hardpatch.view.app import NOTHING, Viewer
 from hardpatch.view.neighbors import FeatureSet
 from hardpatch.view.scene import Choice, Scene, Seen
-from tests.small import small_hpm, small_mae
+from tests.small import small_beit, small_hpm, small_ibot, small_mae, small_simmim
 
 CPU = torch.device("cpu")
 PATCHES, GRID = 24, (4, 6)
@@ -95,7 +100,7 @@ def test_counts_are_exact(scene: Scene, seen: Seen, ratio: float, alpha: float) 
 
 
 def test_visible_patches_of_the_reconstruction_are_the_image(scene: Scene, seen: Seen) -> None:
-    found, image = scene.mask(seen, Choice()), scene.picture(seen)
+    found, image = scene.mask(seen, Choice()), scene.picture(seen.pixels)
     assert found.reconstruction is not None
     pixels = np.repeat(np.repeat(found.mask.reshape(GRID), 4, axis=0), 4, axis=1)
     assert np.array_equal(found.reconstruction[~pixels], image[~pixels])
@@ -123,6 +128,19 @@ def test_without_a_predictor_nothing_is_predicted(folder: Path) -> None:
     assert "Nothing is mined" not in viewer.masks(seen, plain.default)
     assert "&lt;plain&gt;" in viewer.maps(seen)
     assert "<plain>" not in viewer.maps(seen)
+
+
+@pytest.mark.parametrize("host", [small_simmim(), small_beit(), small_ibot()], ids=["simmim", "beit", "ibot"])
+def test_other_hosts(host: Any, folder: Path) -> None:
+    one = scene_of(HPM(host, None))
+    tokens = torch.randint(11, (1, PATCHES), generator=torch.Generator().manual_seed(0))  # as of a tokenizer
+    targets: dict[type, Any] = {SimMIM: None, BEiT: lambda pixels, output, mask: tokens, IBOT: HostTargets(host)}
+    one.models = one.models._replace(target=targets[type(host)])
+    seen = one.see(open_source(folder), 2)
+    found = one.mask(seen, Choice(alpha=1.0, by="true_loss"))
+    assert np.array_equal(found.mask, hardest_patches(seen.maps["true_loss"], 18)[0].numpy())
+    assert (found.reconstruction is not None) == isinstance(host, SimMIM)
+    assert np.isfinite(found.loss)
 
 
 def test_neighbors(scene: Scene, folder: Path) -> None:

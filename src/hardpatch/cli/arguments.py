@@ -240,6 +240,15 @@ def architecture_of(options: argparse.Namespace) -> Architecture:
     }
 
 
+def normalize_argument(parser: Parser) -> None:
+    """Add --normalize_pixels."""
+    parser.add_argument(
+        "--normalize_pixels",
+        action="store_true",
+        help="for reference checkpoints, which do not say: the targets were normalized patch by patch (norm_pix_loss)",
+    )
+
+
 def column_arguments(parser: Parser, columns: Sequence[str] = ("image", "label"), section: str = "") -> None:
     """Add --image_column and --label_column, or one of them; with a section, as of a setting, both ways to write it."""
     for what in columns:

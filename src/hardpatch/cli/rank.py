@@ -8,6 +8,7 @@ from hardpatch.cli.arguments import (
     architecture_of,
     column_arguments,
     image_arguments,
+    normalize_argument,
     number,
     weights_arguments,
     write_json,
@@ -38,11 +39,7 @@ def loss_arguments(parser: Parser, draws: int) -> None:
     parser.add_argument(
         "--seed", type=number("seed"), default=0, metavar="N", help="seed of the masks (default: %(default)s)"
     )
-    parser.add_argument(
-        "--normalize_pixels",
-        action="store_true",
-        help="for reference checkpoints, which do not say: the targets were normalized patch by patch (norm_pix_loss)",
-    )
+    normalize_argument(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the summary to this file, too")
     image_arguments(parser, batch_size=32, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))

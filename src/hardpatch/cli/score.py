@@ -7,6 +7,7 @@ from hardpatch.cli.arguments import (
     architecture_of,
     column_arguments,
     image_arguments,
+    normalize_argument,
     number,
     weights_arguments,
     write_json,
@@ -40,11 +41,7 @@ def difficulty_arguments(parser: Parser) -> None:
         help="which prediction to use as the difficulty map: the teacher's for the whole image, or the student's for "
         "each patch where it is masked (default: the one that the run mined by)",
     )
-    parser.add_argument(
-        "--normalize_pixels",
-        action="store_true",
-        help="for reference checkpoints, which do not say: the targets were normalized patch by patch (norm_pix_loss)",
-    )
+    normalize_argument(parser)
 
 
 def print_areas(predicted: float | None, true_loss: float | None) -> None:

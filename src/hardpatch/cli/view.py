@@ -5,6 +5,7 @@ from hardpatch.cli.arguments import (
     architecture_of,
     column_arguments,
     image_arguments,
+    normalize_argument,
     number,
     weights_arguments,
 )
@@ -32,11 +33,7 @@ def view(arguments: list[str]) -> int:
     parser.add_argument(
         "--port", type=number("port"), metavar="N", help="port to listen on (default: the first free one from 7860)"
     )
-    parser.add_argument(
-        "--normalize_pixels",
-        action="store_true",
-        help="for reference checkpoints, which do not say: the targets were normalized patch by patch (norm_pix_loss)",
-    )
+    normalize_argument(parser)
     image_arguments(parser, max_bad_fraction=1.0)
     column_arguments(parser, ("image",))
     weights_arguments(parser, ())

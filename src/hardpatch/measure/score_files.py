@@ -167,21 +167,14 @@ class ScoreFiles:
 
     def _rows(self, pixels: Tensor, masks: Tensor, scores: Sequence[ImageScore]) -> list[figures.ScoreRow]:
         """Reconstruct the masked patches of images ``[B, C, H, W]``, and collect what a picture shows."""
-        student, host = self.student, self.student.host
+        student = self.student
         latent = student.encode(student.normalize(pixels.to(masks.device)), masks)
         predictions = student.reconstruct(latent, masks).float().cpu().numpy()  # [B, M, T]
-        mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
-        in_pixels = bool(getattr(host, "reconstructs_pixels", False))
-        normalized = bool(getattr(host, "normalize_pixels", False))
         rows = []
         for image, prediction, mask, score in zip(
             self._images(pixels), predictions, masks.cpu().numpy(), scores, strict=True
         ):
-            reconstruction = None
-            if in_pixels:
-                reconstruction = figures.reconstruction(
-                    image, prediction, mask, student.patch_size, mean, std, normalized=normalized
-                )
+            reconstruction = reconstructed(student, image, prediction, mask)
             rows.append(
                 figures.ScoreRow(
                     name=score.path,
@@ -196,6 +189,25 @@ class ScoreFiles:
                 )
             )
         return rows
+
+
+def reconstructed(
+    student: HPM, image: figures.Image, prediction: figures.Floats, mask: figures.Bools
+) -> figures.Image | None:
+    """Return an image whose masked patches are the student's prediction; None if its host predicts no pixels.
+
+    Args:
+        student: the model.
+        image: uint8 ``[H, W, C]``.
+        prediction: of the masked patches, ``[M, T]``, in increasing patch order.
+        mask: ``[N]``, True = masked.
+    """
+    host = student.host
+    if not getattr(host, "reconstructs_pixels", False):
+        return None
+    mean, std = student.mean.cpu().numpy(), student.std.cpu().numpy()
+    normalized = bool(getattr(host, "normalize_pixels", False))
+    return figures.reconstruction(image, prediction, mask, student.patch_size, mean, std, normalized=normalized)
 
 
 def shown_channels(show: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """The page of the viewer, with gradio: controls on the left, pictures on the right."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -83,7 +83,7 @@ class Viewer:
 
     def _maps(self, number: int, scene: Scene, seen: Seen) -> str:
         height, width = scene.student.image_size
-        shown = [html.Figure(scene.picture(seen), seen.name, f"{seen.name}, {height} x {width} pixels")]
+        shown = [html.Figure(scene.picture(seen.pixels), seen.name, f"{seen.name}, {height} x {width} pixels")]
         for name, values in seen.maps.items():
             caption = f"{MAPS[name]}: {values.min():.3g} (dark) to {values.max():.3g} (bright)"
             shown.append(html.Figure(scene.heat_map(seen, name), caption, f"{seen.name}, {caption}"))
@@ -100,7 +100,7 @@ class Viewer:
         for neighbor in self.images.features[number].nearest(seen.vector, but=seen.number):
             name = Path(self.images.source.name(neighbor.number)).name
             try:
-                image = scene.picture(scene.see(self.images.source, neighbor.number))
+                image = scene.picture(scene.read(self.images.source, neighbor.number))
             except (UserError, UndecodableImage):  # replaced since the features were computed
                 continue
             caption = f"{name}: cosine {neighbor.similarity:.3f}"
@@ -148,11 +148,17 @@ def page(viewer: Viewer) -> "gradio.Blocks":
 
         quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         outputs = [state, maps, masks]
-        file.change(lambda path, *values: shown(viewer.see_file(path), *values), [file, *inputs], outputs)
+
+        def of_file(path: str | None, *values: Any) -> tuple[Any, str, str]:
+            return shown(viewer.see_file(path), *values)
+
+        def of_set(number: int | None, *values: Any) -> tuple[Any, str, str]:
+            return shown(viewer.see_number(number), *values)
+
+        file.change(of_file, [file, *inputs], outputs)
         if listed is not None:
-            see: Callable[..., Any] = lambda index, *values: shown(viewer.see_number(index), *values)  # noqa: E731
-            listed.change(see, [listed, *inputs], outputs)
-            blocks.load(see, [listed, *inputs], outputs)
+            listed.change(of_set, [listed, *inputs], outputs)
+            blocks.load(of_set, [listed, *inputs], outputs)
         for control in inputs:
             control.change(
                 lambda seen, *values: viewer.masks(seen, _choice(controls, values)), [state, *inputs], masks, **quick

@@ -27,6 +27,7 @@ from hardpatch.view.scene import Scene
 log = logging.getLogger("hardpatch")
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine that no other one can reach."""
 
 
 def view(
@@ -144,8 +145,9 @@ def serve(
             _, address, _ = blocks.launch(
                 server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, **settings
             )
-        except OSError as error:
-            raise UserError(f"--host, --port: expected a free port, got {host} {port or ''}: {error}") from None
+        except (OSError, ValueError) as error:  # the second where a proxy stands between this machine and itself
+            reason = " ".join(str(error).split())
+            raise UserError(f"--host, --port: expected a free port, got {host} {port or ''}: {reason}") from None
         try:
             started(address)
             stop.wait()

@@ -17,7 +17,7 @@ from hardpatch.errors import UserError
 from hardpatch.evaluate.difficulty import RunModels
 from hardpatch.measure.difficulty import losses_over_masks, whole_targets
 from hardpatch.measure.score import masked_patches
-from hardpatch.measure.score_files import shown_channels
+from hardpatch.measure.score_files import reconstructed, shown_channels
 from hardpatch.methods.mining import Masking
 from hardpatch.models.pixels import to_bytes
 from hardpatch.patches import gather
@@ -102,6 +102,11 @@ class Scene:
         by = self.models.masking.predict if self.student.has_predictor else "true_loss"
         return Choice(mask_ratio=self.models.masking.mask_ratio, by=by)
 
+    def read(self, source: Source, index: int) -> Tensor:
+        """Return the pixels of an image, resized and cropped, ``[1, C, H, W]``; the errors are those of :meth:`see`."""
+        transform = EvalTransform(self.student.image_size, adapted(self.student.reading, source, "IMAGE"))
+        return transform(source.image(index, transform.reading)).unsqueeze(0).to(self.device)
+
     @torch.inference_mode()
     def see(self, source: Source, index: int = 0) -> Seen:
         """Return an image of a source and its maps.
@@ -111,8 +116,7 @@ class Scene:
             UserError: if it has other channels than the run, or a value is not finite.
         """
         student, (_, teacher, target, _) = self.student, self.models
-        transform = EvalTransform(student.image_size, adapted(student.reading, source, "IMAGE"))
-        pixels = transform(source.image(index, transform.reading)).unsqueeze(0).to(self.device)
+        pixels = self.read(source, index)
         images, indices = student.normalize(pixels), torch.tensor([index], device=self.device)
         output = teacher.forward_whole(images, difficulty=student.has_predictor, attention=True)
         targets = whole_targets(student, target, pixels, images, output)
@@ -157,41 +161,30 @@ class Scene:
         mask = np.zeros(rows * columns, dtype=bool)
         mask[patches.masked[0].cpu().numpy()] = True
         count = 0 if mined.mined is None else int(mined.mined.sum())
-        image = self._bytes(seen)
+        image = self._bytes(seen.pixels)
+        prediction_of_masked = prediction[0].float().cpu().numpy()
+        reconstruction = reconstructed(student, image, prediction_of_masked, mask)
         return Masked(
             mask,
             count,
             self._shown(figures.masked_image(image, mask, student.grid)),
-            self._reconstruction(image, mask, prediction),
+            None if reconstruction is None else self._shown(reconstruction),
             float(loss.mean()),
         )
 
-    def picture(self, seen: Seen) -> figures.Image:
-        """Draw the image as the run sees it."""
-        return self._shown(self._bytes(seen))
+    def picture(self, pixels: Tensor) -> figures.Image:
+        """Draw an image ``[1, C, H, W]`` of the type of the run's reading, as the run sees it."""
+        return self._shown(self._bytes(pixels))
 
     def heat_map(self, seen: Seen, name: str) -> figures.Image:
         """Draw a map over the gray image."""
-        image = figures.enlarge(self.picture(seen))
+        image = figures.enlarge(self.picture(seen.pixels))
         return figures.heat_map(image, seen.maps[name][0].cpu().numpy(), self.student.grid)
 
-    def _reconstruction(
-        self, image: figures.Image, mask: NDArray[np.bool_], prediction: Tensor
-    ) -> figures.Image | None:
-        student, host = self.student, self.student.host
-        if not getattr(host, "reconstructs_pixels", False):
-            return None
-        statistics = student.mean.cpu().numpy(), student.std.cpu().numpy()
-        normalized = bool(getattr(host, "normalize_pixels", False))
-        values = prediction[0].float().cpu().numpy()
-        return self._shown(
-            figures.reconstruction(image, values, mask, student.patch_size, *statistics, normalized=normalized)
-        )
-
-    def _bytes(self, seen: Seen) -> figures.Image:
+    def _bytes(self, pixels: Tensor) -> figures.Image:
         """Return the image with all channels, uint8 ``[H, W, C]``."""
-        pixels: figures.Image = to_bytes(seen.pixels, self.student)[0].permute(1, 2, 0).cpu().numpy()
-        return pixels
+        image: figures.Image = to_bytes(pixels, self.student)[0].permute(1, 2, 0).cpu().numpy()
+        return image
 
     def _shown(self, image: figures.Image) -> figures.Image:
         return figures.to_rgb(image if self.show is None else image[..., list(self.show)])
