@@ -184,7 +184,8 @@ def test_titles_name_the_masked_share_and_the_number_of_masks(monkeypatch: pytes
 def test_the_pictures_are_where_the_file_says(
     height: int, width: int, channels: int, lacking: tuple[str, ...], tmp_path: Path
 ) -> None:
-    rows = [row(height, width, channels, name=name)._replace(**dict.fromkeys(lacking)) for name in ("a", "b\x1b")]
+    nothing: dict[str, Any] = dict.fromkeys(lacking)
+    rows = [row(height, width, channels, name=name)._replace(**nothing) for name in ("a", "b\x1b")]
     rows[1] = rows[1]._replace(image=255 - rows[0].image)
     contact_sheet(rows, draws=10).save(tmp_path / "sheet.png")
     with PILImage.open(tmp_path / "sheet.png") as file:
