@@ -1,4 +1,6 @@
-from itertools import combinations
+import json
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -6,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image as PILImage
 
 from hardpatch.figures import (
+    CELLS,
     COLOR_MAP,
     ScoreRow,
     channels_caption,
@@ -22,6 +25,7 @@ from hardpatch.figures import (
     to_rgb,
 )
 from hardpatch.methods import targets
+from tests.sheets import watch
 
 
 @pytest.mark.parametrize(
@@ -159,31 +163,58 @@ def test_prediction_of_nan_is_black() -> None:
         [row(24, 8)],
     ],
 )
-def test_no_text_overlaps_another_or_leaves_the_figure(rows: list[ScoreRow]) -> None:
-    figure = contact_sheet(rows, draws=10)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
-    texts += [text for axes in figure.axes if axes.axison for text in axes.get_yticklabels()]
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
-    boxes += [("a picture", axes.get_window_extent(renderer)) for axes in figure.axes]
-    assert len(boxes) > 5 + len(rows) * 10
-    for (one, box), (other, other_box) in combinations(boxes, 2):
-        assert not box.overlaps(other_box), (one, other)
-    for name, box in boxes:
-        assert min(box.x0, box.y0) >= 0, name
-        assert box.x1 <= figure.bbox.x1, name
-        assert box.y1 <= figure.bbox.y1, name
+def test_no_text_overlaps_another_or_leaves_the_sheet(rows: list[ScoreRow], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = watch(monkeypatch)
+    contact_sheet(rows, draws=10)
+    assert len(drawn.pictures) == 7 * len(rows)  # five pictures and two bars
+    assert len(drawn.texts) == 5 + 9 * len(rows)  # titles; captions, which may be empty, and two numbers at each bar
+    assert f"{rows[0].true_loss.max():.2g}" in drawn.texts
 
 
-def test_titles_name_the_masked_share_and_the_number_of_masks() -> None:
-    shown = row(16, 16)
+def test_titles_name_the_masked_share_and_the_number_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, drawn = row(16, 16), watch(monkeypatch)
     assert shown.mask is not None
-    figure = score_figure(shown, draws=1)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    score_figure(shown, draws=1)
     percent = round(100 * float(shown.mask.mean()))
-    assert titles[2:] == [f"hardest {percent} % masked", "reconstruction", "true loss, 1 random mask"]
-    assert len(score_figure(row(), draws=2).axes) == 7  # five pictures and two bars
+    assert drawn.texts[2:5] == [f"hardest {percent} % masked", "reconstruction", "true loss, 1 random mask"]
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 3), (8, 24, 1), (24, 8, 5), (12, 20, 2)])
+@pytest.mark.parametrize("lacking", [(), ("difficulty",), ("difficulty", "mask", "reconstruction")])
+def test_the_pictures_are_where_the_file_says(
+    height: int, width: int, channels: int, lacking: tuple[str, ...], tmp_path: Path
+) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(lacking)
+    rows = [row(height, width, channels, name=name)._replace(**nothing) for name in ("a", "b\x1b")]
+    rows[1] = rows[1]._replace(image=255 - rows[0].image)
+    contact_sheet(rows, draws=10).save(tmp_path / "sheet.png")
+    with PILImage.open(tmp_path / "sheet.png") as file:
+        sheet, cells = np.asarray(file).astype(int), json.loads(cast(Any, file).text[CELLS])
+    assert cells["names"] == ["a", "b\\x1b"]
+    for shown, (top, cell_height) in zip(rows, cells["rows"], strict=True):
+        expected = {"picture": to_rgb(shown.image), "true_loss": heat_map(shown.image, shown.true_loss, shown.grid)}
+        if shown.difficulty is not None:
+            expected["difficulty"] = heat_map(shown.image, shown.difficulty, shown.grid)
+        if shown.mask is not None:
+            expected["masked"] = to_rgb(masked_image(shown.image, shown.mask, shown.grid))
+        if shown.reconstruction is not None:
+            expected["reconstruction"] = to_rgb(shown.reconstruction)
+        assert set(cells["columns"]) == set(expected)
+        for column, (left, cell_width) in cells["columns"].items():
+            assert abs(cell_height / cell_width - height / width) < 1 / cell_width
+            ys = [(2 * y + 1) * cell_height // (2 * height) for y in range(height)]
+            xs = [(2 * x + 1) * cell_width // (2 * width) for x in range(width)]
+            around = sheet[top - 1 : top + cell_height + 1, left - 1 : left + cell_width + 1]
+            cell, picture = around[1:-1, 1:-1], expected[column]
+            # Resizing mixes colors where two pixels meet: the middle of each has its color exactly, the edges of the
+            # cell have those of the pixels there, and outside it is white.
+            assert (cell[np.ix_(ys, xs)] == picture).all(), column
+            assert (cell[0, xs] == picture[0]).all()
+            assert (cell[-1, xs] == picture[-1]).all()
+            assert (cell[ys, 0] == picture[:, 0]).all()
+            assert (cell[ys, -1] == picture[:, -1]).all()
+            assert (around[[0, -1]] == 255).all()
+            assert (around[:, [0, -1]] == 255).all()
 
 
 def test_sheet_without_rows() -> None:

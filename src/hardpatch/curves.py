@@ -76,14 +76,13 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
         )
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=110, layout=layout)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=110)
     for number, (title, keys) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
         for color, (key, name) in zip(LINES, keys, strict=False):
             x, y = curves[key]
             axes.plot(x, y, color=color, label=name, linewidth=1.6, marker="o" if len(x) <= 20 else "", markersize=3)
-        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.set_title(title, fontsize=10, color=INK, loc="left", y=1)  # with y, matplotlib does not search for it
         axes.set_xlabel(axis, fontsize=8, color=INK)
         axes.tick_params(labelsize=8, colors=INK, length=0)
         axes.grid(color=FAINT, linewidth=0.8)
@@ -92,6 +91,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.yaxis.set_major_formatter("{x:g}")
         if len(dict(PANELS)[title]) > 1:
             axes.legend(fontsize=8, framealpha=1, edgecolor="none", labelcolor=INK)
+    ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1).execute(figure)  # once; as the figure's engine it draws it twice
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         figure.savefig(partial)

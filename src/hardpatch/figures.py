@@ -1,25 +1,27 @@
 """Pictures of heat maps, masks and reconstructions, drawn from arrays; nothing here calls a model.
 
 Images are uint8 ``[H, W, C]`` NumPy arrays with any number of channels. Patches run row by row over a ``grid`` of
-(rows, columns). Figures are :class:`matplotlib.figure.Figure` objects, without pyplot's global state.
+(rows, columns).
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+from PIL.Image import Resampling
+from PIL.PngImagePlugin import PngInfo
 
 from hardpatch.patches import patchify, unpatchify
 from hardpatch.printable import printable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -139,7 +141,7 @@ class ScoreRow(NamedTuple):
     true_loss_caption: str = ""
 
 
-def score_figure(row: ScoreRow, *, draws: int, where: str = "", shown: str = "") -> "Figure":
+def score_figure(row: ScoreRow, *, draws: int, where: str = "", shown: str = "") -> "Sheet":
     """Draw one image: picture, predicted difficulty, hardest patches masked, reconstruction, true loss (paper, Fig. 2).
 
     See :func:`contact_sheet` for the arguments.
@@ -149,12 +151,16 @@ def score_figure(row: ScoreRow, *, draws: int, where: str = "", shown: str = "")
 
 CELLS = "hardpatch-cells"
 """Entry of a PNG file with the places of the pictures on a contact sheet, as JSON."""
+# inches, on a contact sheet
+WIDTH, MARGIN, GAP, GAP_WITH_BAR, CAPTION, TITLE = 2.2, 0.12, 0.12, 0.68, 0.3, 0.34
 
 
-def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", shown: str = "") -> "Figure":
+def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", shown: str = "") -> "Sheet":
     """Draw several images below each other, each as in :func:`score_figure`.
 
-    Every heat map has its own scale, which the color bar beside it shows.
+    Every heat map has its own scale, which the color bar beside it shows. The file says where its pictures are: its
+    entry :data:`CELLS` has the names of the images, and for each column the left edge and the width, and for each row
+    the top edge and the height of its pictures, all in pixels.
 
     Args:
         rows: the images; all have the same shape.
@@ -167,60 +173,52 @@ def contact_sheet(rows: Sequence[ScoreRow], *, draws: int, where: str = "", show
     """
     if not rows:
         raise ValueError("rows: expected at least one image, got none")
+    titles = _titles(rows[0], draws, where, shown)
+    gaps = [GAP_WITH_BAR if column in ("difficulty", "true_loss") else GAP for column in titles]
+    *lefts, width = accumulate((WIDTH + gap for gap in gaps), initial=MARGIN)
+    height = WIDTH * rows[0].image.shape[0] / rows[0].image.shape[1]
+    sheet = Sheet(width, TITLE + len(rows) * (height + CAPTION))
+    cells: dict[str, Any] = {"names": [printable(row.name) for row in rows], "columns": {}, "rows": []}
+    for left, title in zip(lefts, titles.values(), strict=True):
+        sheet.write(title, left + WIDTH / 2, TITLE - 6 / 72, 10, "ms")
+    for number, row in enumerate(rows):
+        top = TITLE + number * (height + CAPTION)
+        pictures, captions = _pictures(row), _captions(row)
+        for column, left in zip(titles, lefts, strict=True):
+            x, y, *size = sheet.place(pictures[column], left, top, WIDTH, height)
+            cells["columns"][column] = [x, size[0]]
+            sheet.write(captions.get(column, ""), left, top + height + 2 / 72)
+            if (values := {"difficulty": row.difficulty, "true_loss": row.true_loss}.get(column)) is not None:
+                _draw_color_bar(sheet, values, left + WIDTH + 0.05, top, height)
+        cells["rows"].append([y, size[1]])
+    sheet.entries[CELLS] = json.dumps(cells)
+    return sheet
+
+
+def _titles(row: ScoreRow, draws: int, where: str, shown: str) -> dict[str, str]:
+    """Title of each column."""
     titles = {"picture": f"picture{shown}"}
-    if rows[0].mask is not None:
-        percent = round(100 * float(rows[0].mask.mean()))
-        if rows[0].difficulty is None:
+    if row.mask is not None:
+        percent = round(100 * float(row.mask.mean()))
+        if row.difficulty is None:
             titles["masked"] = f"{percent} % masked at random"
         else:
             titles |= {"difficulty": f"predicted difficulty{where}", "masked": f"hardest {percent} % masked"}
-    if rows[0].reconstruction is not None:
+    if row.reconstruction is not None:
         titles["reconstruction"] = "reconstruction"
-    titles["true_loss"] = f"true loss, {draws} random mask{'s' if draws > 1 else ''}"
-    height, width = rows[0].image.shape[:2]
-    sheet = _Sheet(len(rows), titles, height / width)
-    for number, row in enumerate(rows):
-        pictures, captions = _pictures(row), _captions(row)
-        for column, title in titles.items():
-            axes = sheet.cell(number, column)
-            axes.imshow(pictures[column], aspect="auto")
-            axes.set_axis_off()
-            if number == 0:
-                axes.set_title(title, fontsize=10, color=INK, pad=6)
-            if column in captions:
-                write_caption(axes, captions[column])
-        if row.difficulty is not None:
-            _draw_color_bar(sheet.bar(number, "difficulty"), row.difficulty)
-        _draw_color_bar(sheet.bar(number, "true_loss"), row.true_loss)
-    return sheet.figure
-
-
-def save_contact_sheet(rows: Sequence[ScoreRow], path: Path, *, draws: int, where: str = "", shown: str = "") -> None:
-    """Write a :func:`contact_sheet` as a PNG file that says where its pictures are: see :data:`CELLS`.
-
-    The entry has the names of the images, and for each column the left edge and the width, and for each row the top
-    edge and the height of its pictures, all in pixels.
-    """
-    figure = contact_sheet(rows, draws=draws, where=where, shown=shown)
-    height, width = rows[0].image.shape[:2]
-    columns = ["picture", "difficulty", "masked", "reconstruction", "true_loss"]
-    lacking = {"difficulty": rows[0].difficulty, "masked": rows[0].mask, "reconstruction": rows[0].reconstruction}
-    sheet = _Sheet(len(rows), [name for name in columns if lacking.get(name, rows) is not None], height / width)
-    cells = json.dumps({"names": [printable(row.name) for row in rows], **sheet.cells()})
-    figure.savefig(path, metadata={CELLS: cells})
+    return titles | {"true_loss": f"true loss, {draws} random mask{'s' if draws > 1 else ''}"}
 
 
 def _pictures(row: ScoreRow) -> dict[str, Image]:
     """Picture of each column."""
-    image = enlarge(row.image)
-    pictures = {"picture": to_rgb(image), "true_loss": heat_map(image, row.true_loss, row.grid)}
+    pictures = {"picture": to_rgb(row.image), "true_loss": heat_map(row.image, row.true_loss, row.grid)}
     if row.difficulty is not None:
-        pictures["difficulty"] = heat_map(image, row.difficulty, row.grid)
+        pictures["difficulty"] = heat_map(row.image, row.difficulty, row.grid)
     if row.mask is not None:
-        pictures["masked"] = to_rgb(masked_image(image, row.mask, row.grid))
+        pictures["masked"] = masked_image(pictures["picture"], row.mask, row.grid)
     if row.reconstruction is not None:
-        pictures["reconstruction"] = to_rgb(enlarge(row.reconstruction))
-    return pictures
+        pictures["reconstruction"] = to_rgb(row.reconstruction)
+    return {column: enlarge(picture) for column, picture in pictures.items()}
 
 
 def _captions(row: ScoreRow) -> dict[str, str]:
@@ -231,87 +229,66 @@ def _captions(row: ScoreRow) -> dict[str, str]:
     }
 
 
-class _Sheet:
-    """A figure with cells at fixed positions: nothing overlaps, and matplotlib need not search for a layout.
+class Sheet:
+    """A white picture with pictures and texts at fixed positions, in inches from its upper left corner.
+
+    Pillow draws it: Matplotlib takes some 30 ms for the axes of each picture.
 
     Args:
-        rows: number of rows.
-        columns: names of the columns, from left to right.
-        aspect: height of a picture over its width.
+        width: in inches.
+        height: likewise.
+        dpi: pixels of an inch.
     """
 
-    # inches
-    WIDTH, MARGIN, GAP, GAP_WITH_BAR, CAPTION, TITLE = 2.2, 0.12, 0.12, 0.68, 0.3, 0.34
+    def __init__(self, width: float, height: float, dpi: int = 110) -> None:
+        self.dpi = dpi
+        size = (int(width * dpi + 1e-6), int(height * dpi + 1e-6))  # a sum of floats may lie just below a whole number
+        self.image = PILImage.new("RGB", size, "white")
+        self.entries: dict[str, str] = {}
+        """texts of the PNG file, by name"""
 
-    def __init__(self, rows: int, columns: Iterable[str], aspect: float) -> None:
-        from matplotlib.figure import Figure
+    def place(
+        self,
+        picture: Image,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        resampling: Resampling = Resampling.BILINEAR,
+    ) -> tuple[int, int, int, int]:
+        """Resize a picture ``[H, W, 3]`` and put it on the sheet. Returns left, top, width and height in pixels."""
+        x, y, *size = (round(length * self.dpi) for length in (left, top, width, height))
+        columns, rows = max(1, size[0]), max(1, size[1])
+        self.image.paste(PILImage.fromarray(picture).resize((columns, rows), resampling), (x, y))
+        return x, y, columns, rows
 
-        self.height = self.WIDTH * aspect
-        self.lefts: dict[str, float] = {}
-        total_width = self.MARGIN
-        for column in columns:
-            self.lefts[column] = total_width
-            total_width += self.WIDTH + (self.GAP_WITH_BAR if column in ("difficulty", "true_loss") else self.GAP)
-        size = (total_width, self.TITLE + rows * (self.height + self.CAPTION))
-        self.figure = Figure(figsize=size, dpi=110, facecolor="white")
+    def write(self, text: str, x: float, y: float, size: float = 8, anchor: str = "la", most: float = math.inf) -> None:
+        """Write a text of ``size`` points, cut after ``most`` inches; ``anchor`` says where in it the position is."""
+        font = ImageFont.truetype(_font_file(), size * self.dpi / 72)
+        while most < math.inf and font.getlength(text) > most * self.dpi:
+            text = f"{text[:-2]}…"
+        ImageDraw.Draw(self.image).text((round(x * self.dpi), round(y * self.dpi)), text, INK, font, anchor)
 
-    def cells(self) -> dict[str, Any]:
-        """Return the places of the pictures in pixels: of columns (left, width), of rows (top, height)."""
-        dpi, count = self.figure.dpi, round((self.figure.get_size_inches()[1] - self.TITLE) / self._pitch)
-        tops = (self.TITLE + row * self._pitch for row in range(count))
-        return {
-            "columns": {name: [round(left * dpi), round(self.WIDTH * dpi)] for name, left in self.lefts.items()},
-            "rows": [[round(top * dpi), round(self.height * dpi)] for top in tops],
-        }
-
-    @property
-    def _pitch(self) -> float:
-        return self.height + self.CAPTION
-
-    def cell(self, row: int, column: str) -> "Axes":
-        return self._axes(row, self.lefts[column], self.WIDTH)
-
-    def bar(self, row: int, column: str) -> "Axes":
-        return self._axes(row, self.lefts[column] + self.WIDTH + 0.05, 0.08)
-
-    def _axes(self, row: int, left: float, width: float) -> "Axes":
-        return place(self.figure, left, self.TITLE + row * self._pitch, width, self.height)
-
-
-def place(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """Add axes at a position from the upper left corner of a figure, in inches."""
-    total_width, total_height = figure.get_size_inches()
-    bottom = total_height - top - height
-    return figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
+    def save(self, path: Path) -> None:
+        """Write a PNG file."""
+        texts = PngInfo()
+        for name, text in self.entries.items():
+            texts.add_text(name, text)
+        self.image.save(path, "PNG", dpi=(self.dpi, self.dpi), pnginfo=texts)
 
 
-def write_caption(axes: "Axes", caption: str, size: int = 8, *, centered: bool = False) -> None:
-    """Write ``caption`` below axes, from their left edge or centered."""
-    text = axes.annotate(
-        caption,
-        (0.5 if centered else 0, 0),
-        xycoords="axes fraction",
-        xytext=(0, -4),
-        textcoords="offset points",
-        ha="center" if centered else "left",
-        va="top",
-        fontsize=size,
-        color=INK,
-    )
-    text.set_parse_math(False)  # a file name may contain dollar signs
+def color_bar(color_map: str) -> Image:
+    """Return the colors of a map from the lowest to the highest, ``[1, 256, 3]``."""
+    from matplotlib import colormaps
+
+    return colormaps[color_map](np.linspace(0, 1, 256), bytes=True)[None, :, :3]
 
 
-def _draw_color_bar(axes: "Axes", values: Floats) -> None:
+def _draw_color_bar(sheet: Sheet, values: Floats, left: float, top: float, height: float) -> None:
     """Draw a color bar with the lowest and the highest of ``values``."""
-    axes.imshow(np.linspace(1, 0, 256)[:, None], aspect="auto", cmap=COLOR_MAP, extent=(0, 1, 0, 1))
-    axes.set_xticks([])
-    axes.yaxis.tick_right()
-    axes.set_yticks([0, 1], [f"{values.min():.2g}", f"{values.max():.2g}"], fontsize=7, color=INK)
-    low, high = axes.get_yticklabels()
-    low.set_verticalalignment("bottom")
-    high.set_verticalalignment("top")
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
+    sheet.place(color_bar(COLOR_MAP).transpose(1, 0, 2)[::-1], left, top, 0.08, height)
+    sheet.write(f"{values.max():.2g}", left + 0.08 + 2 / 72, top, 7)
+    sheet.write(f"{values.min():.2g}", left + 0.08 + 2 / 72, top + height, 7, "ld")
 
 
 def shorten(name: str, length: int = 28) -> str:
@@ -321,8 +298,16 @@ def shorten(name: str, length: int = 28) -> str:
 
 
 def legible(name: str) -> str:
-    """Escape what matplotlib's font lacks."""
+    """Escape what the font lacks."""
     from matplotlib import font_manager
 
-    known = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    known = font_manager.get_font(_font_file()).get_charmap()
     return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in printable(name))
+
+
+@cache
+def _font_file() -> str:
+    """Path of matplotlib's font."""
+    from matplotlib import font_manager
+
+    return font_manager.findfont(font_manager.FontProperties())

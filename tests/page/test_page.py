@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hardpatch.errors import UserError
-from hardpatch.figures import ScoreRow, save_contact_sheet
+from hardpatch.figures import ScoreRow, contact_sheet
 from hardpatch.page.charts import HEIGHT, Line, chart
 from hardpatch.page.folder import read_run
 from hardpatch.page.panels import thinning_line
@@ -38,7 +38,7 @@ def write_sheet(path: Path, shade: int, names: tuple[str, ...]) -> None:
         image = np.full((16, 24, 3), shade + 40 * number, dtype=np.uint8)
         values = rng.random(6).astype(np.float32)
         rows.append(ScoreRow(name, image, values, values > 0.5, image, values, (2, 3)))
-    save_contact_sheet(rows, path, draws=1)
+    contact_sheet(rows, draws=1).save(path)
 
 
 def test_names_are_text(tmp_path: Path) -> None:

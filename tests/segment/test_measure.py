@@ -19,6 +19,7 @@ from hardpatch.segment.data import IGNORED, SegmentationSet
 from hardpatch.segment.measure import Confusion, Inference, class_map, evaluate, measures, predict_logits, window_starts
 from hardpatch.segment.pictures import label_sheet, palette, table
 from tests.segment.small import random_norms, small_upernet
+from tests.sheets import watch
 
 CPU = torch.device("cpu")
 WHOLE = Inference(24, "whole", (16, 16), (8, 8))
@@ -171,7 +172,7 @@ def test_a_class_map_of_a_few_classes_at_a_time_is_that_of_all(monkeypatch: pyte
         assert torch.equal(class_map(logits, (11, 9)), expected)
 
 
-def test_colors_and_sheets_of_label_maps() -> None:
+def test_colors_and_sheets_of_label_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     colors = palette()
     assert colors[:4].tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]  # PASCAL VOC's 1 to 4
     assert colors[IGNORED].tolist() == [0, 0, 0]
@@ -179,13 +180,18 @@ def test_colors_and_sheets_of_label_maps() -> None:
     image = np.zeros((20, 30, 1), dtype=np.uint8)
     truth, predicted = np.zeros((20, 30), dtype=np.uint8), np.ones((20, 30), dtype=np.uint8)
     truth[:, :3] = IGNORED
-    figure = label_sheet([(image, truth, predicted)] * 2, ["sky", "$5 road$", "car"])
-    assert [axes.get_title() for axes in figure.axes] == ["image", "truth", "prediction", "", "", ""]
-    titled = label_sheet([(image, truth, predicted)], ["sky", "road"], ", channels 0, 1, 2 of 13")
-    assert titled.axes[0].get_title() == "image, channels 0, 1, 2 of 13"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "$5 road$"]
-    shown = np.asarray(figure.axes[1].images[0].get_array())
-    assert shown[0, 0].tolist() == [0, 0, 0]
-    assert shown[0, 5].tolist() == [128, 0, 0]
+    drawn = watch(monkeypatch)
+    sheet = label_sheet([(image, truth, predicted)] * 2, ["sky", "$5 road$", "car"])
+    assert drawn.texts == ["image", "truth", "prediction", "sky", "$5 road$"]
+    assert len(drawn.pictures) == 6 + 2
+    shown = np.asarray(sheet.image)[35:235, 312:612]  # 300 pixels wide, 6 apart; the upper 35 hold the titles
+    assert (shown[:, :30] == 0).all()
+    assert (shown[:, 30:] == colors[0]).all()
+    drawn.texts.clear()
+    many = np.arange(40, dtype=np.uint8).reshape(4, 10)
+    names = [f"{number} W{'WMé日' * 9}" for number in range(40)]  # of 40 classes 24 are named
+    label_sheet([(image, truth, many)], names, ", channels 0, 1, 2 of 13")
+    assert drawn.texts[0] == "image, channels 0, 1, 2 of 13"
+    assert [text.split()[0] for text in drawn.texts[3:]] == [str(number) for number in range(24)]
     with pytest.raises(ValueError, match="rows: expected at least one image"):
         label_sheet([], [])

@@ -119,7 +119,7 @@ class ScoreFiles:
                 self.pictures.append(self.folder / f"{index:05d}-{file_name(row.name)}.png")
                 figure = figures.score_figure(row, draws=self.draws, where=self.suffix, shown=self.shown)
                 with atomic_path(self.pictures[-1]) as partial:
-                    figure.savefig(partial)
+                    figure.save(partial)
             if index in self._on_sheet:
                 self._sheet.append(row)
 
@@ -129,7 +129,7 @@ class ScoreFiles:
             return None
         path = self.folder / "contact_sheet.png"
         with atomic_path(path) as partial:
-            figures.save_contact_sheet(self._sheet, partial, draws=self.draws, where=self.suffix, shown=self.shown)
+            figures.contact_sheet(self._sheet, draws=self.draws, where=self.suffix, shown=self.shown).save(partial)
         return path
 
     def write_table(self) -> Path:

@@ -15,7 +15,7 @@ from hardpatch.data.loader import eval_batches
 from hardpatch.data.reading import Reading
 from hardpatch.data.sources import Source
 from hardpatch.errors import UserError
-from hardpatch.figures import enlarge, legible, place, to_rgb, write_caption
+from hardpatch.figures import Sheet, enlarge, legible, to_rgb
 from hardpatch.finetune.file import LoadedClassifier
 from hardpatch.finetune.measure import whole_image
 from hardpatch.interchange.finetuned import Kind
@@ -98,8 +98,6 @@ class ClassifierTask:
 
     def draw(self, image: Image, prediction: Classification, channels: str, path: Path) -> None:
         """See :meth:`~hardpatch.predict.task.Task.draw`."""
-        from matplotlib.figure import Figure
-
         pixels = to_rgb(enlarge(image))
         width, line = 3.2, 0.17  # inches
         height = width * pixels.shape[0] / pixels.shape[1]
@@ -109,12 +107,10 @@ class ClassifierTask:
         else:
             lines = [f"{self.classes[k]}  {share:.1%}" for k, share in prediction.top(CAPTIONED)]
         lines += [channels.removeprefix(", ")] if channels else []
-        figure = Figure(figsize=(width + 0.2, height + 0.25 + line * len(lines)), dpi=100, facecolor="white")
-        axes = place(figure, 0.1, 0.1, width, height)
-        axes.imshow(pixels, aspect="auto")
-        axes.set_axis_off()
-        write_caption(axes, "\n".join(map(legible, lines)))
-        figure.savefig(path)
+        sheet = Sheet(width + 0.2, height + 0.25 + line * len(lines), dpi=100)
+        sheet.place(pixels, 0.1, 0.1, width, height)
+        sheet.write("\n".join(map(legible, lines)), 0.1, 0.1 + height + 2 / 72)
+        sheet.save(path)
 
 
 class Row(NamedTuple):

@@ -73,7 +73,7 @@ class SegmenterTask:
         """See :meth:`~hardpatch.predict.task.Task.draw`."""
         factor = len(enlarge(image)) // len(image)
         large = prediction.repeat(factor, axis=0).repeat(factor, axis=1)
-        overlay_figure(enlarge(image), large, self.classes, channels).savefig(path)
+        overlay_figure(enlarge(image), large, self.classes, channels).save(path)
 
 
 class LabelMaps:

@@ -58,21 +58,18 @@ def write_sheet(path: Path, title: str, cells: Sequence[Cell], *, columns: int =
         columns: cells in a row.
         paired: cells 2 k and 2 k + 1 belong together: there is more room after them.
     """
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
     aspect = cells[0].picture.shape[0] / cells[0].picture.shape[1]
     apart = (columns - 1) // 2 * 2 * GAP if paired else 0
     size = (2 * MARGIN + columns * (WIDTH + GAP) - GAP + apart, TITLE + rows * (WIDTH * aspect + CAPTION) + MARGIN)
-    figure = Figure(figsize=(max(size[0], 4.5), size[1]), dpi=110, facecolor="white")
-    figure.text(MARGIN / max(size[0], 4.5), 1 - 0.3 / size[1], title, fontsize=11, color=figures.INK, parse_math=False)
+    sheet = figures.Sheet(max(size[0], 4.5), size[1])
+    sheet.write(title, MARGIN, 0.3, 11, "ls")
     for number, cell in enumerate(cells):
         row, column = divmod(number, columns)
         left = MARGIN + column * (WIDTH + GAP) + (column // 2 * 2 * GAP if paired else 0)
-        axes = figures.place(figure, left, TITLE + row * (WIDTH * aspect + CAPTION), WIDTH, WIDTH * aspect)
-        axes.imshow(cell.picture, aspect="auto")
-        axes.set_axis_off()
-        figures.write_caption(axes, f"{figures.shorten(cell.name, 26)}\n{cell.value}", size=7)
+        top = TITLE + row * (WIDTH * aspect + CAPTION)
+        sheet.place(cell.picture, left, top, WIDTH, WIDTH * aspect)
+        sheet.write(f"{figures.shorten(cell.name, 26)}\n{cell.value}", left, top + WIDTH * aspect + 4 / 72, 7)
     with atomic_path(path) as partial:
-        figure.savefig(partial)
+        sheet.save(partial)

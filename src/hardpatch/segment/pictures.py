@@ -2,24 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.Image import Resampling
 
 from hardpatch.curves import training_curves
 from hardpatch.data.crop import Image
 from hardpatch.data.reading import Reading, to_bytes
-from hardpatch.figures import INK, channels_caption, legible, to_rgb
+from hardpatch.figures import Sheet, channels_caption, legible, to_rgb
 from hardpatch.files import atomic_path
 from hardpatch.segment.data import IGNORED, Map, SegmentationSet
 from hardpatch.segment.measure import EvaluationResult, Measures
 from hardpatch.train.metrics import read_metrics
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LEGEND_ENTRIES = 24
+LEGEND_ENTRIES, LEGEND_COLUMNS = 24, 6
 
 
 def palette() -> Map:
@@ -36,7 +34,7 @@ def palette() -> Map:
     return colors
 
 
-def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str], channels: str = "") -> "Figure":
+def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str], channels: str = "") -> Sheet:
     """Draw rows of an image ``[H, W, C]``, its true and its predicted classes ``[H, W]``, and a legend.
 
     Args:
@@ -57,7 +55,7 @@ def label_sheet(rows: Sequence[tuple[Image, Map, Map]], names: Sequence[str], ch
     return _sheet(pictures, [labels for _, *maps in rows for labels in maps], names)
 
 
-def overlay_figure(image: Image, predicted: Map, names: Sequence[str], channels: str = "") -> "Figure":
+def overlay_figure(image: Image, predicted: Map, names: Sequence[str], channels: str = "") -> Sheet:
     """Draw an image ``[H, W, C]``, its predicted classes ``[H, W]`` over it and alone, and a legend.
 
     Args:
@@ -72,35 +70,28 @@ def overlay_figure(image: Image, predicted: Map, names: Sequence[str], channels:
     return _sheet([pictures], [predicted], names)
 
 
-def _sheet(rows: Sequence[Mapping[str, Image]], maps: Sequence[Map], names: Sequence[str]) -> "Figure":
+def _sheet(rows: Sequence[Mapping[str, Image]], maps: Sequence[Map], names: Sequence[str]) -> Sheet:
     """Draw rows of three pictures by their titles, and a legend of the classes in ``maps``."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     colors = palette()
     present = np.unique(np.concatenate([np.unique(labels) for labels in maps]))
     shown = [label for label in present.tolist() if label != IGNORED][:LEGEND_ENTRIES]
-    width, title, legend = 3.0, 0.35, 0.3 + 0.22 * math.ceil(len(shown) / 6)
-    shapes = [next(iter(row.values())).shape for row in rows]
-    heights = [width * shape[0] / shape[1] for shape in shapes]
-    total = title + sum(heights) + 0.06 * len(rows) + legend
-    figure = Figure(figsize=(3 * width + 0.24, total), dpi=100, facecolor="white")
-    top = total - title
-    for number, (pictures, height) in enumerate(zip(rows, heights, strict=True)):
-        for column, (name, picture) in enumerate(pictures.items()):
-            left = 0.06 + column * (width + 0.06)
-            box = (left / (3 * width + 0.24), (top - height) / total, width / (3 * width + 0.24), height / total)
-            axes = figure.add_axes(box)
-            axes.imshow(picture, aspect="auto", interpolation="nearest")
-            axes.set_axis_off()
-            if number == 0:
-                axes.set_title(name, fontsize=10, color=INK)
-        top -= height + 0.06
-    handles = [Patch(color=colors[label] / 255, label=legible(names[label])) for label in shown]
-    labels = figure.legend(handles=handles, loc="lower center", ncols=6, fontsize=8, frameon=False, labelcolor=INK)
-    for text in labels.get_texts():
-        text.set_parse_math(False)  # a name may contain dollar signs
-    return figure
+    lines = math.ceil(len(shown) / LEGEND_COLUMNS)
+    width, gap, title, entry = 3.0, 0.06, 0.35, 1.5  # inches
+    heights = [width * shape[0] / shape[1] for shape in (next(iter(row.values())).shape for row in rows)]
+    tops = list(accumulate((height + gap for height in heights), initial=title))
+    sheet = Sheet(3 * width + 4 * gap, tops[-1] + 0.3 + 0.22 * lines, dpi=100)
+    for column, name in enumerate(rows[0]):
+        sheet.write(name, gap + column * (width + gap) + width / 2, title - 6 / 72, 10, "ms")
+    for pictures, height, top in zip(rows, heights, tops, strict=False):
+        for column, picture in enumerate(pictures.values()):
+            sheet.place(picture, gap + column * (width + gap), top, width, height, Resampling.NEAREST)
+    left = (3 * width + 4 * gap - entry * math.ceil(len(shown) / max(1, lines))) / 2
+    for number, label in enumerate(shown):
+        column, line = divmod(number, lines)
+        x, y = left + column * entry, tops[-1] + 0.26 + 0.19 * line
+        sheet.place(colors[label][None, None], x, y - 0.04, 0.22, 0.08)
+        sheet.write(legible(names[label]), x + 0.3, y, 8, "lm", entry - 0.35)
+    return sheet
 
 
 def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: SegmentationSet, reading: Reading) -> list[Path]:
@@ -120,7 +111,7 @@ def write_pictures(folder: Path, evaluation: EvaluationResult, pairs: Segmentati
         ]
         pictures.append(folder / "pictures" / "predictions.png")
         with atomic_path(pictures[-1]) as partial:
-            label_sheet(rows, pairs.labels.names, channels_caption(reading.channels)).savefig(partial)
+            label_sheet(rows, pairs.labels.names, channels_caption(reading.channels)).save(partial)
     return pictures
 
 

@@ -2,15 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from hardpatch.figures import INK, RED_IS_HIGH, Image, enlarge, place, to_rgb, write_caption
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hardpatch.figures import RED_IS_HIGH, Image, Sheet, color_bar, enlarge, to_rgb
 
 NAME_LENGTH = 20
 """Characters of a file's name that fit below a panel."""
@@ -25,7 +19,7 @@ class GalleryTuple(NamedTuple):
     """up to two lines below each panel, empty for none"""
 
 
-def gallery_page(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row: int, footer: str = "") -> "Figure":
+def gallery_page(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row: int, footer: str = "") -> Sheet:
     """Draw tuples of panels, and a color bar below them on which red is high.
 
     Args:
@@ -44,18 +38,17 @@ def gallery_page(tuples: Sequence[GalleryTuple], titles: Sequence[str], per_row:
     page = _Page(len(tuples), len(titles), per_row, height / width, lines)
     for number, (pictures, captions) in enumerate(tuples):
         for panel, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-            axes = page.cell(number, panel)
-            axes.imshow(to_rgb(enlarge(picture)), aspect="auto")
-            axes.set_axis_off()
+            left, top = page.corner(number, panel)
+            page.sheet.place(to_rgb(enlarge(picture)), left, top, page.WIDTH, page.height)
             if number < per_row:
-                axes.set_title(titles[panel], fontsize=8, color=INK, pad=4)
-            write_caption(axes, caption, 7)
-    _draw_high_and_low(page.bar(), footer)
-    return page.figure
+                page.sheet.write(titles[panel], left + page.WIDTH / 2, top - 4 / 72, 8, "ms")
+            page.sheet.write(caption, left, top + page.height + 2 / 72, 7)
+    page.draw_high_and_low(footer)
+    return page.sheet
 
 
 class _Page:
-    """A figure with cells at fixed positions, so that nothing overlaps.
+    """A sheet with cells at fixed positions, so that nothing overlaps.
 
     Args:
         tuples: number of tuples.
@@ -70,47 +63,29 @@ class _Page:
     BAR_WIDTH, BAR_HEIGHT = 1.0, 0.1
 
     def __init__(self, tuples: int, panels: int, per_row: int, aspect: float, lines: int) -> None:
-        from matplotlib.figure import Figure
-
         self.per_row, self.height = min(per_row, tuples), self.WIDTH * aspect
         self.tuple_width = panels * (self.WIDTH + self.GAP) - self.GAP
         width = self.per_row * (self.tuple_width + self.TUPLE_GAP) - self.TUPLE_GAP
         self.row_height = self.height + self.CAPTION_GAP + lines * self.LINE
         self.bottom = self.TITLE + math.ceil(tuples / per_row) * self.row_height
-        size = (2 * self.MARGIN + width, self.bottom + self.FOOT)
-        self.figure = Figure(figsize=size, dpi=130, facecolor="white")
+        self.middle = self.MARGIN + width / 2
+        self.sheet = Sheet(2 * self.middle, self.bottom + self.FOOT, dpi=130)
 
-    def cell(self, number: int, panel: int) -> "Axes":
-        """Axes of a panel of a tuple."""
+    def corner(self, number: int, panel: int) -> tuple[float, float]:
+        """Left and top edge of a panel of a tuple."""
         row, column = divmod(number, self.per_row)
         left = self.MARGIN + column * (self.tuple_width + self.TUPLE_GAP) + panel * (self.WIDTH + self.GAP)
-        return place(self.figure, left, self.TITLE + row * self.row_height, self.WIDTH, self.height)
+        return left, self.TITLE + row * self.row_height
 
-    def bar(self) -> "Axes":
-        """Axes of the color bar, below all rows."""
-        left = (self.figure.get_size_inches()[0] - self.BAR_WIDTH) / 2
-        return place(self.figure, left, self.bottom + 0.05, self.BAR_WIDTH, self.BAR_HEIGHT)
+    def draw_high_and_low(self, footer: str) -> None:
+        """Draw a color bar from the lowest loss (blue) to the highest (red) below all rows, and a line below it."""
+        top, half = self.bottom + 0.05, self.BAR_WIDTH / 2
+        self.sheet.place(color_bar(RED_IS_HIGH), self.middle - half, top, self.BAR_WIDTH, self.BAR_HEIGHT)
+        self.sheet.write("low loss", self.middle - half - 4 / 72, top + self.BAR_HEIGHT / 2, 8, "rm")
+        self.sheet.write("high loss", self.middle + half + 4 / 72, top + self.BAR_HEIGHT / 2, 8, "lm")
+        self.sheet.write(footer, self.middle, top + self.BAR_HEIGHT + 2 / 72, 8, "ma")
 
 
 def two_decimals(value: float) -> str:
     """Write a number for a caption, without a minus before zero."""
     return f"{round(value, 2) + 0.0:.2f}"
-
-
-def _draw_high_and_low(axes: "Axes", footer: str) -> None:
-    """Draw a color bar from the lowest loss (blue) to the highest (red), and a line below it."""
-    axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=RED_IS_HIGH)
-    axes.set_axis_off()
-    for text, x, gap, alignment in (("low loss", 0, -4, "right"), ("high loss", 1, 4, "left")):
-        axes.annotate(
-            text,
-            (x, 0.5),
-            xycoords="axes fraction",
-            xytext=(gap, 0),
-            textcoords="offset points",
-            ha=alignment,
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
-    write_caption(axes, footer, centered=True)

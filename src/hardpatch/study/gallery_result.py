@@ -164,7 +164,7 @@ def write_gallery(result: GalleryResult, tuples: Sequence[GalleryTuple], seconds
         with atomic_path(folder) as partial:
             partial.mkdir()
             for name, page in zip(names, pages, strict=True):
-                gallery_page(page, _titles(result), per_row, _footer(result)).savefig(partial / name)
+                gallery_page(page, _titles(result), per_row, _footer(result)).save(partial / name)
             _write_numbers(partial, result, names, seconds)
             write_text_atomically(partial / "README.md", _readme(result, names))
     except OSError as error:
