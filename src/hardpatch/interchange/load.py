@@ -98,7 +98,10 @@ def _of_run(path: Path, metadata: dict[str, Any], weights: WeightsName) -> HPM:
     """Build the model that metadata describes, and load its weights."""
     prefix = "teacher." if weights == "teacher" else "student."
     if not any(name.startswith(prefix) for name in stored_tensors(path)):
-        raise UserError(f"weights: expected those of the student, {path} has no others; got {weights!r}")
+        raise UserError(
+            f"weights: expected those of the student, since {path} has no teacher (a run keeps none where it mines "
+            f"nothing, or by the losses that it remembers); got {weights!r}"
+        )
 
     def build() -> HPM:
         check_normalization(metadata)
