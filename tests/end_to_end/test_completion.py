@@ -1,5 +1,6 @@
-"""Completion of the command line in a real bash."""
+"""Completion of the command line in a real bash, fish and zsh."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from hardpatch.cli import VERBS, main
 from hardpatch.pretrain import recipes
+from tests.terminal import Terminal
 
 COMPLETE = """
 source "$1"; shift
@@ -62,14 +64,51 @@ def test_paths(scripts: Path, tmp_path: Path) -> None:
     assert set(completed(scripts, tmp_path, "pretrain", "--data", "my_")) == {"my_images", "my_table.parquet"}
 
 
-def test_scripts_of_other_shells_name_every_verb(scripts: Path) -> None:
-    for shell in ("zsh", "fish"):
+def test_scripts_are_valid_and_name_every_verb(scripts: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
         text = (scripts / shell).read_text(encoding="utf-8")
         assert [verb for verb in VERBS if verb not in text] == []
-    for shell in ("bash", "zsh", "fish"):
         program = shutil.which(shell)
         if program is not None:
             subprocess.run([program, "-n", str(scripts / shell)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish: apt-get install fish")
+def test_fish(scripts: Path, tmp_path: Path) -> None:
+    def offered(line: str) -> list[str]:
+        command = ["fish", "-c", f"source '{scripts / 'fish'}'; complete -C '{line}'"]
+        environment = os.environ | {"HOME": str(tmp_path)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        return [line.split("\t")[0] for line in done.stdout.splitlines()]
+
+    assert offered("hardpatch fin") == ["finetune"]
+    assert offered("hardpatch pretrain --resu") == ["--resume"]
+    assert offered("hardpatch pretrain --host ") == ["mae", "simmim", "beit", "ibot"]
+    assert offered("hardpatch recipes cif") == [name for name in recipes.names() if name.startswith("cif")]
+    assert set(offered("hardpatch study fi")) == {"fig2", "fig4", "figS1", "figS2"}
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
+def test_zsh(scripts: Path, tmp_path: Path) -> None:
+    shutil.copy(scripts / "zsh", tmp_path / "_hardpatch")
+    start = "import os; os.execvp('zsh', ['zsh', '-f'])"
+    terminal = Terminal(["-c", start], columns=160, lines=60, environment={"PS1": "> "})
+
+    def typed(keys: str, shown: str) -> None:
+        terminal.read(lambda text: text.splitlines()[-1:] == [">"], 60)  # a prompt
+        os.write(terminal.control, keys.encode())
+        terminal.read(lambda text: shown in text, 60)
+        os.write(terminal.control, b"\x03")  # leave the line
+
+    try:
+        typed(f"fpath=('{tmp_path}' $fpath); autoload -U compinit; compinit -u -D; echo re''ady\n", "\nready")
+        typed("hardpatch fin\t", "hardpatch finetune")
+        typed("hardpatch pretrain --resu\t", "hardpatch pretrain --resume")
+        typed("hardpatch pretrain --host \t", "beit    ibot    mae     simmim")
+        typed("hardpatch recipes cifar10_\t", "hardpatch recipes cifar10_tiny")
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
