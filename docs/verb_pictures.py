@@ -31,14 +31,18 @@ VERBS = (
     *("predict", "rank", "anomalies", "study", "report", "embed", "export", "info", "evaluate", "recipes"),
     *("tokenizer", "bench", "shard", "shrink", "replay", "formats"),
 )
+LAST = {"segment": 11, "detect": 8, "evaluate": 8, "stats": 8}
+"""Lines from the end that are shown of verbs whose end tells more than their beginning."""
 STYLE = """
-body { margin: 0; padding: 14px; background: white; font-family: DejaVu Sans, sans-serif; width: 1572px; }
-main { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; }
+body { margin: 0; padding: 14px; background: white; font-family: DejaVu Sans, sans-serif; width: 1172px; }
+main { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; }
 figure { margin: 0; border: 1px solid #d0d4da; border-radius: 6px; overflow: hidden; height: 232px; }
 figcaption { font-weight: bold; font-size: 15px; padding: 6px 10px; background: #eef1f5; color: #1d2733; }
-img { width: 100%; height: 200px; object-fit: contain; object-position: top; background: white; }
-img.wide { object-fit: cover; object-position: left top; }
-pre { margin: 0; padding: 8px 10px; font: 10.5px/1.42 DejaVu Sans Mono, monospace; color: #1d2733; }
+img { width: 100%; height: 200px; object-fit: cover; object-position: left top; background: white; }
+pre { margin: 0; padding: 8px 10px; font: 11px/1.42 DejaVu Sans Mono, monospace; color: #1d2733; }
+pre { white-space: pre-wrap; }
+#recipes pre, #formats pre { white-space: pre; }
+#predict img { object-fit: contain; }
 """
 
 
@@ -87,23 +91,20 @@ def printed(verb: str) -> str:
     """Return what a verb printed, without the command."""
     page = (DOCS / "transcripts.md").read_text(encoding="utf-8")
     for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL):
-        if re.search(rf"^(?:\$ )?hardpatch {verb}\b", block, re.MULTILINE):
-            lines = block.splitlines()
+        lines = block.splitlines()
+        if any(f"hardpatch {verb} " in f"{line} " for line in lines[:2]):
             while lines[0].startswith(("$", " ")) or "hardpatch" in lines[0]:
                 del lines[0]
-            return "\n".join(line for line in lines if not line.startswith("["))
+            shown = [line for line in lines if not line.startswith("[")]
+            shown = shown[-LAST[verb] :] if verb in LAST else shown
+            return re.sub(r"\n {4,6}(?=\S)", " ", "\n".join(shown))  # as it was before it was wrapped for the page
     raise SystemExit(f"{verb}: transcripts.md has no transcript of it")
 
 
 def tile(verb: str, picture: Path | None) -> str:
     """Return the tile of a verb as HTML."""
-    if picture is None:
-        content = f"<pre>{html.escape(printed(verb))}</pre>"
-    else:
-        with Image.open(picture) as image:
-            wide = image.width > 2.2 * image.height or image.height > image.width
-        content = f'<img src="{picture.resolve().as_uri()}"{" class=wide" * wide}>'
-    return f"<figure><figcaption>{verb}</figcaption>{content}</figure>"
+    content = f'<img src="{picture.resolve().as_uri()}">' if picture else f"<pre>{html.escape(printed(verb))}</pre>"
+    return f"<figure id={verb}><figcaption>{verb}</figcaption>{content}</figure>"
 
 
 def main() -> None:
@@ -115,9 +116,11 @@ def main() -> None:
         tiles = "".join(tile(verb, pictures.get(verb)) for verb in VERBS)
         (folder / "page.html").write_text(f"<style>{STYLE}</style><main>{tiles}</main>", encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto((folder / "page.html").as_uri())
-        page.screenshot(path=DOCS / "verbs.png", full_page=True)
+        page.screenshot(path=folder / "page.png", full_page=True)
+        with Image.open(folder / "page.png") as image:  # fewer colors make a third of the bytes
+            image.convert("RGB").quantize(192).save(DOCS / "verbs.png", optimize=True)
 
 
 if __name__ == "__main__":
