@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^ *```([^\n`]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 SHELL = ("", "bash", "console", "sh")
 INLINE = re.compile(r"(?<!`)`(hardpatch [^`]+)`(?!`)")
 START = re.compile(r"^(?:\$ )?(?:torchrun .* -m |srun )?hardpatch (?=[a-z])(?!\w+:)")
-PLACEHOLDERS = re.compile(r"\$|\.\.\.|[\[\]|]|\b(?:VERB|SEED|H|S|MS|MB)\b|step_\*")
+PLACEHOLDERS = re.compile(r"\$|\.\.\.|[\[\]|]|\b(?:VERB|NAME|SEED|H|S|MS|MB)\b|step_\*")
 """What a command has whose reader has to replace parts of it."""
 
 

@@ -1,17 +1,20 @@
 """Every command in the documentation is one that the program understands: verbs, options, values, settings, recipes."""
 
+import argparse
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 import pytest
 
 import hardpatch
+from hardpatch.bench import contenders
 from hardpatch.cli import VERBS, main
 from hardpatch.cli.arguments import Parser
 from hardpatch.configuration import config
 from hardpatch.pretrain import recipes
+from hardpatch.study import rows
 from tests.documented import Command, commands, python_blocks
 
 COMMANDS = commands()
@@ -19,6 +22,22 @@ COMMANDS = commands()
 
 class Understood(BaseException):
     """A command line was parsed."""
+
+
+LISTED: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+    "recipes": ("name", recipes.names),
+    "bench": ("contenders", lambda: (*contenders.NAMES, *recipes.names())),
+    "study": ("table", lambda: ("all", *rows.names())),
+}
+"""The argument of a verb that is a name, or several after commas, and the names that there are."""
+
+
+def names_are_known(program: list[str], parsed: argparse.Namespace) -> None:
+    """Check names that a verb looks up when it runs."""
+    argument, known = LISTED.get(program[0], ("", tuple))
+    given = getattr(parsed, argument, None) or ()
+    given = given.split(",") if isinstance(given, str) else given
+    assert set(given) <= set(known()), f"{argument}: {given}"
 
 
 def stop_after_parsing(monkeypatch: pytest.MonkeyPatch, *, partly: bool) -> None:
@@ -30,11 +49,12 @@ def stop_after_parsing(monkeypatch: pytest.MonkeyPatch, *, partly: bool) -> None
             action.required = False
             if not action.option_strings:
                 action.nargs = "*"
-        parse_args(self, arguments, namespace)
+        names_are_known(self.prog.split()[1:], parse_args(self, arguments, namespace))
         raise Understood
 
     def parsed_with_settings(self: Parser, arguments: Sequence[str]) -> Any:
         own, settings = parse_with_settings(self, arguments)
+        names_are_known(self.prog.split()[1:], own)
         recipe = getattr(own, "recipe", None)
         if isinstance(recipe, str):
             config.build(recipes.read(recipe), settings)
