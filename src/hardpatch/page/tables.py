@@ -115,6 +115,10 @@ def _list_table(caption: str, found: Sequence[Mapping[str, Any]]) -> Table:
     return Table(caption, tuple(map(word, columns)), rows, note)
 
 
+FIRST = ("top1", "knn", "linear", "miou", "box AP", "mask AP")
+"""Numbers that a table of several runs begins with, since it may be wider than the page."""
+
+
 def results_side_by_side(runs: Sequence[RunFiles], names: Sequence[str]) -> Table | None:
     """Return the numbers of several runs, a row for each run; None if none of them has any."""
     found = [numbers_of(run) for run in runs]
@@ -122,8 +126,9 @@ def results_side_by_side(runs: Sequence[RunFiles], names: Sequence[str]) -> Tabl
     columns = [name for name in columns if len({repr(numbers.get(name)) for numbers in found}) > 1 or len(found) == 1]
     if not columns:
         return None
+    columns.sort(key=lambda name: name not in FIRST)  # the others stay in their order
     rows = tuple(
-        (Cell(name), *(cell(numbers.get(column)) for column in columns))
+        (Cell(name), *(cell(numbers[column]) if column in numbers else Cell("") for column in columns))
         for name, numbers in zip(names, found, strict=True)
     )
     return Table("Results that differ, a row for each run", ("run", *map(word, columns)), rows)
