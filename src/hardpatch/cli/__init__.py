@@ -13,6 +13,7 @@ from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 
 from hardpatch import __version__
+from hardpatch.busy import give_way
 from hardpatch.errors import TrainingError, UserError, did_you_mean
 from hardpatch.files import UNWRITABLE, reason_of
 from hardpatch.printable import lasting_output, printable, say
@@ -99,7 +100,10 @@ TRAINING = ("pretrain", "tokenizer", "finetune", "segment", "detect", "study", "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # a program of its own, whose environment is ours
+        give_way()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     with lasting_output() as out:
         if isinstance(out.stream, io.TextIOWrapper):
             out.reconfigure(errors="backslashreplace")  # names that are no text, and terminals of few characters

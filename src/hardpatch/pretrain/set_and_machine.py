@@ -1,12 +1,12 @@
 """Facts that a plan rests on: of the set, from a sample of its images, and of the machine."""
 
-import os
 import statistics
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from hardpatch.busy import BUSY, load
 from hardpatch.data.memory import available_memory
 from hardpatch.data.reading import Pixels, Reading, UndecodableImage
 from hardpatch.data.sources import Source
@@ -23,8 +23,6 @@ MOSTLY = 0.5
 """Fraction of distinct images below which a set is doubtful."""
 PLAIN = 0.01
 """Deviation of the pixels below which images are almost one color."""
-BUSY = 0.7
-"""Load per core from which on a machine is called busy."""
 
 
 @dataclass(frozen=True)
@@ -151,5 +149,4 @@ def this_machine(device: str = "auto") -> Machine:
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         name, held = properties.name, properties.total_memory
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return Machine(kind, name, cores(), available_memory(), held, load)
+    return Machine(kind, name, cores(), available_memory(), held, load())
