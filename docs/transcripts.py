@@ -69,7 +69,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "    --annotations coco_mini/annotations/instances_train2017.json --val coco_mini/val2017 \\\n"
         "    --val_annotations coco_mini/annotations/instances_val2017.json --image_size 160 --steps 20 \\\n"
         "    --out runs/detector",
-        f"printf -- '- {{name: Caltech, verb: %s, train: {TRAIN}, val: {TEST}}}\\n' knn linear > suite.yaml\n"
+        f"printf -- '- {{name: Caltech, verb: %s, train: {TRAIN}, val: {TEST}}}\\n' knn linear \\\n    > suite.yaml\n"
         "hardpatch evaluate runs/mine --suite suite.yaml --out evaluation",
         "hardpatch export runs/classifier --to onnx --out classifier.onnx",
     ),
@@ -83,7 +83,7 @@ Made by `python docs/transcripts.py DATA FOLDER` on {date}:
 The images are 2,595 and 789 of Caltech-101 (100 classes, at most 128 px), 100 of CamVid and a few of COCO. The
 trainings are far too short to be good. Of long outputs the middle is left out, and long lines are wrapped; nothing
 else is changed. The time in brackets includes seconds of imports. One thread (`OMP_NUM_THREADS=1`), beside other work
-at lower priority. `make install` in a fresh clone took 108 s here (2026-11-28).
+at lower priority.
 """
 
 

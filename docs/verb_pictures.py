@@ -92,7 +92,7 @@ def printed(verb: str) -> str:
     page = (DOCS / "transcripts.md").read_text(encoding="utf-8")
     for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL):
         lines = block.splitlines()
-        if any(f"hardpatch {verb} " in f"{line} " for line in lines[:2]):
+        if any(f"hardpatch {verb} " in f"{line} " for line in lines[:3]):
             while lines[0].startswith(("$", " ")) or "hardpatch" in lines[0]:
                 del lines[0]
             shown = [line for line in lines if not line.startswith("[")]

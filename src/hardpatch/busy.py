@@ -17,8 +17,8 @@ def give_way() -> None:
     """Let threads that wait for each other leave their cores soon, if the machine is busy; call it before torch loads.
 
     By default they spin for about a millisecond, which makes a step of a small model on idle cores a fifth faster, and
-    on cores that other programs want five times slower (docs/lab-notes.md). Results are the same. What the user set
-    stays.
+    on cores that other programs want four to five times slower (docs/lab-notes.md). Results are the same. What
+    the user set stays.
     """
     if load() > BUSY * (os.cpu_count() or 1) and not any(name in os.environ for name in THREADS_THAT_WAIT):
         os.environ["GOMP_SPINCOUNT"] = "1000"
