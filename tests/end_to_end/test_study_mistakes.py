@@ -44,6 +44,15 @@ def test_plan_with_jobs_divides_the_time(
     assert "3 runs, 1,920 images: 0.03 hours with --jobs 2" in capsys.readouterr().out
 
 
+def test_a_plan_without_a_run_gives_the_reasons(images: Path, val: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(images), "--val", str(val), "--images_per_second", "10", "--measures", "segment"]
+    assert main(["study", "plan", "table5", *MICRO, *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "6 rows, 0 runs of 0 kinds; 30 images to train on"
+    assert sum(": not run, " in line for line in printed) == 6
+    assert printed[-1].startswith("0 runs, 0 images: 0.00 hours")
+
+
 def test_plan_measures_the_speed(images: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(images), "--val", str(val), "--out", str(tmp_path / "study")]
     assert main(["study", "plan", "all", *MICRO, *options]) == 0

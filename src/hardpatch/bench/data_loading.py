@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 import torch
@@ -121,13 +122,13 @@ def measure_loading(
     progress(1, total)
     loader = {}
     for done, count in enumerate(workers, 2):
-        loader[count] = _rate(train_batches(sample, transform, batch_size=batch_size, seed=0, workers=count), seconds)
+        loader[count] = _loader_rate(sample, transform, batch_size, count, seconds)
         progress(done, total)
     best = _best(loader)
     bytes_per_image = samples.size[0] * samples.size[1] * transform.reading.number
     held_images = min(len(sample), max(1, int(HELD_BYTES / bytes_per_image)))
     held = InMemorySource(Subset(sample, range(held_images)), transform.reading)
-    host = _rate(train_batches(held, transform, batch_size=batch_size, seed=0, workers=best), seconds)
+    host = _loader_rate(held, transform, batch_size, best, seconds)
     progress(total - 1, total)
     device_set = DeviceDataset(held, transform, device)
     on_device = _rate(device_set.batches(batch_size=batch_size, seed=0), seconds, device)
@@ -142,6 +143,12 @@ def measure_loading(
 
 def _best(loader: dict[int, float]) -> int:
     return max(loader, key=lambda count: loader[count])
+
+
+def _loader_rate(source: Source, transform: TrainTransform, batch_size: int, workers: int, seconds: float) -> float:
+    with catch_warnings():  # more workers than cores are worth measuring where images come from afar
+        filterwarnings("ignore", "This DataLoader will create")
+        return _rate(train_batches(source, transform, batch_size=batch_size, seed=0, workers=workers), seconds)
 
 
 def _rate(batches: Generator[Batch, None, None], seconds: float, device: torch.device | None = None) -> float:

@@ -56,8 +56,9 @@ def print_plan(study: Study, images_per_second: float | None = None) -> int:
     rows = sum(len(table.rows) for table in study.tables)
     runs = sum(map(len, planned.stages))
     print(f"{rows} rows, {runs} runs of {len(tasks)} kinds; {images:,d} images to train on", flush=True)
-    width = max(len(task.run_name) for task in tasks)
-    print(f"{'':<{width}}  runs       images  images/s    hours", flush=True)
+    width = max((len(task.run_name) for task in tasks), default=0)
+    if tasks:
+        print(f"{'':<{width}}  runs       images  images/s    hours", flush=True)
     costs = []
     try:
         for cost in estimate(study, planned, images_per_second):

@@ -230,7 +230,11 @@ def configure(
     length = row.length / recipe_length * scale.host_lengths.get(host, 1.0)
     if length != 1.0:
         row_settings |= _resized(run, length)
-    return config.build(merged(config.to_dict(run), row_settings)) if row_settings else run
+    values = config.to_dict(run)
+    known = config.flat(values)
+    if all(name in known and known[name] == value for name, value in row_settings.items()):  # building is slow
+        return run
+    return config.build(merged(values, row_settings))
 
 
 @lru_cache
