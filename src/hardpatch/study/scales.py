@@ -10,6 +10,7 @@ from hardpatch.configuration.sections import RunConfig
 from hardpatch.pretrain import recipes
 from hardpatch.study.rows import Measure, StudyRow, Table
 from hardpatch.study.scale_settings import BEIT, CPU, IBOT, MICRO_DETECT, MICRO_SEGMENT, SIMMIM, Settings
+from hardpatch.yaml_text import flat
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -231,7 +232,7 @@ def configure(
     if length != 1.0:
         row_settings |= _resized(run, length)
     values = config.to_dict(run)
-    known = config.flat(values)
+    known = flat(values)
     if all(name in known and known[name] == value for name, value in row_settings.items()):  # building is slow
         return run
     return config.build(merged(values, row_settings))
