@@ -62,7 +62,9 @@ def lay_out(runs: dict[str, list[dict[str, Any]]], study: Path, name: str, but: 
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             details: dict[str, Any] = {metric: {} for metric in each["metrics"]}
-            path.write_text(json.dumps({"metrics": each["metrics"], "details": details, "seconds": {}, FROM_FILE: name}))
+            path.write_text(
+                json.dumps({"metrics": each["metrics"], "details": details, "seconds": {}, FROM_FILE: name})
+            )
 
 
 def text(content: dict[str, Any]) -> str:
