@@ -128,6 +128,14 @@ def test_a_detector_of_boxes_leaves_the_column_of_masks_out(tmp_path: Path, monk
     assert "Not measured: AP mask, because the annotations have no masks." in text
 
 
+def test_what_another_table_measured_is_no_column(study: Study) -> None:
+    table = Table("tableY", "One row", (StudyRow("plain"),), ("linear",))
+    result = RowResult(
+        table.rows[0], {"linear": MeanStd((0.5,)), "knn": MeanStd((0.4,)), "speedup": MeanStd((1.0,))}, ""
+    )
+    assert output.columns(table, [result]) == (["linear", "knn"], [])
+
+
 def test_json(study: Study) -> None:
     content: dict[str, Any] = json.loads(json.dumps(output.as_json(study, TABLE, collected(study)), allow_nan=False))
     plain, mined, cited, _ = content["rows"]

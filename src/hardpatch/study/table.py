@@ -134,8 +134,12 @@ def as_json(study: Study, table: Table, results: Sequence[RowResult]) -> dict[st
 
 
 def columns(table: Table, results: Sequence[RowResult]) -> tuple[list[str], list[str]]:
-    """Return the keys of the columns that were measured, and of those that the paper gives."""
-    ours = [key for key in METRICS if any(key in result.ours for result in results)]
+    """Return the keys of the columns that were measured, and of those that the paper gives.
+
+    A run that tables share has what any of them measures: here, a table's own columns count, k-NN and linear probe.
+    """
+    shown = (*table.metrics, "linear", "knn")
+    ours = [key for key in METRICS if key in shown and any(key in result.ours for result in results)]
     papers = [key for key in METRICS if any(key in result.row.paper for result in results)]
     return ours, papers
 
