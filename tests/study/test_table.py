@@ -30,7 +30,7 @@ TABLE = Table(
         StudyRow("DINO", paper={"finetune": 83.6}, cited=True),
         StudyRow("faster", settings={"method.frozen": "dino"}),
     ),
-    ("finetune", "finetune_large"),
+    ("finetune", "finetune_large", "speedup"),
     note="A slip of the print.",
 )
 PLAN = Plan(
