@@ -5,9 +5,9 @@
 TRAIN and VAL are labeled sets, as ``hardpatch knn`` takes them. From TRAIN, ``--images`` are taken evenly (all of them
 without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS` and ``--hours``, then k-NN and
 linear accuracy on VAL with TRAIN's subset as the labeled images, of the trained and of the untrained encoder. A run is
-one process with ``--threads`` threads; ``--jobs`` run at a time. A run that has ``OUT/NAME_IMAGES_HOURS/ARM/seed_K/
-measured.json`` is not made again. ``--planted`` adds sets that nothing can be learned from. At the end a table of all
-that is in OUT, as Markdown.
+one process with ``--threads`` threads; ``--jobs`` run at a time. What was measured is a line of the file ``--keep``;
+a run that has one is not made again. ``--planted`` adds sets that nothing can be learned from. At the end a table of
+all that is in the file, as Markdown. ``verdict_signs.py`` reads the same file.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ ARMS = {
     "tiny_imagenet_small": "--recipe tiny_imagenet_small",
     # one choice changed
     **{f"batch_{size}": f"--batch_size {size}" for size in (16, 32, 64, 128, 256)},
-    **{f"lr_{lr}": f"--optim.lr {lr}" for lr in ("1e-5", "2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3", "1")},
+    **{f"lr_{lr}": f"--optim.lr {lr}" for lr in ("1e-5", "2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3", "1e-1")},
     **{f"width_{width}": f"--model.width {width}" for width in (96, 128, 192, 256, 384)},
     **{f"depth_{depth}": f"--model.depth {depth}" for depth in (2, 4, 6, 8, 12)},
     **{f"decoder_depth_{depth}": f"--model.decoder_depth {depth}" for depth in (1, 2, 4)},
@@ -65,6 +66,7 @@ ARMS = {
 """Options of ``hardpatch pretrain`` by the name of an arm."""
 
 
+KEEPING = Lock()
 PLANTED = ("one_image", "noise", "shuffled")
 """Faults of a set: one image repeated, noise, labels that belong to other images."""
 
@@ -80,6 +82,7 @@ class Setup(argparse.Namespace):
     threads: int
     jobs: int
     out: Path
+    keep: Path
     planted: bool
 
 
@@ -127,10 +130,11 @@ def hardpatch(arguments: str, threads: int) -> None:
 
 
 def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: int) -> None:
-    """Train and measure one arm with one seed."""
-    out = folder / arm / f"seed_{seed}"
-    if (out / "measured.json").exists():
+    """Train and measure one arm with one seed, and keep the numbers."""
+    key = {"set": folder.name, "arm": arm, "seed": seed}
+    if any(key.items() <= run.items() for run in read(setup.keep)):
         return
+    out = folder / arm / f"seed_{seed}"
     run = out / "run"
     resume = "--resume" if (run / "config.yaml").exists() else f"--data {train} --hours {setup.hours} {ARMS[arm]}"
     hardpatch(f"pretrain {resume} {'' if resume == '--resume' else f'--seed {seed}'} --out {run}", setup.threads)
@@ -138,40 +142,52 @@ def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: in
     hardpatch(f"knn {labeled} --json {out / 'knn.json'}", setup.threads)
     hardpatch(f"linear {labeled} --json {out / 'linear.json'}", setup.threads)
     result = json.loads((run / "result.json").read_text())
-    measured = {
-        "arm": arm,
-        "seed": seed,
-        "steps": result["steps"],
-        "seconds": result["seconds"],
-        "verdict": result.get("verdict"),
-        "metrics": result["metrics"],
-        **{verb: json.loads((out / f"{verb}.json").read_text()) for verb in ("knn", "linear")},
-    }
-    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    measured = key | {"hours": setup.hours, "threads": setup.threads, "queries": len(open_source(val))}
+    measured |= {"steps": result["steps"], "seconds": round(result["seconds"]), "verdict": result["verdict"]["learned"]}
+    for verb in ("knn", "linear"):
+        accuracy = json.loads((out / f"{verb}.json").read_text())
+        measured[verb] = [accuracy["random"]["top1"], accuracy["top1"]]  # untrained, trained
+    measured["signs"] = result["metrics"] | result["verdict"]["numbers"]
+    with KEEPING, setup.keep.open("a") as file:
+        file.write(json.dumps(rounded(measured)) + "\n")
     print(f"{folder.name} {arm} seed {seed}: {summary([measured])}", flush=True)
 
 
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the runs that were kept."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def rounded(value: Any) -> Any:
+    """Return a value with all its numbers to five digits."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
 def summary(runs: list[dict[str, Any]]) -> str:
-    """Return k-NN and linear accuracy, trained and untrained, and verdicts, as cells of a table."""
+    """Return k-NN and linear accuracy, untrained and trained, and verdicts, as cells of a table."""
     cells = []
     for verb in ("knn", "linear"):
-        for name in ("random", None):
-            values = [100 * (run[verb][name] if name else run[verb])["top1"] for run in runs]
+        for trained in (0, 1):
+            values = [100 * run[verb][trained] for run in runs]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.1f}{spread}")
-    words = [run["verdict"]["learned"] if run["verdict"] else "?" for run in runs]
-    return " | ".join([*cells, ", ".join(words), str(round(statistics.fmean(run["steps"] for run in runs)))])
+    words = ", ".join(run["verdict"] for run in runs)
+    return " | ".join([*cells, words, str(round(statistics.fmean(run["steps"] for run in runs)))])
 
 
-def table(out: Path) -> str:
-    """Return all results in a folder as Markdown."""
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return runs as Markdown, those of one arm on one set in a line."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(out.glob("*/*/seed_*/measured.json")):
-        groups[file.parts[-4], file.parts[-3]].append(json.loads(file.read_text()))
+    for run in runs:
+        groups[run["set"], run["arm"]].append(run)
     lines = [
         "| set, images, hours | arm | seeds | k-NN untrained | k-NN | linear untrained | linear | learned | steps |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(f"| {name} | {arm} | {len(runs)} | {summary(runs)} |" for (name, arm), runs in groups.items()),
+        *(f"| {name} | {arm} | {len(group)} | {summary(group)} |" for (name, arm), group in sorted(groups.items())),
     ]
     return "\n".join(lines)
 
@@ -189,6 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run (default: 1)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--keep", type=Path, default=Path("docs/results/plan_rules.jsonl"), help="measured numbers")
     parser.add_argument("--planted", action="store_true", help="also each set with faults planted, by the arm auto")
     setup = parser.parse_args(namespace=Setup())
     tasks = []
@@ -210,7 +227,7 @@ def main() -> None:
                 future.result()
             except RuntimeError as error:
                 print(error, file=sys.stderr, flush=True)
-    print(table(setup.out))
+    print(table(read(setup.keep)))
 
 
 if __name__ == "__main__":
