@@ -147,7 +147,8 @@ def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: in
     for verb in ("knn", "linear"):
         accuracy = json.loads((out / f"{verb}.json").read_text())
         measured[verb] = [accuracy["random"]["top1"], accuracy["top1"]]  # untrained, trained
-    measured["signs"] = result["metrics"] | result["verdict"]["numbers"]
+    signs = result["metrics"] | result["verdict"]["numbers"]  # which has the last check's, too
+    measured["signs"] = {name: value for name, value in signs.items() if not name.startswith("check_")}
     with KEEPING, setup.keep.open("a") as file:
         file.write(json.dumps(rounded(measured)) + "\n")
     print(f"{folder.name} {arm} seed {seed}: {summary([measured])}", flush=True)
