@@ -4,8 +4,9 @@
 
 A run *learned* if k-NN or linear probe, on the whole validation set, gained at least three points over the untrained
 encoder and more than two sampling errors. The verdict does not see these labels unless the training images are
-labeled, and then a small part of them. Prints verdicts against that truth, and for each sign the area under the ROC
-curve: 1 separates perfectly, 0.5 is chance, 0 separates perfectly the other way around.
+labeled, and then a small part of them. Runs on shuffled labels are left out. Prints verdicts against that truth, and
+for each sign the area under the ROC curve: 1 separates perfectly, 0.5 is chance, 0 separates perfectly the other way
+around.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     runs = [json.loads(line) for line in parser.parse_args().file.read_text().splitlines()]
+    runs = [run for run in runs if not run["set"].endswith("_shuffled")]
     truth = [learned(run) for run in runs]
     print("| verdict | learned | did not |\n|---|---|---|")
     counts = Counter(zip((run["verdict"] for run in runs), truth, strict=True))

@@ -106,6 +106,13 @@ def test_a_rate_that_is_too_high() -> None:
     assert "--optim.lr 0.00025" in found.suggestions[0][1]
 
 
+def test_a_rate_that_is_too_high_for_most_directions() -> None:
+    """The numbers of a real run with 160 times its learning rate (``benchmarks/plan_rules.py``, arm ``lr_1e-1``)."""
+    found = verdict(run([1.43, 0.71, 0.70], {"check_rankme": 2.2}, check_rankme=21.0), FACTS)
+    assert found.learned == "barely"
+    assert "--optim.lr 0.00025" in found.suggestions[0][1]
+
+
 def test_a_run_that_was_too_short_to_leave_the_mean_color() -> None:
     found = verdict(run([1.3, 0.92, 0.91, 0.9]), replace(FACTS, steps=400))
     assert (found.learned, found.loss) == ("no", "flat")

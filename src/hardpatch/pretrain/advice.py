@@ -29,7 +29,9 @@ def suggestions(
         else:
             found.append(("train without mining", "random", {"method.alpha_start": 0, "method.alpha_end": 0}))
     if learned != "yes" and collapsed:
-        found.append(("a lower learning rate, as the features collapsed", "lower_lr", _lr(facts, 1 / FACTOR)))
+        found.append(
+            ("a lower learning rate, as the features lost most of their directions", "lower_lr", _lr(facts, 1 / FACTOR))
+        )
     elif learned != "yes" and kept > UNCHANGED:
         found.append(("a higher learning rate, as little has changed", "higher_lr", _lr(facts, FACTOR)))
     if loss == "overfitting":

@@ -32,6 +32,8 @@ GAP = 0.2
 """Share by which the loss of training images lies below the held-out loss in a run that overfits."""
 COLLAPSED = 1.5
 """RankMe below which all features are alike."""
+SHRUNK = 1 / 3
+"""RankMe, as a share of that before the training, below which a lower learning rate is worth trying."""
 ALIKE = 0.02
 """Deviation of normalized pixels between images below which all images are the same."""
 SAME_NEIGHBORS = 0.85
@@ -96,7 +98,7 @@ def verdict(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Verdict:
     reasons += _loss_reasons(loss, losses, end, facts) + _map_reasons(of_map, end, facts)
     numbers = {name.removeprefix("check_"): end[name] for name in end if name.startswith(("check_", "mining"))}
     numbers |= {f"start_{name.removeprefix('check_')}": start[name] for name in start if name.startswith("check_")}
-    collapsed = end.get("check_rankme", math.inf) < COLLAPSED
+    collapsed = end.get("check_rankme", math.inf) < max(COLLAPSED, SHRUNK * start.get("check_rankme", 0.0))
     tried = suggestions(learned, loss, of_map, end, facts, collapsed=collapsed)
     alike = start.get("check_variation", 1.0) < ALIKE  # no setting helps then
     return Verdict(
