@@ -21,7 +21,7 @@ DEPTH = ("--model.depth", "4", "--model.heads", "2", "--model.patch_size", "4", 
 def make_sets(root: Path) -> None:
     """Write every set that a command of the pages reads, into the folder ``root``."""
     write_images(root / "my_images", each=6)
-    for name in ("MY_IMAGES", "IMAGES", "images", "imagenet/train", "imagenet/val", "cifar10", "flowers/train"):
+    for name in ("MY_IMAGES", "IMAGES", "images", "imagenet/train", "imagenet/val", "flowers/train"):
         link(root / name, root / "my_images")
     for name in ("flowers/val", "labeled/train", "labeled/val", "parts/normal"):
         link(root / name, root / "my_images")
@@ -50,7 +50,8 @@ def write_tables(root: Path) -> None:
     table = pyarrow.table(
         {"image": images, "label": labels, "fine_label": labels, "tags": [["red", "blue"][: k + 1] for k in labels]}
     )
-    for name in ("train", "val", "test", "tiny/train", "tiny/val", "tiny_imagenet50/train", "tiny_imagenet50/val"):
+    sets = ("cifar10/train", "cifar10/test", "tiny_imagenet50/train", "tiny_imagenet50/val")
+    for name in ("train", "val", "test", *sets):
         (root / name).parent.mkdir(exist_ok=True)
         pyarrow.parquet.write_table(table, root / f"{name}.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"img": images}), root / "cifar100.parquet")
