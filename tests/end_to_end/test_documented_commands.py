@@ -38,7 +38,7 @@ def shorter(words: list[str]) -> list[str]:
     """Return options that make a command short."""
     verb = words[0]
     two = " ".join(words[:2])
-    if "--resume" in words or two in ("study plan",):
+    if "--resume" in words or two == "study plan":
         return ["--images_per_second", "100"] if verb == "study" else []
     if verb == "linear" and "paper" in words:
         return SHORTER["linear --protocol paper"].split()
