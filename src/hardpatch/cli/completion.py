@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from hardpatch.cli.arguments import ASKED, PATHS, Parser, ParserAsked
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 
 SHELLS = ("bash", "zsh", "fish")
 NESTED = {"bench": ("data",), "study": ("fig2", "fig4", "figS1", "figS2")}
@@ -26,7 +26,8 @@ def script(shell: str, verbs: Mapping[str, str]) -> str:
     """
     if shell not in SHELLS:
         raise UserError(
-            f"--print_completion: expected one of {', '.join(SHELLS)}, got {shell!r}{did_you_mean(shell, SHELLS)}"
+            f"--print_completion: expected one of {', '.join(SHELLS)}, "
+            f"got {shown(repr(shell))}{did_you_mean(shell, SHELLS)}"
         )
     try:
         import shtab

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hardpatch.cli.arguments import Images, Parser, column_arguments, number, write_json
 from hardpatch.cli.study_gallery import FIGURES, study_gallery
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 
 if TYPE_CHECKING:
     from hardpatch.study.plan import Study
@@ -184,7 +184,9 @@ def _measures(names: str | None) -> "tuple[Measure, ...] | None":
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in by_name:
-            raise UserError(f"--measures: expected some of {', '.join(by_name)}, separated by commas, got {name!r}")
+            raise UserError(
+                f"--measures: expected some of {', '.join(by_name)}, separated by commas, got {shown(repr(name))}"
+            )
     return tuple(by_name[name] for name in chosen)
 
 

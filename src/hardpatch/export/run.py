@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hardpatch.choices import Architecture
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 from hardpatch.export import hugging_face_outputs, to_hugging_face, to_torchvision
 from hardpatch.export.card import LICENSE_NOTE, write_card
 from hardpatch.export.file_check import Outputs, compare_files
@@ -57,7 +57,7 @@ def export(run: str | Path, to: FormatName, out: str | Path, weights: Weights = 
         "onnx": export_onnx,
     }
     if to not in write:
-        raise UserError(f"to: expected one of {', '.join((*write, 'hf-mae'))}, got {to!r}")
+        raise UserError(f"to: expected one of {', '.join((*write, 'hf-mae'))}, got {shown(repr(to))}")
     return write[to](run, out, weights, **options)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hardpatch.choices import BALANCED
 from hardpatch.data.names import some
 from hardpatch.data.sources import Source
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 
 
 def class_counts(source: Source, classes: int) -> Tensor:
@@ -51,7 +51,9 @@ def loss_weights(
     for entry in given:
         name, mark, text = entry.rpartition("=")
         if not mark:
-            raise UserError(f"--class_weights: expected balanced or NAME=WEIGHT for some classes, got {entry!r}")
+            raise UserError(
+                f"--class_weights: expected balanced or NAME=WEIGHT for some classes, got {shown(repr(entry))}"
+            )
         if name not in number:
             raise UserError(
                 f"--class_weights: the training set has no class {name!r}{did_you_mean(name, list(classes))}; its "
@@ -62,7 +64,7 @@ def loss_weights(
         except ValueError:
             weight = math.nan
         if not 0 <= weight < 1e6:
-            raise UserError(f"--class_weights: expected a number from 0 for {name!r}, got {text!r}")
+            raise UserError(f"--class_weights: expected a number from 0 for {name!r}, got {shown(repr(text))}")
         weights[number[name]] = weight
     if not bool(weights.any()):
         raise UserError("--class_weights: expected a weight above 0 for some class, all are 0")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 from hardpatch.pickles import load_pickle
 
 NETWORKS = {
@@ -160,7 +160,7 @@ def frozen_teacher(
     models = [*timm.list_models(include_tags=False), *timm.list_models(include_tags=True)]
     if architecture not in models:
         raise UserError(
-            f"--method.frozen: expected {', '.join(NETWORKS)} or a model of timm, got {name!r}"
+            f"--method.frozen: expected {', '.join(NETWORKS)} or a model of timm, got {shown(repr(name))}"
             f"{did_you_mean(name, [*NETWORKS, *models]) or '; timm.list_models() lists them'}"
         )
     download = pretrained and weights is None

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 
 IGNORED = 255
 """Class of a pixel that takes no part in training or evaluation, in label maps once they are read."""
@@ -222,10 +222,12 @@ def _read_classes(path: Path) -> list[_Class]:
 
 def _colored_class(path: Path, line: str, entry: re.Match[str] | None) -> tuple[int | None, str, int | None]:
     if entry is None:
-        raise UserError(f"--classes: {path}: expected a color in each line or in none, got {line!r}; {COLOR_TABLE}")
+        raise UserError(
+            f"--classes: {path}: expected a color in each line or in none, got {shown(repr(line))}; {COLOR_TABLE}"
+        )
     parts = entry.groupdict()
     rgb = [int(parts[part]) for part in "rgb"] if "r" in parts else [*bytes.fromhex(parts["hex"])]
     if max(rgb) > 255:
-        raise UserError(f"--classes: {path}: expected colors from 0 to 255, got {line!r}")
+        raise UserError(f"--classes: {path}: expected colors from 0 to 255, got {shown(repr(line))}")
     index = None if parts["index"] is None else int(parts["index"])
     return index, parts["name"], rgb[0] << 16 | rgb[1] << 8 | rgb[2]

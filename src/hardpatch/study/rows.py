@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 
 FOLDER = resources.files("hardpatch") / "study" / "tables"
 
@@ -120,7 +120,9 @@ def read(name: str) -> Table:
     """
     tables = names()
     if name not in tables:
-        raise UserError(f"TABLE: expected all or one of {', '.join(tables)}, got {name!r}{did_you_mean(name, tables)}")
+        raise UserError(
+            f"TABLE: expected all or one of {', '.join(tables)}, got {shown(repr(name))}{did_you_mean(name, tables)}"
+        )
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     values["rows"], values["metrics"] = tuple(StudyRow(**row) for row in values["rows"]), tuple(values["metrics"])
     return Table(name=name, **values)

@@ -122,7 +122,7 @@ def _measurement(entry: Any, number: int, columns: Mapping[str, str | None]) -> 
     verb = str(entry["verb"])
     if verb not in COLUMNS:
         raise UserError(
-            f"--suite: expected one of {', '.join(COLUMNS)} as the verb of entry {number}, got {verb!r}"
+            f"--suite: expected one of {', '.join(COLUMNS)} as the verb of entry {number}, got {shown(repr(verb))}"
             f"{did_you_mean(verb, list(COLUMNS))}"
         )
     if verb in TABLES:

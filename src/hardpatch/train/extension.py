@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 from hardpatch.schedules import half_cosine
 
 COOLING = 0.2
@@ -49,7 +49,7 @@ class Extension(NamedTuple):
         if match is None or not 0 <= at < total or at > planned:
             raise UserError(
                 "extensions: expected lines as --resume writes them, such as 'after 10 of 10 steps: 20 steps, "
-                f"rewarm', got {text!r}"
+                f"rewarm', got {shown(repr(text))}"
             )
         return cls(at, planned, total, cast(Any, match[4]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic
 
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 from hardpatch.paths import typed, user_path
 from hardpatch.train import resume as resuming
 from hardpatch.train import run_folder
@@ -100,7 +100,8 @@ def open_run(
     inputs = {name: _plain(name, value) for name, value in inputs.items()}
     if preset is not None and preset not in presets:
         raise UserError(
-            f"--preset: expected one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, [*presets])}"
+            f"--preset: expected one of {', '.join(presets)}, "
+            f"got {shown(repr(preset))}{did_you_mean(preset, [*presets])}"
         )
     if resume:
         return _resumed(verb, folder, inputs, presets, preset, values, required, earlier, values_of)

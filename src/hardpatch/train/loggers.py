@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from hardpatch.errors import UserError, did_you_mean
+from hardpatch.errors import UserError, did_you_mean, shown
 from hardpatch.files import write_text_atomically
 from hardpatch.train.tensorboard import EventFile
 from hardpatch.yaml_text import flat, read_settings
@@ -215,7 +215,8 @@ def logger_names(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             raise UserError(
-                f"--logger: expected names from {', '.join(NAMES)} with commas between them, or none, got {text!r}"
+                f"--logger: expected names from {', '.join(NAMES)} with commas between them, or none, "
+                f"got {shown(repr(text))}"
                 f"{did_you_mean(name, [*NAMES, 'none'])}"
             )
     return names
