@@ -1,3 +1,4 @@
+import datetime
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,21 @@ def test_every_recipe_is_a_run_and_says_what_it_is(name: str) -> None:
     assert config.build(config.to_dict(run)) == run
     assert config.build(yaml.safe_load(config.to_yaml(run))) == run
     assert recipes.text(name).startswith("# ")
+
+
+@pytest.mark.parametrize("value", [datetime.date(2024, 1, 1), {"a"}, b"a"])
+def test_dates_and_sets_of_yaml_are_no_text(value: object) -> None:
+    with pytest.raises(UserError, match="tokenizer: Expected str"):
+        config.build({"steps": 1, "method": {"tokenizer": value}})
+
+
+def test_settings_that_are_parsed_once_belong_to_each_run() -> None:
+    values = {"steps": 1, "data": {"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}}
+    first, second = config.build(values), config.build(values)
+    assert first == second
+    assert isinstance(first.data.mean, list)
+    first.data.mean[0] = 0.9
+    assert second.data.mean == config.build(values).data.mean == [0.1, 0.2, 0.3]
 
 
 def test_the_promised_recipes_exist() -> None:

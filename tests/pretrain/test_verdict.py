@@ -111,6 +111,8 @@ def test_a_rate_that_is_too_high_for_most_directions() -> None:
     found = verdict(run([1.43, 0.71, 0.70], {"check_rankme": 2.2}, check_rankme=21.0), FACTS)
     assert found.learned == "barely"
     assert "--optim.lr 0.00025" in found.suggestions[0][1]
+    more = verdict(run([1.43, 0.71, 0.70], {"check_rankme": 7.1}, check_rankme=21.0), FACTS)  # over a third
+    assert not any("--optim.lr" in command for _, command in more.suggestions)
 
 
 def test_a_run_that_was_too_short_to_leave_the_mean_color() -> None:

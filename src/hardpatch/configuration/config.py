@@ -167,18 +167,29 @@ def _parse(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any
                 "to learn from are --data PATH, files of settings --config FILE"
             )
         check_value(value or name, name)
-    nested = deepcopy(_read(json.dumps(dict(values), default=str), tuple(map(with_section, arguments))))
+    words = tuple(map(with_section, arguments))
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError):  # a date or a set of YAML, which is refused
+        nested = _read(values, words)
+    else:
+        nested = deepcopy(_read_once(text, words))
     if path is not None:
         nested["data"]["path"] = path
     return nested
 
 
 @lru_cache(maxsize=64)
-def _read(values: str, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """Return nested values of all settings, of some values as JSON and of arguments. It takes a tenth of a second."""
+def _read_once(values: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Return what :func:`_read` does for values as JSON: it takes a tenth of a second."""
+    return _read(json.loads(values), arguments)
+
+
+def _read(values: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Return nested values of all settings: the arguments over the values over the defaults."""
     parser = _parser()
     try:
-        namespace = parser.parse_object(json.loads(values))
+        namespace = parser.parse_object(dict(values))
         if arguments:
             namespace = parser.parse_args(list(arguments), namespace=namespace)
     except ArgumentError as error:
