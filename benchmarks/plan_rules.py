@@ -131,7 +131,7 @@ def hardpatch(arguments: str, threads: int) -> None:
 
 def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: int) -> None:
     """Train and measure one arm with one seed, and keep the numbers."""
-    key = {"set": folder.name, "arm": arm, "seed": seed}
+    key = {"set": folder.name, "arm": arm, "seed": seed, "threads": setup.threads}
     if any(key.items() <= run.items() for run in read(setup.keep)):
         return
     out = folder / arm / f"seed_{seed}"
@@ -142,12 +142,13 @@ def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: in
     hardpatch(f"knn {labeled} --json {out / 'knn.json'}", setup.threads)
     hardpatch(f"linear {labeled} --json {out / 'linear.json'}", setup.threads)
     result = json.loads((run / "result.json").read_text())
-    measured = key | {"hours": setup.hours, "threads": setup.threads, "queries": len(open_source(val))}
-    measured |= {"steps": result["steps"], "seconds": round(result["seconds"]), "verdict": result["verdict"]["learned"]}
+    verdict = result.get("verdict") or {"learned": "none", "numbers": {}}  # of a run without checks
+    measured = key | {"hours": setup.hours, "queries": len(open_source(val)), "verdict": verdict["learned"]}
+    measured |= {"steps": result["steps"], "seconds": round(result["seconds"])}
     for verb in ("knn", "linear"):
         accuracy = json.loads((out / f"{verb}.json").read_text())
         measured[verb] = [accuracy["random"]["top1"], accuracy["top1"]]  # untrained, trained
-    signs = result["metrics"] | result["verdict"]["numbers"]  # which has the last check's, too
+    signs = result["metrics"] | verdict["numbers"]  # which has the last check's, too
     measured["signs"] = {name: value for name, value in signs.items() if not name.startswith("check_")}
     with KEEPING, setup.keep.open("a") as file:
         file.write(json.dumps(rounded(measured)) + "\n")
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("docs/results/plan_rules.jsonl"), help="measured numbers")
     parser.add_argument("--planted", action="store_true", help="also each set with faults planted, by the arm auto")
     setup = parser.parse_args(namespace=Setup())
+    setup.keep.parent.mkdir(parents=True, exist_ok=True)
     tasks = []
     for entry in setup.sets:
         name, paths = entry.split("=", 1)

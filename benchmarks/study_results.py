@@ -5,11 +5,13 @@
 
 ``collect`` adds the runs of the folder STUDY that the file does not have. ``lay_out`` writes those of the file into
 STUDY, so that ``hardpatch study ... --out STUDY`` trains only the others. They have no weights: a table that needs
-them, as Table D does, trains its runs again; leave these out with ``--but RUN``.
+them, as Table D does, trains its runs again; leave these out with ``--but RUN``. A new file is written by hand:
+``{"scale": ..., "data": ..., "runs": {}}``.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def collect(runs: dict[str, list[dict[str, Any]]], study: Path) -> list[tuple[st
     return added
 
 
-def lay_out(runs: dict[str, list[dict[str, Any]]], study: Path, name: str, but: tuple[str, ...]) -> None:
+def lay_out(runs: dict[str, list[dict[str, Any]]], study: Path, name: str, but: Sequence[str]) -> None:
     """Write the measurements of ``runs`` into the folders of a study, other than those that it has."""
     for run, seeds in runs.items():
         for each in seeds:
