@@ -64,7 +64,7 @@ def shorter(words: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Make sets and runs, and go there."""
     root, before = tmp_path_factory.mktemp("pages"), Path.cwd()
     os.chdir(root)
@@ -72,6 +72,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     make_runs(root / "made")
     yield root
     os.chdir(before)
+
+
+@pytest.fixture
+def place(made: Path) -> Iterator[Path]:
+    """Remove what a page's commands wrote: other pages may write the same names."""
+    there = set(made.iterdir())
+    yield made
+    for path in set(made.iterdir()) - there:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def written(words: list[str]) -> str:
@@ -110,8 +119,6 @@ def test_commands_of_a_page_run(
 ) -> None:
     monkeypatch.setattr("hardpatch.view.run.serve", lambda viewer, **options: None)  # it would go on for ever
     chosen = [command for command in found() if command.page == page]
-    for name in ("runs", "RUN", "WEIGHTS"):
-        shutil.rmtree(place / name, ignore_errors=True)
     put_runs(chosen, place)
     for command in chosen:
         words = command.arguments
