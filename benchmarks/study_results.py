@@ -42,7 +42,7 @@ def collect(runs: dict[str, list[dict[str, Any]]], study: Path) -> list[tuple[st
     added = []
     for path in sorted((study / "runs").glob(f"*/seed_*/{RESULT}")):
         measured = json.loads(path.read_text())
-        if FROM_FILE in measured or not measured["metrics"]:
+        if FROM_FILE in measured or not set(measured["metrics"]) - {"speedup"}:  # a step was timed, nothing trained yet
             continue
         seeds = runs.setdefault(path.parts[-3], [])
         known = next((each for each in seeds if each["seed"] == measured["seed"]), None)
