@@ -124,7 +124,8 @@ class Machine:
         if self.memory is not None:
             count += f", {self.memory / 2**30:.0f} GiB free"
         if self.load > BUSY * self.cores:
-            count += f", busy with other work (load {self.load:.1f}), so that the times below may be too long"
+            count += f", busy with other work in the last minute (load {self.load:.1f})"
+            count += ", so that the times below may be too long"
         if self.device == "cpu":
             return f"{count}, no GPU"
         held = "" if self.device_memory is None else f" ({self.device_memory / 2**30:.0f} GiB)"
