@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/hardpatch score runs/demo demo:test --out runs/demo/pictures/score
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --durations 40 --durations-min 5
 
 # Rotten files for minutes instead of seconds, `make fuzz FUZZ=100000`; the statistics tell how many were tried and how fast.
 FUZZ ?= 5000
