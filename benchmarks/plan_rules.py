@@ -37,12 +37,14 @@ SMALL = (
     "--data.image_size 64 --model.patch_size 8 --model.width 128 --model.depth 4 --model.heads 4 "
     "--model.decoder_width 64 --model.decoder_depth 2 --model.decoder_heads 4"
 )
+EXACT = "--fast.remember false --fast.shared_blocks 0 --fast.prediction_ratio 1"
 OF_RECIPE = "--recipe demo --data.image_size 64 --model.patch_size 8"
 
 ARMS = {
     "auto": "",
     "mae": "--method.predicting_loss none",
-    "exact": "--fast.remember false --fast.shared_blocks 0 --fast.prediction_ratio 1",
+    "exact": EXACT,
+    "exact_one_block": f"{EXACT} --model.decoder_depth 1",  # its map comes out upside down
     # what someone would have taken before there were plans
     "demo": f"{OF_RECIPE} --batch_size 64",
     "tiny_imagenet_small": "--recipe tiny_imagenet_small",
