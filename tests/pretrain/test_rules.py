@@ -153,6 +153,21 @@ def test_a_doubtful_set_is_named() -> None:
     assert "one color" in replace(SET, deviation=0.001).warning()
 
 
+def test_a_plan_says_where_its_rules_were_not_tried() -> None:
+    seen = float(rules.TRIED_IMAGES)
+    assert not rules.extrapolation(drafted({"model.width": 128}), seen, "cpu")
+    for width, images, device, words in (
+        (192, seen, "cpu", "models up to 128 wide"),
+        (128, 1.1 * seen, "cpu", "k images seen"),
+        (128, seen, "cuda", "a CPU"),
+    ):
+        said = rules.extrapolation(drafted({"model.width": width}), images, device)
+        assert said.startswith("extrapolated: they were tried on ")
+        assert words in said
+        assert said.count(",") == 0  # the other two are not beyond
+    assert "a CPU, models up to 128 wide, up to" in rules.extrapolation(drafted({"model.size": "base"}), 1e9, "cuda")
+
+
 def test_durations_and_counts_in_words() -> None:
     seconds = [30, 600, 3600, 5400, 4 * 86400, 3e9]
     assert [duration(s) for s in seconds] == ["30 s", "10 min", "1 h", "1 h 30 min", "4.0 days", "95 years"]

@@ -57,6 +57,7 @@ class Plan:
             "held out": f"{run.data.hold_out} images",
             "loading": "",
             "length": f"{self.steps:,} steps, {self.images_seen:,} images",
+            "rules": "",
             "time": f"{duration(self.seconds)} at {self.images_per_second:,.0f} images/s, measured here",
         }
         shown = {topic: text for topic, text in lines.items() if topic in self.reasons or topic in ALWAYS}

@@ -208,6 +208,8 @@ class _Planner:
                 f"(hardpatch shrink --side {2 * max(run.image_size)})"
             )
         seen = run.total_steps(facts.images - run.data.hold_out) * run.batch_size
+        if beyond := rules.extrapolation(draft, seen, machine.device):
+            draft.reasons["rules"] = beyond
         seconds = start + seen / speed.images_per_second / (1 - OVERHEAD)
         parameters = _parameters(run, self.reading)
         return Plan(run, facts, machine, seconds, speed.images_per_second, parameters, draft.reasons)

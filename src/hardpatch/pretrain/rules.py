@@ -48,6 +48,8 @@ LR_BATCH, LR_WIDTH = 64, 128
 EPOCHS_TO_REMEMBER = 5
 """Epochs from which on mining by what earlier epochs remember replaces the teacher's look at the whole image."""
 MAX_EPOCHS = 4000
+TRIED_WIDTH, TRIED_IMAGES = 128, 160_000
+"""Widest model, and most images seen, of the trainings on a CPU that the rules were tried with (docs/plan.md)."""
 MEMORY_SHARE = 0.4
 """Fraction of the free memory that decoded images may take."""
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 20, 512
@@ -258,6 +260,17 @@ def choose_length(draft: Draft, images_seen: float, images: int) -> None:
     if images_seen > most:
         reason += f"; more than {MAX_EPOCHS:,} are not planned, so that not all of the time is used"
     draft.choose("length", {"steps": steps, "train.log_every": max(1, min(50, steps // 20))}, reason)
+
+
+def extrapolation(draft: Draft, images_seen: float, device: str) -> str:
+    """Return in what a training goes beyond those that the rules were tried with; empty if it does not."""
+    width = draft.value("model.width") or SIZES[draft.value("model.size", "base")]["width"]
+    beyond = [
+        *(["a CPU"] if device != "cpu" else []),
+        *([f"models up to {TRIED_WIDTH} wide"] if width > TRIED_WIDTH else []),
+        *([f"up to {TRIED_IMAGES / 1000:,.0f} k images seen"] if images_seen > TRIED_IMAGES else []),
+    ]
+    return f"extrapolated: they were tried on {', '.join(beyond)} (docs/plan.md)" if beyond else ""
 
 
 def _bytes(count: float) -> str:
