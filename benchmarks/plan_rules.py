@@ -3,11 +3,14 @@
     python benchmarks/plan_rules.py --set NAME=TRAIN,VAL ... --images 3000 --hours 0.17 --out DIR --arms auto mae lr_x2
 
 TRAIN and VAL are labeled sets, as ``hardpatch knn`` takes them. From TRAIN, ``--images`` are taken evenly (all of them
-without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS` and ``--hours``, then k-NN and
-linear accuracy on VAL with TRAIN's subset as the labeled images, of the trained and of the untrained encoder. A run is
-one process with ``--threads`` threads; ``--jobs`` run at a time. What was measured is a line of the file ``--keep``;
-a run that has one is not made again. ``--planted`` adds sets that nothing can be learned from. At the end a table of
-all that is in the file, as Markdown. ``verdict_signs.py`` reads the same file.
+without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS`, then k-NN and linear accuracy
+on VAL with TRAIN's subset as the labeled images, of the trained and of the untrained encoder. A training lasts
+``--hours``, or with ``--seen`` the CPU time in which the plan sees so many images: the speed of a machine that others
+use changes by more than arms differ, the CPU seconds of an image hardly do.
+
+A run is one process with ``--threads`` threads; ``--jobs`` run at a time. What was measured is a line of the file
+``--keep``; a run that has one is not made again. ``--planted`` adds sets that nothing can be learned from. At the end a
+table of all that is in the file, as Markdown. ``verdict_signs.py`` reads the same file.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +73,10 @@ ARMS = {
 
 
 KEEPING = Lock()
+"""While a line is written."""
+SHORT = (2000, 8000)
+"""Images of two trainings whose CPU time tells how long one image takes."""
+NO_CHECKS = "--verdict.checks 0 --train.report no --train.pictures 0"
 PLANTED = ("one_image", "noise", "shuffled")
 """Faults of a set: one image repeated, noise, labels that belong to other images."""
 
@@ -79,6 +87,7 @@ class Setup(argparse.Namespace):
     sets: list[str]
     images: int | None
     hours: float
+    seen: int | None
     arms: list[str]
     seeds: int
     threads: int
@@ -122,13 +131,40 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def hardpatch(arguments: str, threads: int) -> None:
-    """Run the command line in a process; raises CalledProcessError with its last words."""
+def hardpatch(arguments: str, threads: int) -> float:
+    """Run the command line in a process and return its CPU seconds; raises RuntimeError with its last words."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "hardpatch", *shlex.split(arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{arguments}: {done.stderr[-500:]}")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{arguments}: {said.read()[-500:]}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def seconds_per_image(setup: Setup, folder: Path, train: str, arm: str) -> float:
+    """Return the CPU seconds for which an arm trains on an image, measured once and kept in the arm's folder."""
+    kept = folder / arm / "seconds_per_image.json"
+    if not kept.exists():
+        images, spent = len(open_source(train)), []
+        for seen in SHORT:
+            with tempfile.TemporaryDirectory() as out:
+                options = f"{ARMS[arm]} --epochs {seen / images:.4g} {NO_CHECKS} --out {out}/run"
+                spent.append(hardpatch(f"pretrain --data {train} {options}", setup.threads))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps((spent[1] - spent[0]) / (SHORT[1] - SHORT[0])))
+    return float(json.loads(kept.read_text()))
+
+
+def length(setup: Setup, folder: Path, train: str, arm: str) -> str:
+    """Return the option that sets the length of an arm's trainings."""
+    if setup.seen is None:
+        return f"--hours {setup.hours}"
+    auto, own = (seconds_per_image(setup, folder, train, name) for name in ("auto", arm))
+    return f"--epochs {setup.seen * auto / own / len(open_source(train)):.4g}"
 
 
 def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: int) -> None:
@@ -138,14 +174,19 @@ def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: in
         return
     out = folder / arm / f"seed_{seed}"
     run = out / "run"
-    resume = "--resume" if (run / "config.yaml").exists() else f"--data {train} --hours {setup.hours} {ARMS[arm]}"
-    hardpatch(f"pretrain {resume} {'' if resume == '--resume' else f'--seed {seed}'} --out {run}", setup.threads)
+    how = f"--data {train} {length(setup, folder, train, arm)} {ARMS[arm]} --seed {seed}"
+    how = "--resume" if (run / "config.yaml").exists() else how
+    hardpatch(f"pretrain {how} --out {run}", setup.threads)
     labeled = f"{run} --train {train} --val {val} --random_baseline"
     hardpatch(f"knn {labeled} --json {out / 'knn.json'}", setup.threads)
     hardpatch(f"linear {labeled} --json {out / 'linear.json'}", setup.threads)
     result = json.loads((run / "result.json").read_text())
     verdict = result.get("verdict") or {"learned": "none", "numbers": {}}  # of a run without checks
-    measured = key | {"hours": setup.hours, "queries": len(open_source(val)), "verdict": verdict["learned"]}
+    measured = key | {
+        "hours": None if setup.seen else setup.hours,
+        "queries": len(open_source(val)),
+        "verdict": verdict["learned"],
+    }
     measured |= {"steps": result["steps"], "seconds": round(result["seconds"])}
     for verb in ("knn", "linear"):
         accuracy = json.loads((out / f"{verb}.json").read_text())
@@ -202,6 +243,7 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", metavar="NAME=TRAIN,VAL", nargs="+", default=[], help="labeled sets")
     parser.add_argument("--images", type=int, help="images of TRAIN (default: all)")
     parser.add_argument("--hours", type=float, default=1 / 6, help="time of each run (default: 10 minutes)")
+    parser.add_argument("--seen", type=int, help="images that the plan sees, in place of --hours")
     parser.add_argument(
         "--arms", nargs="+", default=["auto", "mae"], choices=ARMS, metavar="ARM", help=f"{', '.join(ARMS)}"
     )
@@ -217,7 +259,8 @@ def main() -> None:
     for entry in setup.sets:
         name, paths = entry.split("=", 1)
         train, val = paths.split(",")
-        folder = setup.out / f"{name}_{setup.images or 'all'}_{setup.hours:.3g}h"
+        budget = f"{setup.seen // 1000}k" if setup.seen else f"{setup.hours:.3g}h"
+        folder = setup.out / f"{name}_{setup.images or 'all'}_{budget}"
         part = subset(train, setup.images, setup.out / "sets" / f"{name}_{setup.images}.parquet")
         tasks += [(folder, part, val, arm, seed) for seed in range(setup.seeds) for arm in setup.arms]
         for plant in PLANTED if setup.planted else ():
