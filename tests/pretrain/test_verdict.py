@@ -20,6 +20,7 @@ FACTS = Facts(
     steps=1562,
     batch_size=64,
     lr=1e-3,
+    usual_lr=1e-3,
     mines=True,
     can_remember=True,
     folder="runs/a run",
@@ -93,10 +94,35 @@ def test_shuffled_labels_do_not_decide() -> None:
     assert any("the labels tell nothing" in reason for reason in found.reasons)
 
 
+def test_labels_that_are_too_easy_do_not_decide() -> None:
+    """As those of a real run on images that pixels tell apart: 100 % before and after."""
+    end = {**LABELS, "check_knn_top1": 0.99, "check_linear_top1": 1.0}
+    found = verdict(run(FALL, end, check_knn_top1=0.98, check_linear_top1=1.0), FACTS)
+    assert (found.learned, found.decided_by) == ("yes", "images")
+    assert any("labels that easy leave no room for a gain" in reason for reason in found.reasons)
+    worse = verdict(run(FALL, {**end, "check_knn_top1": 0.9}, check_knn_top1=0.98, check_linear_top1=1.0), FACTS)
+    assert (worse.learned, worse.decided_by) == ("no", "labels")  # there is room for a loss
+    one = verdict(run(FALL, end, check_knn_top1=0.9, check_linear_top1=1.0), FACTS)
+    assert (one.learned, one.decided_by) == ("yes", "labels")
+
+
 def test_a_rate_that_is_too_low() -> None:
     found = verdict(run([1.3, 1.299, 1.298, 1.297], {"check_start_neighbors": 0.98}), FACTS)
     assert (found.learned, found.loss) == ("no", "flat")
     assert "--optim.lr 0.004" in found.suggestions[0][1]
+
+
+def test_a_short_run_whose_loss_still_falls_is_first_made_longer() -> None:
+    checks = run([1.9, 1.3, 1.0, 0.8], {"check_start_neighbors": 0.82})
+    found = verdict(checks, replace(FACTS, steps=240, epochs=40.0))
+    assert (found.learned, found.loss) == ("barely", "falling")
+    assert found.suggestions[0][0] == "5 times the epochs"
+    assert "--epochs 200.0 " in found.suggestions[0][1]
+    low = verdict(checks, replace(FACTS, steps=240, lr=1e-5))
+    assert "--optim.lr 4e-05" in low.suggestions[0][1]
+    long = verdict(checks, FACTS)
+    assert "--optim.lr 0.004" in long.suggestions[0][1]
+    assert "--epochs 100.0" in long.suggestions[1][1]
 
 
 def test_a_rate_that_is_too_high() -> None:

@@ -1,5 +1,6 @@
 """The one or two settings most worth trying after a run, each with its command."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from hardpatch.pretrain.facts import Facts
 MOST = 2
 """Suggestions at most."""
 FEW_STEPS = 1000
-"""Steps below which smaller batches, which give more steps, are suggested."""
+"""Steps below which more of them are suggested first, by more epochs or smaller batches."""
 UNCHANGED = 0.7
 """Share of the neighbors that are still the untrained encoder's above which a learning rate was too low."""
 FACTOR = 4
@@ -23,12 +24,19 @@ def suggestions(
     """Return pairs of a reason and a command, the most promising one first."""
     found: list[tuple[str, str, dict[str, Any]]] = []
     kept = end.get("check_start_neighbors", 0.0)
+    factor = max(2, math.ceil(FEW_STEPS / facts.steps))
+    times = "twice" if factor == 2 else f"{factor} times"
+    longer = (f"{times} the epochs", "longer", {"epochs": round(factor * facts.epochs, 2)})
+    too_low = facts.lr < facts.usual_lr / FACTOR
+    too_short = learned != "yes" and loss == "falling" and facts.steps < FEW_STEPS and not (collapsed or too_low)
     if of_map == "upside down" and facts.mines:
         if facts.can_remember:
             found.append(("mine by predictions of masked patches", "remember", {"fast.remember": "true"}))
         else:
             found.append(("train without mining", "random", {"method.alpha_start": 0, "method.alpha_end": 0}))
-    if learned != "yes" and collapsed:
+    if too_short:
+        found.append(longer)
+    elif learned != "yes" and collapsed:
         found.append(
             ("a lower learning rate, as the features lost most of their directions", "lower_lr", _lr(facts, 1 / FACTOR))
         )
@@ -42,8 +50,8 @@ def suggestions(
     elif learned != "yes" and facts.steps < FEW_STEPS and facts.batch_size >= 2 * 16:
         smaller = {"batch_size": facts.batch_size // 2, "epochs": round(facts.epochs, 2), "optim.lr": facts.lr}
         found.append(("smaller batches, which give twice as many steps", "batch", smaller))
-    elif loss == "falling" or learned != "yes":
-        found.append(("twice the epochs", "longer", {"epochs": round(2 * facts.epochs, 2)}))
+    elif (loss == "falling" or learned != "yes") and not too_short:
+        found.append(longer)
     return tuple((why, _command(facts, name, settings)) for why, name, settings in found[:MOST])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hardpatch.configuration.hosts import HOSTS
 from hardpatch.configuration.sections import RunConfig
+from hardpatch.pretrain import rules
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Facts:
     batch_size: int
     lr: float
     """peak learning rate"""
+    usual_lr: float
+    """peak learning rate that a plan would choose"""
     mines: bool
     can_remember: bool
     """the host can mine by remembered predictions of masked patches"""
@@ -58,6 +61,7 @@ def facts(run: RunConfig, folder: Path, images: int, total: int, held_out: bool)
         steps=total,
         batch_size=run.batch_size,
         lr=run.peak_lr,
+        usual_lr=rules.rate(run.batch_size, run.encoder_shape["width"]),
         mines=run.mines,
         can_remember=host.drops_masked and not run.fast.remember and run.method.target != "teacher",
         folder=str(folder),

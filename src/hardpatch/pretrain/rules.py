@@ -227,14 +227,18 @@ def choose_mining(draft: Draft, epochs: float) -> None:
         draft.choose("mining", values, "by what the student found hard in earlier epochs, which costs no teacher")
 
 
+def rate(batch: int, width: int) -> float:
+    """Return the peak learning rate for a batch and the width of an encoder."""
+    return LR * math.sqrt(batch / LR_BATCH * LR_WIDTH / width)
+
+
 def choose_optimizer(draft: Draft, images_seen: float) -> None:
     """Choose batch, learning rate, and the teacher's momentum, for a number of images that the training sees."""
     batch = max((b for b in BATCHES if images_seen / b >= STEPS), default=BATCHES[0])
     draft.choose("batch", {"batch_size": batch}, f"leaves {images_seen / batch:,.0f} steps")
     batch = draft.value("batch_size")
     width = draft.value("model.width") or SIZES[draft.value("model.size", "base")]["width"]
-    rate = LR * math.sqrt(batch / LR_BATCH * LR_WIDTH / width)
-    values: dict[str, Any] = {"optim.lr": float(f"{rate:.2g}")}
+    values: dict[str, Any] = {"optim.lr": float(f"{rate(batch, width):.2g}")}
     if "optim.base_lr" in draft.fixed:
         values = {}
     draft.choose("rate", values, "as it is used, not scaled again; it follows batch and width")

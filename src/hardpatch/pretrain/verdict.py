@@ -116,7 +116,7 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -
     """Judge by the accuracies of frozen features; None where there are no labels, or they tell nothing."""
     gains, parts = [], []
     chance = end.get("check_chance", 0.0)
-    at_chance = True
+    at_chance = no_room = True
     for name, title in (("check_linear_top1", "linear probe"), ("check_knn_top1", "k-NN")):
         if name not in start or name not in end:
             continue
@@ -124,6 +124,7 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -
         error = math.sqrt(sum(max(p * (1 - p), 1 / queries) for p in (before, after)) / queries)
         of_chance = CHANCE_ERRORS * math.sqrt(max(chance * (1 - chance), 1 / queries) / queries)
         at_chance = at_chance and max(before, after) <= chance + of_chance
+        no_room = no_room and 100 * (1 - min(before, after)) < CLEAR_POINTS
         gains.append((100 * (after - before), 100 * error))
         parts.append(f"{title} {100 * after:.1f} % after {100 * before:.1f} % {facts.start} ({gains[-1][0]:+.1f})")
     if not gains:
@@ -132,6 +133,8 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -
     if at_chance:
         largest = f"chance, {100 * chance:.1f} %"
         return None, [f"{text}: no better than {largest}, so the labels tell nothing and the images decide"]
+    if no_room:
+        return None, [f"{text}: labels that easy leave no room for a gain, and the images decide"]
     if any(gain >= CLEAR_POINTS and gain > CLEAR_ERRORS * error for gain, error in gains):
         worse = any(gain < -CLEAR_ERRORS * error for gain, error in gains)
         return "barely" if worse else "yes", [text]
