@@ -76,6 +76,8 @@ KEEPING = Lock()
 """While a line is written."""
 SHORT = (2000, 8000)
 """Images of two trainings whose CPU time tells how long one image takes."""
+SAME_COST = ("--optim.", "--data.crop_scale", "--method.target", "--method.alpha_end", "--method.momentum_start")
+"""Settings that do not change how long an image takes."""
 NO_CHECKS = "--verdict.checks 0 --train.report no --train.pictures 0"
 PLANTED = ("one_image", "noise", "shuffled")
 """Faults of a set: one image repeated, noise, labels that belong to other images."""
@@ -163,8 +165,11 @@ def length(setup: Setup, folder: Path, train: str, arm: str) -> str:
     """Return the option that sets the length of an arm's trainings."""
     if setup.seen is None:
         return f"--hours {setup.hours}"
-    auto, own = (seconds_per_image(setup, folder, train, name) for name in ("auto", arm))
-    return f"--epochs {setup.seen * auto / own / len(open_source(train)):.4g}"
+    same = all(word.startswith(SAME_COST) for word in ARMS[arm].split() if word.startswith("--"))
+    seen = float(setup.seen)
+    if not same:
+        seen *= seconds_per_image(setup, folder, train, "auto") / seconds_per_image(setup, folder, train, arm)
+    return f"--epochs {seen / len(open_source(train)):.4g}"
 
 
 def measure(setup: Setup, folder: Path, train: str, val: str, arm: str, seed: int) -> None:
