@@ -94,6 +94,20 @@ def test_shuffled_labels_do_not_decide() -> None:
     assert any("the labels tell nothing" in reason for reason in found.reasons)
 
 
+def test_a_gain_that_may_be_chance_does_not_outweigh_a_loss_above_the_mean_color() -> None:
+    """The numbers of a real run with a rate 70 times too low (``plan_rules.py``, ``lr_1e-5``, crops of scenes)."""
+    trivial = {"check_mean_color": 0.225, "check_blurred_neighbors": 0.152, "check_nearest_patch": 0.248}
+    end = {"check_knn_top1": 0.67, "check_linear_top1": 0.807, "check_queries": 300.0, "check_chance": 0.3, **trivial}
+    checks = run([1.476, 1.2, 0.9, 0.78], {**end, "check_start_neighbors": 0.84})
+    checks[0] |= {"check_knn_top1": 0.693, "check_linear_top1": 0.767}
+    found = verdict(checks, replace(FACTS, lr=1e-5, steps=700))
+    assert (found.learned, found.decided_by) == ("no", "images")
+    assert any("linear probe 80.7 % after 76.7 %" in reason for reason in found.reasons)
+    assert "--optim.lr 0.001" in found.suggestions[0][1]
+    clear = verdict([checks[0], checks[1], checks[2], {**checks[-1], "check_linear_top1": 0.9}], FACTS)
+    assert (clear.learned, clear.decided_by) == ("yes", "labels")
+
+
 def test_labels_that_are_too_easy_do_not_decide() -> None:
     """As those of a real run on images that pixels tell apart: 100 % before and after."""
     end = {**LABELS, "check_knn_top1": 0.99, "check_linear_top1": 1.0}
@@ -119,7 +133,7 @@ def test_a_short_run_whose_loss_still_falls_is_first_made_longer() -> None:
     assert found.suggestions[0][0] == "5 times the epochs"
     assert "--epochs 200.0 " in found.suggestions[0][1]
     low = verdict(checks, replace(FACTS, steps=240, lr=1e-5))
-    assert "--optim.lr 4e-05" in low.suggestions[0][1]
+    assert "--optim.lr 0.001" in low.suggestions[0][1]  # a plan's rate, not four times this one
     long = verdict(checks, FACTS)
     assert "--optim.lr 0.004" in long.suggestions[0][1]
     assert "--epochs 100.0" in long.suggestions[1][1]

@@ -56,7 +56,9 @@ def suggestions(
 
 
 def _lr(facts: Facts, factor: float) -> dict[str, Any]:
-    return {"optim.lr": float(f"{facts.lr * factor:.2g}")}
+    """Return a rate changed by a factor, or a plan's rate where that is further away."""
+    furthest = max if factor > 1 else min
+    return {"optim.lr": float(f"{furthest(facts.lr * factor, facts.usual_lr):.2g}")}
 
 
 def _command(facts: Facts, name: str, settings: Mapping[str, Any]) -> str:
