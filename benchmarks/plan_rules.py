@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -133,12 +134,15 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def hardpatch(arguments: str, threads: int) -> float:
-    """Run the command line in a process and return its CPU seconds; raises RuntimeError with its last words."""
+def hardpatch(arguments: str, threads: int, output: Path | None = None) -> float:
+    """Run the command line in a process and return its CPU seconds; raises RuntimeError with its last words.
+
+    What it prints goes to the file ``output``, if one is given.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "hardpatch", *shlex.split(arguments)]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+    with tempfile.TemporaryFile("w+") as said, output.open("w") if output else nullcontext(said) as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -149,14 +153,18 @@ def hardpatch(arguments: str, threads: int) -> float:
 
 def seconds_per_image(setup: Setup, folder: Path, train: str, arm: str) -> float:
     """Return the CPU seconds for which an arm trains on an image, measured once and kept in the arm's folder."""
+    assert setup.seen is not None
     kept = folder / arm / "seconds_per_image.json"
     if not kept.exists():
         images, spent = len(open_source(train)), []
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        config = kept.with_name("planned.yaml")  # of the whole length: a plan of few epochs mines in another way
+        plan = f"plan {train} {ARMS[arm]} --epochs {setup.seen / images:.4g} --print_config"
+        hardpatch(plan, setup.threads, config)
         for seen in SHORT:
             with tempfile.TemporaryDirectory() as out:
-                options = f"{ARMS[arm]} --epochs {seen / images:.4g} {NO_CHECKS} --out {out}/run"
+                options = f"--config {config} --epochs {seen / images:.4g} {NO_CHECKS} --out {out}/run"
                 spent.append(hardpatch(f"pretrain --data {train} {options}", setup.threads))
-        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps((spent[1] - spent[0]) / (SHORT[1] - SHORT[0])))
     return float(json.loads(kept.read_text()))
 
