@@ -1,6 +1,7 @@
 """Checks during pre-training: they change nothing, look at held-out images, and stop mining by a wrong map."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from safetensors.torch import load_file
 
 import hardpatch
 from hardpatch.cli import main
-from hardpatch.data.sources import hold_out, open_source
+from hardpatch.data.loader import eval_batches
+from hardpatch.data.sources import Source, hold_out, open_source
+from hardpatch.measure.labels import eval_transform
 from hardpatch.train.metrics import read_metrics
-from tests.end_to_end.conftest import PICTURES, SMALL
+from tests.end_to_end.conftest import PICTURES, SMALL, write_images
 
 CHECKED = ["--verdict.images", "5", "--data.hold_out", "10"]
 EVERY_16 = ["--steps", "80", "--verdict.checks", "5", *CHECKED]  # 80 steps of 16 images: four checks, and step 2
@@ -65,7 +68,40 @@ def test_held_out_images_are_not_trained_on(images: Path, tmp_path: Path) -> Non
     assert result["images"] == {"train": 20, "held_out": 10}
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "10 images are held out and 20 trained on; checks look at 10 and 5 of them" in log
-    assert "10 held-out images are classified by 20 other ones" in log
+    assert "which classify 30 images, each half by the other (10 are held out)" in log
+
+
+def test_each_half_of_the_labeled_images_classifies_the_other(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    for number in range(0, 15, 2):  # labels that pixels do not tell
+        (folder / "class_0" / f"{number}.jpg").rename(folder / "class_1" / f"moved_{number}.jpg")
+    rows = pretrain(folder, tmp_path / "run", "--steps", "1", "--data.hold_out", "10", "--verdict.images", "10")
+    trained, held = hold_out(open_source(str(folder)), 10)
+    assert held is not None
+    expected = accuracy_by_halves(tmp_path / "run", trained, held)
+    assert 0.5 < expected < 1
+    assert rows[-1]["check_knn_top1"] == pytest.approx(expected)
+    assert rows[-1]["check_queries"] == 30
+    assert rows[-1]["check_chance"] == pytest.approx(23 / 30)
+
+
+def accuracy_by_halves(run: Path, trained: Source, held: Source) -> float:
+    """Classify every image by the 15 others of the other half, slowly: trained ones come first."""
+    model, features, labels = hardpatch.load(run), [], []
+    for source in (trained, held):
+        transform = eval_transform(model, None)
+        for batch in eval_batches(source, transform, batch_size=1, workers=0):
+            with torch.inference_mode():
+                features.append(model.encode(model.normalize(batch.images))[0, 1:].mean(0))
+            labels.append(int(batch.labels[0]))
+    right = 0
+    for i, (query, label) in enumerate(zip(features, labels, strict=True)):
+        votes = [0.0] * 2
+        for j, (other, of_other) in enumerate(zip(features, labels, strict=True)):
+            if (i - j) % 2:
+                votes[of_other] += math.exp(torch.cosine_similarity(query, other, dim=0) / 0.07)
+        right += votes.index(max(votes)) == label
+    return right / len(features)
 
 
 def test_the_result_is_a_verdict_and_an_encoder(images: Path, tmp_path: Path) -> None:

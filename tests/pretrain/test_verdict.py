@@ -108,6 +108,16 @@ def test_a_gain_that_may_be_chance_does_not_outweigh_a_loss_above_the_mean_color
     assert (clear.learned, clear.decided_by) == ("yes", "labels")
 
 
+def test_accuracies_of_other_images_are_not_compared() -> None:
+    """A run that is resumed with other ``verdict.images``, or by a version that classifies more of them."""
+    end = {**LABELS, "check_knn_top1": 0.62, "check_linear_top1": 0.71}
+    before = {"check_knn_top1": 0.50, "check_linear_top1": 0.58}
+    assert verdict(run(FALL, end, **before, check_queries=512.0), FACTS).decided_by == "labels"
+    found = verdict(run(FALL, end, **before, check_queries=300.0), FACTS)
+    assert found.decided_by == "images"
+    assert any("not the same images" in reason for reason in found.reasons)
+
+
 def test_labels_that_are_too_easy_do_not_decide() -> None:
     """As those of a real run on images that pixels tell apart: 100 % before and after."""
     end = {**LABELS, "check_knn_top1": 0.99, "check_linear_top1": 1.0}

@@ -20,9 +20,9 @@ from hardpatch.measure.labels import eval_transform, open_labeled
 from hardpatch.methods.hpm import HPM
 
 NEIGHBORS, MOST_NEIGHBORS = 2, 5000
-"""Labeled neighbors for each image that is classified, and at most."""
+"""Labeled images beside each one that a check looks at, and at most."""
 LEAST_LABELED = 10
-"""Labeled images to classify, and neighbors, below which no accuracy is measured."""
+"""Labeled images of each of both kinds below which no accuracy is measured."""
 CACHE_BYTES = 1 << 29
 """Memory up to which decoded images are kept from one check to the next."""
 BATCH = 128
@@ -70,6 +70,8 @@ class LabeledSets(NamedTuple):
     classes: int
     mapping: torch.Tensor | None = None
     """int64, label of the neighbors for each label of the queries; None if both number their classes alike"""
+    in_halves: bool = False
+    """both are mixed, and each half of them is classified by the other: more images, so a smaller sampling error"""
 
 
 class LookedAt(NamedTuple):
@@ -121,13 +123,13 @@ def looked_at(run: RunConfig, model: HPM, trained: Source, held: Source | None) 
             f"checks classify {len(labeled.queries)} images of --knn.val by {len(labeled.neighbors)} of --knn.train"
         )
         return LookedAt(images, held is not None, same, labeled, (note, of_labels))
-    neighbors = chosen(trained, sorted(rest[: min(NEIGHBORS * len(images), MOST_NEIGHBORS)]))
+    neighbors = chosen(trained, sorted(rest[: min(NEIGHBORS * count, MOST_NEIGHBORS)]))
     own = _own_labels(images, neighbors)
     if own is None:
         return LookedAt(images, held is not None, same, None, (note,))
     of_labels = (
-        f"labels of --data are used by the checks alone: {len(images)} {'training' if held is None else 'held-out'} "
-        f"images are classified by {len(neighbors)} other ones"
+        f"labels of --data are used by the checks alone, which classify {len(images) + len(neighbors)} images, each "
+        f"half by the other{'' if held is None else f' ({len(images)} are held out)'}"
     )
     return LookedAt(images, held is not None, same, own, (note, of_labels))
 
@@ -158,4 +160,4 @@ def _own_labels(queries: ImageSet, neighbors: ImageSet) -> LabeledSets | None:
     of_queries, found = ({images.source.label(i) for i in range(len(images))} for images in (queries, neighbors))
     if None in found | of_queries or len(found) < 2:
         return None
-    return LabeledSets(neighbors, queries, len(classes))
+    return LabeledSets(neighbors, queries, len(classes), in_halves=True)

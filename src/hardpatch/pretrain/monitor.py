@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -231,14 +232,28 @@ class Monitor:
         neighbors, device = self._features(model, labeled.neighbors), self.fabric.device
         if labeled.mapping is not None:
             queries = queries._replace(labels=labeled.mapping[queries.labels])
-        accuracy = knn_accuracy(neighbors, queries, classes=labeled.classes, ks=(DINO_K,), device=device)
-        row = {"check_knn_top1": accuracy.top1, "check_queries": float(len(queries.labels))}
-        row["check_chance"] = float(queries.labels.bincount().max()) / len(queries.labels)
+        pairs = _halves(neighbors, queries) if labeled.in_halves else [(neighbors, queries)]
+        counts = [len(tested.labels) for _, tested in pairs]
+        labels = torch.cat([tested.labels for _, tested in pairs])
+        found = [knn_accuracy(*pair, classes=labeled.classes, ks=(DINO_K,), device=device).top1 for pair in pairs]
+        row = {"check_knn_top1": float(np.average(found, weights=counts)), "check_queries": float(len(labels))}
+        row["check_chance"] = float(labels.bincount().max()) / len(labels)
         if linear:
-            generator = torch.Generator().manual_seed(0)
-            probe = linear_probe(neighbors, queries, classes=labeled.classes, generator=generator, device=device)
-            row["check_linear_top1"] = probe.top1
+            found = []
+            for pair in pairs:
+                generator = torch.Generator().manual_seed(0)
+                found.append(linear_probe(*pair, classes=labeled.classes, generator=generator, device=device).top1)
+            row["check_linear_top1"] = float(np.average(found, weights=counts))
         return row
+
+
+def _halves(first: Features, second: Features) -> list[tuple[Features, Features]]:
+    """Split images into two halves, every other image each, and pair them both ways: to learn from, to be tested."""
+    features, labels, indices = (
+        torch.cat([getattr(part, name) for part in (first, second)]) for name in ("features", "labels", "indices")
+    )
+    halves = [Features(features[k::2], labels[k::2], [], indices[k::2]) for k in (0, 1)]
+    return [(halves[0], halves[1]), (halves[1], halves[0])]
 
 
 def correlations(losses: Losses, *, remembered: bool) -> dict[str, float]:

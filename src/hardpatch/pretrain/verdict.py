@@ -131,6 +131,8 @@ def _by_labels(start: Mapping[str, Any], end: Mapping[str, Any], facts: Facts) -
         parts.append(f"{title} {100 * after:.1f} % after {100 * before:.1f} % {facts.start} ({gains[-1][0]:+.1f})")
     if not gains:
         return None, []
+    if start.get("check_queries", end["check_queries"]) != end["check_queries"]:
+        return None, [f"{', '.join(parts)}: not the same images, so that the images decide"]
     text = f"{', '.join(parts)}; sampling error {max(error for _, error in gains):.1f} points"
     if at_chance:
         largest = f"chance, {100 * chance:.1f} %"
