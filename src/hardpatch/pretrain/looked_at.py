@@ -22,7 +22,7 @@ from hardpatch.methods.hpm import HPM
 NEIGHBORS, MOST_NEIGHBORS = 2, 5000
 """Labeled images beside each one that a check looks at, and at most."""
 LEAST_LABELED = 10
-"""Labeled images of each of both kinds below which no accuracy is measured."""
+"""Least number of labeled images to look at, and of others beside them, with which an accuracy is measured."""
 CACHE_BYTES = 1 << 29
 """Memory up to which decoded images are kept from one check to the next."""
 BATCH = 128

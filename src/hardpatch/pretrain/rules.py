@@ -158,7 +158,7 @@ def choose_size(draft: Draft, size: Size, facts: SetFacts) -> None:
         "model.decoder_depth": size.decoder_depth,
         "model.decoder_heads": heads,
     }
-    draft.choose("decoders", decoder, "half as wide as the encoder; of one block, difficulty comes out upside down")
+    draft.choose("decoders", decoder, "half as wide as the encoder; of one block, difficulty may come out upside down")
 
 
 def _beside(fixed: Mapping[str, Any], size: Size, facts: SetFacts) -> tuple[Any, int]:

@@ -93,8 +93,9 @@ def verdict(checks: Sequence[Mapping[str, Any]], facts: Facts) -> Verdict:
     by_images, image_reasons = _by_images(losses, end, loss, facts)
     by_labels, label_reasons = _by_labels(start, end, facts)
     learned, reasons = (by_images, [*image_reasons, *label_reasons])
-    if by_labels == "barely" and by_images == "no":  # such a gain may be chance; the loss is not
+    if by_labels == "barely" and by_images == "no":
         by_labels = None
+        reasons[-1] += ": such a gain may be chance, and the images decide"
     if by_labels is not None:
         learned, reasons = by_labels, [*label_reasons, *image_reasons]
     reasons += _loss_reasons(loss, losses, end, facts) + _map_reasons(of_map, end, facts)
