@@ -1,6 +1,6 @@
 """Search for the rules of ``hardpatch plan``, and the evidence for them: many arms on many sets, at equal time.
 
-    python benchmarks/plan_rules.py --set NAME=TRAIN,VAL ... --images 3000 --hours 0.17 --out DIR --arms auto mae lr_x2
+    python benchmarks/plan_rules.py --set NAME=TRAIN,VAL ... --images 3000 --hours 0.17 --out DIR --arms auto lr_2e-3
 
 TRAIN and VAL are labeled sets, as ``hardpatch knn`` takes them. From TRAIN, ``--images`` are taken evenly (all of them
 without it). Each arm is ``hardpatch pretrain`` on them with the options of :data:`ARMS`, then k-NN and linear accuracy
@@ -49,7 +49,7 @@ ARMS = {
     "auto": "",
     "mae": "--method.predicting_loss none",
     "exact": EXACT,
-    "exact_one_block": f"{EXACT} --model.decoder_depth 1",  # its map comes out upside down
+    "exact_one_block": f"{EXACT} --model.decoder_depth 1",  # its map may come out upside down
     # what someone would have taken before there were plans
     "demo": f"{OF_RECIPE} --batch_size 64",
     "tiny_imagenet_small": "--recipe tiny_imagenet_small",
@@ -243,7 +243,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         groups[run["set"], run["arm"]].append(run)
     lines = [
-        "| set, images, hours | arm | seeds | k-NN untrained | k-NN | linear untrained | linear | learned | steps |",
+        "| set, images, budget | arm | seeds | k-NN untrained | k-NN | linear untrained | linear | learned | steps |",
         "|---|---|---|---|---|---|---|---|---|",
         *(f"| {name} | {arm} | {len(group)} | {summary(group)} |" for (name, arm), group in sorted(groups.items())),
     ]
