@@ -14,10 +14,10 @@ def faults(rounds):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
-before = faults(5)
+before = faults(40)
 print(keep_buffers())
 faults(10)  # the heap grows to what is needed
-print(before, faults(5))
+print(before, faults(40))
 """
 
 
@@ -28,4 +28,5 @@ def test_a_buffer_is_mapped_once_and_not_at_every_step() -> None:
     if changed == "False":
         pytest.skip("another C library than glibc")
     before, after = map(int, counts.split())
+    # A small object left in the middle of the freed memory makes the heap grow by one more buffer now and then.
     assert after < 0.1 * before
