@@ -42,7 +42,8 @@ def shown(value: object) -> str:
 def one_line(error: Exception) -> str:
     """Shorten a complaint of the parser of settings to one line: name, what was expected, what came."""
     text = " ".join(str(error).split()).replace('Parser key "', "").replace('":', ":", 1)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"(\ba )?typing\.Literal", "one of ", text)
     # "name: Does not validate against any of the Union subtypes Subtypes: [...] Errors: ... Given value: x"
     text = re.sub(
         r": Does not validate.*?Subtypes: \[(.*)\] Errors:.*Given value: ", r": Expected \1. Got value: ", text

@@ -29,9 +29,13 @@ ENDS_WITH_1 = ("--lr 1e6", "--optim.lr 1e30")
 
 
 def found() -> list[Command]:
-    """Return the complete commands that stand in blocks, each once a page."""
+    """Return the complete commands that stand in blocks, each once a page; studies, which are long, once."""
     shown = [command for command in commands() if command.shown and command.complete]
-    return list({(command.page, shlex.join(command.arguments)): command for command in shown}.values())
+    once = {
+        ("" if command.arguments[0] == "study" else command.page, shlex.join(command.arguments)): command
+        for command in shown
+    }
+    return list(once.values())
 
 
 def shorter(words: list[str]) -> list[str]:
@@ -58,7 +62,9 @@ def shorter(words: list[str]) -> list[str]:
         short += MODEL
     if "--hours" in words or not {"--recipe", "--config"} & set(words):
         short += ["--hours", "0.001"]
-    elif not {"--steps", "--epochs"} & set(words):
+    elif "--steps" in words:
+        short += ["--steps", "6"]  # enough for what a page lets fail
+    elif "--epochs" not in words:
         short += ["--steps", "2"]
     return short
 

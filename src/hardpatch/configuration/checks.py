@@ -6,7 +6,7 @@ from dataclasses import asdict
 from hardpatch.configuration.hosts import HOSTS
 from hardpatch.configuration.sections import OptimConfig, RunConfig
 from hardpatch.data.limits import check_channels
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 from hardpatch.ranges import check_ranges
 from hardpatch.train.loggers import logger_names
 
@@ -139,8 +139,8 @@ def _check_method(run: RunConfig) -> None:
     method, model = run.method, run.model
     if (method.target == "frozen") != (method.frozen is not None):
         raise UserError(
-            f"method.frozen: expected a network with method.target frozen and none without, got {method.frozen!r} with "
-            f"target {method.target}"
+            "method.frozen: expected a network with method.target frozen and none without, got "
+            f"{shown(repr(method.frozen))} with target {method.target}"
         )
     if method.frozen_weights is not None and method.frozen is None:
         raise UserError("method.frozen_weights: expected with method.frozen, which says what network they are of")

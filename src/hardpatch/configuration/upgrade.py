@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from hardpatch.errors import UserError
+from hardpatch.errors import UserError, shown
 
 log = logging.getLogger("hardpatch")
 
@@ -50,7 +50,7 @@ def upgrade(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for setting, names in RENAMED_VALUES.items():
         section, name = setting.split(".")
         value = upgraded.get(section, {}).get(name)
-        if value in names:
+        if isinstance(value, str) and value in names:
             upgraded[section][name] = names[value]
             renamed.append(f"{setting} {value} as {names[value]}")
     for setting, fixed in REMOVED.items():
@@ -59,7 +59,7 @@ def upgrade(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             value = upgraded[section].pop(name)
             if value != fixed:
                 raise UserError(
-                    f"{source}: made with {setting} {value!r}, which this version does not support; "
+                    f"{source}: made with {setting} {shown(repr(value))}, which this version does not support; "
                     f"it is always {fixed!r}"
                 )
     if renamed:
