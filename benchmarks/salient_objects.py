@@ -62,12 +62,13 @@ def objects(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
 
 def annotation(part: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return the mask, box and area of an object, in COCO's layout: box as left, top, width, height in pixels."""
-    from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+    from hardpatch.detect.masks import mask_tools
 
-    runs = coco_mask.encode(np.asfortranarray(part.astype(np.uint8)))
+    tools = mask_tools()
+    runs = tools.encode(np.asfortranarray(part.astype(np.uint8)))
     return {
         "segmentation": {"size": list(part.shape), "counts": runs["counts"].decode()},
-        "bbox": [float(value) for value in coco_mask.toBbox(runs)],
+        "bbox": [float(value) for value in tools.toBbox(runs)],
         "area": int(part.sum()),
         "iscrowd": 0,
     }
