@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -100,9 +101,16 @@ def write_objects(root: Path) -> None:
         (coco / split).rename(coco / f"{split}2017")
         (coco / f"{split}.json").rename(coco / "annotations" / f"instances_{split}2017.json")
     link(root / "coco_mini", coco)
-    paths = sorted((root / "my_images").glob("*/*.jpg"))
-    names = [str(path.relative_to(root / "my_images")) for path in paths]
-    content = {
+    (root / "objects.json").write_text(json.dumps(bars(root / "my_images")))
+    (root / "OBJECTS").mkdir()
+    for split in ("train", "val"):
+        (root / "OBJECTS" / f"{split}.json").write_text(json.dumps(bars(root / "ecssd200" / "images")))
+
+
+def bars(folder: Path) -> dict[str, Any]:
+    """Return annotations of one object in each image of a folder."""
+    names = [str(path.relative_to(folder)) for path in sorted(folder.glob("*/*.jpg"))]
+    return {
         "images": [{"id": k, "file_name": name, "height": 40, "width": 48} for k, name in enumerate(names)],
         "annotations": [
             {"id": k, "image_id": k, "category_id": 1, "bbox": [4, 0, 8, 40], "area": 320, "iscrowd": 0}
@@ -110,7 +118,6 @@ def write_objects(root: Path) -> None:
         ],
         "categories": [{"id": 1, "name": "bar"}],
     }
-    (root / "objects.json").write_text(json.dumps(content))
 
 
 def make_runs(folder: Path) -> None:
