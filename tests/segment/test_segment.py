@@ -243,6 +243,10 @@ def test_a_segmenter_is_loaded_from_its_file(positions: str, tmp_path: Path) -> 
         ({"stride": (17, 8), "inference": "slide"}, "--stride: expected from 1 to the crop's 16 16, got 17 8"),
         ({"scale": (2.0, 0.5)}, "--scale: expected 0 < lowest <= highest <= 1,000, got [2.0, 0.5]"),
         ({"warmup_steps": 4}, "--warmup_steps: expected fewer than the 4 steps, got 4"),
+        (
+            {"warmup_steps": 4, "steps": None, "epochs": 1.0},
+            "--warmup_steps: expected fewer than the 2 steps of epochs 1.0, batch_size 2, least_steps None, got 4",
+        ),
         ({"lr": 0.0}, "--lr: expected a number above 0, got 0.0"),
         ({"lr": math.nan}, "--lr: expected a number above 0, got nan"),
         ({"layer_decay": 1.5}, "--layer_decay: expected a number above 0, up to 1, got 1.5"),

@@ -119,7 +119,9 @@ def check(run: SegmentSettings, patch_size: int, images: int) -> None:
     assert run.lr is not None
     expect(run, "min_lr", f"from 0 to the learning rate {run.lr:g}", run.min_lr <= run.lr)
     steps = run.total_steps(images)
-    expect(run, "warmup_steps", f"fewer than the {steps} steps", run.warmup_steps < steps)
+    made = f" of epochs {run.epochs}, batch_size {run.batch_size}, least_steps {run.least_steps}"
+    their = made if run.steps is None else ""
+    expect(run, "warmup_steps", f"fewer than the {steps} steps{their}", run.warmup_steps < steps)
     for name in ("scale", "crop", "stride"):
         expect(run, name, "two numbers", len(getattr(run, name)) == 2)
     fits = all(side >= patch_size and side % patch_size == 0 for side in run.crop)
