@@ -119,9 +119,10 @@ def check(run: SegmentSettings, patch_size: int, images: int) -> None:
     assert run.lr is not None
     expect(run, "min_lr", f"from 0 to the learning rate {run.lr:g}", run.min_lr <= run.lr)
     steps = run.total_steps(images)
-    made = f" of epochs {run.epochs}, batch_size {run.batch_size}, least_steps {run.least_steps}"
-    their = made if run.steps is None else ""
-    expect(run, "warmup_steps", f"fewer than the {steps} steps{their}", run.warmup_steps < steps)
+    fewer = f"fewer than the {steps} steps"
+    if run.steps is None:
+        fewer += f" of epochs {run.epochs}, batch_size {run.batch_size}, least_steps {run.least_steps}"
+    expect(run, "warmup_steps", fewer, run.warmup_steps < steps)
     for name in ("scale", "crop", "stride"):
         expect(run, name, "two numbers", len(getattr(run, name)) == 2)
     fits = all(side >= patch_size and side % patch_size == 0 for side in run.crop)
