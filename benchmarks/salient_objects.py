@@ -25,15 +25,15 @@ LEAST = 0.01
 def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with images/ and masks/ of the same names")
+    parser.add_argument("data", type=Path, help="folder with images/NAME.jpg and masks/NAME.png")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     paths = sorted((options.data / "masks").glob("*.png"))
-    for name, chosen in (
-        ("train", [path for k, path in enumerate(paths) if k % EVERY]),
-        ("val", paths[::EVERY]),
-    ):
+    if not paths:
+        parser.error(f"data: expected masks in {options.data / 'masks'}, NAME.png for images/NAME.jpg, found none")
+    options.out.mkdir(parents=True, exist_ok=True)
+    train = [path for k, path in enumerate(paths) if k % EVERY]
+    for name, chosen in (("train", train), ("val", paths[::EVERY])):
         content = coco(chosen)
         (options.out / f"{name}.json").write_text(json.dumps(content))
         print(f"{name}: {len(content['images'])} images, {len(content['annotations'])} objects")
